@@ -1,0 +1,26 @@
+"""Gravity optimizer: the update as pure array-API functions, and the NumPy reference.
+
+Guarantee: importing this package imports no framework; it needs numpy and
+array-api-compat only.
+"""
+
+from gravity_core.coefficients import beta_hat, coefficients
+from gravity_core.reference import ErrorBound, Gravity, Trajectory
+from gravity_core.update import Trace, gradient_term, max_step_grad, trace, update
+from gravity_core.velocity import initial_velocity
+
+__all__ = [
+    "ErrorBound",
+    "Gravity",
+    "Trace",
+    "Trajectory",
+    "beta_hat",
+    "coefficients",
+    "gradient_term",
+    "initial_velocity",
+    "max_step_grad",
+    "trace",
+    "update",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,80 @@
+"""What the array-API standard leaves open: namespace of an array, its dtype by name, casts.
+
+Guarantee: nothing here imports a framework; the namespaces come in as ``xp``.
+"""
+
+import re
+from numbers import Integral
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+Array = Any
+Namespace = Any
+
+_WIDTH = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
+
+
+def namespace(xp: Namespace | None, **arrays: Array) -> Namespace:
+    """Return `xp`, or the array-API namespace of the named arrays."""
+    if xp is not None:
+        return xp
+    try:
+        return array_api_compat.array_namespace(*arrays.values())
+    except TypeError as error:
+        kinds = ", ".join(f"{name} {type(array).__name__}" for name, array in arrays.items())
+        raise TypeError(
+            f"cannot tell the array namespace of {kinds}: pass arrays of one array-API library, "
+            "or xp= (keras.ops for TensorFlow tensors)"
+        ) from error
+
+
+def float_name(array: Array, argument: str) -> str:
+    """Return the dtype's name: float16, bfloat16, float32 or float64.
+
+    Raises:
+        TypeError: naming `argument`, for every other dtype.
+    """
+    match = re.search(r"(?<![a-z])b?float\d+(?!\d|_)", str(array.dtype))
+    if match is None or match.group() not in _WIDTH:
+        raise TypeError(
+            f"{argument} must be a real floating-point array (float16, bfloat16, float32 or "
+            f"float64; view complex as pairs of reals), got dtype {array.dtype}"
+        )
+    return match.group()
+
+
+def working_dtype(xp: Namespace, **arrays: Array) -> Any:
+    """Return the dtype to compute in: the widest of the arrays', and float32 at the least."""
+    widest = max(arrays, key=lambda argument: _WIDTH[float_name(arrays[argument], argument)])
+    if _WIDTH[float_name(arrays[widest], widest)] >= _WIDTH["float32"]:
+        return arrays[widest].dtype
+    return getattr(xp, "float32", "float32")  # keras.ops takes dtypes by name
+
+
+def cast(array: Array, dtype: Any, xp: Namespace) -> Array:
+    """Return `array` in `dtype`; the same array where it has that dtype already."""
+    if array.dtype == dtype:
+        return array
+    if isinstance(array, np.generic):  # arithmetic on 0-d NumPy arrays gives scalars
+        array = np.asarray(array)
+    if hasattr(xp, "astype"):
+        return xp.astype(array, dtype)
+    return xp.cast(array, dtype)  # keras.ops
+
+
+def float_counter(t: Any, dtype: Any, xp: Namespace) -> Any:
+    """Return `t`; in `dtype` where it is an array of integers, whose arithmetic would truncate."""
+    is_array = hasattr(t, "dtype") and not isinstance(t, Integral)
+    return cast(t, dtype, xp) if is_array and "float" not in str(t.dtype) else t
+
+
+def check_same_shape(**arrays: Array) -> None:
+    """Raise ValueError unless all named arrays have one shape (unknown dimensions agree)."""
+    (first, reference), *others = ((name, tuple(a.shape)) for name, a in arrays.items())
+    for name, shape in others:
+        if len(shape) != len(reference) or any(
+            a != b and None not in (a, b) for a, b in zip(shape, reference, strict=True)
+        ):
+            raise ValueError(f"{name} must have the shape of {first}, {reference}, got {shape}")

@@ -1,0 +1,65 @@
+"""β̂ and 1 − β̂, the weights of Gravity's running average (paper, equation for β̂ in section 3).
+
+    β̂ = (β t + 1) / (t + 2)            1 − β̂ = ((1 − β) t + 1) / (t + 2)
+
+Both are evaluated from these closed forms. The second is never taken as the
+difference 1 − β̂, which in float32 would lose the digits that β̂ has rounded away.
+
+Two conventions for t exist. Algorithm 1 of the paper and the original PyTorch
+code make their first update with t = 1 (β̂ = 0.6333 for β = 0.9); the original
+Keras code, which produced the published results, starts with t = 0 (β̂ = 0.5).
+Every optimizer here takes ``first_step=1`` (the default) or ``first_step=0``,
+and update number n, counted from 0, has t = n + first_step.
+"""
+
+from numbers import Integral, Real
+from typing import Any
+
+from gravity_core.hyperparameters import BETA, validate
+
+
+def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
+    """Return (β̂, 1 − β̂) for step `t`.
+
+    Args:
+        t: the step, >= 0. A Python or NumPy integer gives Python floats,
+            computed in float64; an array of floating dtype (a traced or
+            device-side counter) gives arrays of that dtype.
+        beta: β in [0, 1].
+
+    Returns:
+        The weight of the old velocity and the weight of the gradient term.
+        β̂ is 1/2 at t = 0 and tends to β.
+
+    Raises:
+        ValueError: if β lies outside [0, 1], or t is negative.
+
+    Source: arXiv 2101.09192, Algorithm 1.
+
+    Example:
+        >>> coefficients(0)
+        (0.5, 0.5)
+        >>> coefficients(8, beta=1.0)
+        (0.9, 0.1)
+    """
+    if isinstance(beta, Real):
+        validate(beta=beta)
+        beta = float(beta)
+    if isinstance(t, Integral):
+        t = int(t)
+        if t < 0:
+            raise ValueError(f"t must be an integer >= 0, got {t!r}")
+    return (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+
+
+def beta_hat(t: Any, beta: Any = BETA) -> Any:
+    """Return β̂ = (β t + 1) / (t + 2), the weight of the old velocity.
+
+    The running average that it makes covers about min(t + 2, 1 / (1 − β)) values.
+    Arguments, errors and source as in `coefficients`.
+
+    Example:
+        >>> beta_hat(1)
+        0.6333333333333333
+    """
+    return coefficients(t, beta)[0]

@@ -1,0 +1,392 @@
+"""The NumPy optimizer and its certified error bound: the oracle that all adapters are held to.
+
+Guarantees: `Gravity.step` gives the bits of the pure functions in `gravity_core.update`
+(tested), changes its arguments only after all of them have been checked, and is
+deterministic. `ErrorBound` bounds the rounding error of any honest implementation.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gravity_core import hyperparameters as hp
+from gravity_core._arrays import float_name
+from gravity_core.coefficients import coefficients
+from gravity_core.update import Trace, gradient_term, trace, update
+from gravity_core.velocity import initial_velocity
+
+# Elements worked on at a time: the blocks of G, V, W and the scratch then share the
+# second-level cache, where whole-array temporaries would go through memory nine times.
+BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What `Gravity.minimize` went through: n steps, n + 1 points.
+
+    Attributes:
+        x: the points, shape (n + 1, *x0.shape).
+        f: the function values at them, shape (n + 1,).
+        v: the velocities, V₀ first, shape (n + 1, *x0.shape).
+        steps: t, β̂, m, ζ and V of every step.
+    """
+
+    x: np.ndarray
+    f: np.ndarray
+    v: np.ndarray
+    steps: list[Trace]
+
+
+class Gravity:
+    """Gravity for lists of NumPy arrays, updated in place.
+
+        t ← t + 1;  β̂ = (β t + 1)/(t + 2);  ζ = G/(1 + (G max|G|)²)
+        V ← β̂ V + (1 − β̂) ζ;  W ← W − l λ W;  W ← W − l V
+
+    V₀ ~ N(0, σ²) with σ = alpha / learning_rate is drawn at the first step, by seed and
+    position (`gravity_core.velocity`). Pickle and copy.deepcopy keep the whole state.
+
+    Args:
+        learning_rate: l, finite and >= 0. May be assigned between steps; σ keeps the first value.
+        alpha: α, finite and >= 0; sets σ = α / l.
+        beta: β in [0, 1].
+        weight_decay: λ, finite and >= 0; decoupled.
+        velocity_std: σ itself, overriding α / l; finite and >= 0.
+        seed: an integer in [0, 2**64).
+        first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
+
+    Raises:
+        ValueError: naming the argument and the value received.
+
+    Source: arXiv 2101.09192, Algorithm 1.
+
+    Example:
+        >>> w = np.asarray([0.3, -0.2])
+        >>> optimizer = Gravity(learning_rate=0.1)
+        >>> for _ in range(100):
+        ...     optimizer.step([w], [2 * w])  # the gradient of w·w
+        >>> bool(np.abs(w).max() < 1e-4)
+        True
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = hp.LEARNING_RATE,
+        alpha: float = hp.ALPHA,
+        beta: float = hp.BETA,
+        *,
+        weight_decay: float = hp.WEIGHT_DECAY,
+        velocity_std: float | None = None,
+        seed: int = hp.SEED,
+        first_step: int = hp.FIRST_STEP,
+    ) -> None:
+        hp.validate(
+            learning_rate=learning_rate,
+            alpha=alpha,
+            beta=beta,
+            weight_decay=weight_decay,
+            velocity_std=velocity_std,
+            seed=seed,
+            first_step=first_step,
+        )
+        self._learning_rate = float(learning_rate)
+        self.alpha = alpha
+        self.beta = beta
+        self.weight_decay = weight_decay
+        self.velocity_std = hp.velocity_std(learning_rate, alpha, velocity_std)
+        self.seed = seed
+        self.first_step = first_step
+        self.count = 0
+        """Updates made so far."""
+        self.velocity: list[np.ndarray] | None = None
+        """V of each parameter; None before the first step."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate l of the next step; assigning a bad value raises ValueError."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        hp.validate(learning_rate=value)
+        self._learning_rate = float(value)
+
+    def init(self, params: Sequence[np.ndarray]) -> None:
+        """Draw V₀ for `params`; `step` does so itself at its first call."""
+        self.velocity = [
+            initial_velocity(w.shape, w.dtype, std=self.velocity_std, seed=self.seed, index=i)
+            for i, w in enumerate(params)
+        ]
+
+    def step(self, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> None:
+        """Update every array of `params` in place with its gradient.
+
+        Args:
+            params: the weight tensors, writable arrays of real or complex floating dtype;
+                the same list, in the same order, at every call.
+            grads: their gradients, in the same shapes and dtypes; not written to.
+
+        Raises:
+            ValueError: if lengths, shapes or the parameters of earlier steps do not match,
+                or a parameter is read-only.
+            TypeError: if an array is no NumPy array, or of another dtype.
+            All are raised before any parameter or velocity has changed.
+        """
+        self._check(params, grads)
+        if self.velocity is None:
+            self.init(params)
+        assert self.velocity is not None
+        t = self.count + self.first_step
+        old, new = coefficients(t, self.beta)
+        lr, decay = self._learning_rate, self._learning_rate * self.weight_decay
+        scratch: dict[np.dtype, np.ndarray] = {}
+        for w, g, v in zip(params, grads, self.velocity, strict=True):
+            w, g, v = _as_reals(w), _as_reals(g), _as_reals(v)
+            if w.size == 0:
+                continue
+            if w.dtype.itemsize < 4:  # half types: computed in float32, rounded once
+                v[...] = update(g, v, t, beta=self.beta)
+                wide = w.astype(np.float32)
+                if decay:
+                    wide -= decay * wide
+                w[...] = wide - lr * v.astype(np.float32)
+                continue
+            if w.dtype not in scratch:
+                scratch[w.dtype] = np.empty(BLOCK, w.dtype)
+            _step_blocked(w, g, v, old, new, lr, decay, scratch[w.dtype])
+        self.count += 1
+
+    def _check(self, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> None:
+        if len(params) != len(grads):
+            raise ValueError(
+                f"grads must have one array per parameter, {len(params)}, got {len(grads)}"
+            )
+        if self.velocity is not None and len(params) != len(self.velocity):
+            raise ValueError(
+                f"params must have the {len(self.velocity)} arrays of the first step, "
+                f"got {len(params)}"
+            )
+        for i, (w, g) in enumerate(zip(params, grads, strict=True)):
+            for name, array in ((f"params[{i}]", w), (f"grads[{i}]", g)):
+                if not isinstance(array, np.ndarray):
+                    raise TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
+                float_name(array if array.dtype.kind != "c" else array.real, name)
+            if g.shape != w.shape or g.dtype != w.dtype:
+                raise ValueError(
+                    f"grads[{i}] must have the shape and dtype of params[{i}], {w.shape} "
+                    f"{w.dtype}, got {g.shape} {g.dtype}"
+                )
+            if not w.flags.writeable:
+                raise ValueError(f"params[{i}] must be writable, got a read-only array")
+            v = None if self.velocity is None else self.velocity[i]
+            if v is not None and (v.shape != w.shape or v.dtype != w.dtype):
+                raise ValueError(
+                    f"params[{i}] must stay as at the first step, {v.shape} {v.dtype}, "
+                    f"got {w.shape} {w.dtype}"
+                )
+
+    def minimize(
+        self,
+        f_and_grad: Callable[[np.ndarray], tuple[float, np.ndarray]],
+        x0: Any,
+        steps: int,
+    ) -> Trajectory:
+        """Minimise a function from `x0` and return every step, for teaching and plots.
+
+        The optimizer itself is left as it was: the run starts from its hyper-parameters
+        and a fresh V₀, and `x0` is copied.
+
+        Args:
+            f_and_grad: returns f(x) and its gradient, an array in the shape of x.
+            x0: the starting point, an array of numbers; computed in float64 unless it is
+                a floating array.
+            steps: how many, >= 0.
+
+        Example:
+            >>> bowl = lambda x: (float(x @ x), 2 * x)
+            >>> run = Gravity().minimize(bowl, [0.3, -0.2], steps=100)
+            >>> run.x.shape, bool(run.f[-1] < run.f[0])
+            ((101, 2), True)
+        """
+        x = np.array(x0)
+        if x.dtype.kind != "f":
+            x = x.astype(np.float64)
+        run = Gravity(
+            self._learning_rate,
+            self.alpha,
+            self.beta,
+            weight_decay=self.weight_decay,
+            velocity_std=self.velocity_std,
+            seed=self.seed,
+            first_step=self.first_step,
+        )
+        run.init([x])
+        assert run.velocity is not None
+        value, gradient = f_and_grad(x.copy())
+        xs, fs, vs, traces = [x.copy()], [value], [run.velocity[0].copy()], []
+        for _ in range(steps):
+            gradient = np.asarray(gradient, x.dtype)
+            t = run.count + run.first_step
+            traces.append(trace(gradient, run.velocity[0], t, beta=run.beta))
+            run.step([x], [gradient])
+            value, gradient = f_and_grad(x.copy())
+            xs.append(x.copy())
+            fs.append(value)
+            vs.append(run.velocity[0].copy())
+        return Trajectory(np.stack(xs), np.asarray(fs), np.stack(vs), traces)
+
+
+def _as_reals(array: np.ndarray) -> np.ndarray:
+    """View complex numbers as pairs of reals; other arrays come back as they are."""
+    if array.dtype.kind != "c":
+        return array
+    return array[..., np.newaxis].view(array.real.dtype)
+
+
+def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield matching pieces of equally shaped arrays, as views."""
+    if all(a.flags.c_contiguous for a in arrays):
+        flat = [a.reshape(-1) for a in arrays]
+        for i in range(0, flat[0].size, BLOCK):
+            yield tuple(a[i : i + BLOCK] for a in flat)
+    elif arrays[0].size <= BLOCK:
+        yield arrays
+    else:  # strided: along the first axis, until the pieces are small enough
+        for pieces in zip(*arrays, strict=True):
+            yield from _blocks(*pieces)
+
+
+def _step_blocked(
+    w: np.ndarray,
+    g: np.ndarray,
+    v: np.ndarray,
+    old: float,
+    new: float,
+    lr: float,
+    decay: float,
+    scratch: np.ndarray,
+) -> None:
+    """Do one update in place: the operations of `update`, in its order, block by block."""
+    # np.maximum and not max(): NaN must propagate.
+    max_abs = w.dtype.type(0)
+    for (gb,) in _blocks(g):
+        max_abs = np.maximum(max_abs, np.maximum(gb.max(), -gb.min()))
+    for wb, gb, vb in _blocks(w, g, v):
+        s = scratch[: gb.size].reshape(gb.shape)
+        with np.errstate(over="ignore"):
+            np.multiply(gb, max_abs, out=s)
+            np.multiply(s, s, out=s)
+        np.add(s, 1.0, out=s)
+        np.divide(gb, s, out=s)  # ζ
+        np.multiply(s, new, out=s)
+        np.multiply(vb, old, out=vb)
+        np.add(vb, s, out=vb)
+        if decay:
+            np.multiply(wb, decay, out=s)
+            np.subtract(wb, s, out=wb)
+        np.multiply(vb, lr, out=s)
+        np.subtract(wb, s, out=wb)
+
+
+class ErrorBound:
+    """A running bound on |computed − exact| for V and W of one tensor.
+
+    For a given sequence of gradients, any implementation that evaluates the update with
+    at most `ROUNDINGS` correctly rounded operations per element, in any order, with or
+    without fused multiply-add, stays inside:
+
+        e_V ← β̂ e_V + γ_k S,      S = |β̂ V| + |(1 − β̂) ζ|,  k = ROUNDINGS
+        e_W ← (1 + l λ) e_W + l e_V + (the roundings of W − l λ W − l V)
+
+    with γ_k = k u / (1 − k u) and u the unit roundoff. Two implementations therefore
+    differ by at most twice the bound. Every operation also adds the smallest normal number,
+    because JAX and TensorFlow flush subnormal numbers to zero; and where s·s comes near
+    overflow, the largest value that ζ can then have.
+
+    The k roundings of V: five in ζ (one in s, which counts twice in s·s, one in s·s, one
+    in 1 + s·s, one in the quotient), four in a coefficient evaluated from its closed form
+    in working precision (its constant, the product, the sum, the quotient), the product
+    with it, and the sum. Rounding errors of second order are covered by k + 1.
+
+    Args:
+        w: the weights before the first step; their shape and dtype (float32 or float64) count.
+
+    Example:
+        >>> bound = ErrorBound(np.zeros(2, np.float32))
+        >>> g, v, w = (np.asarray(x, np.float32) for x in ([1, -2], [0, 0], [0, 0]))
+        >>> v_next = update(g, v, 1)
+        >>> bound.step(g, v, v_next, w, w - np.float32(0.1) * v_next, t=1, learning_rate=0.1)
+        >>> bool((bound.v < 1e-6).all()), bool((bound.w < 1e-7).all())
+        (True, True)
+    """
+
+    ROUNDINGS = 11
+
+    def __init__(self, w: np.ndarray) -> None:
+        info = np.finfo(w.dtype)
+        self.unit = float(info.eps) / 2
+        self._tiny = float(info.smallest_normal)
+        self._max = float(info.max)
+        self.v = np.zeros(w.shape)
+        """Bound on the error of V after the steps so far, float64, >= 0."""
+        self.w = np.zeros(w.shape)
+        """Bound on the error of W after the steps so far, float64, >= 0."""
+        self.scale = np.zeros(w.shape)
+        """S of the last step, float64: an error of V divided by u S is a count of roundings."""
+
+    def _gamma(self, k: int) -> float:
+        return k * self.unit / (1 - k * self.unit)
+
+    def step(
+        self,
+        grad: np.ndarray,
+        v: np.ndarray,
+        v_next: np.ndarray,
+        w: np.ndarray,
+        w_next: np.ndarray,
+        *,
+        t: int,
+        learning_rate: float,
+        beta: float = hp.BETA,
+        weight_decay: float = hp.WEIGHT_DECAY,
+    ) -> None:
+        """Advance the bound by one update of the reference trajectory.
+
+        Args:
+            grad: G of this step.
+            v: V before it.
+            v_next: V after it.
+            w: W before it.
+            w_next: W after it.
+            t: the step.
+            learning_rate: l of this step.
+            beta: β.
+            weight_decay: λ.
+        """
+        old, new = coefficients(t, beta)
+        g = np.abs(grad.astype(np.float64))
+        zeta = np.abs(gradient_term(g)) if g.size else g
+        self.scale = old * np.abs(v.astype(np.float64)) + new * zeta
+        near_overflow = (
+            g * g.max(initial=0.0) > 0.5 * self._max**0.5 if g.size else np.zeros(g.shape, bool)
+        )
+        absolute = 8 * self._tiny + near_overflow * 3 * self._max**-0.75
+        # The computed V may be off by twice the bound from the reference's, which S is made of.
+        local = self._gamma(self.ROUNDINGS + 1) * (self.scale + 2 * old * self.v)
+        self.v = old * self.v + local + absolute
+
+        move = learning_rate * (np.abs(v_next.astype(np.float64)) + 2 * self.v)
+        decay = learning_rate * weight_decay
+        shrink = decay * (np.abs(w.astype(np.float64)) + 2 * self.w)
+        after = np.abs(w_next.astype(np.float64)) + 2 * self.w + move + shrink
+        self.w = (
+            (1 + decay) * self.w
+            + learning_rate * self.v
+            # l, l V; l, λ, their product and with W; and one sum each (with decay, two)
+            + self._gamma(3) * move
+            + self._gamma(5) * shrink
+            + self._gamma(3 if decay else 2) * after
+            + 3 * self._tiny
+        )
