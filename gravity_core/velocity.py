@@ -206,7 +206,7 @@ def initial_velocity(
     if dtype.kind == "c":
         real = np.dtype(f"f{dtype.itemsize // 2}")
         pairs = initial_velocity((*shape, 2), real, std=std, seed=seed, index=index)
-        return pairs.view(dtype)[..., 0]
+        return np.asarray(pairs.view(dtype)[..., 0])
     v = np.empty(shape, dtype)
     flat = v.reshape(-1)
     scale = np.float64(std) if dtype == np.float64 else np.float32(std)
