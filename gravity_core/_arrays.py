@@ -3,7 +3,7 @@
 Guarantee: nothing here imports a framework; the namespaces come in as ``xp``.
 """
 
-import re
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from typing import Any
 
@@ -36,26 +36,32 @@ def float_name(array: Array, argument: str) -> str:
     Raises:
         TypeError: naming `argument`, for every other dtype.
     """
-    match = re.search(r"(?<![a-z])b?float\d+(?!\d|_)", str(array.dtype))
-    if match is None or match.group() not in _WIDTH:
+    # "float32", "torch.float32", "array_api_strict.float32" and "<dtype: 'float32'>"
+    name = str(array.dtype).rstrip("'>").replace("'", ".").rpartition(".")[2]
+    if name not in _WIDTH:
         raise TypeError(
             f"{argument} must be a real floating-point array (float16, bfloat16, float32 or "
             f"float64; view complex as pairs of reals), got dtype {array.dtype}"
         )
-    return match.group()
+    return name
 
 
 def working_dtype(xp: Namespace, **arrays: Array) -> Any:
     """Return the dtype to compute in: the widest of the arrays', and float32 at the least."""
-    widest = max(arrays, key=lambda argument: _WIDTH[float_name(arrays[argument], argument)])
-    if _WIDTH[float_name(arrays[widest], widest)] >= _WIDTH["float32"]:
-        return arrays[widest].dtype
-    return getattr(xp, "float32", "float32")  # keras.ops takes dtypes by name
+    dtype, width = getattr(xp, "float32", "float32"), 32  # keras.ops takes dtypes by name
+    for argument, array in arrays.items():
+        own = _WIDTH[float_name(array, argument)]
+        if own >= width:
+            dtype, width = array.dtype, own
+    return dtype
 
 
 def cast(array: Array, dtype: Any, xp: Namespace) -> Array:
-    """Return `array` in `dtype`; the same array where it has that dtype already."""
-    if array.dtype == dtype:
+    """Return `array` in `dtype`; the same array where it has that dtype already.
+
+    A Python number comes back as it is: the product with an array rounds it, once.
+    """
+    if not hasattr(array, "dtype") or array.dtype == dtype:
         return array
     if isinstance(array, np.generic):  # arithmetic on 0-d NumPy arrays gives scalars
         array = np.asarray(array)
@@ -68,6 +74,12 @@ def float_counter(t: Any, dtype: Any, xp: Namespace) -> Any:
     """Return `t`; in `dtype` where it is an array of integers, whose arithmetic would truncate."""
     is_array = hasattr(t, "dtype") and not isinstance(t, Integral)
     return cast(t, dtype, xp) if is_array and "float" not in str(t.dtype) else t
+
+
+def quiet(xp: Namespace, **kinds: Any) -> AbstractContextManager[Any]:
+    """Return `numpy.errstate` for libraries that compute with NumPy; no other one warns."""
+    # torch.compile cannot trace through numpy.errstate.
+    return nullcontext() if xp.__name__.endswith("torch") else np.errstate(**kinds)
 
 
 def check_same_shape(**arrays: Array) -> None:

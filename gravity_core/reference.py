@@ -134,6 +134,8 @@ class Gravity:
             TypeError: if an array is no NumPy array, or of another dtype.
             All are raised before any parameter or velocity has changed.
         """
+        # Arithmetic on 0-d arrays gives scalars, so gradients of 0-d weights come as such.
+        grads = [np.asarray(g) if isinstance(g, np.generic) else g for g in grads]
         self._check(params, grads)
         if self.velocity is None:
             self.init(params)

@@ -1,0 +1,9 @@
+"""Gravity for TensorFlow and Keras 3: `gravity_tf.Gravity`, a `keras.optimizers.Optimizer`.
+
+Guarantee: importing this package imports keras with the backend that it is configured
+for (TensorFlow unless KERAS_BACKEND says otherwise) and no other framework.
+"""
+
+from gravity_tf.optimizer import Gravity
+
+__all__ = ["Gravity"]
