@@ -369,11 +369,10 @@ class ErrorBound:
         """
         old, new = coefficients(t, beta)
         g = np.abs(grad.astype(np.float64))
-        zeta = np.abs(gradient_term(g)) if g.size else g
+        zeta = np.abs(gradient_term(g))
         self.scale = old * np.abs(v.astype(np.float64)) + new * zeta
-        near_overflow = (
-            g * g.max(initial=0.0) > 0.5 * self._max**0.5 if g.size else np.zeros(g.shape, bool)
-        )
+        with np.errstate(over="ignore"):
+            near_overflow = g * g.max(initial=0.0) > 0.5 * self._max**0.5
         absolute = 8 * self._tiny + near_overflow * 3 * self._max**-0.75
         # The computed V may be off by twice the bound from the reference's, which S is made of.
         local = self._gamma(self.ROUNDINGS + 1) * (self.scale + 2 * old * self.v)

@@ -183,18 +183,16 @@ def _as_reals(array: jax.Array) -> jax.Array:
     return jnp.stack([array.real, array.imag], axis=-1) if jnp.iscomplexobj(array) else array
 
 
-def _as_complex(pairs: jax.Array) -> jax.Array:
+def _as_complex(pairs: jax.Array) -> Any:
     return jax.lax.complex(pairs[..., 0], pairs[..., 1])
 
 
-def _next_velocity(grad: jax.Array, v: jax.Array, *, t: Any, beta: Any) -> jax.Array:
-    v_next: jax.Array = gravity_update(_as_reals(grad), _as_reals(v), t, beta=beta, xp=jnp)
+def _next_velocity(grad: jax.Array, v: jax.Array, *, t: Any, beta: Any) -> Any:
+    v_next = gravity_update(_as_reals(grad), _as_reals(v), t, beta=beta, xp=jnp)
     return _as_complex(v_next) if jnp.iscomplexobj(v) else v_next
 
 
-def _initial_velocity(
-    param: Any, std: Any, seed: Any, index: int, dtype: DTypeLike | None
-) -> jax.Array:
+def _initial_velocity(param: Any, std: Any, seed: Any, index: int, dtype: DTypeLike | None) -> Any:
     dtype = jnp.dtype(dtype or jnp.result_type(param))
     shape = jnp.shape(param)
     if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -215,13 +213,11 @@ def _key(seed: Any, index: int) -> tuple[jax.Array, jax.Array]:
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def _scaled_normal(
     key: tuple[jax.Array, jax.Array], std: Any, shape: tuple[int, ...], dtype: Any
-) -> jax.Array:
+) -> Any:
     size = math.prod(shape)
     if size > 2**34:  # the counters' low words end here
         raise ValueError(f"params must have at most 2**34 elements each, got shape {shape}")
     block = jnp.arange(-(-size // 4), dtype=jnp.uint32)
-    z: jax.Array = normal_blocks(
-        key, (jnp.zeros_like(block), block), jnp.asarray(normal_quantiles()), xp=jnp
-    )
+    z = normal_blocks(key, (jnp.zeros_like(block), block), jnp.asarray(normal_quantiles()), xp=jnp)
     wide = jnp.promote_types(dtype, jnp.float32)
     return (z[:size].reshape(shape).astype(wide) * jnp.asarray(std, wide)).astype(dtype)

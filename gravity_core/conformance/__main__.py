@@ -1,0 +1,43 @@
+"""Entry point of the console script ``gravity``, and of ``python -m gravity_core.conformance``."""
+
+import os
+import sys
+
+_NEEDED = ("click", "rich", "matplotlib", "sklearn")
+
+
+def main() -> None:
+    """Run the command line; every error of use is one line and exit status 2."""
+    # TensorFlow greets on stderr at import; what it says is of no use to this command's users.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import click
+        import matplotlib
+        import rich
+        import sklearn
+
+        from gravity_core.conformance.cli import cli
+    except ModuleNotFoundError as error:
+        if error.name not in _NEEDED:
+            raise
+        print(
+            f"gravity: the command line needs {error.name}: pip install 'gravity-optimizer[cli]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    del matplotlib, rich, sklearn
+    try:
+        cli.main(prog_name="gravity", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        print(f"gravity: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("gravity: interrupted; no report was written", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The command ``gravity``."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+import gravity_core
+from gravity_core.conformance import parity as runner
+from gravity_core.conformance import report as reports
+from gravity_core.conformance.protocol import Backend, Kind
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(gravity_core.__version__, prog_name="gravity")
+def cli() -> None:
+    """The Gravity optimizer: prove that implementations agree."""
+
+
+@cli.command()
+@click.option("--backend", "names", multiple=True, help="Backend to compare; repeatable. All.")
+@click.option(
+    "--require", "required", multiple=True, help="Backend that must be installed; repeatable."
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(runner.DTYPES),
+    help="Dtype to compute in; repeatable. Both.",
+)
+@click.option("--mode", default="all", type=click.Choice(["eager", "compiled", "all"]))
+@click.option("--steps", type=click.IntRange(min=1), help="Updates to make. 20 epochs, 900.")
+@click.option("--seed", default=0, type=click.IntRange(0, 2**64 - 1), show_default=True)
+@click.option(
+    "--out",
+    default="parity",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for parity.json, parity.md and parity.png.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print parity.json in place of the tables.")
+def parity(
+    names: tuple[str, ...],
+    required: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    mode: str,
+    steps: int | None,
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Train one network with every installed backend and prove that they agree.
+
+    Recorded gradients are replayed through each backend and graded exact, bounded or
+    divergent against the NumPy reference; then each trains with its own gradients. The
+    exit status is 0 only if every backend present is exact or bounded.
+    """
+    chosen = _choose(names, required)
+    _check_writable(out)
+    report = runner.new_report(seed)
+    backends = runner.load(chosen, report)
+    dtypes = dtypes or runner.DTYPES
+    _check_dtypes(backends, dtypes)
+    kinds: tuple[Kind, ...] = ("eager", "compiled")
+    if mode != "all":
+        kinds = tuple(kind for kind in kinds if kind == mode)
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        line = bar.add_task("", total=1)
+        runner.run(
+            report,
+            backends,
+            dtypes=dtypes,
+            kinds=kinds,
+            steps=steps,
+            progress=lambda what, done, total: bar.update(
+                line, description=what, completed=done, total=total
+            ),
+        )
+    report.failures += [
+        f"{name}: required, but not installed" for name in required if name in report.not_installed
+    ]
+    if not report.replays:
+        report.failures.append("nothing was compared")
+    paths = reports.write(report, out)
+
+    if as_json:
+        click.echo(paths[0].read_text(encoding="utf-8"), nl=False)
+    else:
+        _print(report, paths)
+    sys.exit(0 if report.passed else 1)
+
+
+def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
+    known = list(runner.entry_points())
+    for option, values in (("--backend", names), ("--require", required)):
+        for name in values:
+            if name not in known:
+                raise click.UsageError(f"{option} must be one of {', '.join(known)}, got {name!r}")
+    return [name for name in known if not names or name in (*names, *required)]
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise click.UsageError(
+            f"--out must be a writable folder, got {str(out)!r}: {reason}"
+        ) from error
+
+
+def _check_dtypes(backends: dict[str, Backend], dtypes: tuple[str, ...]) -> None:
+    for name, backend in backends.items():
+        for dtype in dtypes:
+            if dtype not in backend.dtypes():
+                raise click.UsageError(
+                    f"--dtype must be one of {', '.join(backend.dtypes())} for the backend "
+                    f"{name}, got {dtype!r}"
+                )
+
+
+def _print(report: runner.Report, paths: list[Path]) -> None:
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width; 80 columns would break the cells
+        console = Console(width=110)
+    for title, header, rows in (
+        (
+            f"Recorded gradients, replayed for {report.steps} steps",
+            reports.REPLAY_HEADER,
+            reports.replay_rows(report),
+        ),
+        ("Own gradients", reports.TRAINING_HEADER, reports.training_rows(report)),
+    ):
+        table = Table(*header, title=title, box=box.SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in [reports.LEGEND, *reports.notes(report)]:
+        console.print(f"• {note}", markup=False, highlight=False)
+    for path in paths:
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    verdict = "every backend present is exact or bounded" if report.passed else "FAILED"
+    console.print(f"parity: {verdict}", markup=False, highlight=False)

@@ -1,0 +1,172 @@
+"""Grading: a backend's trajectory against the reference, step by step, by the derived bound.
+
+exact      bit-identical to the NumPy reference (numbers below the smallest normal one
+           count as equal: JAX and TensorFlow flush them to zero)
+bounded    inside twice the certified bound of `gravity_core.ErrorBound`, which any two
+           implementations that round honestly stay inside of each other
+divergent  outside
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from gravity_core.conformance.protocol import Replay, Step
+from gravity_core.reference import ErrorBound, Gravity
+from gravity_core.update import update
+from gravity_core.velocity import initial_velocity
+
+Verdict = Literal["exact", "bounded", "divergent"]
+
+
+@dataclass
+class Grade:
+    """What comparing one replay with the reference gave.
+
+    Attributes:
+        verdict: exact, bounded or divergent.
+        v0_identical: whether V₀ had the reference's bits.
+        flushed: how many values were equal only as zeros of either kind, over all steps.
+        worst: the greatest error of a single update of V, in units of u·S.
+        share: the greatest deviation of V or W as a share of its bound; above 1 is divergent.
+        deviation: for every step the greatest deviation of W.
+        bound: for every step the greatest certified bound on it.
+        first_divergence: the first value outside its bound, in words.
+    """
+
+    verdict: Verdict = "exact"
+    v0_identical: bool = True
+    flushed: int = 0
+    worst: float = 0.0
+    share: float = 0.0
+    deviation: list[float] = field(default_factory=list)
+    bound: list[float] = field(default_factory=list)
+    first_divergence: str | None = None
+
+
+def reference(replay: Replay) -> Iterator[Step]:
+    """Yield the states of the reference: the pure functions, in the replay's dtype."""
+    options = Gravity(**replay.options)
+    if options.weight_decay:
+        raise ValueError(f"options must have no weight_decay, got {options.weight_decay}")
+    weights = [w.copy() for w in replay.weights]
+    velocity = [
+        initial_velocity(w.shape, w.dtype, std=options.velocity_std, seed=options.seed, index=i)
+        for i, w in enumerate(weights)
+    ]
+    yield Step(velocity, weights)
+    for count, gradients in enumerate(replay.gradients):
+        t = count + options.first_step
+        pairs = zip(gradients, velocity, strict=True)
+        velocity = [np.asarray(update(g, v, t, beta=options.beta)) for g, v in pairs]
+        pairs = zip(weights, velocity, strict=True)
+        weights = [np.asarray(w - options.learning_rate * v) for w, v in pairs]
+        yield Step(velocity, weights)
+
+
+def grade(
+    replay: Replay, steps: Iterator[Step], on_step: Callable[[], None] = lambda: None
+) -> Grade:
+    """Compare a backend's steps with the reference's.
+
+    Args:
+        replay: what the backend was fed.
+        steps: what its `replay` yields.
+        on_step: called after every step compared.
+
+    Raises:
+        ValueError: if the backend yields too few or too many steps, or arrays of another
+            shape or dtype than the weights.
+    """
+    result = Grade()
+    options = Gravity(**replay.options)
+    bounds = [ErrorBound(w) for w in replay.weights]
+    before: tuple[Step, Step] | None = None
+    for number, (expected, got) in enumerate(zip(reference(replay), steps, strict=True)):
+        _check_arrays(number, replay, got)
+        t = number - 1 + options.first_step
+        for i, bound in enumerate(bounds):
+            if before is not None:
+                bound.step(
+                    replay.gradients[number - 1][i],
+                    before[0].velocity[i],
+                    expected.velocity[i],
+                    before[0].weights[i],
+                    expected.weights[i],
+                    t=t,
+                    learning_rate=options.learning_rate,
+                    beta=options.beta,
+                )
+            for name, a, b, limit in (
+                ("V", expected.velocity[i], got.velocity[i], 2 * bound.v),
+                ("W", expected.weights[i], got.weights[i], 2 * bound.w),
+            ):
+                _compare(result, a, b, limit, f"{name} of tensor {i} after step {number}")
+            if before is not None and result.verdict != "exact":
+                own = update(
+                    replay.gradients[number - 1][i], before[1].velocity[i], t, beta=options.beta
+                )
+                result.worst = max(result.worst, _roundings(bound, own, got.velocity[i]))
+        if before is None:
+            result.v0_identical = result.verdict == "exact" and not result.flushed
+        else:
+            result.deviation.append(_greatest(map(_distance, expected.weights, got.weights)))
+            result.bound.append(_greatest(2 * bound.w for bound in bounds))
+        before = expected, got
+        on_step()
+    return result
+
+
+def _check_arrays(number: int, replay: Replay, got: Step) -> None:
+    wanted = [(w.shape, w.dtype) for w in replay.weights]
+    for name, arrays in zip(Step._fields, got, strict=True):
+        kinds = [(np.shape(a), getattr(a, "dtype", None)) for a in arrays]
+        if kinds != wanted:
+            raise ValueError(f"{name} after step {number} must be arrays {wanted}, got {kinds}")
+
+
+def _compare(result: Grade, a: np.ndarray, b: np.ndarray, limit: np.ndarray, what: str) -> None:
+    """Let one array of a backend, `b`, where the reference has `a`, count in the result."""
+    differs = _bits(a) != _bits(b)
+    tiny = np.finfo(a.dtype).smallest_normal
+    flushed = differs & (np.abs(a) < tiny) & (np.abs(b) < tiny)
+    result.flushed += int(flushed.sum())
+    if not (differs & ~flushed).any():
+        return
+    distance = _distance(a, b)
+    outside = ~(distance <= limit)  # NaN is outside
+    if not outside.any():
+        share = np.divide(distance, limit, out=np.zeros(a.shape), where=limit > 0)
+        result.share = max(result.share, float(share.max()))
+        if result.verdict == "exact":
+            result.verdict = "bounded"
+        return
+    result.verdict, result.share = "divergent", float("inf")
+    if result.first_divergence is None:
+        where = tuple(int(k) for k in np.argwhere(outside)[0])
+        result.first_divergence = (
+            f"{what}, element {where}: {b[where]!s} where the reference has {a[where]!s}, "
+            f"bound {limit[where]:.3g}"
+        )
+
+
+def _roundings(bound: ErrorBound, own: np.ndarray, got: np.ndarray) -> float:
+    """Return the error of one update alone, from the backend's own V, in units of u·S."""
+    tiny = float(np.finfo(got.dtype).smallest_normal)
+    # Below the normal numbers an error is no longer relative to S.
+    return _greatest([_distance(own, got) / (bound.unit * bound.scale + 8 * tiny)])
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array.view(f"u{array.dtype.itemsize}"))
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # inf − inf
+        return np.asarray(np.abs(a.astype(np.float64) - b.astype(np.float64)))
+
+
+def _greatest(arrays: Iterable[np.ndarray]) -> float:
+    return float(max((np.max(a, initial=0.0) for a in arrays), default=0.0))

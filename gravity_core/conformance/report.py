@@ -1,0 +1,168 @@
+"""The report of a parity run: tables for a terminal and for Markdown, parity.json, parity.png.
+
+Guarantee: a file is either whole or absent; it is written beside its place and moved there.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gravity_core.conformance.parity import Report
+
+Rows = list[list[str]]
+
+REPLAY_HEADER = [
+    "backend", "mode", "dtype", "V₀", "grade", "worst u·S", "of bound", "bound on W", "seconds",
+]  # fmt: skip
+TRAINING_HEADER = [
+    "backend", "dtype", "test accuracy", "final loss", "max |W − NumPy|", "seconds",
+]  # fmt: skip
+LEGEND = (
+    "worst u·S: greatest error of one update of V, in roundings of S = |β̂V| + |(1 − β̂)ζ|; "
+    "of bound: greatest deviation of V or W as a share of the certified bound on it; "
+    "bound on W: that bound after the last step"
+)
+
+
+def replay_rows(report: Report) -> Rows:
+    """Return the lines of the table on recorded gradients."""
+    rows = []
+    for row in report.replays:
+        start, end = [row.backend, row.mode, row.dtype], f"{row.seconds:.1f}"
+        if row.grade is None:
+            rows.append([*start, "–", "error", "–", "–", "–", end])
+            continue
+        g = row.grade
+        v0 = "same" if g.v0_identical else "differs"
+        measured = [f"{g.worst:.2f}", f"{g.share:.3f}", f"{g.bound[-1]:.1e}" if g.bound else "–"]
+        rows.append([*start, v0, g.verdict, *measured, end])
+    return rows
+
+
+def training_rows(report: Report) -> Rows:
+    """Return the lines of the table on own gradients."""
+    rows = []
+    for row in report.trainings:
+        if row.error is not None:
+            rows.append([row.backend, row.dtype, "error", "–", "–", f"{row.seconds:.1f}"])
+            continue
+        accuracy = f"{100 * row.correct / row.images:.2f} % ({row.correct}/{row.images})"
+        loss = f"{row.losses[-1]:.6f}" if row.losses else "–"
+        deviation = f"{row.weight_deviation:.1e}"
+        rows.append([row.backend, row.dtype, accuracy, loss, deviation, f"{row.seconds:.1f}"])
+    return rows
+
+
+def notes(report: Report) -> list[str]:
+    """Return in words what the tables cannot show."""
+    lines = [
+        f"{row.backend} {row.mode} {row.dtype}: {message}"
+        for row in report.replays
+        if (message := row.error or (row.grade and row.grade.first_divergence))
+    ]
+    lines += [f"{r.backend} {r.dtype} training: {r.error}" for r in report.trainings if r.error]
+    for dtype in dict.fromkeys(row.dtype for row in report.trainings):
+        correct = [r.correct for r in report.trainings if r.dtype == dtype and r.error is None]
+        if correct and max(correct) - min(correct) > 1:
+            lines.append(
+                f"{dtype}: test accuracies differ by {max(correct) - min(correct)} images; each "
+                "framework sums its gradients in another order, and training amplifies the "
+                "rounding (see the weight deviations; the replay has the gradients in common)"
+            )
+    flushing = dict.fromkeys(r.backend for r in report.replays if r.grade and r.grade.flushed)
+    if flushing:
+        lines.append(
+            f"{', '.join(flushing)}: values below the smallest normal number are flushed to zero "
+            "and count as equal"
+        )
+    lines += [f"{what}: not run, {why}" for what, why in report.not_run.items()]
+    lines += [f"{name}: not installed (no {what})" for name, what in report.not_installed.items()]
+    return lines + report.failures
+
+
+def markdown(report: Report) -> str:
+    """Return both tables as Markdown, as the README shows them."""
+    tables = (
+        ("Recorded gradients, replayed", REPLAY_HEADER, replay_rows(report)),
+        ("Own gradients", TRAINING_HEADER, training_rows(report)),
+    )
+    lines = []
+    for title, header, rows in tables:
+        lines += [f"**{title}**", "", *_markdown_table(header, rows), ""]
+    return "\n".join(lines + [f"- {note}" for note in [LEGEND, *notes(report)]]) + "\n"
+
+
+def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def write(report: Report, directory: Path) -> list[Path]:
+    """Write parity.json, parity.md and parity.png into `directory`; return their paths."""
+    text = json.dumps(_finite(report.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
+    writers: dict[str, Callable[[Path], Any]] = {
+        "parity.json": lambda path: path.write_text(text + "\n", encoding="utf-8"),
+        "parity.md": lambda path: path.write_text(markdown(report), encoding="utf-8"),
+        "parity.png": lambda path: draw(report, path),
+    }
+    # All are made before the first is moved, so an interruption leaves the old ones.
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".parity-") as scratch:
+        for name, writer in writers.items():
+            writer(Path(scratch, name))
+        for name in writers:
+            os.replace(Path(scratch, name), directory / name)
+    return [directory / name for name in writers]
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON has no number for by its name."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def draw(report: Report, path: Path) -> None:
+    """Draw loss curves, and the deviation of W per step under its certified bound, per dtype."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    dtypes = list(dict.fromkeys(row.dtype for row in report.trainings))
+    figure = Figure(figsize=(14, 4 * len(dtypes)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(dtypes), 2, squeeze=False)
+    for (left, right), dtype in zip(axes, dtypes, strict=True):
+        styles = ("-", "--", "-.", ":")
+        trained = [row for row in report.trainings if row.dtype == dtype and row.losses]
+        for i, training in enumerate(trained):
+            epochs = range(1, len(training.losses) + 1)
+            # The curves lie on each other: each is drawn thinner than the one below it.
+            style = styles[i % len(styles)]
+            width = 1.2 + 1.6 * (len(trained) - 1 - i)
+            left.semilogy(epochs, training.losses, style, lw=width, label=training.backend)
+        left.set(title=f"Own gradients, {dtype}", xlabel="epoch", ylabel="training loss")
+        left.xaxis.get_major_locator().set_params(integer=True)
+
+        bound: list[float] = []
+        for row in (row for row in report.replays if row.dtype == dtype and row.grade):
+            assert row.grade is not None
+            bound = bound or row.grade.bound
+            deviation = [d if d > 0 else math.nan for d in row.grade.deviation]
+            label = f"{row.backend} {row.mode}: {row.grade.verdict}"
+            right.semilogy(range(1, len(deviation) + 1), deviation, lw=1, label=label)
+        right.semilogy(range(1, len(bound) + 1), bound, "k", lw=2, label="certified bound")
+        right.set(
+            title=f"Replayed gradients, {dtype}",
+            xlabel="step",
+            ylabel="max |W − reference| (exact: no line)",
+        )
+        for axis in (left, right):
+            axis.grid(alpha=0.3)
+            if axis.get_lines():
+                axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110, format="png")
