@@ -157,7 +157,8 @@ class Gravity:
                 continue
             if w.dtype not in scratch:
                 scratch[w.dtype] = np.empty(BLOCK, w.dtype)
-            _step_blocked(w, g, v, old, new, lr, decay, scratch[w.dtype])
+            with np.errstate(over="ignore"):
+                _step_blocked(w, g, v, old, new, lr, decay, scratch[w.dtype])
         self.count += 1
 
     def _check(self, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> None:
@@ -174,7 +175,13 @@ class Gravity:
             for name, array in ((f"params[{i}]", w), (f"grads[{i}]", g)):
                 if not isinstance(array, np.ndarray):
                     raise TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
-                float_name(array if array.dtype.kind != "c" else array.real, name)
+            if self.velocity is None:
+                float_name(w if w.dtype.kind != "c" else w.real, f"params[{i}]")
+            elif (v := self.velocity[i]).shape != w.shape or v.dtype != w.dtype:
+                raise ValueError(
+                    f"params[{i}] must stay as at the first step, {v.shape} {v.dtype}, "
+                    f"got {w.shape} {w.dtype}"
+                )
             if g.shape != w.shape or g.dtype != w.dtype:
                 raise ValueError(
                     f"grads[{i}] must have the shape and dtype of params[{i}], {w.shape} "
@@ -182,12 +189,6 @@ class Gravity:
                 )
             if not w.flags.writeable:
                 raise ValueError(f"params[{i}] must be writable, got a read-only array")
-            v = None if self.velocity is None else self.velocity[i]
-            if v is not None and (v.shape != w.shape or v.dtype != w.dtype):
-                raise ValueError(
-                    f"params[{i}] must stay as at the first step, {v.shape} {v.dtype}, "
-                    f"got {w.shape} {w.dtype}"
-                )
 
     def minimize(
         self,
@@ -249,12 +250,12 @@ def _as_reals(array: np.ndarray) -> np.ndarray:
 
 def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield matching pieces of equally shaped arrays, as views."""
-    if all(a.flags.c_contiguous for a in arrays):
+    if arrays[0].size <= BLOCK:
+        yield arrays
+    elif all(a.flags.c_contiguous for a in arrays):
         flat = [a.reshape(-1) for a in arrays]
         for i in range(0, flat[0].size, BLOCK):
             yield tuple(a[i : i + BLOCK] for a in flat)
-    elif arrays[0].size <= BLOCK:
-        yield arrays
     else:  # strided: along the first axis, until the pieces are small enough
         for pieces in zip(*arrays, strict=True):
             yield from _blocks(*pieces)
@@ -277,9 +278,8 @@ def _step_blocked(
         max_abs = np.maximum(max_abs, np.maximum(gb.max(), -gb.min()))
     for wb, gb, vb in _blocks(w, g, v):
         s = scratch[: gb.size].reshape(gb.shape)
-        with np.errstate(over="ignore"):
-            np.multiply(gb, max_abs, out=s)
-            np.multiply(s, s, out=s)
+        np.multiply(gb, max_abs, out=s)
+        np.multiply(s, s, out=s)  # may overflow, and ζ is then 0
         np.add(s, 1.0, out=s)
         np.divide(gb, s, out=s)  # ζ
         np.multiply(s, new, out=s)

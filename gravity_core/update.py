@@ -64,8 +64,8 @@ def gradient_term(grad: Array, *, xp: Any = None) -> Array:
     ζ ≈ G for |G| ≪ m, where Gravity is gradient descent; |ζ| is largest at |G| = m,
     where it is m/2; beyond m it falls off. It is computed in the product form
     s = G · max|G|, ζ = G / (1 + s·s): with no division by max|G| there is no NaN
-    for gradients of zeros. Above max|G| ≈ 1e9 in float32 s·s may overflow, and ζ is
-    then 0 where the formula has about 1e-30.
+    for gradients of zeros. Above max|G| ≈ 4e9 in float32 s·s may overflow, and ζ is
+    then 0 where the formula has at most about 1e-29.
 
     Args:
         grad: G, the gradient of one weight tensor; any shape, real floating dtype.
@@ -73,7 +73,7 @@ def gradient_term(grad: Array, *, xp: Any = None) -> Array:
 
     Returns:
         ζ, in the shape of `grad`; float32 for float16 and bfloat16 gradients.
-        One NaN or infinity in G makes all of ζ NaN or 0: m is shared.
+        One NaN or infinity makes all of ζ NaN or 0 (but see docs/numerics.md on XLA).
 
     Source: arXiv 2101.09192, "gradient term".
 

@@ -12,8 +12,9 @@ product are used, so every rank or shard of a distributed job computes its own s
 and all agree to the last bit. The price of 65 536 possible values, a Kolmogorov
 distance of 7.6e-6 from the normal law and |z| ≤ 4.33, is one that V₀ does not notice.
 
-The functions run on uint32 arrays, or on int32 arrays that wrap around (PyTorch has
-no arithmetic on uint32): every right shift is masked, so the bits are the same.
+The functions run on uint32 arrays, or on int32 arrays that wrap around (PyTorch has no
+arithmetic on uint32, TensorFlow no gather by it): every right shift is masked, so the
+bits are the same.
 
 Source: Salmon, Moraes, Dror and Shaw, 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
