@@ -1,0 +1,86 @@
+"""Every adapter, in every mode, against the reference on random gradient sequences."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gravity_core.conformance.grading import grade
+from gravity_core.conformance.protocol import Replay
+
+# (module, mode, what the reference's bits are kept by)
+MODES = [
+    ("gravity_core.conformance.numpy_backend", "blocked", "exact"),
+    ("gravity_torch.backend", "loop", "exact"),
+    ("gravity_torch.backend", "foreach", "exact"),
+    ("gravity_torch.backend", "fused", "bounded"),
+    ("gravity_jax.backend", "eager", "exact"),
+    ("gravity_jax.backend", "jit", "bounded"),
+    ("gravity_tf.backend", "eager", "exact"),
+    ("gravity_tf.backend", "function", "exact"),
+    ("gravity_tf.backend", "xla", "bounded"),
+]
+# Few shapes, so that compiled modes are not compiled anew for every example.
+SHAPES = [[(3, 4), (4,)], [(), (0,), (2, 1, 3)], [(70_001,)]]
+
+
+def backend(module, mode):
+    """Import a backend, or skip with the reason why its mode cannot run here."""
+    loaded = pytest.importorskip(module, reason=f"{module} needs its framework")
+    reason = loaded.modes()[mode].unavailable
+    if reason is not None:
+        pytest.skip(reason)
+    return loaded
+
+
+@st.composite
+def replays(draw, dtype, smallest):
+    """Draw a replay whose gradients are about 10**smallest to 10**9 in size."""
+    shapes = draw(st.sampled_from(SHAPES))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    scales = draw(st.lists(st.integers(smallest, 9), min_size=1, max_size=5))
+    gradients = [
+        [np.asarray(rng.standard_normal(s) * 10.0**exponent, dtype) for s in shapes]
+        for exponent in scales
+    ]
+    weights = [np.asarray(rng.standard_normal(s), dtype) for s in shapes]
+    options = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "learning_rate": st.sampled_from([0.001, 0.1, 3.0]),
+                "alpha": st.sampled_from([0.0, 0.05]),
+                "beta": st.sampled_from([0.0, 0.5, 0.999, 1.0]),
+                "velocity_std": st.sampled_from([0.0, 1.0]),
+                "seed": st.integers(0, 2**64 - 1),
+                "first_step": st.sampled_from([0, 1]),
+            },
+        )
+    )
+    return Replay(weights, gradients, options)
+
+
+def check(module, mode, dtype, smallest, verdicts, examples):
+    loaded = backend(module, mode)
+
+    @settings(max_examples=max(1, settings().max_examples // examples))
+    @given(replays(dtype, smallest))
+    def on_random_gradients(replay):
+        result = grade(replay, loaded.replay(replay, mode))
+        assert result.v0_identical
+        assert result.verdict in verdicts, result.first_divergence
+
+    on_random_gradients()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("module", "mode", "expected"), MODES)
+def test_keeps_the_bits_or_the_bound(module, mode, expected, dtype):
+    # Down to 1e-25 no intermediate value is subnormal, so nothing is flushed to zero.
+    verdicts = ["exact"] if expected == "exact" else ["exact", "bounded"]
+    check(module, mode, dtype, -25, verdicts, 2 if expected == "exact" else 5)
+
+
+@pytest.mark.parametrize(("module", "mode", "expected"), MODES)
+def test_keeps_the_bound_among_subnormals(module, mode, expected):
+    check(module, mode, "float32", -45, ["exact", "bounded"], 5)
