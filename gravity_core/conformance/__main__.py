@@ -8,6 +8,14 @@ _NEEDED = ("click", "rich", "matplotlib", "sklearn")
 
 def main() -> None:
     """Run the command line; every error of use is one line and exit status 2."""
+    try:
+        _main()
+    except KeyboardInterrupt:
+        print("gravity: interrupted; no report was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def _main() -> None:
     # TensorFlow greets on stderr at import; what it says is of no use to this command's users.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -34,9 +42,8 @@ def main() -> None:
     except click.ClickException as error:
         print(f"gravity: {error.format_message()}", file=sys.stderr)
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        print("gravity: interrupted; no report was written", file=sys.stderr)
-        sys.exit(130)
+    except click.Abort:  # what click makes of KeyboardInterrupt
+        raise KeyboardInterrupt from None
 
 
 if __name__ == "__main__":

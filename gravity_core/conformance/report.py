@@ -133,10 +133,11 @@ def draw(report: Report, path: Path) -> None:
     from matplotlib.figure import Figure
 
     dtypes = list(dict.fromkeys(row.dtype for row in report.trainings))
-    figure = Figure(figsize=(14, 4 * len(dtypes)), layout="constrained")
+    rows = len(dtypes) or 1  # nothing may have been compared
+    figure = Figure(figsize=(14, 4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(dtypes), 2, squeeze=False)
-    for (left, right), dtype in zip(axes, dtypes, strict=True):
+    axes = figure.subplots(rows, 2, squeeze=False)
+    for (left, right), dtype in zip(axes, dtypes, strict=False):
         styles = ("-", "--", "-.", ":")
         trained = [row for row in report.trainings if row.dtype == dtype and row.losses]
         for i, training in enumerate(trained):

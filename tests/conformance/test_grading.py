@@ -1,0 +1,159 @@
+"""Grading must tell the honest from the mistaken: every planted mistake is divergent."""
+
+import numpy as np
+import pytest
+
+import gravity_core
+from gravity_core.conformance import numpy_backend
+from gravity_core.conformance.grading import grade, reference
+from gravity_core.conformance.protocol import Replay, Step
+
+SHAPES = [(6, 5), (5,), (), (0,)]
+STEPS = 8
+
+
+def replay(dtype="float32", **options):
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return [np.asarray(rng.normal(size=s), dtype) for s in SHAPES]
+
+    return Replay(draw(), [draw() for _ in range(STEPS)], options)
+
+
+def implementation(
+    replay, velocity=None, *, beta_hat=gravity_core.coefficients, zeta=gravity_core.gradient_term
+):
+    """Yield the steps of a straightforward implementation, in which parts can be replaced."""
+    start = next(iter(reference(replay)))
+    v, w = velocity or start.velocity, start.weights
+    yield Step(v, w)
+    for t, gradients in enumerate(replay.gradients, start=1):
+        old, new = beta_hat(t)
+        # As a dtype's own numbers: a float64 scalar would widen the arrays.
+        old, new, lr = (w[0].dtype.type(x) for x in (old, new, 0.1))
+        v = [np.asarray(old * a + new * zeta(g)) for a, g in zip(v, gradients, strict=True)]
+        w = [np.asarray(a - lr * b) for a, b in zip(w, v, strict=True)]
+        yield Step(v, w)
+
+
+def mean_for_max(g):
+    s = g * np.abs(g).mean() if g.size else g
+    return g / (1 + s * s)
+
+
+def square_left_out(g):
+    return g / (1 + np.abs(g) * np.abs(g).max(initial=0))
+
+
+def half_precision(t):
+    return tuple(float(np.float16(c)) for c in gravity_core.coefficients(t))
+
+
+MISTAKES = {
+    "t off by one": {"beta_hat": lambda t: gravity_core.coefficients(t - 1)},
+    "β for β̂": {"beta_hat": lambda t: (0.9, 0.1)},
+    "1 − β̂ left out": {"beta_hat": lambda t: (gravity_core.beta_hat(t), 1.0)},
+    "β̂ in half precision": {"beta_hat": half_precision},
+    "mean for max": {"zeta": mean_for_max},
+    "square left out": {"zeta": square_left_out},
+    "plain momentum": {"zeta": lambda g: g},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_numpy_optimizer_is_exact(dtype):
+    fed = replay(dtype, seed=3, first_step=0, beta=0.8)
+    result = grade(fed, numpy_backend.replay(fed, "blocked"))
+    assert result.verdict == "exact"
+    assert result.v0_identical
+    assert result.worst == result.share == 0.0
+    assert result.deviation == [0.0] * STEPS
+    assert all(b > 0 for b in result.bound)
+
+
+def test_a_straightforward_implementation_is_exact():
+    fed = replay()
+    assert grade(fed, implementation(fed)).verdict == "exact"
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_mistakes_are_divergent(name, dtype):
+    fed = replay(dtype)
+    result = grade(fed, implementation(fed, **MISTAKES[name]))
+    assert result.verdict == "divergent"
+    assert result.share == float("inf")
+    assert result.first_divergence.startswith("V of tensor 0 after step 1, element (0, 0): ")
+
+
+def test_other_roundings_are_bounded_and_measured():
+    fed = replay()
+
+    def literal(g):
+        # ζ as the paper writes it, rounded at other places than in the product form
+        if not g.size:
+            return g
+        m = np.float32(1) / np.abs(g).max()
+        return g / (1 + np.square(g / m))
+
+    result = grade(fed, implementation(fed, zeta=literal))
+    assert result.verdict == "bounded"
+    assert 0 < result.worst < 2 * gravity_core.ErrorBound.ROUNDINGS
+    assert 0 < result.share < 1
+    assert max(result.deviation) > 0
+
+
+def test_another_first_velocity_is_divergent():
+    fed = replay()
+    start = next(iter(reference(fed)))
+    other = [v + np.float32(1e-6) for v in start.velocity]
+    result = grade(fed, implementation(fed, [np.asarray(v) for v in other]))
+    assert not result.v0_identical
+    assert result.verdict == "divergent"
+    assert "V of tensor 0 after step 0" in result.first_divergence
+
+
+def test_nan_is_divergent():
+    fed = replay()
+
+    def steps():
+        for step in implementation(fed):
+            weights = [w.copy() for w in step.weights]
+            weights[1][2] = np.nan
+            yield Step(step.velocity, weights)
+
+    result = grade(fed, steps())
+    assert result.verdict == "divergent"
+    assert "W of tensor 1 after step 0, element (2,): nan" in result.first_divergence
+
+
+def test_flushed_subnormals_count_as_equal():
+    tiny = np.float32(1e-40)
+    fed = Replay([np.full(3, tiny)], [[np.full(3, tiny)]], {"velocity_std": 0.0})
+
+    def steps():
+        for step in implementation(fed):
+            yield Step(step.velocity, [w * 0 for w in step.weights])
+
+    result = grade(fed, steps())
+    assert result.verdict == "exact"
+    assert result.flushed == 6
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda steps: steps[:-1], "shorter"),
+        (lambda steps: [*steps, steps[-1]], "longer"),
+        (lambda steps: [Step(s.velocity[:-1], s.weights) for s in steps], "velocity after step 0"),
+        (
+            lambda steps: [Step(s.velocity, [w.astype("f8") for w in s.weights]) for s in steps],
+            "weights after step 0",
+        ),
+    ],
+)
+def test_wrong_answers_are_refused(spoil, message):
+    fed = replay()
+    with pytest.raises(ValueError, match=message):
+        grade(fed, iter(spoil([*implementation(fed)])))

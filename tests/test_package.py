@@ -1,0 +1,65 @@
+"""What the distribution promises: its public names, its entry points, and who imports whom."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FRAMEWORKS = {"torch", "jax", "optax", "tensorflow", "keras"}
+# What each package may bring along: what its framework itself brings along (TensorFlow
+# imports jax where it is installed).
+PACKAGES = {
+    "gravity_core": "numpy",
+    "gravity_core.conformance.parity": "numpy",
+    "gravity_torch": "torch",
+    "gravity_jax": "optax",
+    "gravity_tf": "keras",
+}
+
+
+def imported_with(name):
+    """Import `name` in a fresh process; return the top-level modules that came along."""
+    code = f"import sys, {name}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if "ModuleNotFoundError" in done.stderr and name.partition(".")[0] != "gravity_core":
+        pytest.skip(f"{name} needs its framework")
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(("name", "framework"), PACKAGES.items())
+def test_imports_only_its_own_framework(name, framework):
+    found = imported_with(name)
+    assert found & FRAMEWORKS == imported_with(framework) & FRAMEWORKS
+    ours = {p.partition(".")[0] for p in PACKAGES}
+    assert found & ours <= {"gravity_core", name.partition(".")[0]}  # arrows point one way
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("gravity_torch", {"Gravity"}),
+        ("gravity_jax", {"ScaleByGravityState", "gravity", "scale_by_gravity"}),
+        ("gravity_tf", {"Gravity"}),
+    ],
+)
+def test_public_names(name, public):
+    module = pytest.importorskip(name, reason=f"{name} needs its framework")
+    assert set(module.__all__) == public
+    assert all(getattr(module, n).__doc__ for n in public)
+
+
+def test_the_backends_are_entry_points():
+    points = importlib.metadata.entry_points(group="gravity.backends")
+    assert {point.name for point in points} >= {"numpy", "torch", "jax", "tensorflow"}
+
+
+@pytest.mark.parametrize("name", ["gravity_core", "gravity_torch", "gravity_jax", "gravity_tf"])
+def test_packages_are_typed(name):
+    # By the spec, so that no framework is imported.
+    spec = importlib.util.find_spec(name)
+    assert Path(spec.origin).with_name("py.typed").is_file()
