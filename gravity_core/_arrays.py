@@ -79,7 +79,7 @@ def float_counter(t: Any, dtype: Any, xp: Namespace) -> Any:
 def quiet(xp: Namespace, **kinds: Any) -> AbstractContextManager[Any]:
     """Return `numpy.errstate` for libraries that compute with NumPy; no other one warns."""
     # torch.compile cannot trace through numpy.errstate.
-    return nullcontext() if xp.__name__.endswith("torch") else np.errstate(**kinds)
+    return nullcontext() if getattr(xp, "__name__", "").endswith("torch") else np.errstate(**kinds)
 
 
 def check_same_shape(**arrays: Array) -> None:

@@ -129,9 +129,9 @@ class Gravity:
             grads: their gradients, in the same shapes and dtypes; not written to.
 
         Raises:
-            ValueError: if lengths, shapes or the parameters of earlier steps do not match,
-                or a parameter is read-only.
-            TypeError: if an array is no NumPy array, or of another dtype.
+            ValueError: if lengths, shapes, dtypes or the parameters of earlier steps do not
+                match, or a parameter is read-only.
+            TypeError: if an array is no NumPy array, or not of a floating dtype.
             All are raised before any parameter or velocity has changed.
         """
         # Arithmetic on 0-d arrays gives scalars, so gradients of 0-d weights come as such.
@@ -157,7 +157,8 @@ class Gravity:
                 continue
             if w.dtype not in scratch:
                 scratch[w.dtype] = np.empty(BLOCK, w.dtype)
-            with np.errstate(over="ignore"):
+            # s·s may overflow, and ζ is then 0; what is not finite propagates without a word.
+            with np.errstate(over="ignore", invalid="ignore"):
                 _step_blocked(w, g, v, old, new, lr, decay, scratch[w.dtype])
         self.count += 1
 
@@ -256,9 +257,12 @@ def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
         flat = [a.reshape(-1) for a in arrays]
         for i in range(0, flat[0].size, BLOCK):
             yield tuple(a[i : i + BLOCK] for a in flat)
-    else:  # strided: along the first axis, until the pieces are small enough
-        for pieces in zip(*arrays, strict=True):
-            yield from _blocks(*pieces)
+    elif arrays[0].ndim > 1:  # strided: along the first axis, until the pieces are small enough
+        for i in range(len(arrays[0])):
+            yield from _blocks(*(a[i] for a in arrays))
+    else:
+        for i in range(0, arrays[0].size, BLOCK):
+            yield tuple(a[i : i + BLOCK] for a in arrays)
 
 
 def _step_blocked(
@@ -279,7 +283,7 @@ def _step_blocked(
     for wb, gb, vb in _blocks(w, g, v):
         s = scratch[: gb.size].reshape(gb.shape)
         np.multiply(gb, max_abs, out=s)
-        np.multiply(s, s, out=s)  # may overflow, and ζ is then 0
+        np.multiply(s, s, out=s)
         np.add(s, 1.0, out=s)
         np.divide(gb, s, out=s)  # ζ
         np.multiply(s, new, out=s)
@@ -378,16 +382,16 @@ class ErrorBound:
         local = self._gamma(self.ROUNDINGS + 1) * (self.scale + 2 * old * self.v)
         self.v = old * self.v + local + absolute
 
-        move = learning_rate * (np.abs(v_next.astype(np.float64)) + 2 * self.v)
+        size = np.abs(v_next.astype(np.float64)) + 2 * self.v
+        move = learning_rate * size
         decay = learning_rate * weight_decay
         shrink = decay * (np.abs(w.astype(np.float64)) + 2 * self.w)
         after = np.abs(w_next.astype(np.float64)) + 2 * self.w + move + shrink
         self.w = (
             (1 + decay) * self.w
             + learning_rate * self.v
-            # l, l V; l, λ, their product and with W; and one sum each (with decay, two)
-            + self._gamma(3) * move
+            # l λ W has five roundings; l V has two and each sum one, all of them below `after`
             + self._gamma(5) * shrink
             + self._gamma(3 if decay else 2) * after
-            + 3 * self._tiny
+            + (3 + size) * self._tiny  # l itself may be flushed
         )

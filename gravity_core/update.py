@@ -10,11 +10,10 @@ One step for one weight tensor W with gradient G, velocity V and learning rate l
     V  ← β̂ V + (1 − β̂) ζ               the velocity                 `update`
     W  ← W − l V                       left to the optimizer
 
-The functions take arrays of any array-API library (NumPy, PyTorch, JAX, CuPy, …),
-eager or compiled, and change nothing in place. `xp` is the array namespace; it is
-inferred where it can be, and is ``keras.ops`` for TensorFlow tensors.
-
-float16 and bfloat16 are computed in float32 and rounded once, at the end.
+The functions take arrays of any array-API library (NumPy, PyTorch, JAX, CuPy, …), eager or
+compiled, and change nothing in place. `xp` is the array namespace; it is inferred where it can
+be, and is ``keras.ops`` for TensorFlow tensors. float16 and bfloat16 are computed in float32
+and rounded once, at the end.
 """
 
 from typing import Any, NamedTuple
@@ -38,8 +37,8 @@ def max_step_grad(grad: Array, *, xp: Any = None) -> Array:
         xp: the array namespace; inferred from `grad` if None.
 
     Returns:
-        m, a 0-d array; inf for a gradient of zeros. It has the unit of 1/G,
-        so Gravity is not invariant under a scaling of the loss.
+        m, a 0-d array; inf for a gradient of zeros. It has the unit of 1/G, so Gravity is
+        not invariant under a scaling of the loss.
 
     Raises:
         ValueError: for an empty gradient.
@@ -55,7 +54,8 @@ def max_step_grad(grad: Array, *, xp: Any = None) -> Array:
     if 0 in grad.shape:
         raise ValueError(f"grad must not be empty, got shape {tuple(grad.shape)}")
     with _arrays.quiet(xp, divide="ignore"):  # m = inf: every step is below the largest one
-        return 1.0 / _max_abs(cast(grad, _arrays.working_dtype(xp, grad=grad), xp), xp)
+        # abs, because the maximum of 0 and −0 may be −0.
+        return 1.0 / abs(_max_abs(cast(grad, _arrays.working_dtype(xp, grad=grad), xp), xp))
 
 
 def gradient_term(grad: Array, *, xp: Any = None) -> Array:
@@ -86,7 +86,7 @@ def gradient_term(grad: Array, *, xp: Any = None) -> Array:
     grad = cast(grad, _arrays.working_dtype(xp, grad=grad), xp)
     if 0 in grad.shape:
         return grad
-    with _arrays.quiet(xp, over="ignore"):  # s·s = inf gives ζ = 0, see above
+    with _arrays.quiet(xp, over="ignore", invalid="ignore"):  # see above
         s = grad * _max_abs(grad, xp)
         return grad / (1.0 + s * s)  # not s**2: a power need not be correctly rounded
 

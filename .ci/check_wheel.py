@@ -1,0 +1,65 @@
+"""Build the wheel and the sdist; use the wheel, with no extras, away from the checkout."""
+
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+USE = """
+import sys
+import numpy as np
+import gravity_core
+
+w = np.asarray([1.0, -2.0])
+optimizer = gravity_core.Gravity()
+optimizer.step([w], [np.asarray([0.1, 0.2])])
+assert np.isfinite(w).all() and (w != [1.0, -2.0]).all()
+assert "site-packages" in gravity_core.__file__, gravity_core.__file__
+found = {name.partition(".")[0] for name in sys.modules}
+assert not found & {"torch", "jax", "optax", "tensorflow", "keras", "click", "sklearn"}, found
+print("gravity-optimizer", gravity_core.__version__, "from its wheel: one update", w)
+"""
+
+PACKAGES = ("gravity_core", "gravity_torch", "gravity_jax", "gravity_tf")
+
+
+def run(*command: object, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    """Run a command; stop if it fails."""
+    return subprocess.run([str(c) for c in command], cwd=cwd, check=True, text=True, **kwargs)
+
+
+def main() -> None:
+    """Raise if anything is amiss."""
+    with tempfile.TemporaryDirectory() as folder:
+        away = Path(folder)
+        dist = away / "dist"
+        # The sdist is built from the checkout and the wheel from the sdist, as users get them.
+        run(sys.executable, "-m", "build", "--outdir", dist, ROOT, cwd=away)
+        (wheel,) = dist.glob("*.whl")
+        assert len(list(dist.glob("*.tar.gz"))) == 1
+
+        names = zipfile.ZipFile(wheel).namelist()
+        tops = {name.partition("/")[0] for name in names}
+        assert {t for t in tops if not t.endswith(".dist-info")} == set(PACKAGES), tops
+        for package in PACKAGES:
+            assert f"{package}/py.typed" in names, package
+
+        venv.create(away / "env", with_pip=True)
+        python = away / "env" / "bin" / "python"
+        constraints = ROOT / "constraints.txt"
+        run(python, "-m", "pip", "install", "-q", "-c", constraints, wheel, cwd=away)
+        run(python, "-c", USE, cwd=away)
+        told = subprocess.run(
+            [away / "env" / "bin" / "gravity", "parity"], cwd=away, capture_output=True, text=True
+        )
+        assert told.returncode == 2, told
+        assert "pip install 'gravity-optimizer[cli]'" in told.stderr, told
+    print("wheel and sdist: all is as it should be")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""β̂ and 1 − β̂: accurate to a few roundings, and the weights of an average."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gravity_core import beta_hat, coefficients
+from tests.core import exact
+
+betas = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 0.9, 0.999, 1 - 2.0**-53, 1.0]))
+steps = st.one_of(st.integers(0, 100), st.integers(0, 2**52))  # t + 2 is exact
+
+# β̂: a product, a sum, a quotient. 1 − β̂: also the difference 1 − β.
+OLD, NEW = exact.gamma(3, np.float64), exact.gamma(4, np.float64)
+
+
+@given(t=steps, beta=betas)
+def test_both_against_rational_arithmetic(t, beta):
+    computed = coefficients(t, beta)
+    want = exact.coefficients(t, beta)
+    exact.assert_within(computed, want, [OLD * float(want[0]), NEW * float(want[1])])
+    assert beta_hat(t, beta) == computed[0]
+
+
+@given(t=steps, beta=betas)
+def test_they_add_up_to_one(t, beta):
+    old, new = coefficients(t, beta)
+    assert abs(old + new - 1) <= OLD * old + NEW * new + exact.gamma(1, np.float64)
+
+
+@given(t=steps, beta=betas)
+def test_beta_hat_lies_between_one_half_and_beta(t, beta):
+    low, high = sorted((0.5, beta))
+    assert low * (1 - OLD) <= beta_hat(t, beta) <= high * (1 + OLD)
+
+
+@given(t=st.integers(0, 10**4), later=st.integers(1, 10**4), beta=betas)
+def test_beta_hat_moves_one_way_from_one_half_to_beta(t, later, beta):
+    """β̂ = β + (1 − 2β) / (t + 2) rises for β ≥ 1/2 and falls for β ≤ 1/2."""
+    first, then = beta_hat(t, beta), beta_hat(t + later, beta)
+    roundings = OLD * (first + then)
+    direction = 1 if beta >= 0.5 else -1
+    assert (then - first) * direction >= -roundings
+    exact_move = exact.coefficients(t + later, beta)[0] - exact.coefficients(t, beta)[0]
+    if abs(exact_move) > roundings:
+        assert (then - first) * direction > 0
+
+
+@given(beta=betas)
+def test_limits(beta):
+    assert coefficients(0, beta) == (0.5, 0.5)
+    far = 2**52
+    gap = exact.gamma(1, np.float64)  # |1 − 2β| / (t + 2) ≤ 1 / t = 2⁻⁵²
+    assert abs(beta_hat(far, beta) - beta) <= 2 * gap + OLD
+
+
+@given(t=st.integers(0, 1000), beta=betas)
+def test_the_complement_keeps_its_digits_where_float32_would_lose_them(t, beta):
+    old, new = (np.float32(c) for c in coefficients(t, beta))
+    want = exact.coefficients(t, beta)[1]
+    # Rounded once more, to float32.
+    slack = exact.gamma(1, np.float32) + 2 * NEW
+    exact.assert_within(new, [want], float(want) * slack + float(np.finfo(np.float32).tiny))
+    assert old + new == pytest.approx(1, abs=exact.gamma(3, np.float32), rel=0)
+
+
+@pytest.mark.parametrize("integer", [int, np.int32, np.int64, np.uint8], ids=lambda i: i.__name__)
+def test_integers_of_every_kind_give_python_floats(integer):
+    got = coefficients(integer(3))
+    assert got == coefficients(3)
+    assert [type(c) for c in got] == [float, float]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(t=st.integers(0, 10**6), beta=betas)
+def test_arrays_give_arrays_of_their_dtype(dtype, t, beta):
+    got = coefficients(np.asarray([t], dtype), beta)
+    want = exact.coefficients(t, beta)
+    k = exact.gamma(4, dtype)  # and β, or 1 − β, rounded to the dtype
+    for c, e in zip(got, want, strict=True):
+        assert c.dtype == dtype
+        exact.assert_within(c, [e], float(e) * (k + 2 * exact.gamma(1, dtype)))
+
+
+@pytest.mark.parametrize(
+    ("t", "beta", "message"),
+    [
+        (-1, 0.9, "t must be an integer >= 0, got -1"),
+        (np.int32(-2), 0.9, "t must be an integer >= 0, got -2"),
+        (1, -0.1, r"beta must be a number in \[0, 1\], got -0.1"),
+        (1, 1.0000001, r"beta must be a number in \[0, 1\], got 1.0000001"),
+        (1, float("nan"), r"beta must be a number in \[0, 1\], got nan"),
+        (1, np.float32(2), r"beta must be a number in \[0, 1\], got .*2.0"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named_with_their_value(t, beta, message):
+    with pytest.raises(ValueError, match=message):
+        coefficients(t, beta)
+    with pytest.raises(ValueError, match=message):
+        beta_hat(t, beta)

@@ -1,0 +1,433 @@
+"""The update as pure functions: the same on every backend, and the properties of its math."""
+
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gravity_core import (
+    ErrorBound,
+    coefficients,
+    gradient_term,
+    max_step_grad,
+    trace,
+    update,
+)
+from tests.backends import BACKENDS, NUMPY, numpy_dtype
+from tests.core import exact
+from tests.core.values import FULL, HALF, info, shapes, tensors
+
+BETA = 0.9
+on_backends = pytest.mark.parametrize("backend", BACKENDS, ids=str)
+on_dtypes = pytest.mark.parametrize("dtype", FULL)
+
+# Compiled code is compiled anew for each shape, t and β: a few of each, together.
+CASES = [
+    ((), 1, BETA),
+    ((0,), 1, BETA),
+    ((3, 0), 1, BETA),
+    ((1,), 0, 0.5),
+    ((17,), 1, BETA),
+    ((17,), 10**6, 1.0),
+    ((4, 5), 8, 0.0),
+    ((70_001,), 1, BETA),
+]
+
+
+def is_subnormal(x):
+    return (x != 0) & (np.abs(x) < np.finfo(x.dtype).smallest_normal)
+
+
+def bound_of(g, v, t, beta=BETA):
+    """Return the certified bound on the error of one update, and its result in NumPy."""
+    want = update(g, v, t, beta=beta)
+    bound = ErrorBound(g)
+    bound.step(g, v, want, 0 * g, 0 * g, t=t, learning_rate=0.0, beta=beta)
+    return bound.v, want
+
+
+def touched_by_flushing(g, v, t, beta):
+    """Where the inputs, the result or a value on the way to it that matters is subnormal."""
+    old, new = (g.dtype.type(c) for c in coefficients(t, beta))
+    zeta = gradient_term(g)
+    values = (g, v, zeta, old * v, new * zeta, update(g, v, t, beta=beta))
+    return np.logical_or.reduce([is_subnormal(np.asarray(x)) for x in values])
+
+
+def assert_same_bits(got, want, where=True):
+    where = np.broadcast_to(where, want.shape)
+    assert got[where].tobytes() == want[where].tobytes(), (got, want)
+
+
+def assert_matches(backend, got, g, v, t, beta=BETA):
+    """Hold `got` to the NumPy update: its bits where exact, else twice the error bound."""
+    bound, want = bound_of(g, v, t, beta)
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    difference = np.abs(got.astype(np.float64) - want)
+    assert (difference <= 2 * bound).all(), (difference, bound)
+    if backend.exact:
+        kept = ~touched_by_flushing(g, v, t, beta) if backend.flushes else True
+        assert_same_bits(got, want, kept)
+
+
+@on_backends
+@on_dtypes
+@pytest.mark.parametrize(("shape", "t", "beta"), CASES)
+@given(data=st.data())
+def test_update_is_the_numpy_update(backend, dtype, shape, t, beta, data):
+    backend.load()
+    g, v = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
+    assert_matches(backend, backend.call(update, g, v, t=t, beta=beta), g, v, t, beta)
+
+
+@given(shape=shapes(), t=st.integers(0, 10**9), beta=st.floats(0, 1), data=st.data())
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.mode == "eager"], ids=str)
+def test_update_for_any_shape_step_and_beta(backend, shape, t, beta, data):
+    backend.load()
+    g, v = data.draw(tensors(shape)), data.draw(tensors(shape))
+    assert_matches(backend, backend.call(update, g, v, t=t, beta=beta), g, v, t, beta)
+
+
+def update_by_counter(g, v, t, *, xp):
+    return update(g, v, t, xp=xp)
+
+
+@on_backends
+@on_dtypes
+@pytest.mark.parametrize("counter", ["int32", "float"])
+@given(t=st.integers(0, 10**6), data=st.data())
+def test_a_counter_on_the_device_stays_inside_the_bound(backend, dtype, counter, t, data):
+    backend.load()
+    g, v = data.draw(tensors((17,), dtype)), data.draw(tensors((17,), dtype))
+    counter = np.asarray(t, dtype if counter == "float" else counter)
+    got = backend.call(update_by_counter, g, v, counter)
+    bound, want = bound_of(g, v, t)
+    assert got.dtype == want.dtype
+    assert (np.abs(got.astype(np.float64) - want) <= 2 * bound).all()
+
+
+@on_backends
+@pytest.mark.parametrize("dtype", HALF)
+@given(data=st.data())
+def test_half_types_are_computed_in_float32_and_rounded_once(backend, dtype, data):
+    dtype = numpy_dtype(dtype)
+    backend.load(dtype)
+    g, v = data.draw(tensors((17,), dtype.name)), data.draw(tensors((17,), dtype.name))
+    wide_g, wide_v = g.astype(np.float32), v.astype(np.float32)
+    bound, wide = bound_of(wide_g, wide_v, 1)
+    want = wide.astype(dtype)
+    got = backend.call(update, g, v, t=1)
+    assert got.dtype == dtype
+    # Both are rounded to the half type: half a unit in the last place each.
+    unit = np.maximum(float(info(dtype).eps) * np.abs(wide), float(info(dtype).smallest_subnormal))
+    difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
+    assert (difference <= 2 * bound + unit).all()
+    if backend.exact:
+        kept = ~touched_by_flushing(wide_g, wide_v, 1, BETA) if backend.flushes else True
+        assert_same_bits(got, want, kept)
+
+
+@on_backends
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_types_do_not_overflow_inside(backend, dtype):
+    dtype = numpy_dtype(dtype)
+    backend.load(dtype)
+    g = np.asarray([16.0, 1.0], dtype)  # (16 · 16)² is beyond float16
+    got = backend.call(update, g, np.zeros_like(g), t=1)
+    assert (got.astype(np.float32) > 0).all()
+
+
+@on_backends
+@pytest.mark.parametrize("types", [FULL, FULL[::-1], ("float16", "float32")], ids="-".join)
+def test_mixed_dtypes_are_computed_in_the_wider_and_returned_in_that_of_v(backend, types):
+    backend.load(np.dtype(min(types)))
+    rng = np.random.default_rng(0)
+    g, v = (rng.standard_normal(17).astype(t) for t in types)
+    wide = np.result_type(g, v)
+    wide_bound, want = bound_of(g.astype(wide), v.astype(wide), 1)
+    got = backend.call(update, g, v, t=1)
+    assert got.dtype == v.dtype
+    # got is rounded once more where v is the narrower one: half a unit in the last place
+    last = np.abs(want) * float(info(v.dtype).eps) if v.dtype != wide else 0
+    assert (np.abs(got.astype(np.float64) - want) <= 2 * wide_bound + last).all()
+    if backend.exact:
+        assert_same_bits(got, want.astype(v.dtype))
+
+
+@on_backends
+@on_dtypes
+@given(data=st.data())
+def test_gradient_term_properties(backend, dtype, data):
+    """|ζ| ≤ min(|g|, 1 / (2 max|G|)), ζ is odd, and ζ ≈ g where g is small."""
+    backend.load()
+    g = data.draw(tensors((17,), dtype))
+    zeta = backend.call(gradient_term, g)
+    assert_same_bits(backend.call(gradient_term, -g), -zeta)
+    assert (np.abs(zeta) <= np.abs(g)).all()  # exactly: it is divided by at least 1
+    # Five roundings make ζ; a sixth covers those of the second order.
+    slack, tiny = exact.gamma(6, dtype), float(np.finfo(dtype).smallest_normal)
+    max_abs = np.abs(g.astype(np.longdouble)).max()
+    if max_abs > 0:
+        assert (np.abs(zeta) <= (1 + slack) / (2 * max_abs)).all()
+    # ζ − g = −ζ s² with s = g max|G|, and |ζ| ≤ |g|
+    away = np.abs(zeta.astype(np.longdouble) - g)
+    assert (away <= np.abs(g) * ((g * max_abs) ** 2 + slack) + tiny).all()
+
+
+@on_backends
+@given(power=st.integers(1, 40), data=st.data())
+def test_gradient_term_is_largest_at_m(backend, power, data):
+    backend.load()
+    max_abs = np.float32(2.0**power)
+    m = 1 / max_abs  # both are powers of two, so that nothing is rounded
+    others = data.draw(tensors((15,), "float32", limit=float(max_abs)))
+    g = np.concatenate([np.asarray([m, max_abs], np.float32), others])
+    zeta = backend.call(gradient_term, g)
+    assert zeta[0] == m / 2
+    assert (np.abs(zeta) <= m / 2 * (1 + exact.gamma(6, np.float32))).all()
+
+
+@on_dtypes
+@given(data=st.data(), seed=st.integers(0, 99))
+def test_update_does_not_depend_on_the_order_of_the_elements(dtype, data, seed):
+    g, v = data.draw(tensors((17,), dtype)), data.draw(tensors((17,), dtype))
+    order = np.random.default_rng(seed).permutation(17)
+    assert_same_bits(update(g[order], v[order], 1), update(g, v, 1)[order])
+
+
+@on_dtypes
+@given(data=st.data(), t=st.integers(0, 1000), beta=st.floats(0, 1))
+def test_zeta_and_update_against_rational_arithmetic(dtype, data, t, beta):
+    g, v = data.draw(tensors((5,), dtype)), data.draw(tensors((5,), dtype))
+    exact_g, exact_v = exact.fractions(g), exact.fractions(v)
+    bound, v_next = bound_of(g, v, t, beta)
+    exact.assert_within(v_next, exact.velocity(exact_g, exact_v, t, beta), bound)
+    bound, _ = bound_of(g, np.zeros_like(g), 0)  # V = ζ / 2
+    exact.assert_within(gradient_term(g), exact.zeta(exact_g), 2 * bound)
+
+
+def literal_gradient_term(grad, *, xp):
+    """The formula as the paper has it, which divides by max|G|."""
+    m = 1.0 / xp.max(xp.abs(grad))
+    return grad / (1.0 + (grad / m) ** 2)
+
+
+@on_dtypes
+@given(data=st.data())
+def test_literal_form_agrees_with_the_product_form(dtype, data):
+    g = data.draw(tensors((17,), dtype))
+    limits = np.finfo(dtype)
+    with np.errstate(all="ignore"):
+        literal, m = literal_gradient_term(g, xp=np), max_step_grad(g)
+    product = gradient_term(g)
+    assert np.isfinite(product).all()
+    if m < limits.smallest_normal or not np.isfinite(literal).all():
+        return  # m has lost its digits, or all of itself
+    # Roundings in the literal form: one in m and one in G / m, both twice in the square,
+    # one each in the square, the sum and the quotient; five in the product form; and one
+    # for the second order. Near overflow of the square one form may have 0 where the
+    # other has at most 1 / (2 max|G|) with (G max|G|)² > max / 4.
+    bound = exact.gamma(7 + 5 + 1, dtype) * np.abs(product) + 2 * limits.smallest_normal
+    with np.errstate(over="ignore"):
+        near_overflow = np.abs(g) / m > 0.5 * limits.max**0.5
+    bound = bound + near_overflow * 3 * float(limits.max) ** -0.75
+    assert (np.abs(literal - product) <= bound).all()
+
+
+@on_backends
+def test_product_form_is_finite_where_the_literal_form_is_not(backend):
+    backend.load()
+    g = np.asarray([3e38, 0.0, 1.0], np.float32)
+    assert np.isfinite(backend.call(gradient_term, g)).all()
+    if backend.mode == "eager":  # compilers rewrite the division by 1 / max|G|
+        with np.errstate(over="ignore"):
+            literal = backend.call(literal_gradient_term, g)
+        assert np.isnan(literal).any() == backend.flushes  # 1 / 3e38 is subnormal
+
+
+@on_backends
+@on_dtypes
+@given(data=st.data())
+def test_max_step_grad(backend, dtype, data):
+    backend.load()
+    g = data.draw(tensors((17,), dtype))
+    m, max_abs = backend.call(max_step_grad, g), np.abs(g).max()
+    assert (m.shape, m.dtype) == ((), g.dtype)
+    tiny = np.finfo(dtype).smallest_normal
+    if max_abs == 0 or (backend.flushes and max_abs < tiny):
+        assert m == np.inf
+    elif backend.flushes and max_abs > 1 / tiny:
+        assert m == 0
+    else:
+        with np.errstate(over="ignore"):
+            assert m == 1 / max_abs
+
+
+@on_backends
+@pytest.mark.parametrize("signs", [(0.0, 0.0), (-0.0, -0.0), (-0.0, 0.0), (0.0, -0.0)], ids=str)
+def test_max_step_grad_of_zeros_is_plus_infinity(backend, signs):
+    backend.load()
+    assert backend.call(max_step_grad, np.asarray(signs, np.float32)) == np.inf
+
+
+@on_backends
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_non_finite_gradients_poison_the_tensor(backend, value):
+    backend.load()
+    g = np.asarray([1.0, value, 2.0, 0.0], np.float32)
+    with np.errstate(invalid="ignore"):
+        zeta = backend.call(gradient_term, g)
+    assert np.isnan(zeta[1])
+    if np.isnan(value) and backend.drops_nan:  # a documented fact: the others do not notice
+        assert_same_bits(zeta[[0, 2, 3]], backend.call(gradient_term, g[[0, 2, 3]]))
+    elif np.isnan(value):
+        assert np.isnan(zeta).all()
+    else:
+        np.testing.assert_array_equal(zeta, [0, np.nan, 0, np.nan])  # finite / inf, inf · 0
+
+
+@on_backends
+def test_trace_has_every_intermediate_value(backend):
+    backend.load()
+    rng = np.random.default_rng(0)
+    g, v = rng.standard_normal((2, 17)).astype(np.float32)
+    names = ("m", "zeta", "v")
+
+    def parts(g, v, *, xp):
+        step = trace(g, v, 3, xp=xp)
+        assert (step.t, step.beta_hat) == (3, coefficients(3)[0])
+        return tuple(getattr(step, name) for name in names)
+
+    step = SimpleNamespace(**dict(zip(names, backend.call(parts, g, v), strict=True)))
+    assert step.m == 1 / np.abs(g).max()
+    assert_matches(backend, step.v, g, v, 3)
+    slack = exact.gamma(2 * 6, np.float32) if not backend.exact else 0
+    assert (np.abs(step.zeta - gradient_term(g)) <= slack * np.abs(g)).all()
+
+
+@on_backends
+def test_arguments_are_left_as_they_were(backend):
+    backend.load()
+    g, v = np.asarray([1.0, -2.0], np.float32), np.asarray([3.0, 4.0], np.float32)
+    arrays = backend.asarray(g), backend.asarray(v)
+    backend.bare_call(update, *arrays, t=1)
+    assert_same_bits(backend.to_numpy(arrays[0]), np.asarray([1.0, -2.0], np.float32))
+    assert_same_bits(backend.to_numpy(arrays[1]), np.asarray([3.0, 4.0], np.float32))
+
+
+@pytest.mark.parametrize(
+    "backend", [b for b in BACKENDS if not b.name.startswith("keras")], ids=str
+)
+def test_namespace_is_inferred(backend):
+    backend.load()
+    g, v = np.asarray([1.0, -2.0], np.float32), np.asarray([3.0, 4.0], np.float32)
+    got = update(backend.asarray(g), backend.asarray(v), 1)
+    assert_same_bits(backend.to_numpy(got), update(g, v, 1))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["function", "xla"])
+def test_unknown_dimensions_in_a_tensorflow_graph(compiled):
+    keras = BACKENDS[-1]
+    keras.load()
+    import tensorflow as tf
+
+    shape = tf.TensorSpec([None, 3], tf.float32)
+    step = tf.function(
+        lambda g, v: update(g, v, 1, xp=keras.xp),
+        input_signature=[shape, shape],
+        autograph=False,
+        jit_compile=compiled,
+    )
+    for rows in (4, 1, 0):
+        g, v = np.random.default_rng(0).standard_normal((2, rows, 3)).astype(np.float32)
+        bound, want = bound_of(g, v, 1)
+        got = step(g, v).numpy()
+        assert got.shape == want.shape
+        assert (np.abs(got.astype(np.float64) - want) <= 2 * bound).all()
+
+
+class Recorder:
+    """A namespace that notes which of its names are looked up and found."""
+
+    def __init__(self, xp):
+        self._xp, self.names = xp, set()
+
+    def __getattr__(self, name):
+        value = getattr(self._xp, name)
+        if not name.startswith("__"):
+            self.names.add(name)
+        return value
+
+
+@pytest.mark.parametrize(
+    ("dtype", "names"),
+    [
+        ("float32", {"max", "maximum", "min", "float32"}),
+        ("float64", {"max", "maximum", "min", "float32"}),
+        ("float16", {"max", "maximum", "min", "float32", "astype"}),
+    ],
+)
+def test_names_that_the_math_takes_from_the_namespace(dtype, names):
+    """Whoever ports the update to another array library needs these, and operators."""
+    xp = Recorder(np)
+    g = np.ones(3, dtype)
+    trace(g, g, 1, xp=xp)
+    assert xp.names == names
+
+
+BAD_ARGUMENTS = [
+    (
+        {"v": np.zeros(3)},
+        ValueError,
+        r"v must have the shape of grad, \(2,\), got \(3,\)",
+    ),
+    ({"v": np.zeros((2, 1))}, ValueError, r"v must .* \(2,\), got \(2, 1\)"),
+    ({"grad": np.zeros(2, int)}, TypeError, "grad must be .* got dtype int64"),
+    ({"grad": np.zeros(2, complex)}, TypeError, "grad must be .* got dtype complex128"),
+    ({"v": np.zeros(2, bool)}, TypeError, "v must be .* got dtype bool"),
+    ({"v": np.zeros(2, np.longdouble)}, TypeError, "v must be .* got dtype .*float(128|96)"),
+    ({"t": -1}, ValueError, "t must be an integer >= 0, got -1"),
+    ({"t": np.int64(-3)}, ValueError, "t must be an integer >= 0, got -3"),
+    ({"beta": 1.5}, ValueError, r"beta must be a number in \[0, 1\], got 1.5"),
+    ({"beta": float("nan")}, ValueError, r"beta must be .* got nan"),
+    ({"grad": [1.0, 2.0]}, TypeError, "namespace of grad list, v ndarray"),
+    ({"grad": "ab"}, TypeError, "namespace of grad str"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    BAD_ARGUMENTS,
+    ids=[f"{name}-{i}" for i, case in enumerate(BAD_ARGUMENTS) for name in case[0]],
+)
+def test_bad_arguments_are_named_with_their_value(arguments, error, message):
+    call = {"grad": np.ones(2), "v": np.zeros(2), "t": 1, "beta": BETA} | arguments
+    grad, v, t = (call.pop(name) for name in ("grad", "v", "t"))
+    with pytest.raises(error, match=message):
+        update(grad, v, t, **call)
+    with pytest.raises(error, match=message):
+        trace(grad, v, t, **call)
+
+
+def test_max_step_grad_of_nothing():
+    with pytest.raises(ValueError, match=r"grad must not be empty, got shape \(0, 2\)"):
+        max_step_grad(np.zeros((0, 2)))
+
+
+def test_arrays_of_two_libraries_are_refused():
+    BACKENDS[1].load()
+    with pytest.raises(TypeError, match="namespace of grad Array, v ndarray"):
+        update(BACKENDS[1].asarray(np.ones(2)), np.zeros(2), 1)
+
+
+def test_update_of_algorithm_1_by_hand():
+    """G = (1, −2), V = 0, t = 1, β = 0.9: max|G| = 2, ζ = (1/5, −2/17), 1 − β̂ = 1.1/3."""
+    new = (Fraction(1, 10) + 1) / 3
+    want = [new / 5, -new * 2 / 17]
+    got = NUMPY.call(update, np.asarray([1.0, -2.0]), np.zeros(2), t=1)
+    # 0.9 itself is rounded to half a unit at most: 0.1 then has γ₁ · 0.9 / 0.1 more.
+    slack = exact.gamma(ErrorBound.ROUNDINGS, np.float64) + exact.gamma(1, np.float64)
+    exact.assert_within(got, want, [float(abs(x)) * slack for x in want])
