@@ -98,7 +98,8 @@ def markdown(report: Report) -> str:
 
 def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return [f"| {' | '.join(cells)} |" for cells in escaped]
 
 
 def write(report: Report, directory: Path) -> list[Path]:
