@@ -10,6 +10,7 @@ import time
 import pytest
 
 from gravity_core.conformance import parity, report
+from gravity_core.conformance.__main__ import main
 from gravity_core.conformance.grading import Grade
 from gravity_core.conformance.protocol import Mode
 
@@ -196,6 +197,19 @@ def test_a_failing_backend_is_its_own_result():
     notes = "\n".join(report.notes(result))
     assert "broken plain float32: RuntimeError: replay fell over" in notes
     assert "broken fast: not run, no compiler" in notes
+
+
+def test_a_dtype_that_a_backend_cannot_do_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
+    points = {"broken": Point("broken", "broken_backend", Broken)}
+    monkeypatch.setattr(parity, "entry_points", lambda: points)
+    arguments = ["gravity", "parity", "--dtype", "float64", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "gravity: --dtype must be one of float32 for the backend broken, got 'float64'\n"
+    )
 
 
 def test_a_report_of_everything_survives_json_markdown_and_drawing(tmp_path):
