@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 LEARNING_RATE = 0.1
 ALPHA = 0.01
 BETA = 0.9
@@ -76,12 +78,27 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> None:
     for argument, value in values.items():
         is_valid, requirement = _RULES[argument]
         try:
-            valid = not isinstance(value, str) and is_valid(value)
+            valid = not isinstance(value, (str, bool)) and is_valid(value)
         except (TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
             name = (names or {}).get(argument, argument)
             raise ValueError(f"{name} must be {requirement}, got {value!r}")
+
+
+def as_float(value: Any) -> float:
+    """Return a number or an array of one number as a Python float.
+
+    Frameworks hold a learning rate of 0.3, and what a schedule returns, in float32, where
+    it is 0.30000001192…. Of a float32 the shortest decimal that rounds to it is taken, which
+    is the number that the user wrote, so that σ = α / l has the same bits in every framework.
+
+    Example:
+        >>> as_float(np.float32(0.3)), as_float(0.3), as_float(1)
+        (0.3, 0.3, 1.0)
+    """
+    array = np.asarray(value)
+    return float(str(array.item() if array.dtype != np.float32 else array[()]))
 
 
 def velocity_std(
@@ -90,6 +107,7 @@ def velocity_std(
     velocity_std: float | None = None,
     *,
     names: dict[str, str] | None = None,
+    stacklevel: int = 3,
 ) -> float:
     """Return σ = α / l, the standard deviation of V₀ (paper, Algorithm 1).
 
@@ -99,6 +117,7 @@ def velocity_std(
         alpha: α, >= 0.
         velocity_std: σ itself, which then overrides the quotient.
         names: as in `validate`.
+        stacklevel: of the warning, as in `warnings.warn`: whose line it names.
 
     Returns:
         σ, finite. It is 0 (V starts from rest) where l = 0 and no
@@ -114,7 +133,8 @@ def velocity_std(
         0.5
     """
     if velocity_std is not None:
-        return float(velocity_std)
+        return as_float(velocity_std)
+    learning_rate, alpha = as_float(learning_rate), as_float(alpha)
     name = (names or {}).get("learning_rate", "learning_rate")
     if learning_rate == 0:
         if alpha != 0:
@@ -122,11 +142,11 @@ def velocity_std(
                 f"{name} is 0 at construction, so alpha / {name} is undefined and the velocity "
                 "starts from rest; pass velocity_std to choose its standard deviation",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
         return 0.0
     # `not finite` is inf here: both are finite and learning_rate is positive.
-    std = float(alpha) / float(learning_rate)
+    std = alpha / learning_rate
     if not math.isfinite(std):
         raise ValueError(
             f"{name} must not be so small that alpha / {name} overflows (pass velocity_std), "

@@ -91,13 +91,14 @@ class Gravity:
             seed=seed,
             first_step=first_step,
         )
+        # Python's own numbers: NumPy's scalars would widen float32 arrays.
         self._learning_rate = float(learning_rate)
-        self.alpha = alpha
-        self.beta = beta
-        self.weight_decay = weight_decay
+        self.alpha = float(alpha)
+        self.beta = float(beta)
+        self.weight_decay = float(weight_decay)
         self.velocity_std = hp.velocity_std(learning_rate, alpha, velocity_std)
-        self.seed = seed
-        self.first_step = first_step
+        self.seed = int(seed)
+        self.first_step = int(first_step)
         self.count = 0
         """Updates made so far."""
         self.velocity: list[np.ndarray] | None = None
@@ -390,8 +391,9 @@ class ErrorBound:
         self.w = (
             (1 + decay) * self.w
             + learning_rate * self.v
-            # l λ W has five roundings; l V has two and each sum one, all of them below `after`
+            # l λ W has up to five roundings. l V has two and the sum one, all of them below
+            # `after`; with decay there is one sum more, and l V may be rounded with it.
             + self._gamma(5) * shrink
-            + self._gamma(3 if decay else 2) * after
+            + self._gamma(4 if decay else 2) * after
             + (3 + size) * self._tiny  # l itself may be flushed
         )

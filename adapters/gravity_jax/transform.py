@@ -1,9 +1,10 @@
 """Gravity as optax gradient transformations.
 
 Guarantees: the state holds arrays only; V₀ needs no random key and has the same bits
-under jit as outside; the math is `gravity_core.update` with ``xp=jax.numpy``. Outside
-jit the step gives the bits of the NumPy reference (subnormal numbers apart, which XLA
-flushes to zero); under jit it stays inside the certified bound.
+under jit as outside (where the learning rate is traced, as far as float32 gives its σ);
+the math is `gravity_core.update` with ``xp=jax.numpy``. Outside jit the step gives the
+bits of the NumPy reference (subnormal numbers apart, which XLA flushes to zero, and
+weight decay, which optax rounds elsewhere); under jit it stays inside the certified bound.
 """
 
 import functools
@@ -52,7 +53,8 @@ def scale_by_gravity(
         velocity_std: σ, finite and >= 0. None gives that of the defaults of `gravity`, 0.01 / 0.1.
         seed: an integer in [0, 2**64); a traced integer works too.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        velocity_dtype: dtype of V; None takes that of each parameter.
+        velocity_dtype: floating dtype of V; None takes that of each parameter, which complex
+            ones keep.
 
     Returns:
         The corresponding `optax.GradientTransformation`, with state `ScaleByGravityState`.
@@ -71,6 +73,8 @@ def scale_by_gravity(
     """
     std = hp.velocity_std(hp.LEARNING_RATE, hp.ALPHA) if velocity_std is None else velocity_std
     _validate(beta=beta, velocity_std=std, seed=seed, first_step=first_step)
+    if velocity_dtype is not None and not jnp.issubdtype(velocity_dtype, jnp.floating):
+        raise ValueError(f"velocity_dtype must be a floating dtype or None, got {velocity_dtype!r}")
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
         leaves, structure = jax.tree.flatten(params)
@@ -86,6 +90,7 @@ def scale_by_gravity(
         updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByGravityState]:
         del params
+        updates = jax.tree.map(jnp.asarray, updates)
         # Outside jit the coefficients come from the host, in float64.
         count = state.count if _is_traced(state.count) else int(state.count)
         step = functools.partial(_next_velocity, t=count + first_step, beta=beta)
@@ -121,9 +126,11 @@ def gravity(
         weight_decay: λ, finite and >= 0; decoupled.
         mask: as in `optax.add_decayed_weights`: which parameters decay.
         velocity_std: standard deviation of V₀, overriding alpha / l.
-        seed: an integer in [0, 2**64).
+        seed: an integer in [0, 2**64). V₀ depends on it and on each leaf's position, so
+            transformations of parts of one model (`optax.partition`) want a seed each.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        velocity_dtype: dtype of V; None takes that of each parameter.
+        velocity_dtype: floating dtype of V; None takes that of each parameter, which complex
+            ones keep.
 
     Returns:
         The corresponding `optax.GradientTransformation`.
@@ -157,7 +164,8 @@ def gravity(
             velocity_dtype=velocity_dtype,
         )
     ]
-    if _is_traced(weight_decay) or weight_decay != 0:
+    # By its type, too: the state must have one structure, whether or not a value is traced.
+    if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
         transforms.append(optax.add_decayed_weights(weight_decay, mask))
     return optax.chain(*transforms, optax.scale_by_learning_rate(learning_rate))
 
@@ -176,7 +184,7 @@ def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
     if _is_traced(learning_rate) or _is_traced(alpha):
         at_rest = learning_rate == 0
         return jnp.where(at_rest, 0, alpha / jnp.where(at_rest, 1, learning_rate))
-    return hp.velocity_std(float(learning_rate), float(alpha))
+    return hp.velocity_std(learning_rate, alpha, stacklevel=4)
 
 
 def _as_reals(array: jax.Array) -> jax.Array:
@@ -193,9 +201,10 @@ def _next_velocity(grad: jax.Array, v: jax.Array, *, t: Any, beta: Any) -> Any:
 
 
 def _initial_velocity(param: Any, std: Any, seed: Any, index: int, dtype: DTypeLike | None) -> Any:
-    dtype = jnp.dtype(dtype or jnp.result_type(param))
-    shape = jnp.shape(param)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
+    own, shape = jnp.result_type(param), jnp.shape(param)
+    is_complex = jnp.issubdtype(own, jnp.complexfloating)
+    dtype = own if dtype is None or is_complex else jnp.dtype(dtype)
+    if is_complex:
         real = jnp.zeros((), dtype).real.dtype
         return _as_complex(_scaled_normal(_key(seed, index), std, (*shape, 2), real))
     return _scaled_normal(_key(seed, index), std, shape, dtype)

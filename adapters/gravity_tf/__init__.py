@@ -1,7 +1,7 @@
 """Gravity for TensorFlow and Keras 3: `gravity_tf.Gravity`, a `keras.optimizers.Optimizer`.
 
 Guarantee: importing this package imports keras with the backend that it is configured
-for (TensorFlow unless KERAS_BACKEND says otherwise) and no other framework.
+for (TensorFlow unless KERAS_BACKEND says otherwise), and nothing beyond what that brings.
 """
 
 from gravity_tf.optimizer import Gravity

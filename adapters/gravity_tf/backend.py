@@ -54,8 +54,8 @@ def replay(replay: Replay, mode: str) -> Iterator[Step]:
         step = tf.function(step, jit_compile=mode == "xla")
 
     def state() -> Step:
-        velocities = [v for v in optimizer.variables if v.path.endswith("_velocity")]
-        return Step([v.numpy() for v in velocities], [w.numpy() for w in variables])
+        velocities = [v.numpy() for v in optimizer._velocities]
+        return Step(velocities, [w.numpy() for w in variables])
 
     yield state()
     for gradients in replay.gradients:

@@ -3,7 +3,9 @@
 Guarantees: V₀ needs no random state and is the same on every replica; the math is
 `gravity_core.update` with ``xp=keras.ops``; on TensorFlow, eager and in tf.function, the
 step gives the bits of the NumPy reference (subnormal numbers apart, which TensorFlow
-flushes to zero); under XLA it stays inside the certified bound.
+flushes to zero, and weight decay, which Keras rounds elsewhere); under XLA it stays inside
+the certified bound. Keras keeps the learning rate in `keras.config.floatx()`, which should
+therefore be float64 for float64 variables.
 """
 
 from typing import Any
@@ -34,7 +36,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         beta: β in [0, 1].
         velocity_std: standard deviation of V₀, overriding alpha / l; finite and >= 0.
         seed: an integer in [0, 2**64). V₀ depends on it and on the variable's position, so
-            the replicas of a distributed job start alike.
+            the replicas of a distributed job start alike, and optimizers of parts of one
+            model want a seed each.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
         name: name of the optimizer.
         **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
@@ -91,9 +94,9 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         if self.built:
             return
         super().build(variables)
-        self._velocities = []
+        self._velocities: list[Any] = []
         for index, variable in enumerate(variables):
-            velocity = None
+            velocity: Any = None
             if not self._overwrite_variable_with_gradient(variable):
                 velocity = self.add_variable_from_reference(
                     variable, name="velocity", initializer=self._initializer(index)
@@ -142,7 +145,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 def _nominal(learning_rate: Any) -> Any:
     """Return the learning rate at step 0, by which V₀ is scaled."""
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        return float(ops.convert_to_numpy(learning_rate(0)))
+        return hp.as_float(ops.convert_to_numpy(learning_rate(0)))
     if callable(learning_rate):
-        return float(ops.convert_to_numpy(learning_rate()))
+        return hp.as_float(ops.convert_to_numpy(learning_rate()))
     return learning_rate

@@ -12,7 +12,7 @@ from gravity_torch.optimizer import Gravity
 
 _OPTIONS = {
     "loop": {"foreach": False},
-    "foreach": {"foreach": True},
+    "default": {},
     "fused": {"fused": True},
 }
 
@@ -31,7 +31,7 @@ def modes() -> dict[str, Mode]:
     """Return the optimizer's paths; the compiled one needs a C++ compiler on a CPU."""
     compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
     missing = None if compiler else "torch.compile needs a C++ compiler on a CPU"
-    return {"loop": Mode("eager"), "foreach": Mode("eager"), "fused": Mode("compiled", missing)}
+    return {"loop": Mode("eager"), "default": Mode("eager"), "fused": Mode("compiled", missing)}
 
 
 def replay(replay: Replay, mode: str) -> Iterator[Step]:

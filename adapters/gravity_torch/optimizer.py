@@ -5,22 +5,21 @@ trip bit for bit; nothing of a step has happened when it raises for its input;
 gradients are never written to. The plain loop gives the bits of the NumPy reference.
 """
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, overload
+from collections.abc import Callable
+from typing import Any, overload
 
 import array_api_compat.torch as xp
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from gravity_core import hyperparameters as hp
-from gravity_core.coefficients import coefficients
-from gravity_core.update import update
 from gravity_core.velocity import standard_normal
+from gravity_torch import _paths
 
 _NAMES = {"learning_rate": "lr"}
+_CHECKED = ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")
 
 
 class Gravity(torch.optim.Optimizer):
@@ -39,18 +38,22 @@ class Gravity(torch.optim.Optimizer):
 
     Args:
         params: parameters, parameter groups or named parameters to optimize.
-        lr: l, finite and >= 0.
+        lr: l, finite and >= 0; a number, or a Tensor with one element.
         alpha: α, finite and >= 0; the standard deviation of V₀ is alpha / lr with the lr
             that the group was added with, whatever a scheduler does later.
         beta: β in [0, 1]; the running average covers up to 1 / (1 − β) gradients.
         weight_decay: λ, finite and >= 0; decoupled, as in AdamW.
         velocity_std: standard deviation of V₀, overriding alpha / lr; finite and >= 0.
         seed: integer in [0, 2**64). V₀ depends on it and on the parameter's position among
-            all parameters, so data-parallel replicas start alike.
+            all parameters, so data-parallel replicas start alike; several optimizers for
+            parts of one model want a seed each.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        foreach: True runs the horizontally batched path, False the plain loop. None chooses
-            batches where all parameters are on an accelerator.
+        foreach: False runs the plain loop over the core's functions, with the bits of the
+            NumPy reference. None and True run the fast path, inside the certified bound.
         maximize: maximize the objective instead of minimizing it.
+        capturable: keep the step count on the parameter's device and never look at it from
+            the host, as CUDA graphs require.
+        differentiable: let autograd differentiate through the step, in W, V and a Tensor lr.
         fused: True compiles the update with `torch.compile`.
 
     Raises:
@@ -75,7 +78,7 @@ class Gravity(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = hp.LEARNING_RATE,
+        lr: float | Tensor = hp.LEARNING_RATE,
         alpha: float = hp.ALPHA,
         beta: float = hp.BETA,
         *,
@@ -85,6 +88,8 @@ class Gravity(torch.optim.Optimizer):
         first_step: int = hp.FIRST_STEP,
         foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
         defaults = {
@@ -97,6 +102,8 @@ class Gravity(torch.optim.Optimizer):
             "first_step": first_step,
             "foreach": foreach,
             "maximize": maximize,
+            "capturable": capturable,
+            "differentiable": differentiable,
             "fused": fused,
         }
         _validate(defaults)
@@ -105,19 +112,26 @@ class Gravity(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its V₀ has the standard deviation alpha / lr of this moment."""
         if isinstance(param_group, dict):
-            _validate(self.defaults | param_group)
+            group = self.defaults | param_group
+            _validate(group)
+            _fix_velocity_std(group)
+            param_group = param_group | {name: group[name] for name in self.defaults}
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        group["velocity_std"] = hp.velocity_std(
-            group["lr"], group["alpha"], group["velocity_std"], names=_NAMES
-        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore from a pickle; options that it does not know get their defaults."""
+        """Restore from a pickle or a state_dict; options that it does not know get defaults."""
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            _fix_velocity_std(group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, also one of the original Gravity code or of pytorch_optimizer's.
+
+        Those call the velocity ``v``, and count the steps per group, as ``t`` or ``step``.
+        """
+        super().load_state_dict(_translated(state_dict))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -125,7 +139,7 @@ class Gravity(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.no_grad()
+    @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Perform one optimization step.
 
@@ -135,64 +149,149 @@ class Gravity(torch.optim.Optimizer):
         Raises:
             RuntimeError: for a sparse gradient, before any parameter has moved.
         """
+        self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, tensors in self._tensors_by_group():
-            _path(group, tensors)(group, tensors)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.layout != torch.strided:
+                    raise RuntimeError("Gravity does not support sparse gradients")
+        for group in self.param_groups:
+            params: list[Tensor] = []
+            velocities: list[Tensor] = []
+            steps: list[Tensor] = []
+            self._init_group(group, params, velocities, steps)
+            _step_group(group, params, velocities, steps)
         return loss
 
-    def _tensors_by_group(self) -> list[tuple[dict[str, Any], list["_Tensors"]]]:
-        """Count the step and collect what has a gradient, as real tensors; create missing state."""
-        if any(p.grad is not None and p.grad.is_sparse for _, p in self._positions()):
-            raise RuntimeError("Gravity does not support sparse gradients")
-        tensors: list[list[_Tensors]] = [[] for _ in self.param_groups]
-        for index, (number, p) in enumerate(self._positions()):
-            if p.grad is None:
-                continue
-            group = self.param_groups[number]
-            state = self._init_state(p, group, index)
-            t = int(state["step"].item()) + group["first_step"]
-            state["step"] += 1
-            if p.numel():
-                p, grad, velocity = map(_as_reals, (p, p.grad, state["velocity"]))
-                tensors[number].append(_Tensors(p, grad, velocity, t))
-        return [(g, batch) for g, batch in zip(self.param_groups, tensors, strict=True) if batch]
+    # torch.compile calls a method of this name outside the graph that it makes of `step`.
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        velocities: list[Tensor],
+        steps: list[Tensor],
+    ) -> None:
+        """Collect what has a gradient, and its state; create the state at the first gradient."""
+        index = 0  # the position among all parameters, which numbers V₀'s streams
+        for other in self.param_groups:
+            if other is group:
+                break
+            index += len(other["params"])
+        for i, p in enumerate(group["params"], start=index):
+            if p.grad is not None:
+                state = self._init_state(p, group, i)
+                params.append(p)
+                velocities.append(state["velocity"])
+                steps.append(state["step"])
 
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
-        """Return the state of a parameter; create it at its first gradient."""
         state: dict[str, Any] = self.state[p]
         if not state:
             # float32 counts exactly up to 2**24 steps, and is what torch's own optimizers keep.
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["velocity"] = _initial_velocity(p, group, index)
+            device = p.device if group["capturable"] else None
+            velocity = _initial_velocity(p, group, index)
+            step = torch.zeros((), dtype=torch.float32, device=device)
+            state.update(step=step, velocity=velocity)
         return state
 
-    def _positions(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (number of its group, parameter) in the order that numbers V₀'s streams."""
-        for number, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                yield number, p
+
+def _step_group(
+    group: dict[str, Any], params: list[Tensor], velocities: list[Tensor], steps: list[Tensor]
+) -> None:
+    """Count the step, and update on the path that the options and the tensors allow."""
+    compiling = torch.compiler.is_compiling()
+    on_device = group["capturable"] or compiling  # the host must not look at the counter
+    items = []
+    for p, velocity, step in zip(params, velocities, steps, strict=True):
+        assert p.grad is not None
+        t = (step.double() if on_device else int(step.item())) + group["first_step"]
+        if p.is_complex():
+            items.append(_paths.Item(_as_reals(p), _as_reals(p.grad), _as_reals(velocity), t))
+        elif p.numel():
+            items.append(_paths.Item(p, p.grad, velocity, t))
+    options = _paths.Options(
+        lr=_as_scalar(group["lr"]),
+        beta=group["beta"],
+        weight_decay=group["weight_decay"],
+        maximize=group["maximize"],
+    )
+    readable = group["foreach"] is False or on_device or group["differentiable"]
+    if group["fused"] and not compiling:
+        _paths.compiled(items, options)
+    elif readable:
+        _paths.for_loop(items, options)
+    else:
+        _paths.fast(items, options)
+    if steps:
+        # A tensor, lest the number be made one for every step; as torch's own optimizers do.
+        torch._foreach_add_(steps, torch.ones((), device=steps[0].device), alpha=1.0)
 
 
-class _Tensors(NamedTuple):
-    p: Tensor
-    grad: Tensor
-    velocity: Tensor
-    t: int
+def _as_scalar(lr: float | Tensor) -> float | Tensor:
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
 
 
-def _as_reals(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
+def _as_reals(x: Any) -> Any:
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def _validate(group: dict[str, Any]) -> None:
-    checked = ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")
-    values = {name: group[name] for name in checked}
-    hp.validate(learning_rate=group["lr"], **values, names=_NAMES)
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    hp.validate(
+        learning_rate=_number(lr),
+        **{name: group[name] for name in _CHECKED},
+        names=_NAMES,
+    )
+    if _number(lr) > 0:  # at 0 it warns, which is for the group that is added
+        _fix_velocity_std(dict(group))
+    # Python's own numbers: a state with NumPy's would not load with weights_only=True.
+    if not isinstance(lr, Tensor):
+        group["lr"] = float(lr)
+    for name in ("alpha", "beta", "weight_decay"):
+        group[name] = float(group[name])
+    for name in ("seed", "first_step"):
+        group[name] = int(group[name])
+    if group["fused"] and group["differentiable"]:
+        raise RuntimeError("`fused` does not support `differentiable`")
     if group["fused"] and group["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def _number(lr: Any) -> Any:
+    return lr.detach().cpu().numpy().reshape(()) if isinstance(lr, Tensor) else lr
+
+
+def _fix_velocity_std(group: dict[str, Any]) -> None:
+    group["velocity_std"] = hp.velocity_std(
+        _number(group["lr"]), group["alpha"], group["velocity_std"], names=_NAMES
+    )
+
+
+def _translated(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return the state in our names; what is ours already comes back as it is."""
+    steps = {
+        key: group.get("t", group.get("step"))
+        for group in state_dict["param_groups"]
+        for key in group["params"]
+    }
+    state = {}
+    for key, old in state_dict["state"].items():
+        if "v" in old and "velocity" not in old:
+            new = {name: value for name, value in old.items() if name != "v"}
+            step = torch.tensor(float(steps.get(key) or 0), dtype=torch.float32)
+            state[key] = new | {"velocity": old["v"], "step": step}
+        else:
+            state[key] = old
+    groups = [
+        {name: value for name, value in group.items() if name not in ("t", "step")}
+        for group in state_dict["param_groups"]
+    ]
+    return state_dict | {"state": state, "param_groups": groups}
 
 
 def _initial_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:
@@ -213,83 +312,3 @@ def _initial_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:
     velocity = torch.empty_like(p, memory_format=torch.preserve_format)
     _as_reals(velocity).copy_(flat.view(real.shape))
     return velocity
-
-
-def _path(group: dict[str, Any], tensors: list[_Tensors]) -> Callable[..., None]:
-    """Choose how to update a group, as the arguments and the tensors allow."""
-    if group["fused"]:
-        return _fused
-    foreach = group["foreach"]
-    if foreach is None:
-        foreach = all(x.p.device.type == "cuda" for x in tensors)
-    wide = all(x.p.dtype in (torch.float32, torch.float64) for x in tensors)
-    return _foreach if foreach and wide else _for_loop
-
-
-def _update(
-    p: Tensor,
-    grad: Tensor,
-    velocity: Tensor,
-    t: int | Tensor,
-    lr: float | Tensor,
-    weight_decay: float,
-    beta: float,
-    maximize: bool,
-) -> None:
-    """Update one tensor with the core's functions: the readable path, also the compiled one."""
-    wide = torch.promote_types(p.dtype, torch.float32)
-    velocity.copy_(update(-grad if maximize else grad, velocity, t, beta=beta, xp=xp))
-    w = p.to(wide)
-    if weight_decay:
-        w = w - w * (lr * weight_decay)
-    # A product and a difference, not sub(alpha=lr), which rounds once and NumPy twice.
-    p.copy_(w - velocity.to(wide) * lr)
-
-
-def _for_loop(group: dict[str, Any], tensors: list[_Tensors]) -> None:
-    options = [group[name] for name in ("lr", "weight_decay", "beta", "maximize")]
-    for x in tensors:
-        _update(*x, *options)
-
-
-@functools.cache
-def _compiled_update() -> Callable[..., None]:
-    return torch.compile(_update, dynamic=True)
-
-
-def _fused(group: dict[str, Any], tensors: list[_Tensors]) -> None:
-    """Update tensor by tensor with one compiled graph for all shapes."""
-    options = [group[name] for name in ("weight_decay", "beta", "maximize")]
-    # What changes goes in as 0-d tensors and all shapes as flat views, lest the graph be made anew.
-    lr = torch.as_tensor(group["lr"], dtype=torch.float64)
-    for x in tensors:
-        flat = [y.view(-1) for y in x[:3] if y.is_contiguous()]
-        if len(flat) < 3 or x.p.numel() < 2:  # one element would be a graph of its own
-            _for_loop(group, [x])
-        else:
-            _compiled_update()(*flat, torch.tensor(x.t, dtype=torch.float64), lr, *options)
-
-
-def _foreach(group: dict[str, Any], tensors: list[_Tensors]) -> None:
-    """Update many tensors with few calls: the operations of the core, in its order."""
-    ps, grads, vs = (
-        [x.p for x in tensors],
-        [x.grad for x in tensors],
-        [x.velocity for x in tensors],
-    )
-    old, new = (
-        list(c) for c in zip(*(coefficients(x.t, group["beta"]) for x in tensors), strict=True)
-    )
-    lr = float(group["lr"])
-    if group["maximize"]:
-        grads = list(torch._foreach_neg(grads))
-    s = [g * torch.maximum(g.max(), -g.min()) for g in grads]
-    torch._foreach_mul_(s, s)
-    torch._foreach_add_(s, 1.0)
-    zeta = torch._foreach_div(grads, s)
-    torch._foreach_mul_(zeta, new)
-    torch._foreach_mul_(vs, old)
-    torch._foreach_add_(vs, zeta)
-    if group["weight_decay"]:
-        torch._foreach_sub_(ps, torch._foreach_mul(ps, lr * group["weight_decay"]))
-    torch._foreach_sub_(ps, torch._foreach_mul(vs, lr))

@@ -49,8 +49,7 @@ class Grade:
 def reference(replay: Replay) -> Iterator[Step]:
     """Yield the states of the reference: the pure functions, in the replay's dtype."""
     options = Gravity(**replay.options)
-    if options.weight_decay:
-        raise ValueError(f"options must have no weight_decay, got {options.weight_decay}")
+    lr, decay = options.learning_rate, options.learning_rate * options.weight_decay
     weights = [w.copy() for w in replay.weights]
     velocity = [
         initial_velocity(w.shape, w.dtype, std=options.velocity_std, seed=options.seed, index=i)
@@ -62,7 +61,7 @@ def reference(replay: Replay) -> Iterator[Step]:
         pairs = zip(gradients, velocity, strict=True)
         velocity = [np.asarray(update(g, v, t, beta=options.beta)) for g, v in pairs]
         pairs = zip(weights, velocity, strict=True)
-        weights = [np.asarray(w - options.learning_rate * v) for w, v in pairs]
+        weights = [np.asarray((w - decay * w if decay else w) - lr * v) for w, v in pairs]
         yield Step(velocity, weights)
 
 
@@ -98,6 +97,7 @@ def grade(
                     t=t,
                     learning_rate=options.learning_rate,
                     beta=options.beta,
+                    weight_decay=options.weight_decay,
                 )
             for name, a, b, limit in (
                 ("V", expected.velocity[i], got.velocity[i], 2 * bound.v),
