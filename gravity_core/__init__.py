@@ -5,7 +5,8 @@ array-api-compat only.
 """
 
 from gravity_core.coefficients import beta_hat, coefficients
-from gravity_core.reference import ErrorBound, Gravity, Trajectory
+from gravity_core.error_bound import ErrorBound
+from gravity_core.reference import Gravity, Trajectory
 from gravity_core.update import Trace, gradient_term, max_step_grad, trace, update
 from gravity_core.velocity import initial_velocity
 

@@ -13,7 +13,15 @@ import numpy as np
 Array = Any
 Namespace = Any
 
-_WIDTH = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
+# The last two are NumPy's long double, as platforms have it; for oracles.
+_WIDTH = {
+    "float16": 16,
+    "bfloat16": 16,
+    "float32": 32,
+    "float64": 64,
+    "float96": 96,
+    "float128": 128,
+}
 
 
 def namespace(xp: Namespace | None, **arrays: Array) -> Namespace:
@@ -30,15 +38,15 @@ def namespace(xp: Namespace | None, **arrays: Array) -> Namespace:
         ) from error
 
 
-def float_name(array: Array, argument: str) -> str:
-    """Return the dtype's name: float16, bfloat16, float32 or float64.
+def float_name(array: Array, argument: str, *, long_double: bool = False) -> str:
+    """Return the dtype's name: float16, bfloat16, float32 or float64; NumPy's longer ones if asked.
 
     Raises:
         TypeError: naming `argument`, for every other dtype.
     """
     # "float32", "torch.float32", "array_api_strict.float32" and "<dtype: 'float32'>"
     name = str(array.dtype).rstrip("'>").replace("'", ".").rpartition(".")[2]
-    if name not in _WIDTH:
+    if name not in _WIDTH or (_WIDTH[name] > 64 and not long_double):
         raise TypeError(
             f"{argument} must be a real floating-point array (float16, bfloat16, float32 or "
             f"float64; view complex as pairs of reals), got dtype {array.dtype}"
@@ -50,7 +58,7 @@ def working_dtype(xp: Namespace, **arrays: Array) -> Any:
     """Return the dtype to compute in: the widest of the arrays', and float32 at the least."""
     dtype, width = getattr(xp, "float32", "float32"), 32  # keras.ops takes dtypes by name
     for argument, array in arrays.items():
-        own = _WIDTH[float_name(array, argument)]
+        own = _WIDTH[float_name(array, argument, long_double=True)]
         if own >= width:
             dtype, width = array.dtype, own
     return dtype

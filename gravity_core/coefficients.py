@@ -22,7 +22,7 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
     """Return (β̂, 1 − β̂) for step `t`.
 
     Args:
-        t: the step, >= 0. A Python or NumPy integer gives Python floats,
+        t: the step, >= 0. A Python or NumPy number gives Python floats,
             computed in float64; an array of floating dtype (a traced or
             device-side counter) gives arrays of that dtype.
         beta: β in [0, 1].
@@ -45,9 +45,11 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
     if isinstance(beta, Real):
         validate(beta=beta)
         beta = float(beta)
-    if isinstance(t, Integral):
-        t = int(t)
-        if t < 0:
+    elif not hasattr(beta, "dtype"):
+        validate(beta=beta)  # which refuses it
+    if isinstance(t, Real):
+        t = int(t) if isinstance(t, Integral) else float(t)
+        if not t >= 0:
             raise ValueError(f"t must be an integer >= 0, got {t!r}")
     return (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
 

@@ -38,6 +38,8 @@ def _is_first_step(value: Any) -> bool:
     return operator.index(value) in (0, 1)
 
 
+_LARGEST_STD = float(np.finfo(np.float32).max) / 5  # |V₀| < 5 σ
+
 _FINITE = (_is_finite_and_not_negative, "a finite number >= 0")
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -78,7 +80,7 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> None:
     for argument, value in values.items():
         is_valid, requirement = _RULES[argument]
         try:
-            valid = not isinstance(value, (str, bool)) and is_valid(value)
+            valid = not isinstance(value, (str, bytes, bool)) and is_valid(value)
         except (TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
@@ -120,11 +122,11 @@ def velocity_std(
         stacklevel: of the warning, as in `warnings.warn`: whose line it names.
 
     Returns:
-        σ, finite. It is 0 (V starts from rest) where l = 0 and no
-        `velocity_std` is given, with a UserWarning that says so.
+        σ, finite. It is 0 (V starts from rest) where l = 0 and no `velocity_std` is given,
+        with a UserWarning that says so unless α = 0 too.
 
     Raises:
-        ValueError: if α / l is not a finite float.
+        ValueError: if V₀ would overflow float32.
 
     Example:
         >>> velocity_std(0.1, 0.01)
@@ -145,9 +147,8 @@ def velocity_std(
                 stacklevel=stacklevel,
             )
         return 0.0
-    # `not finite` is inf here: both are finite and learning_rate is positive.
     std = alpha / learning_rate
-    if not math.isfinite(std):
+    if std > _LARGEST_STD:
         raise ValueError(
             f"{name} must not be so small that alpha / {name} overflows (pass velocity_std), "
             f"got {learning_rate!r}"

@@ -1,10 +1,11 @@
-"""The NumPy optimizer and its certified error bound: the oracle that all adapters are held to.
+"""The NumPy optimizer: the oracle that all adapters are held to.
 
 Guarantees: `Gravity.step` gives the bits of the pure functions in `gravity_core.update`
 (tested), changes its arguments only after all of them have been checked, and is
-deterministic. `ErrorBound` bounds the rounding error of any honest implementation.
+deterministic. How far an honest implementation may be off is in `gravity_core.error_bound`.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from gravity_core import hyperparameters as hp
 from gravity_core._arrays import float_name
 from gravity_core.coefficients import coefficients
-from gravity_core.update import Trace, gradient_term, trace, update
+from gravity_core.update import Trace, trace, update
 from gravity_core.velocity import initial_velocity
 
 # Elements worked on at a time: the blocks of G, V, W and the scratch then share the
@@ -97,8 +98,8 @@ class Gravity:
         self.beta = float(beta)
         self.weight_decay = float(weight_decay)
         self.velocity_std = hp.velocity_std(learning_rate, alpha, velocity_std)
-        self.seed = int(seed)
-        self.first_step = int(first_step)
+        self.seed = operator.index(seed)
+        self.first_step = operator.index(first_step)
         self.count = 0
         """Updates made so far."""
         self.velocity: list[np.ndarray] | None = None
@@ -141,27 +142,24 @@ class Gravity:
         if self.velocity is None:
             self.init(params)
         assert self.velocity is not None
-        t = self.count + self.first_step
-        old, new = coefficients(t, self.beta)
-        lr, decay = self._learning_rate, self._learning_rate * self.weight_decay
-        scratch: dict[np.dtype, np.ndarray] = {}
-        for w, g, v in zip(params, grads, self.velocity, strict=True):
-            w, g, v = _as_reals(w), _as_reals(g), _as_reals(v)
-            if w.size == 0:
-                continue
-            if w.dtype.itemsize < 4:  # half types: computed in float32, rounded once
-                v[...] = update(g, v, t, beta=self.beta)
-                wide = w.astype(np.float32)
-                if decay:
-                    wide -= decay * wide
-                w[...] = wide - lr * v.astype(np.float32)
-                continue
-            if w.dtype not in scratch:
-                scratch[w.dtype] = np.empty(BLOCK, w.dtype)
-            # s·s may overflow, and ζ is then 0; what is not finite propagates without a word.
-            with np.errstate(over="ignore", invalid="ignore"):
-                _step_blocked(w, g, v, old, new, lr, decay, scratch[w.dtype])
+        # s·s may overflow, and ζ is then 0; what is not finite propagates without a word.
+        with np.errstate(all="ignore"):
+            for w, g, v in zip(params, grads, self.velocity, strict=True):
+                if w.size:
+                    self._step_one(_as_reals(w), _as_reals(g), _as_reals(v))
         self.count += 1
+
+    def _step_one(self, w: np.ndarray, g: np.ndarray, v: np.ndarray) -> None:
+        t = self.count + self.first_step
+        lr, decay = self._learning_rate, self._learning_rate * self.weight_decay
+        if w.dtype.itemsize >= 4:
+            _step_blocked(w, g, v, *coefficients(t, self.beta), lr, decay)
+            return
+        v[...] = update(g, v, t, beta=self.beta)  # half types: in float32, and rounded once
+        wide = w.astype(np.float32)
+        if decay:
+            wide -= decay * wide
+        w[...] = wide - lr * v.astype(np.float32)
 
     def _check(self, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> None:
         if len(params) != len(grads):
@@ -206,8 +204,12 @@ class Gravity:
         Args:
             f_and_grad: returns f(x) and its gradient, an array in the shape of x.
             x0: the starting point, an array of numbers; computed in float64 unless it is
-                a floating array.
+                a float16 or float32 array.
             steps: how many, >= 0.
+
+        Raises:
+            ValueError: for a negative `steps`, an empty `x0`, or a gradient of another shape.
+            TypeError: for a complex `x0` or gradient, or an f(x) that is not one number.
 
         Example:
             >>> bowl = lambda x: (float(x @ x), 2 * x)
@@ -215,9 +217,21 @@ class Gravity:
             >>> run.x.shape, bool(run.f[-1] < run.f[0])
             ((101, 2), True)
         """
-        x = np.array(x0)
-        if x.dtype.kind != "f":
-            x = x.astype(np.float64)
+        if steps < 0:
+            raise ValueError(f"steps must be >= 0, got {steps!r}")
+        x = _real_array("x0", x0)
+        if not x.size:
+            raise ValueError(f"x0 must not be empty, got shape {x.shape}")
+
+        def evaluate() -> tuple[float, np.ndarray]:
+            value, gradient = f_and_grad(x.copy())
+            gradient = _real_array("the gradient", gradient).astype(x.dtype)
+            if gradient.shape != x.shape:
+                raise ValueError(
+                    f"the gradient must have x0's shape, {x.shape}, got {gradient.shape}"
+                )
+            return float(value), gradient
+
         run = Gravity(
             self._learning_rate,
             self.alpha,
@@ -229,18 +243,24 @@ class Gravity:
         )
         run.init([x])
         assert run.velocity is not None
-        value, gradient = f_and_grad(x.copy())
+        value, gradient = evaluate()
         xs, fs, vs, traces = [x.copy()], [value], [run.velocity[0].copy()], []
         for _ in range(steps):
-            gradient = np.asarray(gradient, x.dtype)
             t = run.count + run.first_step
             traces.append(trace(gradient, run.velocity[0], t, beta=run.beta))
             run.step([x], [gradient])
-            value, gradient = f_and_grad(x.copy())
+            value, gradient = evaluate()
             xs.append(x.copy())
             fs.append(value)
             vs.append(run.velocity[0].copy())
         return Trajectory(np.stack(xs), np.asarray(fs), np.stack(vs), traces)
+
+
+def _real_array(name: str, value: Any) -> np.ndarray:
+    array = np.array(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
 
 
 def _as_reals(array: np.ndarray) -> np.ndarray:
@@ -254,16 +274,17 @@ def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield matching pieces of equally shaped arrays, as views."""
     if arrays[0].size <= BLOCK:
         yield arrays
-    elif all(a.flags.c_contiguous for a in arrays):
-        flat = [a.reshape(-1) for a in arrays]
-        for i in range(0, flat[0].size, BLOCK):
-            yield tuple(a[i : i + BLOCK] for a in flat)
-    elif arrays[0].ndim > 1:  # strided: along the first axis, until the pieces are small enough
-        for i in range(len(arrays[0])):
-            yield from _blocks(*(a[i] for a in arrays))
-    else:
-        for i in range(0, arrays[0].size, BLOCK):
-            yield tuple(a[i : i + BLOCK] for a in arrays)
+        return
+    if all(a.flags.c_contiguous for a in arrays):
+        arrays = tuple(a.reshape(-1) for a in arrays)
+    row = arrays[0].size // len(arrays[0])
+    rows = max(1, BLOCK // row)
+    for i in range(0, len(arrays[0]), rows):
+        pieces = tuple(a[i : i + rows] for a in arrays)
+        if row > BLOCK:  # strided, and one row is too much
+            yield from _blocks(*(a[0] for a in pieces))
+        else:
+            yield pieces
 
 
 def _step_blocked(
@@ -274,9 +295,9 @@ def _step_blocked(
     new: float,
     lr: float,
     decay: float,
-    scratch: np.ndarray,
 ) -> None:
     """Do one update in place: the operations of `update`, in its order, block by block."""
+    scratch = np.empty(min(BLOCK, w.size), w.dtype)
     # np.maximum and not max(): NaN must propagate.
     max_abs = w.dtype.type(0)
     for (gb,) in _blocks(g):
@@ -295,105 +316,3 @@ def _step_blocked(
             np.subtract(wb, s, out=wb)
         np.multiply(vb, lr, out=s)
         np.subtract(wb, s, out=wb)
-
-
-class ErrorBound:
-    """A running bound on |computed − exact| for V and W of one tensor.
-
-    For a given sequence of gradients, any implementation that evaluates the update with
-    at most `ROUNDINGS` correctly rounded operations per element, in any order, with or
-    without fused multiply-add, stays inside:
-
-        e_V ← β̂ e_V + γ_k S,      S = |β̂ V| + |(1 − β̂) ζ|,  k = ROUNDINGS
-        e_W ← (1 + l λ) e_W + l e_V + (the roundings of W − l λ W − l V)
-
-    with γ_k = k u / (1 − k u) and u the unit roundoff. Two implementations therefore
-    differ by at most twice the bound. Every operation also adds the smallest normal number,
-    because JAX and TensorFlow flush subnormal numbers to zero; and where s·s comes near
-    overflow, the largest value that ζ can then have.
-
-    The k roundings of V: five in ζ (one in s, which counts twice in s·s, one in s·s, one
-    in 1 + s·s, one in the quotient), four in a coefficient evaluated from its closed form
-    in working precision (its constant, the product, the sum, the quotient), the product
-    with it, and the sum. Rounding errors of second order are covered by k + 1.
-
-    Args:
-        w: the weights before the first step; their shape and dtype (float32 or float64) count.
-
-    Example:
-        >>> bound = ErrorBound(np.zeros(2, np.float32))
-        >>> g, v, w = (np.asarray(x, np.float32) for x in ([1, -2], [0, 0], [0, 0]))
-        >>> v_next = update(g, v, 1)
-        >>> bound.step(g, v, v_next, w, w - np.float32(0.1) * v_next, t=1, learning_rate=0.1)
-        >>> bool((bound.v < 1e-6).all()), bool((bound.w < 1e-7).all())
-        (True, True)
-    """
-
-    ROUNDINGS = 11
-
-    def __init__(self, w: np.ndarray) -> None:
-        info = np.finfo(w.dtype)
-        self.unit = float(info.eps) / 2
-        self._tiny = float(info.smallest_normal)
-        self._max = float(info.max)
-        self.v = np.zeros(w.shape)
-        """Bound on the error of V after the steps so far, float64, >= 0."""
-        self.w = np.zeros(w.shape)
-        """Bound on the error of W after the steps so far, float64, >= 0."""
-        self.scale = np.zeros(w.shape)
-        """S of the last step, float64: an error of V divided by u S is a count of roundings."""
-
-    def _gamma(self, k: int) -> float:
-        return k * self.unit / (1 - k * self.unit)
-
-    def step(
-        self,
-        grad: np.ndarray,
-        v: np.ndarray,
-        v_next: np.ndarray,
-        w: np.ndarray,
-        w_next: np.ndarray,
-        *,
-        t: int,
-        learning_rate: float,
-        beta: float = hp.BETA,
-        weight_decay: float = hp.WEIGHT_DECAY,
-    ) -> None:
-        """Advance the bound by one update of the reference trajectory.
-
-        Args:
-            grad: G of this step.
-            v: V before it.
-            v_next: V after it.
-            w: W before it.
-            w_next: W after it.
-            t: the step.
-            learning_rate: l of this step.
-            beta: β.
-            weight_decay: λ.
-        """
-        old, new = coefficients(t, beta)
-        g = np.abs(grad.astype(np.float64))
-        zeta = np.abs(gradient_term(g))
-        self.scale = old * np.abs(v.astype(np.float64)) + new * zeta
-        with np.errstate(over="ignore"):
-            near_overflow = g * g.max(initial=0.0) > 0.5 * self._max**0.5
-        absolute = 8 * self._tiny + near_overflow * 3 * self._max**-0.75
-        # The computed V may be off by twice the bound from the reference's, which S is made of.
-        local = self._gamma(self.ROUNDINGS + 1) * (self.scale + 2 * old * self.v)
-        self.v = old * self.v + local + absolute
-
-        size = np.abs(v_next.astype(np.float64)) + 2 * self.v
-        move = learning_rate * size
-        decay = learning_rate * weight_decay
-        shrink = decay * (np.abs(w.astype(np.float64)) + 2 * self.w)
-        after = np.abs(w_next.astype(np.float64)) + 2 * self.w + move + shrink
-        self.w = (
-            (1 + decay) * self.w
-            + learning_rate * self.v
-            # l λ W has up to five roundings. l V has two and the sum one, all of them below
-            # `after`; with decay there is one sum more, and l V may be rounded with it.
-            + self._gamma(5) * shrink
-            + self._gamma(4 if decay else 2) * after
-            + (3 + size) * self._tiny  # l itself may be flushed
-        )

@@ -21,14 +21,15 @@ Source: Salmon, Moraes, Dror and Shaw, 2011, "Parallel random numbers: as easy a
 
 import functools
 import math
+import operator
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from gravity_core._arrays import Array, namespace
-from gravity_core.hyperparameters import SEED
+from gravity_core._arrays import Array, float_name, namespace
+from gravity_core.hyperparameters import SEED, validate
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA  # of the key schedule; from the paper on Threefry
@@ -89,10 +90,17 @@ def tensor_key(seed: int = SEED, index: int = 0) -> Words:
         seed: an integer in [0, 2**64).
         index: the tensor's position among the optimizer's parameters, from 0.
 
+    Raises:
+        ValueError: if either is outside its range.
+
     Example:
         >>> [hex(int(word[0])) for word in tensor_key(0, 0)]
         ['0x6b200159', '0x99ba4efe']
     """
+    validate(seed=seed)
+    seed, index = operator.index(seed), operator.index(index)
+    if not 0 <= index < 2**32:
+        raise ValueError(f"index must be an integer in [0, 2**32), got {index!r}")
     # Arrays of one element: NumPy warns when a uint32 scalar wraps around, not when an array does.
     hi, lo, number = (np.asarray([n & 0xFFFFFFFF], np.uint32) for n in (seed >> 32, seed, index))
     return fold_in((hi, lo), number)
@@ -195,6 +203,10 @@ def initial_velocity(
         seed: an integer in [0, 2**64).
         index: the tensor's position among the optimizer's parameters, from 0.
 
+    Raises:
+        ValueError: if std, seed or index is outside its range.
+        TypeError: for a dtype that is not floating.
+
     Source: arXiv 2101.09192, Algorithm 1 (V₀); the generator is ours, see the module.
 
     Example:
@@ -203,12 +215,14 @@ def initial_velocity(
         >>> float(np.abs(initial_velocity((1000,), std=0.1)).max()) < 0.1 * 4.33
         True
     """
+    validate(velocity_std=std, names={"velocity_std": "std"})
     dtype = np.dtype(dtype)
     if dtype.kind == "c":
         real = np.dtype(f"f{dtype.itemsize // 2}")
         pairs = initial_velocity((*shape, 2), real, std=std, seed=seed, index=index)
         return np.asarray(pairs.view(dtype)[..., 0])
     v = np.empty(shape, dtype)
+    float_name(v, "dtype")
     flat = v.reshape(-1)
     scale = np.float64(std) if dtype == np.float64 else np.float32(std)
     for a, b, z in standard_normal(0, math.prod(shape), seed=seed, index=index):

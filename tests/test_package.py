@@ -3,11 +3,14 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import gravity_core
 
 FRAMEWORKS = {"torch", "jax", "optax", "tensorflow", "keras"}
 # What each package may bring along: what its framework itself brings along (TensorFlow
@@ -56,6 +59,12 @@ def test_public_names(name, public):
 def test_the_backends_are_entry_points():
     points = importlib.metadata.entry_points(group="gravity.backends")
     assert {point.name for point in points} >= {"numpy", "torch", "jax", "tensorflow"}
+
+
+def test_one_version():
+    root = Path(__file__).resolve().parent.parent
+    cited = re.search(r"^version: (\S+)$", (root / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited[1] == gravity_core.__version__ == importlib.metadata.version("gravity-optimizer")
 
 
 @pytest.mark.parametrize("name", ["gravity_core", "gravity_torch", "gravity_jax", "gravity_tf"])

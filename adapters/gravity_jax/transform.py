@@ -20,6 +20,8 @@ from gravity_core import hyperparameters as hp
 from gravity_core.update import update as gravity_update
 from gravity_core.velocity import fold_in, normal_blocks, normal_quantiles, tensor_key
 
+_CHUNK = 16_384  # blocks of V₀ drawn at a time
+
 
 class ScaleByGravityState(NamedTuple):
     """State of `scale_by_gravity`.
@@ -226,7 +228,15 @@ def _scaled_normal(
     size = math.prod(shape)
     if size > 2**34:  # the counters' low words end here
         raise ValueError(f"params must have at most 2**34 elements each, got shape {shape}")
-    block = jnp.arange(-(-size // 4), dtype=jnp.uint32)
-    z = normal_blocks(key, (jnp.zeros_like(block), block), jnp.asarray(normal_quantiles()), xp=jnp)
     wide = jnp.promote_types(dtype, jnp.float32)
-    return (z[:size].reshape(shape).astype(wide) * jnp.asarray(std, wide)).astype(dtype)
+    quantiles = jnp.asarray(normal_quantiles())
+    length = min(_CHUNK, -(-size // 4))
+
+    def chunk(first: jax.Array) -> Any:
+        block = first + jnp.arange(length, dtype=jnp.uint32)
+        z = normal_blocks(key, (jnp.zeros_like(block), block), quantiles, xp=jnp)
+        return (z.astype(wide) * jnp.asarray(std, wide)).astype(dtype)
+
+    # One after the other, so that no array of indices has the tensor's size.
+    firsts = jnp.arange(0, -(-size // 4), max(1, length), dtype=jnp.uint32)
+    return jax.lax.map(chunk, firsts).reshape(-1)[:size].reshape(shape)

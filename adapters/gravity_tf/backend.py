@@ -10,6 +10,9 @@ import tensorflow as tf
 from gravity_core.conformance.protocol import Mode, Replay, Step, Task, Training
 from gravity_tf.optimizer import Gravity
 
+if keras.backend.backend() != "tensorflow":
+    raise RuntimeError(f"Keras runs on {keras.backend.backend()} here, not on TensorFlow")
+
 
 def versions() -> dict[str, str]:
     """Return the versions of tensorflow and keras."""

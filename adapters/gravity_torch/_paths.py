@@ -150,7 +150,7 @@ def _blocked(flat: list[Tensor], t: Any, options: Options) -> bool:
 def _stacked(items: list[Item], t: int, options: Options) -> None:
     """Update small tensors of one size together: the product form, a tensor a row."""
     old, new = coefficients(t, options.beta)
-    g = torch.stack([item.grad for item in items]).flatten(1)
+    g = torch.stack([item.grad for item in items]).view(len(items), -1)
     s = g * torch.maximum(g.amax(dim=1, keepdim=True), -g.amin(dim=1, keepdim=True))
     s.mul_(s).add_(1.0)
     torch.div(g, s, out=s).mul_(new)

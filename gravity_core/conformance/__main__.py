@@ -1,9 +1,9 @@
 """Entry point of the console script ``gravity``, and of ``python -m gravity_core.conformance``."""
 
+import importlib.util
+import io
 import os
 import sys
-
-_NEEDED = ("click", "rich", "matplotlib", "sklearn")
 
 
 def main() -> None:
@@ -18,22 +18,19 @@ def main() -> None:
 def _main() -> None:
     # TensorFlow greets on stderr at import; what it says is of no use to this command's users.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        import click
-        import matplotlib
-        import rich
-        import sklearn
+    # A terminal or pipe that has no β must not turn a passing run into a failure.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    for name in ("click", "rich", "matplotlib", "sklearn"):
+        if importlib.util.find_spec(name) is None:
+            needed = "pip install 'gravity-optimizer[cli]'"
+            print(f"gravity: the command line needs {name}: {needed}", file=sys.stderr)
+            sys.exit(2)
+    import click
 
-        from gravity_core.conformance.cli import cli
-    except ModuleNotFoundError as error:
-        if error.name not in _NEEDED:
-            raise
-        print(
-            f"gravity: the command line needs {error.name}: pip install 'gravity-optimizer[cli]'",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    del matplotlib, rich, sklearn
+    from gravity_core.conformance.cli import cli
+
     try:
         cli.main(prog_name="gravity", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -1,7 +1,11 @@
 """The command ``gravity``."""
 
+import contextlib
+import errno
+import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,7 +17,7 @@ from rich.table import Table
 import gravity_core
 from gravity_core.conformance import parity as runner
 from gravity_core.conformance import report as reports
-from gravity_core.conformance.protocol import Backend, Kind
+from gravity_core.conformance.protocol import Kind
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,7 +39,7 @@ def cli() -> None:
     help="Dtype to compute in; repeatable. Both.",
 )
 @click.option("--mode", default="all", type=click.Choice(["eager", "compiled", "all"]))
-@click.option("--steps", type=click.IntRange(min=1), help="Updates to make. 20 epochs, 900.")
+@click.option("--steps", type=click.IntRange(1, 20_000), help="Updates to make. 20 epochs, 900.")
 @click.option("--seed", default=0, type=click.IntRange(0, 2**64 - 1), show_default=True)
 @click.option(
     "--out",
@@ -64,22 +68,26 @@ def parity(
     chosen = _choose(names, required)
     _check_writable(out)
     report = runner.new_report(seed)
-    backends = runner.load(chosen, report)
-    dtypes = dtypes or runner.DTYPES
+    with _stdout_to_stderr():
+        backends = runner.load(chosen, report)
+    dtypes = tuple(dict.fromkeys(dtypes)) or runner.DTYPES
     _check_dtypes(backends, dtypes)
     kinds: tuple[Kind, ...] = ("eager", "compiled")
     if mode != "all":
         kinds = tuple(kind for kind in kinds if kind == mode)
 
     console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
+    with (
+        _stdout_to_stderr(),
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as bar,
+    ):
         line = bar.add_task("", total=1)
         runner.run(
             report,
@@ -96,7 +104,10 @@ def parity(
     ]
     if not report.replays:
         report.failures.append("nothing was compared")
-    paths = reports.write(report, out)
+    try:
+        paths = reports.write(report, out)
+    except OSError as error:
+        raise click.UsageError(f"--out {str(out)!r} cannot be written: {error}") from error
 
     if as_json:
         click.echo(paths[0].read_text(encoding="utf-8"), nl=False)
@@ -105,8 +116,29 @@ def parity(
     sys.exit(0 if report.passed else 1)
 
 
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Keep what backends print out of the report, which may be read by a program."""
+    sys.stdout.flush()
+    try:
+        saved = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        yield
+        return
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
 def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
-    known = list(runner.entry_points())
+    try:
+        known = list(runner.entry_points())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     for option, values in (("--backend", names), ("--require", required)):
         for name in values:
             if name not in known:
@@ -119,6 +151,9 @@ def _check_writable(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
+        for name in reports.FILES:
+            if (out / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"its {name} is a folder")
     except OSError as error:
         reason = error.strerror or error
         raise click.UsageError(
@@ -126,12 +161,12 @@ def _check_writable(out: Path) -> None:
         ) from error
 
 
-def _check_dtypes(backends: dict[str, Backend], dtypes: tuple[str, ...]) -> None:
-    for name, backend in backends.items():
+def _check_dtypes(backends: dict[str, runner.Loaded], dtypes: tuple[str, ...]) -> None:
+    for name, loaded in backends.items():
         for dtype in dtypes:
-            if dtype not in backend.dtypes():
+            if dtype not in loaded.dtypes:
                 raise click.UsageError(
-                    f"--dtype must be one of {', '.join(backend.dtypes())} for the backend "
+                    f"--dtype must be one of {', '.join(loaded.dtypes)} for the backend "
                     f"{name}, got {dtype!r}"
                 )
 

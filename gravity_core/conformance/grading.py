@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 
 from gravity_core.conformance.protocol import Replay, Step
-from gravity_core.reference import ErrorBound, Gravity
+from gravity_core.error_bound import ErrorBound
+from gravity_core.reference import Gravity
 from gravity_core.update import update
 from gravity_core.velocity import initial_velocity
 
@@ -29,7 +30,8 @@ class Grade:
         verdict: exact, bounded or divergent.
         v0_identical: whether V₀ had the reference's bits.
         flushed: how many values were equal only as zeros of either kind, over all steps.
-        worst: the greatest error of a single update of V, in units of u·S.
+        worst: the greatest rounding error of a single update of V, in units of u·S, taken from
+            the backend's own V; the exact value comes from a wider type.
         share: the greatest deviation of V or W as a share of its bound; above 1 is divergent.
         deviation: for every step the greatest deviation of W.
         bound: for every step the greatest certified bound on it.
@@ -83,7 +85,7 @@ def grade(
     options = Gravity(**replay.options)
     bounds = [ErrorBound(w) for w in replay.weights]
     before: tuple[Step, Step] | None = None
-    for number, (expected, got) in enumerate(zip(reference(replay), steps, strict=True)):
+    for number, (expected, got) in enumerate(_in_step(reference(replay), steps)):
         _check_arrays(number, replay, got)
         t = number - 1 + options.first_step
         for i, bound in enumerate(bounds):
@@ -104,19 +106,31 @@ def grade(
                 ("W", expected.weights[i], got.weights[i], 2 * bound.w),
             ):
                 _compare(result, a, b, limit, f"{name} of tensor {i} after step {number}")
-            if before is not None and result.verdict != "exact":
-                own = update(
-                    replay.gradients[number - 1][i], before[1].velocity[i], t, beta=options.beta
-                )
-                result.worst = max(result.worst, _roundings(bound, own, got.velocity[i]))
+            if before is not None:
+                g, v = replay.gradients[number - 1][i], before[1].velocity[i]
+                units = _error_in_units(g, v, got.velocity[i], t, options.beta)
+                result.worst = max(result.worst, units)
         if before is None:
             result.v0_identical = result.verdict == "exact" and not result.flushed
         else:
             result.deviation.append(_greatest(map(_distance, expected.weights, got.weights)))
             result.bound.append(_greatest(2 * bound.w for bound in bounds))
-        before = expected, got
+        # A copy, because a backend may yield the arrays that it goes on to update.
+        before = expected, Step([v.copy() for v in got.velocity], [])
         on_step()
     return result
+
+
+def _in_step(expected: Iterator[Step], steps: Iterator[Step]) -> Iterator[tuple[Step, Step]]:
+    count = 0
+    for state in expected:
+        got = next(steps, None)
+        if got is None:
+            raise ValueError(f"replay must yield a state for every step, got {count} and no more")
+        yield state, got
+        count += 1
+    if next(steps, None) is not None:
+        raise ValueError(f"replay must yield {count} states, got more")
 
 
 def _check_arrays(number: int, replay: Replay, got: Step) -> None:
@@ -152,11 +166,17 @@ def _compare(result: Grade, a: np.ndarray, b: np.ndarray, limit: np.ndarray, wha
         )
 
 
-def _roundings(bound: ErrorBound, own: np.ndarray, got: np.ndarray) -> float:
-    """Return the error of one update alone, from the backend's own V, in units of u·S."""
-    tiny = float(np.finfo(got.dtype).smallest_normal)
+def _error_in_units(g: np.ndarray, v: np.ndarray, got: np.ndarray, t: int, beta: float) -> float:
+    """Return the error of one update of `v` that gave `got`, in units of u·S."""
+    info = np.finfo(got.dtype)
+    wide = np.float64 if got.dtype == np.float32 else np.longdouble
+    g, v = g.astype(wide), v.astype(wide)
+    step = np.asarray(t, wide)  # the coefficients, too, in the wider type
+    exact = update(g, v, step, beta=beta)
+    scale = update(np.abs(g), np.abs(v), step, beta=beta)  # S, because ζ is odd
     # Below the normal numbers an error is no longer relative to S.
-    return _greatest([_distance(own, got) / (bound.unit * bound.scale + 8 * tiny)])
+    units = np.abs(got - exact) / (scale * (info.eps / 2) + 8 * info.smallest_normal.astype(wide))
+    return _greatest([units])
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

@@ -6,15 +6,15 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_args
 
 import numpy as np
 
 import gravity_core
 from gravity_core.conformance import digits
 from gravity_core.conformance.grading import Grade, grade
-from gravity_core.conformance.protocol import Backend, Kind, Replay, Task
+from gravity_core.conformance.protocol import Backend, Kind, Mode, Replay, Task, Training
 from gravity_core.reference import Gravity
 
 GROUP = "gravity.backends"
@@ -54,6 +54,16 @@ class TrainingRow:
     weight_deviation: float = 0.0
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A backend that has been imported, and what it says of itself, checked once."""
+
+    backend: Backend
+    versions: dict[str, str]
+    dtypes: tuple[str, ...]
+    modes: dict[str, Mode]
+
+
 @dataclass
 class Report:
     """Every figure of a run; `asdict` of it, and whether all passed, is parity.json."""
@@ -84,34 +94,61 @@ class Report:
 
 
 def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    """Return the backends that installed distributions offer, by name, numpy first."""
-    found = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    """Return the backends that installed distributions offer, by name, numpy first.
+
+    Raises:
+        ValueError: if two distributions offer different backends by one name.
+    """
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise ValueError(
+                f"the backend {point.name} is offered twice, as {other.value} and {point.value}"
+            )
     return dict(sorted(found.items(), key=lambda item: (item[0] != "numpy", item[0])))
 
 
-def load(names: Sequence[str], report: "Report") -> dict[str, Backend]:
+def load(names: Sequence[str], report: Report) -> dict[str, Loaded]:
     """Import backends by name; what is not installed or fails to import goes into the report."""
     points = entry_points()
-    backends: dict[str, Backend] = {}
+    backends: dict[str, Loaded] = {}
     for name in names:
         try:
             with _quiet_stderr():
-                backends[name] = points[name].load()
+                backends[name] = _described(points[name].load())
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing in ("", points[name].module.partition(".")[0]):
                 report.failures.append(f"{name}: {_one_line(error)}")
             else:
                 report.not_installed[name] = missing
-        except Exception as error:  # a stranger's backend may raise anything
+        except _ANYTHING as error:
             report.failures.append(f"{name}: {_one_line(error)}")
     return backends
+
+
+# What a stranger's backend may raise: it is the backend's result, never the command's end.
+_ANYTHING = (Exception, SystemExit)
+
+
+def _described(backend: Backend) -> Loaded:
+    versions, dtypes, modes = backend.versions(), tuple(backend.dtypes()), backend.modes()
+    for name, mode in modes.items():
+        if not isinstance(mode, Mode) or mode.kind not in get_args(Kind):
+            raise ValueError(f"modes() must map names to a Mode, {name} is {mode!r}")
+    versions = {str(name): str(version) for name, version in versions.items()}
+    return Loaded(backend, versions, dtypes, dict(modes))
 
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
     # By file descriptor: TensorFlow's libraries write before their log level can be set.
-    saved = os.dup(2)
+    try:
+        saved = os.dup(2)
+    except OSError:  # closed by the caller
+        yield
+        return
     try:
         with open(os.devnull, "w") as sink:
             os.dup2(sink.fileno(), 2)
@@ -145,10 +182,10 @@ def new_report(seed: int) -> Report:
 
 def run(
     report: Report,
-    backends: Mapping[str, Backend],
+    backends: Mapping[str, Loaded],
     *,
     dtypes: Sequence[str] = DTYPES,
-    kinds: Sequence[Kind] = ("eager", "compiled"),
+    kinds: Sequence[Kind] = get_args(Kind),
     steps: int | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
@@ -156,31 +193,52 @@ def run(
 
     Args:
         report: as `new_report` makes it; its seed is that of W₀, the batch order and V₀.
-        backends: by name.
-        dtypes: of "float32" and "float64"; each backend must support them.
+        backends: by name, as `load` returns them; each must support the dtypes.
+        dtypes: of "float32" and "float64".
         kinds: which modes to replay.
         steps: updates; 20 epochs (900) if None.
         progress: called with what is under way, the steps done and the steps in all.
     """
-    for name, backend in backends.items():
-        report.versions |= backend.versions()
-        for mode_name, mode in backend.modes().items():
+    for name, loaded in backends.items():
+        report.versions = loaded.versions | report.versions
+        for mode_name, mode in loaded.modes.items():
             if mode.unavailable is not None and mode.kind in kinds:
                 report.not_run[f"{name} {mode_name}"] = mode.unavailable
     for dtype in dtypes:
         task = digits.digits_task(
             dtype, seed=report.seed, steps=steps, options={"seed": report.seed}
         )
+        progress(f"numpy {dtype} records", 0, 1)
         replay, trained = record(task)
         report.steps = len(replay.gradients)
-        for name, backend in backends.items():
-            for mode_name, mode in backend.modes().items():
+        for name, loaded in backends.items():
+            for mode_name, mode in loaded.modes.items():
                 if mode.unavailable is None and mode.kind in kinds:
                     row = ReplayRow(name, mode_name, mode.kind, dtype)
-                    _replay(row, backend, replay, progress)
+                    _replay(row, loaded.backend, replay, progress)
                     report.replays.append(row)
-            progress(f"{name} {dtype} trains", 0, report.steps)
-            report.trainings.append(_train(name, dtype, backend, task, trained))
+            progress(f"{name} {dtype} trains", 0, 1)
+            report.trainings.append(_train(name, dtype, loaded.backend, task, trained))
+    compared = {row.backend for row in report.replays}
+    report.failures += [
+        f"{name}: nothing was compared" for name in backends if name not in compared
+    ]
+
+
+def _lent(value: Any) -> Any:
+    """Return arrays for a backend to look at: its own, and read-only.
+
+    A backend that works in place on what it was lent would change what the others get.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.copy()
+        value.flags.writeable = False
+        return value
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (Replay, Task)):
+        return type(value)(**{f.name: _lent(getattr(value, f.name)) for f in fields(value)})
+    return [_lent(item) for item in value]
 
 
 def _replay(
@@ -196,8 +254,8 @@ def _replay(
 
     start = time.perf_counter()
     try:
-        row.grade = grade(replay, backend.replay(replay, row.mode), on_step)
-    except Exception as error:  # a stranger's backend may raise anything; it is its result
+        row.grade = grade(replay, iter(backend.replay(_lent(replay), row.mode)), on_step)
+    except _ANYTHING as error:
         row.error = _one_line(error)
     row.seconds = time.perf_counter() - start
 
@@ -208,18 +266,38 @@ def _train(
     row = TrainingRow(name, dtype, images=len(task.y_test))
     start = time.perf_counter()
     try:
-        losses, weights, predictions = backend.train(task)
+        training = backend.train(_lent(task))
         row.seconds = time.perf_counter() - start
-        row.losses = [float(loss) for loss in losses]
-        row.correct = int((np.asarray(predictions) == task.y_test).sum())
-        pairs = zip(weights, trained, strict=True)
-        row.weight_deviation = float(max(np.abs(w - reference).max() for w, reference in pairs))
-    except Exception as error:  # as above
+        _check_training(training, task)
+    except _ANYTHING as error:
         row.error = _one_line(error)
+        return row
+    row.losses = [float(loss) for loss in training.losses]
+    row.correct = int((training.predictions == task.y_test).sum())
+    pairs = zip(training.weights, trained, strict=True)
+    row.weight_deviation = float(max(np.abs(w - reference).max() for w, reference in pairs))
     return row
 
 
-def _one_line(error: Exception) -> str:
+def _check_training(training: Training, task: Task) -> None:
+    losses, weights, predictions = training
+    if len(losses) != len(task.epochs) or not np.isfinite(losses).all():
+        raise ValueError(f"losses must be {len(task.epochs)} finite numbers, got {losses}")
+    wanted = [(w.shape, w.dtype) for w in task.weights]
+    got = [(np.shape(w), getattr(w, "dtype", None)) for w in weights]
+    if got != wanted:
+        raise ValueError(f"weights must be arrays {wanted}, got {got}")
+    if not all(np.isfinite(w).all() for w in weights):
+        raise ValueError("weights must be finite after training")
+    labels = np.asarray(predictions)
+    if labels.shape != task.y_test.shape or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"predictions must be integers of shape {task.y_test.shape}, got {labels.dtype} "
+            f"of shape {labels.shape}"
+        )
+
+
+def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -6,9 +6,12 @@ through the entry-point group ``gravity.backends`` of an installed distribution:
     [project.entry-points."gravity.backends"]
     mine = "my_package.gravity_backend"
 
-It exchanges NumPy arrays only. If importing it raises ModuleNotFoundError for another
-package, the backend is listed as not installed; any other error is reported as its failure.
-`gravity_core.conformance.numpy_backend` is a complete example in forty lines.
+It exchanges NumPy arrays only, in native byte order. What it is given is read-only and its
+own to keep; arrays that it yields it may reuse for the next step. V₀ is drawn as
+`gravity_core.velocity` describes. What it prints goes to standard error. If importing it
+raises ModuleNotFoundError for another package, the backend is listed as not installed; any
+other error is reported as its failure. `gravity_core.conformance.numpy_backend` is a
+complete example in fifty lines.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +43,8 @@ class Replay:
         weights: W₀ of each tensor, float32 or float64; not to be written to.
         gradients: for every step the gradient of each tensor, in the weights' dtype.
         options: keyword arguments by the names of `gravity_core.Gravity` (``learning_rate``,
-            ``alpha``, ``beta``, ``seed``, ``first_step``, …); what is missing has its default.
+            ``alpha``, ``beta``, ``weight_decay``, ``velocity_std``, ``seed``, ``first_step``);
+            what is missing has its default.
     """
 
     weights: Sequence[np.ndarray]

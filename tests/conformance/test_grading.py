@@ -1,10 +1,12 @@
 """Grading must tell the honest from the mistaken: every planted mistake is divergent."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
 import gravity_core
-from gravity_core.conformance import numpy_backend
+from gravity_core.conformance import grading, numpy_backend
 from gravity_core.conformance.grading import grade, reference
 from gravity_core.conformance.protocol import Replay, Step
 
@@ -28,7 +30,7 @@ def implementation(
     start = next(iter(reference(replay)))
     v, w = velocity or start.velocity, start.weights
     yield Step(v, w)
-    for t, gradients in enumerate(replay.gradients, start=1):
+    for t, gradients in enumerate(replay.gradients, start=replay.options.get("first_step", 1)):
         old, new = beta_hat(t)
         # As a dtype's own numbers: a float64 scalar would widen the arrays.
         old, new, lr = (w[0].dtype.type(x) for x in (old, new, 0.1))
@@ -67,7 +69,8 @@ def test_the_numpy_optimizer_is_exact(dtype):
     result = grade(fed, numpy_backend.replay(fed, "blocked"))
     assert result.verdict == "exact"
     assert result.v0_identical
-    assert result.worst == result.share == 0.0
+    assert result.share == 0.0
+    assert 0 < result.worst < gravity_core.ErrorBound.ROUNDINGS
     assert result.deviation == [0.0] * STEPS
     assert all(b > 0 for b in result.bound)
 
@@ -87,21 +90,117 @@ def test_mistakes_are_divergent(name, dtype):
     assert result.first_divergence.startswith("V of tensor 0 after step 1, element (0, 0): ")
 
 
-def test_other_roundings_are_bounded_and_measured():
-    fed = replay()
+def literal(g):
+    """ζ as the paper writes it, rounded at other places than in the product form."""
+    if not g.size:
+        return g
+    m = 1 / np.abs(g).max()
+    return g / (1 + np.square(g / m))
 
-    def literal(g):
-        # ζ as the paper writes it, rounded at other places than in the product form
-        if not g.size:
-            return g
-        m = np.float32(1) / np.abs(g).max()
-        return g / (1 + np.square(g / m))
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("first_step", [0, 1])
+def test_other_roundings_are_bounded_and_measured(dtype, first_step):
+    fed = replay(dtype, first_step=first_step)
     result = grade(fed, implementation(fed, zeta=literal))
     assert result.verdict == "bounded"
-    assert 0 < result.worst < 2 * gravity_core.ErrorBound.ROUNDINGS
+    assert result.v0_identical
+    assert 0 < result.worst < gravity_core.ErrorBound.ROUNDINGS
     assert 0 < result.share < 1
     assert max(result.deviation) > 0
+
+
+def without_rounding(dtype):
+    """Return a replay in which nothing is rounded: all coefficients, gradients and ζ are 2⁻ⁿ.
+
+    ζ = ½ for G = 1, β̂ = ½ for β = ½ and every t. After the first step V = S = ¼ and W = −⅛.
+    """
+    one = np.ones(2, dtype)
+    options = {"beta": 0.5, "velocity_std": 0.0, "learning_rate": 0.5}
+    return Replay([0 * one], [[one]] * 3, options)
+
+
+def first_bound(fed):
+    """Return the states of `without_rounding`, and the bound after the first step."""
+    states = list(reference(fed))
+    (v, w), (v_next, w_next) = ([s.velocity[0], s.weights[0]] for s in states[:2])
+    assert (v_next == 0.25).all()
+    assert (w_next == -0.125).all()
+    bound = gravity_core.ErrorBound(w)
+    bound.step(fed.gradients[0][0], v, v_next, w, w_next, t=1, learning_rate=0.5, beta=0.5)
+    return states, {"velocity": bound.v[1], "weights": bound.w[1]}
+
+
+def spoilt(states, name, units):
+    """Add units in the last place to one element of V or W after the first step."""
+    array = getattr(states[1], name)[0].copy()
+    array[1] += units * np.finfo(array.dtype).eps * np.abs(array[1])
+    return [states[0], states[1]._replace(**{name: [array]}), *states[2:]]
+
+
+PLANTED = {"velocity": 0.25, "weights": 0.125}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("units", [-4, -1, 0, 1, 4])
+def test_worst_is_the_planted_error_in_units_of_u_s(dtype, units):
+    """One unit in the last place of ¼ is 2u · ¼, and S = ¼.
+
+    From the V so spoilt the second update would have half of the error left, and S = ⅜.
+    """
+    fed = without_rounding(dtype)
+    states, _ = first_bound(fed)
+    result = grade(fed, iter(spoilt(states, "velocity", units)))
+    assert result.verdict == ("bounded" if units else "exact")
+    assert result.worst == 2 * abs(units)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", PLANTED)
+def test_share_is_of_twice_the_bound(dtype, name):
+    fed = without_rounding(dtype)
+    states, bound = first_bound(fed)
+    result = grade(fed, iter(spoilt(states, name, 3)))
+    error = 3 * float(np.finfo(dtype).eps) * PLANTED[name]
+    assert result.share == error / (2 * bound[name])
+    assert result.deviation == [error if name == "weights" else 0.0, 0.0, 0.0]
+    assert result.bound[0] == 2 * bound["weights"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("side", [-1, 1])
+def test_two_that_err_by_the_bound_in_opposite_directions_are_bounded(dtype, name, side):
+    fed = without_rounding(dtype)
+    states, bound = first_bound(fed)
+    most = int(bound[name] // (float(np.finfo(dtype).eps) * PLANTED[name]))
+    assert most >= 1
+    one = spoilt(states, name, -side * most)
+    with mock.patch.object(grading, "reference", lambda fed: iter(one)):
+        result = grade(fed, iter(spoilt(states, name, side * most)))
+        beyond = grade(fed, iter(spoilt(states, name, side * (most + 1))))
+    assert result.verdict == "bounded"
+    # Of the two, each may fall short of the bound by less than a unit in the last place.
+    assert most / (most + 1) <= result.share <= 1
+    assert beyond.verdict == "divergent"
+    assert beyond.first_divergence.startswith(f"{name[0].upper()} of tensor 0 after step 1")
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+def test_a_flushed_first_velocity_is_exact_but_not_identical(flushes):
+    tiny = float(np.finfo("float32").smallest_normal)
+    one = np.ones(3, "float32")
+    fed = Replay([one], [[one]], {"velocity_std": tiny / 8})  # |z| < 8: V₀ is subnormal
+
+    def steps():
+        start, *after = implementation(fed)
+        yield Step([v * (not flushes) for v in start.velocity], start.weights)
+        yield from after
+
+    result = grade(fed, steps())
+    assert result.verdict == "exact"
+    assert result.flushed == (3 if flushes else 0)
+    assert result.v0_identical == (not flushes)
 
 
 def test_another_first_velocity_is_divergent():
@@ -144,8 +243,8 @@ def test_flushed_subnormals_count_as_equal():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda steps: steps[:-1], "shorter"),
-        (lambda steps: [*steps, steps[-1]], "longer"),
+        (lambda steps: steps[:-1], "got 8 and no more"),
+        (lambda steps: [*steps, steps[-1]], "must yield 9 states, got more"),
         (lambda steps: [Step(s.velocity[:-1], s.weights) for s in steps], "velocity after step 0"),
         (
             lambda steps: [Step(s.velocity, [w.astype("f8") for w in s.weights]) for s in steps],

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from gravity_core.conformance import parity, report
+from gravity_core.conformance import numpy_backend, parity, report
 from gravity_core.conformance.__main__ import main
+from gravity_core.conformance.digits import digits_task, loss_and_gradients
 from gravity_core.conformance.grading import Grade
 from gravity_core.conformance.protocol import Mode
 
@@ -105,7 +107,9 @@ def test_what_is_not_installed_is_listed_and_fails_where_required(tmp_path):
 
 
 def test_without_the_cli_extra():
-    done = without(("rich",), ["parity"])
+    code = "import sys; sys.modules['rich'] = None\n"
+    code += "from gravity_core.conformance.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
         "gravity: the command line needs rich: pip install 'gravity-optimizer[cli]'\n"
@@ -115,7 +119,7 @@ def test_without_the_cli_extra():
 @pytest.mark.skipif(os.name != "posix", reason="interrupts a process by a POSIX signal")
 def test_an_interrupted_run_leaves_the_old_report(tmp_path):
     out = tmp_path / "out"
-    arguments = ["parity", "--backend", "numpy", "--steps", "1000000", "--out", str(out)]
+    arguments = ["parity", "--backend", "numpy", "--steps", "20000", "--out", str(out)]
     process = subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -123,7 +127,7 @@ def test_an_interrupted_run_leaves_the_old_report(tmp_path):
     while not out.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     (out / "parity.json").write_text("old")
-    time.sleep(1)  # into the run; a million steps take many minutes
+    time.sleep(1)  # into the run; twenty thousand steps take longer
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -169,38 +173,200 @@ def test_backends_that_cannot_be_imported(monkeypatch, error, missing, failures)
     assert not result.passed
 
 
-class Broken:
-    """A stranger's backend that raises wherever it can."""
+class Stranger:
+    """A correct backend, of which tests spoil parts."""
 
     def versions(self):
-        return {"broken": "1"}
+        return {"stranger": "1"}
 
     def dtypes(self):
         return ("float32",)
 
     def modes(self):
-        return {"plain": Mode("eager"), "fast": Mode("compiled", "no compiler")}
+        return {"plain": Mode("eager")}
 
     def replay(self, replay, mode):
-        raise RuntimeError("replay\nfell over")
+        return numpy_backend.replay(replay, mode)
 
     def train(self, task):
-        raise ValueError("train fell over")
+        return numpy_backend.train(task)
+
+
+def compare(*backends, **options):
+    """Load and run strangers called s0, s1, …"""
+    result = parity.new_report(seed=7)
+    points = {f"s{i}": Point(f"s{i}", "stranger", lambda b=b: b) for i, b in enumerate(backends)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "entry_points", lambda: points)
+        loaded = parity.load(list(points), result)
+    parity.run(result, loaded, dtypes=["float32"], steps=options.pop("steps", 3), **options)
+    return result
+
+
+def test_a_correct_stranger_passes_and_is_measured():
+    result = compare(Stranger(), steps=45)
+    assert result.passed
+    assert result.versions["stranger"] == "1"
+    (row,), (training,) = result.replays, result.trainings
+    assert (row.backend, row.mode, row.dtype) == ("s0", "plain", "float32")
+    assert len(row.grade.deviation) == result.steps == 45
+    assert training.weight_deviation == 0.0
+    task = digits_task("float32", seed=7, steps=45, options={"seed": 7})
+    alone = numpy_backend.train(task)
+    assert training.correct == (alone.predictions == task.y_test).sum() > 100
+    assert training.losses == alone.losses
+
+
+def test_the_recording_is_that_of_the_numpy_training():
+    task = digits_task("float32", seed=7, steps=5, options={"seed": 7})
+    replay, trained = parity.record(task)
+    batch = task.epochs[0][0]
+    _, first = loss_and_gradients(task.weights, task.x_train[batch], task.y_train[batch])
+    for got, expected in zip(replay.gradients[0], first, strict=True):
+        assert np.array_equal(got, expected)
+        assert got.any()
+    *_, last = numpy_backend.replay(replay, "blocked")
+    for got, expected in zip(last.weights, trained, strict=True):
+        assert np.array_equal(got, expected)
+
+
+def test_what_backends_are_lent_is_theirs_and_read_only():
+    class Vandal(Stranger):
+        def replay(self, replay, mode):
+            for gradient in replay.gradients[0]:
+                gradient *= 0
+            yield
+
+        def train(self, task):
+            task.y_test[:] = 0
+
+    result = compare(Vandal(), Stranger())
+    assert "read-only" in result.replays[0].error
+    assert "read-only" in result.trainings[0].error
+    assert result.replays[1].passed
+    assert result.trainings[1].error is None
+
+
+class Leaves(Stranger):
+    def replay(self, replay, mode):
+        sys.exit(0)
+
+    def train(self, task):
+        raise ValueError("train\nfell over")
 
 
 def test_a_failing_backend_is_its_own_result():
-    result = parity.new_report(seed=0)
-    parity.run(result, {"broken": Broken()}, dtypes=["float32"], steps=2)
+    result = compare(Leaves(), Stranger())
     assert not result.passed
-    assert result.replays[0].error == "RuntimeError: replay fell over"
+    assert result.replays[0].error == "SystemExit: 0"
     assert result.trainings[0].error == "ValueError: train fell over"
-    notes = "\n".join(report.notes(result))
-    assert "broken plain float32: RuntimeError: replay fell over" in notes
-    assert "broken fast: not run, no compiler" in notes
+    assert result.replays[1].passed
+    assert "s0 plain float32: SystemExit: 0" in report.notes(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("modes", ["plain"]),
+        ("modes", {"plain": "eager"}),
+        ("modes", {"plain": Mode("graph")}),
+        ("versions", None),
+        ("dtypes", None),
+    ],
+)
+def test_what_a_backend_says_of_itself_is_checked(name, value):
+    spoilt = type("Spoilt", (Stranger,), {name: lambda self: value})()
+    result = compare(spoilt, Stranger())
+    assert not result.passed
+    assert result.failures[0].startswith("s0: ")
+    assert [row.backend for row in result.replays] == ["s1"]
+
+
+@pytest.mark.parametrize("modes", [{}, {"fast": Mode("compiled", "no compiler")}])
+def test_a_backend_of_which_nothing_is_compared_fails(modes):
+    result = compare(type("Idle", (Stranger,), {"modes": lambda self: modes})(), Stranger())
+    assert not result.passed
+    assert "s0: nothing was compared" in result.failures
+    assert result.not_run == ({"s0 fast": "no compiler"} if modes else {})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t._replace(losses=[]), "losses must be 1 finite numbers"),
+        (lambda t: t._replace(losses=[float("nan")]), "losses must be 1 finite numbers"),
+        (lambda t: t._replace(weights=t.weights[:3]), "weights must be arrays"),
+        (lambda t: t._replace(weights=[w * np.nan for w in t.weights]), "weights must be finite"),
+        (lambda t: t._replace(predictions=t.predictions[:, None]), "predictions must be integers"),
+        (lambda t: t._replace(predictions=t.predictions * 1.0), "predictions must be integers"),
+    ],
+)
+def test_a_training_must_be_complete_and_finite(spoil, message):
+    class Spoilt(Stranger):
+        def train(self, task):
+            return spoil(super().train(task))
+
+    result = compare(Spoilt())
+    assert not result.passed
+    assert message in result.trainings[0].error
+
+
+def test_modes_are_chosen_by_kind():
+    modes = {"a": Mode("eager"), "b": Mode("compiled")}
+    both = type("Both", (Stranger,), {"modes": lambda self: modes})()
+    assert [row.mode for row in compare(both).replays] == ["a", "b"]
+    assert [row.mode for row in compare(both, kinds=["compiled"]).replays] == ["b"]
+
+
+def test_other_accuracies_are_explained_by_what_was_measured():
+    result = compare(Stranger(), Stranger())
+    good, bad = result.trainings
+    bad.correct = good.correct - 5
+    (line,) = [n for n in report.notes(result) if "images" in n]
+    assert line.startswith("s1 float32: 5 images fewer right than the best; its optimizer agrees")
+    result.replays[1].grade.verdict = "divergent"
+    (line,) = [n for n in report.notes(result) if "images" in n]
+    assert "does not agree on recorded gradients either" in line
+    bad.correct = good.correct - 1
+    assert not [n for n in report.notes(result) if "images" in n]
+
+
+def test_what_a_backend_prints_stays_out_of_the_json(tmp_path):
+    package = tmp_path / "talk-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: talk\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[gravity.backends]\ntalk = talk\n")
+    (tmp_path / "talk.py").write_text(
+        "from gravity_core.conformance.numpy_backend import *\n"
+        "import os\nprint('hello'); os.write(1, b'raw')\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    out = tmp_path / "out"
+    done = gravity(
+        *("parity", "--backend", "talk", "--steps", "2", "--json", "--out", str(out)),
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr
+    assert {row["backend"] for row in json.loads(done.stdout)["replays"]} == {"talk"}
+
+
+def test_a_report_that_cannot_be_put_in_place_is_refused_at_once(tmp_path):
+    (tmp_path / "parity.json").mkdir()
+    done = gravity("parity", "--backend", "numpy", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "its parity.json is a folder" in done.stderr
+
+
+def test_a_narrow_encoding_does_not_fail_the_run(tmp_path):
+    done = gravity(
+        *("parity", "--backend", "numpy", "--steps", "2", "--out", str(tmp_path)),
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_dtype_that_a_backend_cannot_do_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
-    points = {"broken": Point("broken", "broken_backend", Broken)}
+    points = {"broken": Point("broken", "broken_backend", Stranger)}
     monkeypatch.setattr(parity, "entry_points", lambda: points)
     arguments = ["gravity", "parity", "--dtype", "float64", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -235,7 +401,7 @@ def test_a_report_of_everything_survives_json_markdown_and_drawing(tmp_path):
         "divergent",
         "X: y",
         "V of tensor 0",
-        "differ by 10 images",
+        "10 images fewer",
         "cupy: not installed",
     ):
         assert part in text

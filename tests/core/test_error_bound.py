@@ -1,5 +1,6 @@
 """The error bound is certified: exact trajectories stay inside it, planted mistakes do not."""
 
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from gravity_core import ErrorBound, Gravity, coefficients, gradient_term, update
 from tests.backends import BACKENDS
 from tests.core import exact
+from tests.core.adversary import ORDERS, Adversary
 from tests.core.values import FEW, FULL, specials, tensors
 
 on_dtypes = pytest.mark.parametrize("dtype", FULL)
@@ -33,9 +35,9 @@ def runs(draw, dtype, steps=STEPS, size=3):
     return draw(tensors((size,), dtype, limit=1e3)), grads
 
 
-def numpy_run(w, grads, **arguments):
+def numpy_run(w, grads, learning_rate=LEARNING_RATE, **arguments):
     """Yield (V, W, bound) after each step of the reference, with the bound advanced."""
-    optimizer = Gravity(LEARNING_RATE, **arguments)
+    optimizer = Gravity(learning_rate, **arguments)
     w, bound = w.copy(), ErrorBound(w)
     optimizer.init([w])
     for n, g in enumerate(grads):
@@ -49,7 +51,7 @@ def numpy_run(w, grads, **arguments):
             w_before,
             w.copy(),
             t=n + optimizer.first_step,
-            learning_rate=LEARNING_RATE,
+            learning_rate=learning_rate,
             beta=optimizer.beta,
             weight_decay=optimizer.weight_decay,
         )
@@ -210,3 +212,220 @@ def test_a_flushed_learning_rate_stays_inside(dtype, tinies):
     bound.step(g, v, v_next, w, w_next, t=1, learning_rate=learning_rate)
     flushed = w - flush(rounded) * v_next
     assert (np.abs(flushed.astype(np.float64) - w_next) <= 2 * bound.w).all()
+
+
+def share(computed, want, bound):
+    """Return the greatest error as a share of its bound, rounded only once at the end."""
+    errors = [abs(c - e) for c, e in zip(computed, want, strict=True)]
+    limits = exact.fractions(bound)
+    return float(max(e / b for e, b in zip(errors, limits, strict=True)))
+
+
+# The limits below leave out what is 2⁻¹⁸ or less of the bound: 1 against s², 1 against t,
+# products of several u, the smallest normal number against u S. All of it together:
+NEARLY = 1 - 2.0**-16
+LATE = 10**6  # t: of a coefficient's roundings all four count, where its constant is not 0
+
+
+@on_dtypes
+@pytest.mark.parametrize("direction", [-1, 1])
+@pytest.mark.parametrize(
+    ("g", "v", "roundings"),
+    [
+        (2.0**10, 0.0, 11),  # ζ with s² ≫ 1: all of them
+        (-(2.0**10), 0.0, 11),
+        (0.0, 1.0, 6),  # β̂ V: those of ζ are missing
+        (0.0, -1.0, 6),
+        (2.0**-10, 0.0, 11 - 3),  # ζ with s² ≪ 1: those of s and s·s do not count
+    ],
+)
+def test_one_update_needs_every_rounding_that_the_bound_counts(dtype, direction, g, v, roundings):
+    """γ_(k + 1) S is the bound and k u S the error, so that k / (k + 1) of it is needed."""
+    g, v = np.asarray([g], dtype), np.asarray([v], dtype)
+    bound, v_next = ErrorBound(v), update(g, v, LATE, beta=0.5)
+    bound.step(g, v, v_next, v, v, t=LATE, learning_rate=0.0, beta=0.5)
+    inputs = exact.fractions(g), exact.fractions(v), LATE, 0.5
+    computed = Adversary(dtype).velocity(*inputs, direction)
+    error = abs(computed[0] - exact.velocity(*inputs)[0])
+    counted = float(error / Fraction(bound.unit * bound.scale[0]))
+    assert roundings * NEARLY <= counted <= roundings / NEARLY
+    assert roundings / 12 * NEARLY <= share(computed, exact.velocity(*inputs), bound.v) <= 1
+
+
+@on_dtypes
+@pytest.mark.parametrize("direction", [-1, 1])
+@pytest.mark.parametrize(
+    ("order", "w", "v", "learning_rate", "weight_decay", "needed"),
+    [
+        # W = l V: l and the product, of the two that are counted. The sum is 0.
+        (None, 1.0, 2.0, 0.5, 0.0, 2 / 2),
+        (None, 0.0, 1.0, 0.5, 0.0, 3 / 4),  # |W| = |l V| after the step: twice two are counted
+        (None, 1.0, 0.0, 0.5, 0.0, 1 / 2),  # the sum alone
+        # l λ = 1, W becomes 0: l, λ, their product, that with W, the sum; and 5 + 4 counted.
+        ("together", 1.0, 0.0, 0.5, 2.0, 5 / 9),
+        ("in turn", 1.0, 0.0, 0.5, 2.0, 4 / 9),
+        # W − l λ W = l V and l λ ≪ 1. The factor 1 − l λ and its product, l and its product;
+        # without the factor the difference or the sum in place of the first two.
+        ("factor", 1.0, 2 - 2.0**-19, 0.5, 2.0**-19, 4 / 4),
+        ("in turn", 1.0, 2 - 2.0**-19, 0.5, 2.0**-19, 3 / 4),
+        ("together", 1.0, 2 - 2.0**-19, 0.5, 2.0**-19, 3 / 4),
+        ("factor", 1.0, 0.0, 0.5, 2.0**-19, 3 / 4),  # the factor, its product, the sum
+    ],
+)
+def test_one_move_needs_what_the_bound_counts(
+    dtype, direction, order, w, v, learning_rate, weight_decay, needed
+):
+    """The roundings of W alone: V has come about without any."""
+    w, v, zero = np.asarray([w], dtype), np.asarray([v], dtype), np.zeros(1, dtype)
+    w_next = w - dtype_product(learning_rate * weight_decay, w) - dtype_product(learning_rate, v)
+    bound = ErrorBound(w)
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    bound.step(zero, zero, v, w, w_next, t=1, **rates)
+    inputs = exact.fractions(w), exact.fractions(v)
+    computed = Adversary(dtype).weights(*inputs, *rates.values(), order, direction)
+    assert needed * NEARLY <= share(computed, exact.weights(*inputs, *rates.values()), bound.w) <= 1
+
+
+def dtype_product(number, array):
+    return array.dtype.type(number) * array
+
+
+@on_dtypes
+@pytest.mark.parametrize("weight_decay", [0.0, 2.0**-10])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("size", [2.0**10, -(2.0**10)])
+def test_trajectories_need_their_share_of_the_bound(dtype, size, order, weight_decay):
+    """All errors add up: of a sum of terms the share is at least the smallest of any term.
+
+    V ← ½ V + ½ ζ with one ζ in all steps and V₀ = 0, so that |V| ≤ |ζ|: the two terms have
+    6 and 11 roundings of 12, together at least (6 + 11) / 24. W moves one way, from 0: at
+    least 2 of 4 for l V, 1 of 2 for |W|; with weight decay 1 of 4 for |W|, 3 of 9 for l λ W,
+    and what W was off by shrinks by 1 − l λ where the bound grows by 1 + l λ.
+    """
+    learning_rate, steps, tensor = 1.0, 8, np.zeros(1, dtype)
+    g, v, w = tensor + dtype_product(size, tensor + 1), tensor, tensor
+    bound, adversary, direction = ErrorBound(w), Adversary(dtype), np.sign(size).astype(int)
+    direction = int(direction)
+    exact_v, exact_w = exact.fractions(v), exact.fractions(w)
+    bad_v, bad_w = exact_v, exact_w
+    for t in range(LATE, LATE + steps):
+        v_before, w_before = v, w
+        v = update(g, v, t, beta=0.5)
+        w = w - dtype_product(learning_rate * weight_decay, w) - dtype_product(learning_rate, v)
+        rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+        bound.step(g, v_before, v, w_before, w, t=t, beta=0.5, **rates)
+        exact_v = exact.velocity(exact.fractions(g), exact_v, t, 0.5)
+        exact_w = exact.weights(exact_w, exact_v, *rates.values())
+        bad_v = adversary.velocity(exact.fractions(g), bad_v, t, 0.5, direction)
+        bad_w = adversary.weights(bad_w, bad_v, *rates.values(), order, -direction)
+        carried = ((1 - weight_decay) / (1 + weight_decay)) ** steps
+        assert 17 / 24 * NEARLY <= share(bad_v, exact_v, bound.v) <= 1
+        least = 1 / 4 * carried if weight_decay else 1 / 2
+        assert least * NEARLY <= share(bad_w, exact_w, bound.w) <= 1
+
+
+DIRECTIONS = {"up": (1, 1), "down": (-1, -1), "turning": (1, -1)}
+
+
+@on_dtypes
+@given(
+    data=st.data(),
+    beta=st.sampled_from([0.0, 0.5, 0.9, 0.999, 1.0]),
+    rates=st.sampled_from([(0.1, 0.0), (0.1, 0.1), (0.5, 2.0), (1.0, 4.0)]),
+    order=st.sampled_from(ORDERS),
+    directions=st.sampled_from(sorted(DIRECTIONS)),
+    flushes=st.booleans(),
+)
+def test_the_worst_honest_implementation_stays_inside(
+    dtype, data, beta, rates, order, directions, flushes
+):
+    learning_rate, weight_decay = rates
+    # A subnormal W that is flushed as it is read counts l λ times: of no consequence to l λ ≤ 1.
+    adversary = Adversary(dtype, flushes=flushes and learning_rate * weight_decay <= 1)
+    w, grads = data.draw(runs(dtype, steps=8, size=2))
+    start = Gravity(learning_rate)
+    start.init([w])
+    exact_v, exact_w = exact.fractions(start.velocity[0]), exact.fractions(w)
+    bad_v, bad_w = exact_v, exact_w
+    run = numpy_run(w, grads, learning_rate, beta=beta, weight_decay=weight_decay)
+    for t, (g, (_, _, bound)) in enumerate(zip(grads, run, strict=True), start=1):
+        g, direction = exact.fractions(g), DIRECTIONS[directions][t % 2]
+        exact_v = exact.velocity(g, exact_v, t, beta)
+        exact_w = exact.weights(exact_w, exact_v, *rates)
+        bad_v = adversary.velocity(g, bad_v, t, beta, direction)
+        bad_w = adversary.weights(bad_w, bad_v, *rates, order, -direction)
+        assert share(bad_v, exact_v, bound.v) <= 1
+        assert share(bad_w, exact_w, bound.w) <= 1
+
+
+@on_dtypes
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize("order", ORDERS)
+def test_errors_made_before_are_carried_on(dtype, order, weight_decay):
+    """The reference is off by the bound to one side, the other implementation to the other.
+
+    So it is twice the bound away from the reference, has that much more to round, and what it
+    is off by grows with W by |1 − l λ|. Between them lies the exact W = ±1, with V = −1.
+    """
+    learning_rate, zero = 1.0, np.zeros(1, dtype)
+    bound, adversary = ErrorBound(zero), Adversary(dtype)
+    bound.v, bound.w = np.ones(1), np.ones(1)
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    bound.step(zero, zero, zero, zero, zero, t=LATE, beta=0.5, **rates)
+    side = -1 if learning_rate * weight_decay > 1 else 1  # W changes sign
+    g, v, w = [Fraction(0)], Fraction(-1), Fraction(side)
+    exact_v = exact.velocity(g, [v], LATE, 0.5)
+    bad_v = adversary.velocity(g, [2 * v], LATE, 0.5, -1)
+    exact_w = exact.weights([w], exact_v, *rates.values())
+    bad_w = adversary.weights([2 * w], bad_v, *rates.values(), order, 1)
+    assert share(bad_v, exact_v, bound.v) <= 1
+    assert share(bad_w, exact_w, bound.w) <= 1
+    # Nearly: of γ_12 · 2 β̂ only 6 · 2 β̂ are needed, and |1 − l λ| of 1 + l λ, and l e_V = β̂.
+    assert share(bad_v, exact_v, bound.v) >= NEARLY
+    needed = (abs(1 - weight_decay) + 0.5) / (1 + weight_decay + 0.5)
+    assert share(bad_w, exact_w, bound.w) >= needed * NEARLY
+
+
+@on_dtypes
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_overflow_of_the_square_stays_inside(dtype, sign):
+    """Where s·s overflows for one implementation, ζ = 0 there; exactly it is G⁻³ = max^-¾.
+
+    The bound has 3 max^-¾ for it, because it begins at √max / 2, where ζ may be 4^¾ = 2.83 max^-¾.
+    """
+    edge = 2.0 ** (np.finfo(dtype).maxexp // 4)  # edge⁴ is the first number beyond the range
+    below = np.nextafter(np.asarray(edge, dtype), dtype_product(0, np.ones((), dtype)))
+    # The second does not overflow, but with three roundings up it does.
+    g, v = sign * np.asarray([edge, below], dtype), np.zeros(2, dtype)
+    inputs = exact.fractions(g), exact.fractions(v), LATE, 0.0
+    assert all((x * inputs[0][0]) ** 2 < Adversary(dtype).max for x in inputs[0][1:])
+    computed = Adversary(dtype).velocity(*inputs, -sign)
+    assert computed == [0, 0]
+    bound = ErrorBound(v)
+    bound.step(g, v, update(g, v, LATE, beta=0.0), v, v, t=LATE, learning_rate=0.1, beta=0.0)
+    assert 1 / 3 * NEARLY <= share(computed, exact.velocity(*inputs), bound.v) <= 1
+
+
+@on_dtypes
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_step_with_everything_flushed_stays_inside(dtype, sign):
+    """β̂ V and (1 − β̂) ζ are just subnormal, and so is W: two lost in V, and one in W.
+
+    More than two cannot be lost in V: the sum is subnormal only where a product was not.
+    The bound has 8 for V, and 3 + |V| for W.
+    """
+    info, learning_rate = np.finfo(dtype), 2.0**-20
+    w = sign * np.nextafter(info.smallest_normal, dtype_product(0, info.max))
+    w = np.asarray([w], dtype)
+    g = v = -2 * w  # β̂ = ½ at t = 0, and ζ = G
+    bound, v_next = ErrorBound(w), update(g, v, 0)
+    bound.step(g, v, v_next, w, w, t=0, learning_rate=learning_rate)
+    inputs = exact.fractions(g), exact.fractions(v), 0, 0.9
+    exact_v = exact.velocity(*inputs)
+    exact_w = exact.weights(exact.fractions(w), exact_v, learning_rate)
+    adversary = Adversary(dtype, flushes=True)
+    bad_v = adversary.velocity(*inputs, 0)
+    bad_w = adversary.weights(exact.fractions(w), bad_v, learning_rate, 0.0, None, 0)
+    assert bad_v == bad_w == [0]
+    assert 2 / 8 * NEARLY <= share(bad_v, exact_v, bound.v) <= 1
+    assert 1 / 3 * NEARLY <= share(bad_w, exact_w, bound.w) <= 1

@@ -26,6 +26,7 @@ import gravity_core
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+FRONT = [DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 IMAGES = sorted((DOCS / "images").glob("*.svg"))
 
 FENCE = re.compile(
@@ -202,6 +203,11 @@ def test_code_for_a_framework_runs(block):
 
 
 def test_links_and_images_exist(page):
+    assert broken_links(page.read_text(encoding="utf-8"), page.parent) == []
+
+
+@pytest.mark.parametrize("page", FRONT, ids=lambda page: page.name)
+def test_links_of_the_front_pages_exist(page):
     assert broken_links(page.read_text(encoding="utf-8"), page.parent) == []
 
 
