@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.memory import peak_extra_bytes
 from benchmarks.shapes import CASES, Shape
 
 Step = Callable[[], Any]
@@ -140,6 +141,13 @@ def summarise(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     return summary
 
 
+def _cell(result: dict[str, Any]) -> str:
+    lower, upper = result["quartiles"]
+    cell = f"{result['ratio']:.2f} ({lower:.2f}–{upper:.2f})"
+    extra = result.get("extra_bytes")
+    return cell if extra is None else f"{cell}\n{extra / 2**20:.1f} MiB extra"
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for name in ("numpy", "torch", "jax", "tensorflow", "gravity-optimizer"):
@@ -163,15 +171,15 @@ def main(backend: str, cases: tuple[str, ...], rounds: int, threads: int, file: 
     for case in chosen:
         contenders = BACKENDS[backend](CASES[case], threads)
         results[case] = summarise(measure(contenders, rounds))
+        if backend == "torch":
+            for name, step in contenders.items():
+                results[case][name]["extra_bytes"] = peak_extra_bytes(step)
         del contenders
     title = f"{backend}, {threads} thread(s): ratio of medians (quartiles of the rounds' ratios)"
     table = Table("step", *chosen, title=title)
     for name in results[chosen[0]]:
         cells = (results[case][name] for case in chosen)
-        table.add_row(
-            name,
-            *(f"{c['ratio']:.2f} ({c['quartiles'][0]:.2f}–{c['quartiles'][1]:.2f})" for c in cells),
-        )
+        table.add_row(name, *map(_cell, cells))
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)
     if file is not None:

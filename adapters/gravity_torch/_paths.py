@@ -22,6 +22,8 @@ BLOCK = 2**18
 # Tensors below this size are stacked with others of theirs, up to this many elements in all:
 # a call costs microseconds, as much as the arithmetic on thousands of elements.
 SMALL = 2**16
+# A call of the compiled update costs about what the stacked one costs for this many elements.
+COMPILED = 2**13
 _FULL = (torch.float32, torch.float64)
 # Where M² could leave the range of float32 in the expanded form of `_blocked`.
 _LARGEST = 1e15
@@ -79,7 +81,7 @@ def compiled(items: list[Item], options: Options) -> None:
     rest = []
     for item in items:
         flat = None
-        if item.p.numel() >= SMALL and item.p.dtype == item.grad.dtype:
+        if item.p.numel() >= COMPILED and item.p.dtype == item.grad.dtype:
             flat = _flat(item)
         if flat is None:
             rest.append(item)

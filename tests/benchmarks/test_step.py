@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import shapes, step
+from benchmarks.memory import peak_extra_bytes
 
 
 def test_shapes_are_those_of_the_models():
@@ -60,3 +61,11 @@ def test_an_unwritable_file_is_refused_before_anything_is_timed(tmp_path):
     done = CliRunner().invoke(step.main, arguments)
     assert done.exit_code == 2
     assert "none" in done.output
+
+
+def test_extra_memory_is_the_peak_of_one_call():
+    torch = pytest.importorskip("torch", reason="measures torch's allocator")
+    x = torch.ones(1000, 1000)  # four million bytes
+    assert peak_extra_bytes(lambda: x.add_(1)) < 1000
+    two_temporaries_and_the_product = peak_extra_bytes(lambda: ((x + 1) * (x + 2)).sum())
+    assert 12_000_000 <= two_temporaries_and_the_product < 12_001_000
