@@ -26,7 +26,7 @@ SMALL = 2**16
 COMPILED = 2**13
 _FULL = (torch.float32, torch.float64)
 # Where M² could leave the range of float32 in the expanded form of `_blocked`.
-_LARGEST = 1e15
+_LARGEST = 1e30
 
 
 class Item(NamedTuple):
@@ -45,9 +45,6 @@ class Options(NamedTuple):
     beta: float
     weight_decay: float
     maximize: bool
-
-
-Path = Callable[[list[Item], Options], None]
 
 
 def _update(p: Tensor, grad: Tensor, velocity: Tensor, t: int | Tensor, options: Options) -> None:
@@ -74,10 +71,10 @@ def _compiled_update() -> Callable[..., None]:
     return torch.compile(_update, dynamic=True, options={"emulate_precision_casts": True})
 
 
-def compiled(items: list[Item], options: Options) -> None:
-    """Update with one compiled graph for all shapes; small tensors as `fast` does."""
+def compiled(items: list[Item], options: Options, others: Callable[..., None]) -> None:
+    """Update with one compiled graph for all shapes; small and strided tensors by `others`."""
     # What changes goes in as 0-d tensors and all shapes as flat views, lest the graph be made anew.
-    options = options._replace(lr=torch.as_tensor(options.lr, dtype=torch.float64))
+    traced = options._replace(lr=torch.as_tensor(options.lr, dtype=torch.float64))
     rest = []
     for item in items:
         flat = None
@@ -88,8 +85,8 @@ def compiled(items: list[Item], options: Options) -> None:
         else:
             p, grad, velocity = flat
             t = torch.as_tensor(item.t, dtype=torch.float64)
-            _compiled_update()(p, grad, velocity, t, options)
-    fast(rest, options)
+            _compiled_update()(p, grad, velocity, t, traced)
+    others(rest, options)
 
 
 def fast(items: list[Item], options: Options) -> None:
@@ -121,7 +118,7 @@ def _flat(item: Item) -> list[Tensor] | None:
     p, grad, velocity, _ = item
     if p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
         return [p.view(-1), grad.view(-1), velocity.view(-1)]
-    dense = torch._prims_common.is_non_overlapping_and_dense_or_false
+    dense = torch.ops.aten.is_non_overlapping_and_dense.default
     if p.stride() == grad.stride() == velocity.stride() and dense(p):
         return [x.as_strided((x.numel(),), (1,)) for x in (p, grad, velocity)]
     return None
@@ -135,15 +132,15 @@ def _blocked(flat: list[Tensor], t: Any, options: Options) -> bool:
     """
     p, grad, _ = flat
     low, high = torch.aminmax(grad)
-    largest = max(-low.item(), high.item())
-    if not largest < _LARGEST:  # NaN too
-        return False
     old, new = coefficients(t, options.beta)
+    factor = max(-low.item(), high.item()) ** 2 / new
+    if not factor < _LARGEST:  # NaN too
+        return False
     scratch = torch.empty(min(BLOCK, p.numel()), dtype=p.dtype)
     constant = torch.tensor(1 / new, dtype=p.dtype)
     for pb, gb, vb in zip(*(torch.split(x, BLOCK) for x in flat), strict=True):
         s = scratch[: gb.numel()]
-        torch.addcmul(constant, gb, gb, value=largest * largest / new, out=s)
+        torch.addcmul(constant, gb, gb, value=factor, out=s)
         torch.div(gb, s, out=s)
         _move([pb], [s], [vb], old, options)
     return True

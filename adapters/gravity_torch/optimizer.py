@@ -219,12 +219,11 @@ def _step_group(
         maximize=group["maximize"],
     )
     readable = group["foreach"] is False or on_device or group["differentiable"]
+    path = _paths.for_loop if readable else _paths.fast
     if group["fused"] and not compiling:
-        _paths.compiled(items, options)
-    elif readable:
-        _paths.for_loop(items, options)
+        _paths.compiled(items, options, others=path)
     else:
-        _paths.fast(items, options)
+        path(items, options)
     if steps:
         # A tensor, lest the number be made one for every step; as torch's own optimizers do.
         torch._foreach_add_(steps, torch.ones((), device=steps[0].device), alpha=1.0)
