@@ -1,7 +1,7 @@
 """How far rounding may take an implementation from the exact update: a certified running bound.
 
-Guarantee: any implementation that evaluates the update with honest roundings, in any order,
-fused or not, stays inside `ErrorBound`; two of them are at most twice the bound apart.
+Guarantee: any implementation that evaluates the update with honest roundings stays inside
+`ErrorBound`; two of them are at most twice the bound apart.
 """
 
 import numpy as np
@@ -11,12 +11,28 @@ from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
 
 
+def absolute_error(g: np.ndarray, info: np.finfo) -> np.ndarray:
+    """Return what underflow and overflow may take from one update of V, whatever its roundings.
+
+    Args:
+        g: |G|, float64.
+        info: `numpy.finfo` of the dtype that is computed in.
+    """
+    # |s| > √max / 2: s·s may overflow, and ζ, then 0, is at most |s|^(−3/2).
+    with np.errstate(over="ignore"):
+        near_overflow = g * g.max(initial=0.0) > 0.5 * float(info.max) ** 0.5
+    # Eight operations and inputs, each of which may be flushed to zero.
+    return np.asarray(
+        8 * float(info.smallest_normal) + near_overflow * 3 * float(info.max) ** -0.75
+    )
+
+
 class ErrorBound:
     """A running bound on |computed − exact| for V and W of one tensor.
 
-    For a given sequence of gradients, any implementation that evaluates the update with
-    at most `ROUNDINGS` correctly rounded operations per element, in any order, with or
-    without fused multiply-add, stays inside:
+    For a given sequence of gradients, any implementation that evaluates the update through
+    s = G · max|G| or G / m, with at most `ROUNDINGS` correctly rounded operations on the way
+    from an input to V, fused or not, stays inside:
 
         e_V ← β̂ e_V + γ_k S,      S = |β̂ V| + |(1 − β̂) ζ|,  k = ROUNDINGS
         e_W ← (1 + l λ) e_W + l e_V + (the roundings of W − l λ W − l V)
@@ -48,10 +64,8 @@ class ErrorBound:
     ROUNDINGS = 11
 
     def __init__(self, w: np.ndarray) -> None:
-        info = np.finfo(w.dtype)
-        self.unit = float(info.eps) / 2
-        self._tiny = float(info.smallest_normal)
-        self._max = float(info.max)
+        self._info = np.finfo(w.dtype)
+        self.unit = float(self._info.eps) / 2
         self.v = np.zeros(w.shape)
         """Bound on the error of V after the steps so far, float64, >= 0."""
         self.w = np.zeros(w.shape)
@@ -90,11 +104,9 @@ class ErrorBound:
         """
         old, new = coefficients(t, beta)
         g = np.abs(grad.astype(np.float64))
-        zeta = np.abs(gradient_term(g))
-        self.scale = old * np.abs(v.astype(np.float64)) + new * zeta
-        with np.errstate(over="ignore"):
-            near_overflow = g * g.max(initial=0.0) > 0.5 * self._max**0.5
-        absolute = 8 * self._tiny + near_overflow * 3 * self._max**-0.75
+        w_size = np.abs(w.astype(np.float64)) + 2 * self.w
+        self.scale = old * np.abs(v.astype(np.float64)) + new * np.abs(gradient_term(g))
+        absolute = absolute_error(g, self._info)
         # The computed V may be off by twice the bound from the reference's, which S is made of.
         local = self._gamma(self.ROUNDINGS + 1) * (self.scale + 2 * old * self.v)
         self.v = old * self.v + local + absolute
@@ -102,7 +114,7 @@ class ErrorBound:
         size = np.abs(v_next.astype(np.float64)) + 2 * self.v
         move = learning_rate * size
         decay = learning_rate * weight_decay
-        shrink = decay * (np.abs(w.astype(np.float64)) + 2 * self.w)
+        shrink = decay * w_size
         after = np.abs(w_next.astype(np.float64)) + 2 * self.w + move + shrink
         self.w = (
             (1 + decay) * self.w
@@ -111,5 +123,7 @@ class ErrorBound:
             # `after`; with decay there is one sum more, and l V may be rounded with it.
             + self._gamma(5) * shrink
             + self._gamma(4 if decay else 2) * after
-            + (3 + size) * self._tiny  # l itself may be flushed
+            # l, λ and W themselves may be flushed, too
+            + (3 + size + decay + (learning_rate + weight_decay) * w_size)
+            * float(self._info.smallest_normal)
         )

@@ -249,6 +249,7 @@ def test_one_update_needs_every_rounding_that_the_bound_counts(dtype, direction,
     error = abs(computed[0] - exact.velocity(*inputs)[0])
     counted = float(error / Fraction(bound.unit * bound.scale[0]))
     assert roundings * NEARLY <= counted <= roundings / NEARLY
+    assert counted * NEARLY <= ErrorBound.ROUNDINGS
     assert roundings / 12 * NEARLY <= share(computed, exact.velocity(*inputs), bound.v) <= 1
 
 
@@ -387,6 +388,17 @@ def test_errors_made_before_are_carried_on(dtype, order, weight_decay):
 
 
 @on_dtypes
+def test_what_w_was_off_by_is_rounded_too(dtype):
+    """As above, with V = 0 without any error, and no weight decay: the sum alone is rounded."""
+    zero = np.zeros(1, dtype)
+    bound = ErrorBound(zero)
+    bound.w = np.ones(1)
+    bound.step(zero, zero, zero, zero, zero, t=1, learning_rate=0.1)
+    bad_w = Adversary(dtype).weights([Fraction(2)], [Fraction(0)], 0.1, 0.0, None, 1)
+    assert NEARLY <= share(bad_w, [Fraction(1)], bound.w) <= 1
+
+
+@on_dtypes
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_overflow_of_the_square_stays_inside(dtype, sign):
     """Where s·s overflows for one implementation, ζ = 0 there; exactly it is G⁻³ = max^-¾.
@@ -429,3 +441,21 @@ def test_a_step_with_everything_flushed_stays_inside(dtype, sign):
     assert bad_v == bad_w == [0]
     assert 2 / 8 * NEARLY <= share(bad_v, exact_v, bound.v) <= 1
     assert 1 / 3 * NEARLY <= share(bad_w, exact_w, bound.w) <= 1
+
+
+@pytest.mark.parametrize(
+    ("w", "lr", "decay", "flushed"),
+    [
+        (1.158e-38, 1.0, 16.0, "w"),  # W is flushed as it is read, and enters with l λ
+        (1.0, 1e-39, 1e38, "lr"),
+        (1.0, 1e38, 1e-39, "decay"),
+    ],
+)
+def test_what_is_flushed_in_the_weight_decay_is_covered(w, lr, decay, flushed):
+    zero, weight = np.zeros(1, np.float32), np.asarray([w], np.float32)
+    exact = float(weight[0]) * (1 - lr * decay)
+    got = 0.0 if flushed == "w" else float(weight[0])  # nothing is left, or nothing decays
+    bound = ErrorBound(weight)
+    after = np.asarray([exact], np.float32)
+    bound.step(zero, zero, zero, weight, after, t=1, learning_rate=lr, weight_decay=decay)
+    assert abs(got - exact) <= bound.w[0]
