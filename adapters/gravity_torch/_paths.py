@@ -16,12 +16,12 @@ from torch import Tensor
 from gravity_core.coefficients import coefficients
 from gravity_core.update import update
 
-# Elements worked on at a time: one block of G, V, W and the scratch share the second-level
-# cache, and no temporary of a tensor's size is made.
-BLOCK = 2**18
+# Elements worked on at a time, so that no temporary of a tensor's size is made. Larger blocks
+# mean fewer calls, smaller ones a scratch that stays in the cache; measured, not derived.
+BLOCK = 7 * 2**16
 # Tensors below this size are stacked with others of theirs, up to this many elements in all:
 # a call costs microseconds, as much as the arithmetic on thousands of elements.
-SMALL = 2**16
+SMALL = 2**17
 # A call of the compiled update costs about what the stacked one costs for this many elements.
 COMPILED = 2**13
 _FULL = (torch.float32, torch.float64)

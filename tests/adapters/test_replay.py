@@ -21,7 +21,7 @@ MODES = [
     ("gravity_tf.backend", "xla", "bounded"),
 ]
 # Few shapes, so that compiled modes are not compiled anew for every example.
-SHAPES = [[(3, 4), (4,)], [(), (0,), (2, 1, 3)], [(70_001,)]]
+SHAPES = [[(3, 4), (4,)], [(), (0,), (2, 1, 3)], [(140_001,)]]
 
 
 def backend(module, mode):

@@ -9,6 +9,7 @@ keras = pytest.importorskip("keras", reason="gravity_tf needs keras")
 import gravity_core  # noqa: E402
 from gravity_core.conformance.digits import digits_task  # noqa: E402
 from gravity_tf import Gravity  # noqa: E402
+from tests.adapters.arguments import BAD  # noqa: E402
 
 
 def perceptron(optimizer):
@@ -186,18 +187,7 @@ def test_velocities_are_named_after_their_variables():
     assert "kernel" in names[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"learning_rate": -0.1}, "learning_rate must be a finite number >= 0, got -0.1"),
-        ({"alpha": -1}, "alpha must be a finite number >= 0, got -1"),
-        ({"beta": 1.5}, r"beta must be a number in \[0, 1\], got 1.5"),
-        ({"weight_decay": -1}, "weight_decay must be a finite number >= 0, got -1"),
-        ({"velocity_std": -1}, "velocity_std must be None or a finite number >= 0, got -1"),
-        ({"seed": -1}, r"seed must be an integer in \[0, 2\*\*64\), got -1"),
-        ({"first_step": 2}, "first_step must be 0"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Gravity(**arguments)
