@@ -318,6 +318,13 @@ def test_modes_are_chosen_by_kind():
     assert [row.mode for row in compare(both, kinds=["compiled"]).replays] == ["b"]
 
 
+def test_a_backend_may_have_no_mode_of_the_kind_asked_for():
+    compiled = type("Compiled", (Stranger,), {"modes": lambda self: {"c": Mode("compiled")}})()
+    result = compare(Stranger(), compiled, kinds=["compiled"])
+    assert result.passed
+    assert result.not_run == {"s0": "it has no compiled mode"}
+
+
 def test_other_accuracies_are_explained_by_what_was_measured():
     result = compare(Stranger(), Stranger())
     good, bad = result.trainings

@@ -105,3 +105,22 @@ def test_a_quotient_that_overflows_is_refused(learning_rate):
     with pytest.raises(ValueError, match=f"^learning_rate must not .* got {learning_rate!r}"):
         hp.velocity_std(learning_rate, 0.01)
     assert math.isfinite(hp.velocity_std(learning_rate, 0.01, 1.0))
+
+
+@pytest.mark.parametrize("value", [True, "0.1", b"0.1", None, [0.1], 1j])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match="learning_rate must be a finite number >= 0, got"):
+        hp.validate(learning_rate=value)
+
+
+@pytest.mark.parametrize("written", [0.3, 0.1, 0.07, 1e-5, 0.0])
+def test_the_number_that_was_written_is_read_from_float32(written):
+    assert hp.as_float(np.float32(written)) == written
+    assert hp.as_float(np.asarray(written, np.float32)) == written
+    assert hp.velocity_std(np.float32(0.3), 0.01) == 0.01 / 0.3
+
+
+@pytest.mark.parametrize("learning_rate", [5e-324, 1e-300, 1e-41])
+def test_a_first_velocity_that_would_overflow_float32_is_refused(learning_rate):
+    with pytest.raises(ValueError, match="learning_rate must not be so small that alpha"):
+        hp.velocity_std(learning_rate)

@@ -336,3 +336,43 @@ def test_half_types_keep_their_dtype():
         optimizer = Gravity()
         optimizer.step([w], [np.ones(3, dtype)])
         assert w.dtype == optimizer.velocity[0].dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("x0", "steps", "f_and_grad", "error", "message"),
+    [
+        ([1.0], -1, lambda x: (0.0, x), ValueError, "steps must be >= 0, got -1"),
+        ([], 1, lambda x: (0.0, x), ValueError, r"x0 must not be empty, got shape \(0,\)"),
+        ([1j], 1, lambda x: (0.0, x), TypeError, "x0 must be an array of real numbers, got"),
+        ([1.0], 1, lambda x: (0.0, x * 1j), TypeError, "the gradient must be an array of real"),
+        ([1.0, 2.0], 1, lambda x: (0.0, x[:1]), ValueError, r"x0's shape, \(2,\), got \(1,\)"),
+        ([1.0, 2.0], 1, lambda x: (x, x), TypeError, "only"),
+    ],
+)
+def test_minimize_refuses_what_it_cannot_do(x0, steps, f_and_grad, error, message):
+    with pytest.raises(error, match=message):
+        Gravity().minimize(f_and_grad, x0, steps)
+
+
+def test_minimize_starts_with_the_optimizers_velocity():
+    def flat(x):
+        return 0.0, 0 * x
+
+    run = Gravity(velocity_std=0.5, seed=3).minimize(flat, np.ones(4), steps=1)
+    expected = initial_velocity((4,), np.float64, std=0.5, seed=3)
+    assert np.array_equal(run.v[0], expected)
+
+
+def test_numbers_of_numpy_leave_the_bits_alone():
+    runs = []
+    for number in (float, np.float64):
+        w = np.linspace(-1, 1, 1000).astype(np.float32)
+        optimizer = Gravity(number(0.3), number(0.02), number(0.8), weight_decay=number(0.3))
+        for _ in range(3):
+            optimizer.step([w], [w.copy()])
+        runs.append(w)
+    assert runs[0].tobytes() == runs[1].tobytes()
+    pair = Gravity(seed=np.int32(7), first_step=np.int8(0)), Gravity(seed=7, first_step=0)
+    for optimizer in pair:
+        optimizer.step([np.ones(3)], [np.ones(3)])
+    assert np.array_equal(*(optimizer.velocity[0] for optimizer in pair))
