@@ -142,24 +142,22 @@ class Gravity:
         if self.velocity is None:
             self.init(params)
         assert self.velocity is not None
+        t = self.count + self.first_step
+        old, new = coefficients(t, self.beta)
+        lr, decay = self._learning_rate, self._learning_rate * self.weight_decay
         # s·s may overflow, and ζ is then 0; what is not finite propagates without a word.
         with np.errstate(all="ignore"):
             for w, g, v in zip(params, grads, self.velocity, strict=True):
-                if w.size:
-                    self._step_one(_as_reals(w), _as_reals(g), _as_reals(v))
+                w, g, v = _as_reals(w), _as_reals(g), _as_reals(v)
+                if w.dtype.itemsize >= 4:
+                    _step_blocked(w, g, v, old, new, lr, decay)
+                else:  # half types: in float32, and rounded once
+                    v[...] = update(g, v, t, beta=self.beta)
+                    wide = w.astype(np.float32)
+                    if decay:
+                        wide -= decay * wide
+                    w[...] = wide - lr * v.astype(np.float32)
         self.count += 1
-
-    def _step_one(self, w: np.ndarray, g: np.ndarray, v: np.ndarray) -> None:
-        t = self.count + self.first_step
-        lr, decay = self._learning_rate, self._learning_rate * self.weight_decay
-        if w.dtype.itemsize >= 4:
-            _step_blocked(w, g, v, *coefficients(t, self.beta), lr, decay)
-            return
-        v[...] = update(g, v, t, beta=self.beta)  # half types: in float32, and rounded once
-        wide = w.astype(np.float32)
-        if decay:
-            wide -= decay * wide
-        w[...] = wide - lr * v.astype(np.float32)
 
     def _check(self, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> None:
         if len(params) != len(grads):
@@ -297,6 +295,8 @@ def _step_blocked(
     decay: float,
 ) -> None:
     """Do one update in place: the operations of `update`, in its order, block by block."""
+    if not w.size:
+        return
     scratch = np.empty(min(BLOCK, w.size), w.dtype)
     # np.maximum and not max(): NaN must propagate.
     max_abs = w.dtype.type(0)

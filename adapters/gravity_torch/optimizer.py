@@ -106,16 +106,13 @@ class Gravity(torch.optim.Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        _validate(defaults)
-        super().__init__(params, defaults)
+        super().__init__(params, _checked(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its V₀ has the standard deviation alpha / lr of this moment."""
         if isinstance(param_group, dict):
-            group = self.defaults | param_group
-            _validate(group)
-            _fix_velocity_std(group)
-            param_group = param_group | {name: group[name] for name in self.defaults}
+            param_group = _checked(self.defaults | param_group)
+            _fix_velocity_std(param_group)
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -237,7 +234,8 @@ def _as_reals(x: Any) -> Any:
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
-def _validate(group: dict[str, Any]) -> None:
+def _checked(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with Python's own numbers; raise for the first that is bad."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
@@ -247,18 +245,15 @@ def _validate(group: dict[str, Any]) -> None:
         names=_NAMES,
     )
     if _number(lr) > 0:  # at 0 it warns, which is for the group that is added
-        _fix_velocity_std(dict(group))
-    # Python's own numbers: a state with NumPy's would not load with weights_only=True.
-    if not isinstance(lr, Tensor):
-        group["lr"] = float(lr)
-    for name in ("alpha", "beta", "weight_decay"):
-        group[name] = float(group[name])
-    for name in ("seed", "first_step"):
-        group[name] = int(group[name])
+        hp.velocity_std(_number(lr), group["alpha"], group["velocity_std"], names=_NAMES)
     if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
     if group["fused"] and group["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    # A state with NumPy's numbers would not load with weights_only=True.
+    numbers = {name: float(group[name]) for name in ("alpha", "beta", "weight_decay")}
+    numbers |= {name: int(group[name]) for name in ("seed", "first_step")}
+    return group | numbers | {"lr": lr if isinstance(lr, Tensor) else float(lr)}
 
 
 def _number(lr: Any) -> Any:

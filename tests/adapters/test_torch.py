@@ -412,3 +412,15 @@ def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         optimizer.add_param_group({"params": parameters((3,)), **arguments})
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_state_made_with_numpys_numbers_loads_with_weights_only():
+    params = parameters((3,))
+    optimizer = Gravity(params, lr=np.float32(0.1), beta=np.float64(0.9), seed=np.int64(3))
+    optimizer.add_param_group({"params": parameters((2,)), "lr": np.float64(0.2)})
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    groups = torch.load(buffer, weights_only=True)["param_groups"]
+    assert [group["seed"] for group in groups] == [3, 3]
+    assert groups[1]["velocity_std"] == 0.01 / 0.2
