@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 Shape = tuple[int, ...]
 
 
@@ -48,3 +50,9 @@ def sizes() -> Iterator[tuple[str, int, int]]:
                 size *= n
             total += size
         yield name, len(shapes), total
+
+
+def gradients(shapes: list[Shape]) -> list[np.ndarray]:
+    """Return one normal gradient for each shape, the same ones for every contender."""
+    rng = np.random.default_rng(0)
+    return [np.asarray(0.1 * rng.standard_normal(s, np.float32)) for s in shapes]

@@ -9,8 +9,8 @@ go into the JSON only; they hold for the machine and the moment of the run. The 
 several gigabytes.
 """
 
+import importlib
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import random
@@ -20,95 +20,16 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import peak_extra_bytes
-from benchmarks.shapes import CASES, Shape
+from benchmarks.shapes import CASES
 
 Step = Callable[[], Any]
-
-
-def _gradients(shapes: list[Shape]) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [np.asarray(0.1 * rng.standard_normal(s, np.float32)) for s in shapes]
-
-
-def _torch_parameters(shapes: list[Shape]) -> list[Any]:
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    params = [torch.nn.Parameter(torch.zeros(s, device=device)) for s in shapes]
-    for p, g in zip(params, _gradients(shapes), strict=True):
-        p.grad = torch.from_numpy(g).to(device)
-    return params
-
-
-def numpy_contenders(shapes: list[Shape], threads: int) -> dict[str, Step]:
-    """Return the NumPy optimizer and the update written straight, after torch's fused Adam."""
-    import torch
-
-    import gravity_core
-
-    torch.set_num_threads(threads)
-    grads = _gradients(shapes)
-    adam = torch.optim.Adam(_torch_parameters(shapes), fused=True)
-    weights = [np.zeros(s, np.float32) for s in shapes]
-    optimizer = gravity_core.Gravity()
-    straight_w = [np.zeros(s, np.float32) for s in shapes]
-    straight_v = [np.zeros(s, np.float32) for s in shapes]
-
-    def straight() -> None:
-        for i, g in enumerate(grads):
-            straight_v[i] = gravity_core.update(g, straight_v[i], 1)
-            straight_w[i] = straight_w[i] - 0.1 * straight_v[i]
-
-    return {
-        "torch.optim.Adam(fused=True)": adam.step,
-        "gravity_core.Gravity": lambda: optimizer.step(weights, grads),
-        "gravity_core.update, straight": straight,
-    }
-
-
-def torch_contenders(shapes: list[Shape], threads: int) -> dict[str, Step]:
-    """Return the paths of gravity_torch.Gravity, after torch's fused Adam and fused SGD."""
-    import torch
-
-    from gravity_torch import Gravity
-
-    torch.set_num_threads(threads)
-    optimizers: dict[str, Any] = {
-        "torch.optim.Adam(fused=True)": lambda p: torch.optim.Adam(p, fused=True),
-        "torch.optim.SGD(momentum, fused=True)": lambda p: torch.optim.SGD(
-            p, momentum=0.9, fused=True
-        ),
-        "gravity_torch.Gravity()": lambda p: Gravity(p),
-        "gravity_torch.Gravity(fused=True)": lambda p: Gravity(p, fused=True),
-        "gravity_torch.Gravity(foreach=False)": lambda p: Gravity(p, foreach=False),
-    }
-    if importlib.util.find_spec("pytorch_optimizer"):
-        from pytorch_optimizer import Gravity as Other
-
-        optimizers["pytorch_optimizer.Gravity()"] = lambda p: Other(p)
-
-    def step(make: Callable[[Any], Any]) -> Step:
-        optimizer = make(_torch_parameters(shapes))
-
-        def timed() -> None:
-            optimizer.step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-
-        return timed
-
-    return {name: step(make) for name, make in optimizers.items()}
-
-
-BACKENDS: dict[str, Callable[[list[Shape], int], dict[str, Step]]] = {
-    "numpy": numpy_contenders,
-    "torch": torch_contenders,
-}
+# Each has a module `benchmarks.<name>_step` with contenders(shapes, threads): the steps by name,
+# the baseline first. It pins the threads, before it imports the framework where that is the way.
+BACKENDS = ("numpy", "torch")
 
 
 def measure(contenders: dict[str, Step], rounds: int) -> dict[str, list[float]]:
@@ -159,7 +80,7 @@ def _versions() -> dict[str, str]:
 
 
 @click.command()
-@click.option("--backend", type=click.Choice(list(BACKENDS)), required=True)
+@click.option("--backend", type=click.Choice(BACKENDS), required=True)
 @click.option("--case", "cases", type=click.Choice(list(CASES)), multiple=True, help="All.")
 @click.option("--rounds", type=click.IntRange(min=2), default=15, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
@@ -167,9 +88,10 @@ def _versions() -> dict[str, str]:
 def main(backend: str, cases: tuple[str, ...], rounds: int, threads: int, file: Any) -> None:
     """Time one optimizer step against the framework's own, interleaved."""
     chosen = cases or tuple(CASES)
+    module = importlib.import_module(f"benchmarks.{backend}_step")
     results = {}
     for case in chosen:
-        contenders = BACKENDS[backend](CASES[case], threads)
+        contenders = module.contenders(CASES[case], threads)
         results[case] = summarise(measure(contenders, rounds))
         if backend == "torch":
             for name, step in contenders.items():

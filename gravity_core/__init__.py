@@ -6,8 +6,8 @@ array-api-compat only.
 
 from gravity_core.coefficients import beta_hat, coefficients
 from gravity_core.error_bound import ErrorBound
-from gravity_core.reference import Gravity, Trajectory
-from gravity_core.update import Trace, gradient_term, max_step_grad, trace, update
+from gravity_core.reference import Gravity, Trace, Trajectory, trace
+from gravity_core.update import gradient_term, max_abs_grad, max_step_grad, update
 from gravity_core.velocity import initial_velocity
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "coefficients",
     "gradient_term",
     "initial_velocity",
+    "max_abs_grad",
     "max_step_grad",
     "trace",
     "update",

@@ -8,19 +8,42 @@ deterministic. How far an honest implementation may be off is in `gravity_core.e
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gravity_core import hyperparameters as hp
-from gravity_core._arrays import float_name
-from gravity_core.coefficients import coefficients
-from gravity_core.update import Trace, trace, update
+from gravity_core._arrays import Array, float_name
+from gravity_core.coefficients import beta_hat, coefficients
+from gravity_core.update import gradient_term, max_step_grad, update
 from gravity_core.velocity import initial_velocity
 
 # Elements worked on at a time: the blocks of G, V, W and the scratch then share the
 # second-level cache, where whole-array temporaries would go through memory nine times.
 BLOCK = 65_536
+
+
+class Trace(NamedTuple):
+    """Every intermediate value of one step, by the paper's symbols."""
+
+    t: Any
+    beta_hat: Any
+    m: Array
+    zeta: Array
+    v: Array
+
+
+def trace(grad: Array, v: Array, t: Any, *, beta: Any = hp.BETA, xp: Any = None) -> Trace:
+    """Return t, β̂, m, ζ and the new V of one step. Arguments and errors as in `update`.
+
+    Example:
+        >>> step = trace(np.asarray([1.0, -2.0]), np.zeros(2), t=0)
+        >>> step.beta_hat, float(step.m), step.zeta.round(4).tolist()
+        (0.5, 0.5, [0.2, -0.1176])
+    """
+    v_next = update(grad, v, t, beta=beta, xp=xp)
+    m, zeta = max_step_grad(grad, xp=xp), gradient_term(grad, xp=xp)
+    return Trace(t, beta_hat(t, beta), m, zeta, v_next)
 
 
 @dataclass(frozen=True)

@@ -4,44 +4,62 @@ One step for one weight tensor W with gradient G, velocity V and learning rate l
 (Bahrami and Pouriyan Zadeh, 2021, arXiv 2101.09192, Algorithm 1):
 
     t  ← t + 1                         the first update has t = 1
-    β̂  = (β t + 1) / (t + 2)           weight of the old velocity   `beta_hat`
+    β̂  = (β t + 1) / (t + 2)           weight of the old velocity   `coefficients`
     m  = 1 / max|G|                    the max-step gradient        `max_step_grad`
     ζ  = G / (1 + (G / m)²)            the gradient term            `gradient_term`
     V  ← β̂ V + (1 − β̂) ζ               the velocity                 `update`
     W  ← W − l V                       left to the optimizer
 
 The functions take arrays of any array-API library (NumPy, PyTorch, JAX, CuPy, …), eager or
-compiled, and change nothing in place. `xp` is the array namespace; it is inferred where it can
-be, and is ``keras.ops`` for TensorFlow tensors. float16 and bfloat16 are computed in float32
-and rounded once, at the end.
+compiled, and change nothing in place. `xp` is the array namespace, ``keras.ops`` for TensorFlow.
+float16 and bfloat16 are computed in float32 and rounded once, at the end.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from gravity_core import _arrays
 from gravity_core._arrays import Array, cast
-from gravity_core.coefficients import beta_hat, coefficients
+from gravity_core.coefficients import coefficients
 from gravity_core.hyperparameters import BETA
 
 
-def _max_abs(grad: Array, xp: Any) -> Array:
-    # Not max(abs(grad)): XLA fuses the abs into the reduction and then vectorises neither.
-    return xp.maximum(xp.max(grad), -xp.min(grad))
+def max_abs_grad(grad: Array, *, axes: tuple[int, ...] | None = None, xp: Any = None) -> Array:
+    """Return max|G|, the one number of a weight tensor by which its step is scaled.
+
+    Args:
+        grad: G; any shape but empty, real floating dtype.
+        axes: None gives one maximum, a 0-d array; a tuple the maxima over those axes, which are
+            kept with length 1, for an array that holds a stack of weight tensors.
+        xp: the array namespace; inferred from `grad` if None.
+
+    Raises:
+        ValueError: for an empty gradient.
+
+    Example:
+        >>> import numpy as np
+        >>> max_abs_grad(np.asarray([[0.5, -4.0], [1.0, 2.0]]), axes=(1,)).tolist()
+        [[4.0], [2.0]]
+    """
+    xp = _arrays.namespace(xp, grad=grad)
+    if 0 in grad.shape:
+        raise ValueError(f"grad must not be empty, got shape {tuple(grad.shape)}")
+    grad = cast(grad, _arrays.working_dtype(xp, grad=grad), xp)
+    if axes == ():
+        return abs(grad)  # of no axes: libraries differ in what that means
+    kept = {"axis": axes, "keepdims": axes is not None}
+    # Not max(abs(grad)): XLA fuses that abs into the reduction and then vectorises neither.
+    # The abs here is of few numbers: the maximum of 0 and −0 may be −0.
+    return abs(xp.maximum(xp.max(grad, **kept), -xp.min(grad, **kept)))
 
 
 def max_step_grad(grad: Array, *, xp: Any = None) -> Array:
     """Return m = 1 / max|G|, the gradient at which the step is largest.
 
-    Args:
-        grad: G, the gradient of one weight tensor; any shape but empty, real floating dtype.
-        xp: the array namespace; inferred from `grad` if None.
+    Args, errors: as in `max_abs_grad`.
 
     Returns:
         m, a 0-d array; inf for a gradient of zeros. It has the unit of 1/G, so Gravity is
         not invariant under a scaling of the loss.
-
-    Raises:
-        ValueError: for an empty gradient.
 
     Source: arXiv 2101.09192, "max-step gradient".
 
@@ -51,14 +69,11 @@ def max_step_grad(grad: Array, *, xp: Any = None) -> Array:
         0.25
     """
     xp = _arrays.namespace(xp, grad=grad)
-    if 0 in grad.shape:
-        raise ValueError(f"grad must not be empty, got shape {tuple(grad.shape)}")
     with _arrays.quiet(xp, divide="ignore"):  # m = inf: every step is below the largest one
-        # abs, because the maximum of 0 and −0 may be −0.
-        return 1.0 / abs(_max_abs(cast(grad, _arrays.working_dtype(xp, grad=grad), xp), xp))
+        return 1.0 / max_abs_grad(grad, xp=xp)
 
 
-def gradient_term(grad: Array, *, xp: Any = None) -> Array:
+def gradient_term(grad: Array, *, max_abs: Array | None = None, xp: Any = None) -> Array:
     """Return ζ = G / (1 + (G / m)²) with m = 1 / max|G|, elementwise.
 
     ζ ≈ G for |G| ≪ m, where Gravity is gradient descent; |ζ| is largest at |G| = m,
@@ -69,6 +84,8 @@ def gradient_term(grad: Array, *, xp: Any = None) -> Array:
 
     Args:
         grad: G, the gradient of one weight tensor; any shape, real floating dtype.
+        max_abs: max|G|, broadcasting with `grad`, where it is not that of `grad` alone, which
+            is a part of a tensor that is split over devices, or a stack of tensors.
         xp: the array namespace; inferred from `grad` if None.
 
     Returns:
@@ -87,11 +104,13 @@ def gradient_term(grad: Array, *, xp: Any = None) -> Array:
     if 0 in grad.shape:
         return grad
     with _arrays.quiet(xp, over="ignore", invalid="ignore"):  # see above
-        s = grad * _max_abs(grad, xp)
+        s = grad * (max_abs_grad(grad, xp=xp) if max_abs is None else max_abs)
         return grad / (1.0 + s * s)  # not s**2: a power need not be correctly rounded
 
 
-def update(grad: Array, v: Array, t: Any, *, beta: Any = BETA, xp: Any = None) -> Array:
+def update(
+    grad: Array, v: Array, t: Any, *, beta: Any = BETA, max_abs: Array | None = None, xp: Any = None
+) -> Array:
     """Return the next velocity, V ← β̂ V + (1 − β̂) ζ; the weights then move by −l V.
 
     Args:
@@ -100,6 +119,7 @@ def update(grad: Array, v: Array, t: Any, *, beta: Any = BETA, xp: Any = None) -
         t: the step, 1 at the first update of Algorithm 1. An integer gives coefficients from
             float64; an array (a traced counter) in its own dtype if that is floating, else in V's.
         beta: β in [0, 1]; 1 averages over the whole history.
+        max_abs: max|G| of the whole tensor, as in `gradient_term`.
         xp: the array namespace; inferred from `grad` and `v` if None.
 
     Returns:
@@ -120,30 +140,6 @@ def update(grad: Array, v: Array, t: Any, *, beta: Any = BETA, xp: Any = None) -
     dtype = _arrays.working_dtype(xp, grad=grad, v=v)
     _arrays.check_same_shape(grad=grad, v=v)
     old, new = coefficients(_arrays.float_counter(t, dtype, xp), beta)
-    zeta = gradient_term(cast(grad, dtype, xp), xp=xp)
+    zeta = gradient_term(cast(grad, dtype, xp), max_abs=max_abs, xp=xp)
     v_next = cast(old, dtype, xp) * cast(v, dtype, xp) + cast(new, dtype, xp) * zeta
     return cast(v_next, v.dtype, xp)
-
-
-class Trace(NamedTuple):
-    """Every intermediate value of one step, by the paper's symbols."""
-
-    t: Any
-    beta_hat: Any
-    m: Array
-    zeta: Array
-    v: Array
-
-
-def trace(grad: Array, v: Array, t: Any, *, beta: Any = BETA, xp: Any = None) -> Trace:
-    """Return t, β̂, m, ζ and the new V of one step. Arguments and errors as in `update`.
-
-    Example:
-        >>> import numpy as np
-        >>> step = trace(np.asarray([1.0, -2.0]), np.zeros(2), t=0)
-        >>> step.beta_hat, float(step.m), step.zeta.round(4).tolist()
-        (0.5, 0.5, [0.2, -0.1176])
-    """
-    v_next = update(grad, v, t, beta=beta, xp=xp)
-    m, zeta = max_step_grad(grad, xp=xp), gradient_term(grad, xp=xp)
-    return Trace(t, beta_hat(t, beta), m, zeta, v_next)

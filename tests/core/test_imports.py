@@ -15,6 +15,7 @@ PUBLIC = [
     "coefficients",
     "gradient_term",
     "initial_velocity",
+    "max_abs_grad",
     "max_step_grad",
     "trace",
     "update",

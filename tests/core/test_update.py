@@ -13,6 +13,7 @@ from gravity_core import (
     ErrorBound,
     coefficients,
     gradient_term,
+    max_abs_grad,
     max_step_grad,
     trace,
     update,
@@ -318,6 +319,49 @@ def test_max_step_grad(backend, dtype, data):
     else:
         with np.errstate(over="ignore"):
             assert m == 1 / max_abs
+
+
+def update_by_parts(g, v, *, xp):
+    largest = max_abs_grad(g, xp=xp)
+    return tuple(update(g[a:b], v[a:b], 1, max_abs=largest, xp=xp) for a, b in ((0, 5), (5, 17)))
+
+
+@on_backends
+@on_dtypes
+@given(data=st.data())
+def test_parts_of_a_tensor_share_its_maximum(backend, dtype, data):
+    backend.load()
+    g, v = data.draw(tensors((17,), dtype)), data.draw(tensors((17,), dtype))
+    first, rest = backend.call(update_by_parts, g, v)
+    assert_matches(backend, np.concatenate([first, rest]), g, v, 1)
+
+
+def update_stacked(g, v, *, axes, xp):
+    return update(g, v, 1, max_abs=max_abs_grad(g, axes=axes, xp=xp), xp=xp)
+
+
+@on_backends
+@on_dtypes
+@pytest.mark.parametrize("leading", [0, 1, 2, 3])
+@given(data=st.data())
+def test_a_stack_of_tensors_is_the_tensors_apart(backend, dtype, leading, data):
+    backend.load()
+    shape = (2, 3, 4)
+    g, v = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
+    got = backend.call(update_stacked, g, v, axes=tuple(range(leading, 3)))
+    assert got.shape == shape
+    for layer in np.ndindex(shape[:leading]):
+        apart = [np.asarray(x[layer]) for x in (got, g, v)]
+        assert_matches(backend, *apart, 1)
+
+
+@on_backends
+@on_dtypes
+@given(data=st.data())
+def test_max_abs_grad(backend, dtype, data):
+    backend.load()
+    g = data.draw(tensors((17,), dtype))
+    assert backend.call(max_abs_grad, g) == np.abs(g).max()
 
 
 @on_backends

@@ -136,6 +136,29 @@ def test_normal_blocks_have_the_same_bits_everywhere(backend, dtype, seed, index
     assert got.tobytes() == velocity.normal_quantiles()[ks].tobytes()
 
 
+def elements(k0, k1, hi, lo, quantiles, *, xp):
+    return velocity.normal_elements((k0, k1), (hi, lo), quantiles, xp=xp)
+
+
+@on_word_types
+@given(
+    seed=seeds,
+    index=words,
+    chosen=st.lists(
+        st.integers(0, 2**64 - 1) | st.integers(2**32 - 9, 2**32 + 9) | st.integers(0, 40),
+        min_size=9,
+        max_size=9,
+    ),
+)
+def test_normal_elements_are_those_of_the_recipe(backend, dtype, seed, index, chosen):
+    backend.load()
+    key = [word.astype(dtype) for word in velocity.tensor_key(seed, index)]
+    hi, lo = (as_words(n, dtype) for n in zip(*(divmod(i, 2**32) for i in chosen), strict=True))
+    quantiles = velocity.normal_quantiles()
+    got = backend.call(elements, *key, hi, lo, quantiles)
+    assert got.tolist() == [float(quantiles[halfword(i, seed, index)]) for i in chosen]
+
+
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b.mode == "eager"], ids=str)
 def test_standard_normal_on_every_library(backend):
     backend.load()

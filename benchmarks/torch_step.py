@@ -1,0 +1,49 @@
+"""The steps of gravity_torch.Gravity beside torch's own optimizers."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.shapes import Shape, gradients
+from gravity_torch import Gravity
+
+
+def parameters(shapes: list[Shape]) -> list[torch.nn.Parameter]:
+    """Return a parameter with a gradient for each shape, on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    params = [torch.nn.Parameter(torch.zeros(s, device=device)) for s in shapes]
+    for p, g in zip(params, gradients(shapes), strict=True):
+        p.grad = torch.from_numpy(g).to(device)
+    return params
+
+
+def contenders(shapes: list[Shape], threads: int) -> dict[str, Callable[[], Any]]:
+    """Return the paths of gravity_torch.Gravity, after torch's fused Adam and fused SGD."""
+    torch.set_num_threads(threads)
+    optimizers: dict[str, Any] = {
+        "torch.optim.Adam(fused=True)": lambda p: torch.optim.Adam(p, fused=True),
+        "torch.optim.SGD(momentum, fused=True)": lambda p: torch.optim.SGD(
+            p, momentum=0.9, fused=True
+        ),
+        "gravity_torch.Gravity()": lambda p: Gravity(p),
+        "gravity_torch.Gravity(fused=True)": lambda p: Gravity(p, fused=True),
+        "gravity_torch.Gravity(foreach=False)": lambda p: Gravity(p, foreach=False),
+    }
+    if importlib.util.find_spec("pytorch_optimizer"):
+        from pytorch_optimizer import Gravity as Other
+
+        optimizers["pytorch_optimizer.Gravity()"] = lambda p: Other(p)
+
+    def step(make: Callable[[Any], Any]) -> Callable[[], Any]:
+        optimizer = make(parameters(shapes))
+
+        def timed() -> None:
+            optimizer.step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+
+        return timed
+
+    return {name: step(make) for name, make in optimizers.items()}
