@@ -30,12 +30,13 @@ _LARGEST = 1e30
 
 
 class Item(NamedTuple):
-    """One tensor to be updated; `t` is an int, or a 0-d tensor where the host must not know it."""
+    """One tensor to be updated, or the part of it that is in this process."""
 
     p: Tensor
     grad: Tensor
     velocity: Tensor
-    t: int | Tensor
+    t: int | Tensor  # a 0-d tensor where the host must not know it
+    max_abs: Tensor | None = None  # max|G|, 0-d, where it is not that of `grad` alone
 
 
 class Options(NamedTuple):
@@ -47,8 +48,10 @@ class Options(NamedTuple):
     maximize: bool
 
 
-def _update(p: Tensor, grad: Tensor, velocity: Tensor, t: int | Tensor, options: Options) -> None:
-    v = update(-grad if options.maximize else grad, velocity, t, beta=options.beta, xp=xp)
+def _update(item: Item, options: Options) -> None:
+    p, grad, velocity, t, max_abs = item
+    grad = -grad if options.maximize else grad
+    v = update(grad, velocity, t, beta=options.beta, max_abs=max_abs, xp=xp)
     velocity.copy_(v)
     wide = torch.promote_types(p.dtype, torch.float32)
     w = p.to(wide)
@@ -62,7 +65,7 @@ def _update(p: Tensor, grad: Tensor, velocity: Tensor, t: int | Tensor, options:
 def for_loop(items: list[Item], options: Options) -> None:
     """Update tensor by tensor with the core's functions: the readable path."""
     for item in items:
-        _update(*item, options)
+        _update(item, options)
 
 
 @functools.cache
@@ -85,7 +88,7 @@ def compiled(items: list[Item], options: Options, others: Callable[..., None]) -
         else:
             p, grad, velocity = flat
             t = torch.as_tensor(item.t, dtype=torch.float64)
-            _compiled_update()(p, grad, velocity, t, traced)
+            _compiled_update()(Item(p, grad, velocity, t, item.max_abs), traced)
     others(rest, options)
 
 
@@ -95,18 +98,18 @@ def fast(items: list[Item], options: Options) -> None:
     stacks: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     plain = []
     for item in items:
-        p, grad, velocity, t = item
+        p, grad, velocity, t, max_abs = item
         if p.dtype not in _FULL or grad.dtype != p.dtype:
             plain.append(item)
         elif p.numel() >= SMALL:
             flat = _flat(item) if p.device.type == "cpu" else None
-            if flat is None or not _blocked(flat, t, options):
+            if flat is None or not _blocked(flat, t, max_abs, options):
                 plain.append(item)
         elif p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
-            stacks[p.device, p.dtype, p.shape, t].append(item)
+            stacks[p.device, p.dtype, p.shape, t, max_abs is None].append(item)
         else:
             plain.append(item)
-    for (_, _, shape, t), alike in stacks.items():
+    for (_, _, shape, t, _), alike in stacks.items():
         length = max(1, SMALL // shape.numel())
         for i in range(0, len(alike), length):
             _stacked(alike[i : i + length], t, options)
@@ -115,7 +118,7 @@ def fast(items: list[Item], options: Options) -> None:
 
 def _flat(item: Item) -> list[Tensor] | None:
     """Return the three tensors as flat views in one order of elements, or None if there is none."""
-    p, grad, velocity, _ = item
+    p, grad, velocity, *_ = item
     if p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
         return [p.view(-1), grad.view(-1), velocity.view(-1)]
     dense = torch.ops.aten.is_non_overlapping_and_dense.default
@@ -124,14 +127,14 @@ def _flat(item: Item) -> list[Tensor] | None:
     return None
 
 
-def _blocked(flat: list[Tensor], t: Any, options: Options) -> bool:
+def _blocked(flat: list[Tensor], t: Any, max_abs: Tensor | None, options: Options) -> bool:
     """Update one large flat tensor on the CPU; return False, and do nothing, if M is too large.
 
     (1 − β̂) ζ = G / (1/(1 − β̂) + M²/(1 − β̂) · G·G) with M = max|G|: two passes over a block, and a
     third that does V and W together.
     """
     p, grad, _ = flat
-    low, high = torch.aminmax(grad)
+    low, high = torch.aminmax(grad) if max_abs is None else (-max_abs, max_abs)
     old, new = coefficients(t, options.beta)
     factor = max(-low.item(), high.item()) ** 2 / new
     if not factor < _LARGEST:  # NaN too
@@ -150,7 +153,11 @@ def _stacked(items: list[Item], t: int, options: Options) -> None:
     """Update small tensors of one size together: the product form, a tensor a row."""
     old, new = coefficients(t, options.beta)
     g = torch.stack([item.grad for item in items]).view(len(items), -1)
-    s = g * torch.maximum(g.amax(dim=1, keepdim=True), -g.amin(dim=1, keepdim=True))
+    given = [item.max_abs for item in items if item.max_abs is not None]
+    if given:
+        s = g * torch.stack(given).unsqueeze(1)
+    else:
+        s = g * torch.maximum(g.amax(dim=1, keepdim=True), -g.amin(dim=1, keepdim=True))
     s.mul_(s).add_(1.0)
     torch.div(g, s, out=s).mul_(new)
     ps, velocities = [item.p for item in items], [item.velocity for item in items]

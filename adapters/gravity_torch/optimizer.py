@@ -8,15 +8,13 @@ gradients are never written to. The plain loop gives the bits of the NumPy refer
 from collections.abc import Callable
 from typing import Any, overload
 
-import array_api_compat.torch as xp
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from gravity_core import hyperparameters as hp
-from gravity_core.velocity import standard_normal
-from gravity_torch import _paths
+from gravity_torch import _distributed, _paths
+from gravity_torch._velocity import as_reals, initial_velocity
 
 _NAMES = {"learning_rate": "lr"}
 _CHECKED = ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")
@@ -155,12 +153,18 @@ class Gravity(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None and p.grad.layout != torch.strided:
                     raise RuntimeError("Gravity does not support sparse gradients")
+        batches = []
         for group in self.param_groups:
             params: list[Tensor] = []
             velocities: list[Tensor] = []
             steps: list[Tensor] = []
             self._init_group(group, params, velocities, steps)
-            _step_group(group, params, velocities, steps)
+            batches.append((group, params, velocities, steps))
+        parts = _distributed.parts([p for _, params, *_ in batches for p in params])
+        if parts and any(group["differentiable"] for group in self.param_groups):
+            raise RuntimeError("`differentiable` does not support DTensor")
+        for batch in batches:
+            _step_group(*batch, parts)
         return loss
 
     # torch.compile calls a method of this name outside the graph that it makes of `step`.
@@ -189,26 +193,34 @@ class Gravity(torch.optim.Optimizer):
         if not state:
             # float32 counts exactly up to 2**24 steps, and is what torch's own optimizers keep.
             device = p.device if group["capturable"] else None
-            velocity = _initial_velocity(p, group, index)
+            velocity = initial_velocity(p, group["velocity_std"], group["seed"], index)
             step = torch.zeros((), dtype=torch.float32, device=device)
             state.update(step=step, velocity=velocity)
         return state
 
 
 def _step_group(
-    group: dict[str, Any], params: list[Tensor], velocities: list[Tensor], steps: list[Tensor]
+    group: dict[str, Any],
+    params: list[Tensor],
+    velocities: list[Tensor],
+    steps: list[Tensor],
+    parts: dict[Tensor, _distributed.Part],
 ) -> None:
     """Count the step, and update on the path that the options and the tensors allow."""
     compiling = torch.compiler.is_compiling()
     on_device = group["capturable"] or compiling  # the host must not look at the counter
     items = []
     for p, velocity, step in zip(params, velocities, steps, strict=True):
-        assert p.grad is not None
+        w, grad, v, max_abs = p, p.grad, velocity, None
+        if parts and p in parts:
+            w, grad, max_abs = parts[p]
+            v = _distributed.local(velocity)
+        assert grad is not None
         t = (step.double() if on_device else int(step.item())) + group["first_step"]
-        if p.is_complex():
-            items.append(_paths.Item(_as_reals(p), _as_reals(p.grad), _as_reals(velocity), t))
-        elif p.numel():
-            items.append(_paths.Item(p, p.grad, velocity, t))
+        if w.is_complex():
+            w, grad, v = as_reals(w), as_reals(grad), as_reals(v)
+        if w.numel():
+            items.append(_paths.Item(w, grad, v, t, max_abs))
     options = _paths.Options(
         lr=_as_scalar(group["lr"]),
         beta=group["beta"],
@@ -228,10 +240,6 @@ def _step_group(
 
 def _as_scalar(lr: float | Tensor) -> float | Tensor:
     return lr.reshape(()) if isinstance(lr, Tensor) else lr
-
-
-def _as_reals(x: Any) -> Any:
-    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def _checked(group: dict[str, Any]) -> dict[str, Any]:
@@ -286,23 +294,3 @@ def _translated(state_dict: dict[str, Any]) -> dict[str, Any]:
         for group in state_dict["param_groups"]
     ]
     return state_dict | {"state": state, "param_groups": groups}
-
-
-def _initial_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:
-    """Draw V₀ on the parameter's device, in its dtype and memory format."""
-    real = _as_reals(p)
-    flat = torch.empty(real.numel(), dtype=real.dtype, device=p.device)
-    wide = torch.promote_types(real.dtype, torch.float32)
-
-    def asarray(array: np.ndarray) -> Tensor:
-        # PyTorch has no arithmetic on uint32; int32 wraps around and gives the same bits.
-        signed = array.view(np.int32) if array.dtype == np.uint32 else array.copy()
-        return torch.from_numpy(signed).to(p.device)
-
-    for a, b, z in standard_normal(
-        0, flat.numel(), seed=group["seed"], index=index, asarray=asarray, xp=xp
-    ):
-        flat[a:b] = z.to(wide) * group["velocity_std"]
-    velocity = torch.empty_like(p, memory_format=torch.preserve_format)
-    _as_reals(velocity).copy_(flat.view(real.shape))
-    return velocity

@@ -1,0 +1,148 @@
+"""Parameters that are split over processes: DTensor, which FSDP2 and tensor parallelism use.
+
+Guarantee: a step communicates one all-reduce of a number per split parameter for each
+process group, in which the maximum of each gradient over all its parts is found. (A gradient
+that is placed otherwise than its parameter is first redistributed by torch.)
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def is_distributed(x: Tensor) -> bool:
+    """Return whether `x` is a DTensor, without an import that takes long where there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local(x: Any) -> Tensor:
+    """Return the part of a DTensor that is in this process; of a tensor, itself."""
+    part: Tensor = x.to_local() if is_distributed(x) else x
+    return part
+
+
+def like(p: Any, part: Tensor) -> Tensor:
+    """Return `part` as a tensor that is placed as `p` is."""
+    if not is_distributed(p):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+    )
+
+
+class Part(NamedTuple):
+    """The part of a split parameter and of its gradient that is in this process, and max|G|."""
+
+    p: Tensor
+    grad: Tensor
+    max_abs: Tensor  # 0-d, of the whole gradient
+
+
+def parts(params: list[Tensor]) -> dict[Tensor, Part]:
+    """Return the part of each DTensor among the parameters.
+
+    Every process has to ask for the same parameters, in the same order.
+    """
+    if "torch.distributed.tensor" not in sys.modules:
+        return {}
+    split: list[Any] = [p for p in params if is_distributed(p)]
+    if not split:
+        return {}
+    grads = []
+    for p in split:
+        grad = p.grad
+        if grad.placements != p.placements:  # a sum that is still to be made, say
+            grad = grad.redistribute(p.device_mesh, p.placements)
+        grads.append(local(grad))
+    maxima = _maxima(split, grads)
+    return {p: Part(local(p), g, m) for p, g, m in zip(split, grads, maxima, strict=True)}
+
+
+def _maxima(params: list[Any], grads: list[Tensor]) -> list[Tensor]:
+    """Return max|G| of each whole gradient, from the parts of them in all processes."""
+    import torch.distributed as dist
+
+    values = [_max_abs_bits(grad) for grad in grads]
+    reductions: dict[tuple[int, ...], tuple[Any, list[int]]] = {}  # by the ranks of the group
+    for i, p in enumerate(params):
+        for group in _groups_of_the_split(p.device_mesh, p.placements):
+            ranks = tuple(dist.get_process_group_ranks(group))
+            reductions.setdefault(ranks, (group, []))[1].append(i)
+    for group, members in reductions.values():
+        bits = torch.stack([values[i] for i in members])
+        dist.all_reduce(bits, dist.ReduceOp.MAX, group=group)
+        for i, value in zip(members, bits.unbind(), strict=True):
+            values[i] = value
+    return [
+        bits.view(torch.float64).to(torch.promote_types(grad.real.dtype, torch.float32))
+        for bits, grad in zip(values, grads, strict=True)
+    ]
+
+
+def _groups_of_the_split(mesh: Any, placements: Any) -> list[Any]:
+    """Return the process groups over which a tensor is split."""
+    if mesh.get_coordinate() is None:
+        return []  # this process has no part of it
+    return [
+        mesh.get_group(dim)
+        for dim, placement in enumerate(placements)
+        if mesh.size(dim) > 1 and not placement.is_replicate()
+    ]
+
+
+def _max_abs_bits(grad: Tensor) -> Tensor:
+    # Numbers that are not negative are in the order of their bits, and NaN comes last, which a
+    # maximum of floats over processes may drop.
+    grad = torch.view_as_real(grad) if grad.is_complex() else grad
+    if not grad.numel():
+        return torch.zeros((), dtype=torch.int64, device=grad.device)
+    low, high = torch.aminmax(grad)
+    return torch.maximum(-low, high).double().abs().view(torch.int64)
+
+
+def elements(p: Any) -> range | Callable[[int, int], Tensor]:
+    """Return which elements of the whole tensor, counted in C order, are here.
+
+    Complex elements count as two. A range, or where they do not follow each other a function of
+    (a, b) that gives the numbers of the local elements a to b − 1 as int64.
+    """
+    pair = (2,) if p.is_complex() else ()
+    if not is_distributed(p):
+        return range(math.prod((*p.shape, *pair)))
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    def indices(dim: int, length: int) -> Tensor:
+        # torch itself splits the indices as it splits the tensor, without communication.
+        placements = [s if getattr(s, "dim", None) == dim else Replicate() for s in p.placements]
+        shape = [length if d == dim else 1 for d in range(p.ndim)]
+        index = torch.arange(length, device=local(p).device).view(shape)
+        split = distribute_tensor(index, p.device_mesh, placements, src_data_rank=None)
+        return split.to_local().flatten()
+
+    shape = (*p.shape, *pair)
+    here = [indices(dim, length) for dim, length in enumerate(p.shape)]
+    here += [torch.arange(n, device=local(p).device) for n in pair]
+    if all(x.numel() == n for x, n in zip(here[1:], shape[1:], strict=True)):
+        row = math.prod(shape[1:])
+        first = here[0].tolist() if here else [0]
+        if not first or first[-1] - first[0] == len(first) - 1:
+            start = first[0] * row if first else 0
+            return range(start, start + len(first) * row)
+
+    def numbers(a: int, b: int) -> Tensor:
+        position = torch.arange(a, b, device=local(p).device)
+        number, stride = torch.zeros_like(position), 1
+        for index, length in zip(reversed(here), reversed(shape), strict=True):
+            number += index[position % index.numel()] * stride
+            position //= index.numel()
+            stride *= length
+        return number
+
+    return numbers

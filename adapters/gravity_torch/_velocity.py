@@ -1,0 +1,63 @@
+"""V₀ of a parameter: drawn on its device, and of a split one only the part that is here."""
+
+from collections.abc import Iterator
+
+import array_api_compat.torch as xp
+import numpy as np
+import torch
+from torch import Tensor
+
+from gravity_core.velocity import normal_elements, normal_quantiles, standard_normal, tensor_key
+from gravity_torch import _distributed
+
+_CHUNK = 2**16  # elements of a split parameter that are drawn at a time
+
+
+def as_reals(x: Tensor) -> Tensor:
+    """Return a complex tensor as a view of pairs of reals, others as they are."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def initial_velocity(p: Tensor, std: float, seed: int, index: int) -> Tensor:
+    """Return V₀ = σ z in the parameter's dtype, memory format and placement.
+
+    Args:
+        p: the parameter; a DTensor gets the part of its whole V₀ that belongs here.
+        std: σ.
+        seed: an integer in [0, 2**64).
+        index: the parameter's position among all of the optimizer's.
+    """
+    velocity = torch.empty_like(_distributed.local(p), memory_format=torch.preserve_format)
+    real = as_reals(velocity)
+    flat = torch.empty(real.numel(), dtype=real.dtype, device=real.device)
+    wide = torch.promote_types(real.dtype, torch.float32)
+    for a, b, z in _normal(p, flat.numel(), seed, index):
+        flat[a:b] = z.to(wide) * std
+    real.copy_(flat.view(real.shape))
+    return _distributed.like(p, velocity)
+
+
+def _normal(p: Tensor, size: int, seed: int, index: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield (a, b, z): the numbers of the elements a to b − 1 of those that are here."""
+    device = _distributed.local(p).device
+
+    def asarray(array: np.ndarray) -> Tensor:
+        # PyTorch has no arithmetic on uint32; int32 wraps around and gives the same bits.
+        signed = array.view(np.int32) if array.dtype == np.uint32 else array.copy()
+        return torch.from_numpy(signed).to(device)
+
+    elements = _distributed.elements(p)
+    if isinstance(elements, range):
+        start = elements.start
+        for a, b, z in standard_normal(
+            start, start + size, seed=seed, index=index, asarray=asarray, xp=xp
+        ):
+            yield a - start, b - start, z
+        return
+    k0, k1 = (asarray(word) for word in tensor_key(seed, index))
+    quantiles = asarray(normal_quantiles())
+    for a in range(0, size, _CHUNK):
+        b = min(a + _CHUNK, size)
+        i = elements(a, b)
+        words = (i >> 32).int(), (i & 0xFFFFFFFF).int()
+        yield a, b, normal_elements((k0, k1), words, quantiles, xp=xp)
