@@ -50,9 +50,8 @@ def parts(params: list[Tensor]) -> dict[Tensor, Part]:
 
     Every process has to ask for the same parameters, in the same order.
     """
-    if "torch.distributed.tensor" not in sys.modules:
-        return {}
-    split: list[Any] = [p for p in params if is_distributed(p)]
+    module = sys.modules.get("torch.distributed.tensor")
+    split: list[Any] = [p for p in params if isinstance(p, module.DTensor)] if module else []
     if not split:
         return {}
     grads = []

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from gravity_core import hyperparameters as hp
-from gravity_torch import _distributed, _paths
+from gravity_torch import _distributed
+from gravity_torch._compiled import compiled
+from gravity_torch._fast import fast
+from gravity_torch._loop import Item, Options, for_loop
 from gravity_torch._velocity import as_reals, initial_velocity
 
 _NAMES = {"learning_rate": "lr"}
@@ -109,7 +112,7 @@ class Gravity(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its V₀ has the standard deviation alpha / lr of this moment."""
         if isinstance(param_group, dict):
-            param_group = _checked(self.defaults | param_group)
+            param_group.update(_checked(self.defaults | param_group))
             _fix_velocity_std(param_group)
         super().add_param_group(param_group)
 
@@ -120,6 +123,9 @@ class Gravity(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             _fix_velocity_std(group)
+            for p in group["params"]:
+                if "step" in (values := self.state.get(p, {})):  # a number in other codes
+                    values["step"] = _counter(values["step"], p, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, also one of the original Gravity code or of pytorch_optimizer's.
@@ -149,17 +155,14 @@ class Gravity(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p.grad.layout != torch.strided:
-                    raise RuntimeError("Gravity does not support sparse gradients")
         batches = []
         for group in self.param_groups:
             params: list[Tensor] = []
+            grads: list[Tensor] = []
             velocities: list[Tensor] = []
             steps: list[Tensor] = []
-            self._init_group(group, params, velocities, steps)
-            batches.append((group, params, velocities, steps))
+            self._init_group(group, params, grads, velocities, steps)
+            batches.append((group, params, grads, velocities, steps))
         parts = _distributed.parts([p for _, params, *_ in batches for p in params])
         if parts and any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError("`differentiable` does not support DTensor")
@@ -172,6 +175,7 @@ class Gravity(torch.optim.Optimizer):
         self,
         group: dict[str, Any],
         params: list[Tensor],
+        grads: list[Tensor],
         velocities: list[Tensor],
         steps: list[Tensor],
     ) -> None:
@@ -182,26 +186,27 @@ class Gravity(torch.optim.Optimizer):
                 break
             index += len(other["params"])
         for i, p in enumerate(group["params"], start=index):
-            if p.grad is not None:
-                state = self._init_state(p, group, i)
+            if (grad := p.grad) is not None:
+                if grad.layout is not torch.strided:
+                    raise RuntimeError("Gravity does not support sparse gradients")
+                state = self.state[p] or self._init_state(p, group, i)
                 params.append(p)
+                grads.append(grad)
                 velocities.append(state["velocity"])
                 steps.append(state["step"])
 
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]
         if not state:
-            # float32 counts exactly up to 2**24 steps, and is what torch's own optimizers keep.
-            device = p.device if group["capturable"] else None
             velocity = initial_velocity(p, group["velocity_std"], group["seed"], index)
-            step = torch.zeros((), dtype=torch.float32, device=device)
-            state.update(step=step, velocity=velocity)
+            state.update(step=_counter(0.0, p, group), velocity=velocity)
         return state
 
 
 def _step_group(
     group: dict[str, Any],
     params: list[Tensor],
+    grads: list[Tensor],
     velocities: list[Tensor],
     steps: list[Tensor],
     parts: dict[Tensor, _distributed.Part],
@@ -209,33 +214,43 @@ def _step_group(
     """Count the step, and update on the path that the options and the tensors allow."""
     compiling = torch.compiler.is_compiling()
     on_device = group["capturable"] or compiling  # the host must not look at the counter
-    items = []
-    for p, velocity, step in zip(params, velocities, steps, strict=True):
-        w, grad, v, max_abs = p, p.grad, velocity, None
+    first_step, items = group["first_step"], []
+    for p, grad, v, step in zip(params, grads, velocities, steps, strict=True):
+        w, max_abs = p, None
         if parts and p in parts:
             w, grad, max_abs = parts[p]
-            v = _distributed.local(velocity)
-        assert grad is not None
-        t = (step.double() if on_device else int(step.item())) + group["first_step"]
+            v = _distributed.local(v)
+        t = (step.double() if on_device else int(step.item())) + first_step
         if w.is_complex():
             w, grad, v = as_reals(w), as_reals(grad), as_reals(v)
         if w.numel():
-            items.append(_paths.Item(w, grad, v, t, max_abs))
-    options = _paths.Options(
+            items.append(Item(w, grad, v, t, max_abs))
+    options = Options(
         lr=_as_scalar(group["lr"]),
         beta=group["beta"],
         weight_decay=group["weight_decay"],
         maximize=group["maximize"],
     )
-    readable = group["foreach"] is False or on_device or group["differentiable"]
-    path = _paths.for_loop if readable else _paths.fast
+    readable = group["foreach"] is False or compiling or group["differentiable"]
+    path = for_loop if readable else fast
     if group["fused"] and not compiling:
-        _paths.compiled(items, options, others=path)
+        compiled(items, options, others=path)
     else:
         path(items, options)
-    if steps:
-        # A tensor, lest the number be made one for every step; as torch's own optimizers do.
-        torch._foreach_add_(steps, torch.ones((), device=steps[0].device), alpha=1.0)
+    if steps and steps[0].is_cpu and not compiling:
+        # A tensor, lest the number be made one for every counter; as torch's own optimizers do.
+        torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
+    elif steps:
+        torch._foreach_add_(steps, 1)
+
+
+def _counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
+    # float32 counts exactly up to 2**24 steps, and is what torch's own optimizers keep. On the
+    # host, whatever the default device is; a tensor of a number, which fake tensors know.
+    device = p.device if group["capturable"] else "cpu"
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32)
+    return torch.tensor(float(value), dtype=torch.float32, device=device)
 
 
 def _as_scalar(lr: float | Tensor) -> float | Tensor:
@@ -276,6 +291,8 @@ def _fix_velocity_std(group: dict[str, Any]) -> None:
 
 def _translated(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return the state in our names; what is ours already comes back as it is."""
+    if not any("v" in old and "velocity" not in old for old in state_dict["state"].values()):
+        return state_dict  # also with groups that have keys of the user's own
     steps = {
         key: group.get("t", group.get("step"))
         for group in state_dict["param_groups"]

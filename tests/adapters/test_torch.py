@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_core  # noqa: E402
 from gravity_core.conformance.digits import digits_task  # noqa: E402
-from gravity_torch import Gravity, _paths, backend  # noqa: E402
+from gravity_torch import Gravity, _fast, _gathered, _loop, backend  # noqa: E402
 from tests.adapters.arguments import BAD_LR  # noqa: E402
 
 
@@ -106,8 +106,8 @@ def test_paths_agree(path, dtype, options):
         (7,),
         (7,),
         (300, 500),
-        (_paths.SMALL + 1,),
-        (_paths.BLOCK + 1,),
+        (_fast.SMALL + 1,),
+        (_fast.BLOCK + 1,),
     )
     start = parameters(*shapes, dtype=dtype)
     start.append(torch.nn.Parameter(start[6].detach().t().contiguous().t()))  # other strides
@@ -231,7 +231,7 @@ def test_learning_rate_zero_starts_from_rest_and_says_so_once():
 @pytest.mark.parametrize("path", [{}, {"foreach": False}])
 def test_huge_and_non_finite_gradients(path, largest):
     """Where the expanded form of the blocked path would overflow, it must not be taken."""
-    (p,) = parameters((_paths.SMALL + 8,))
+    (p,) = parameters((_fast.SMALL + 8,))
     give_gradients([p], 0)
     p.grad[5] = largest
     optimizer = Gravity([p], velocity_std=0.0, **path)
@@ -252,14 +252,150 @@ def test_huge_and_non_finite_gradients(path, largest):
 
 def test_the_fast_path_without_torchs_private_kernel(monkeypatch):
     runs = []
-    for kernel in (_paths._fused_sgd, None):
-        monkeypatch.setattr(_paths, "_fused_sgd", kernel)
-        params = parameters((_paths.SMALL + 1,), (7,), (7,))
+    for kernel in (_fast._fused_sgd, None):
+        monkeypatch.setattr(_fast, "_fused_sgd", kernel)
+        params = parameters((_fast.SMALL + 1,), (7,), (7,))
         run(Gravity(params, weight_decay=0.1, maximize=True), params, range(3))
         runs.append(values(params))
     for a, b in zip(*runs, strict=True):
         # three updates, of fewer roundings than the bound counts, of values below 8
         assert (a - b).abs().max() <= 2 * 3 * gravity_core.ErrorBound.ROUNDINGS * 2.0**-24 * 8
+
+
+def test_many_small_tensors_are_stacked_in_portions():
+    number = _fast.STACK // 5000 + 3
+    runs = []
+    for path in ({}, {"foreach": False}):
+        params = parameters(*[(5000,)] * number, *[(50, 100)] * 2, (5000,))
+        run(Gravity(params, **path), params, range(2))
+        runs.append(values(params))
+    for a, b in zip(*runs, strict=True):
+        # two updates, of fewer roundings than the bound counts, of values below 8
+        assert (a - b).abs().max() <= 2 * 2 * gravity_core.ErrorBound.ROUNDINGS * 2.0**-24 * 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("counters", ["host", "device"])
+@pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1}])
+def test_the_path_of_gpus_has_the_bits_of_the_plain_loop(counters, dtype, options, monkeypatch):
+    """Its kernels are those of the CPU here; test_torch_cuda.py runs it on a GPU."""
+    monkeypatch.setattr(_gathered, "GATHERED", 1000)
+    options = _loop.Options(0.1, 0.9, options.get("weight_decay", 0.0), "maximize" in options)
+    runs = []
+    for path in (_loop.for_loop, _gathered.gathered):
+        params = parameters((3, 4), (), (700,), (700,), (1,), (30, 50), (7,), dtype=dtype)
+        params[0] = torch.nn.Parameter(params[0].detach().t().contiguous().t())
+        velocities = values(params)
+        for step in range(3):
+            give_gradients(params, step)
+            ts = [step + i % 2 for i in range(len(params))]
+            if counters == "device":
+                ts = [torch.tensor(float(t), dtype=torch.float64) for t in ts]
+            maxima = [torch.tensor(2.0).to(dtype) if i == 6 else None for i in range(7)]
+            with torch.no_grad():
+                path(
+                    [
+                        _loop.Item(p, p.grad, v, t, m)
+                        for p, v, t, m in zip(params, velocities, ts, maxima, strict=True)
+                    ],
+                    options,
+                )
+        runs.append(values(params) + velocities)
+    assert_same(*runs)
+
+
+def test_one_graph_serves_all_shapes():
+    needs_a_compiler({"fused": True})
+    from torch._dynamo.utils import counters
+
+    many = [(64, 9, 3, 3), (70, 80), (9000,), (9000,), (9001,)]
+    graphs = []
+    for shapes in (many[:1], many, many * 5, [(8192,)] * 40):
+        params = parameters(*shapes)
+        run(Gravity(params, fused=True), params, range(2))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1:] == graphs[:1] * 3
+
+
+LARGE_AND_SMALL = pytest.mark.parametrize("size", [4, 200_000])
+
+
+@LARGE_AND_SMALL
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}], ids=str)
+@pytest.mark.parametrize(
+    "types", [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)], ids=str
+)
+def test_a_module_that_changes_its_type_after_a_step(types, path, size):
+    needs_a_compiler(path)
+    (p,) = parameters((size,), dtype=types[0])
+    optimizer = Gravity([p], **path)
+    run(optimizer, [p], [0])
+    p.data, p.grad = p.data.to(types[1]), None
+    reference = to_numpy(p), to_numpy(optimizer.state[p]["velocity"])
+    run(optimizer, [p], [1])
+    # The velocity keeps its type, and W moves by l V as it is rounded to that.
+    v = gravity_core.update(to_numpy(p.grad), reference[1], 2)
+    w = reference[0] - v.astype(reference[0].dtype) * reference[0].dtype.type(0.1)
+    assert np.array_equal(to_numpy(optimizer.state[p]["velocity"]), v)
+    assert np.array_equal(to_numpy(p), w)
+
+
+@LARGE_AND_SMALL
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}], ids=str)
+def test_a_default_device_elsewhere_changes_nothing(path, size):
+    needs_a_compiler(path)
+    runs = []
+    for device in ("cpu", "meta"):
+        params = parameters((size,))
+        give_gradients(params, 0)
+        optimizer = Gravity(params, **path)
+        with torch.device(device):
+            optimizer.step()
+            optimizer.step()
+        assert optimizer.state[params[0]]["step"].device.type == "cpu"
+        runs.append(values(params))
+    assert_same(*runs)
+
+
+@LARGE_AND_SMALL
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"capturable": True}], ids=str)
+def test_meta_and_fake_tensors_are_stepped(path, size):
+    """As memory estimators do, which have no values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def steps(device):
+        model = torch.nn.Linear(size, 3, device=device)
+        optimizer = Gravity(model.parameters(), **path)
+        for _ in range(2):
+            model(torch.ones(2, size, device=device)).sum().backward()
+            optimizer.step()
+        return optimizer.state[model.weight]["velocity"].shape
+
+    assert steps("meta") == (3, size)
+    with FakeTensorMode():
+        assert steps("cpu") == (3, size)
+
+
+def test_a_count_that_was_stored_as_a_number():
+    (p,) = parameters((3,))
+    optimizer = Gravity([p])
+    run(optimizer, [p], [0])
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["step"] = 1
+    optimizer.load_state_dict(state)
+    run(optimizer, [p], [1])
+    assert optimizer.state[p]["step"] == 2
+
+
+def test_a_group_keeps_the_users_own_keys():
+    (p,) = parameters((3,))
+    group = {"params": [p], "t": 5}
+    optimizer = Gravity([group])
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["t"] == 5
+    added = {"params": parameters((3,))}
+    optimizer.add_param_group(added)
+    assert optimizer.param_groups[1] is added  # as in torch's own optimizers
 
 
 def test_differentiates_through_velocity_weights_and_learning_rate():
@@ -381,7 +517,7 @@ def test_sparse_gradients_are_refused_before_anything_moves():
     with pytest.raises(RuntimeError, match="does not support sparse gradients"):
         optimizer.step()
     assert_same(values([dense, sparse]), before)
-    assert not optimizer.state
+    assert all(state["step"] == 0 for state in optimizer.state.values())
 
 
 @pytest.mark.parametrize(

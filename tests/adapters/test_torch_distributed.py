@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 import gravity_core  # noqa: E402
 from gravity_core.conformance.grading import grade  # noqa: E402
 from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
-from gravity_torch import Gravity, _paths  # noqa: E402
+from gravity_torch import Gravity, _fast  # noqa: E402
 from tests.adapters.processes import Processes  # noqa: E402
 
 
@@ -133,7 +133,7 @@ def test_fully_sharded_training_is_the_training_in_one_process(crew, options):
 
 # DTensor: recorded gradients, however the tensors are split
 
-SHAPES = [(7, 5), (3,), (2, 3, 5), (1, 4), (6, 8), (_paths.SMALL // 8 + 1, 9)]
+SHAPES = [(7, 5), (3,), (2, 3, 5), (1, 4), (6, 8), (_fast.SMALL // 8 + 1, 9)]
 
 
 def recorded(dtype, steps=4):

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_core  # noqa: E402
-from gravity_torch import Gravity, _paths  # noqa: E402
+from gravity_torch import Gravity, _fast  # noqa: E402
 
-SHAPES = [(3,), (3,), (), (2, 4), (_paths.SMALL + 1,)]
+SHAPES = [(3,), (3,), (), (2, 4), (_fast.SMALL + 1,)]
 
 
 class Reference:

@@ -1,0 +1,93 @@
+"""The compiled path: the core through `torch.compile`, one graph for all shapes."""
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gravity_torch._gathered import GATHERED
+from gravity_torch._loop import Item, Options, flat, update_item
+
+# Smaller tensors go the other way: a call costs about what that costs for this many elements.
+COMPILED = 2**12
+# Tensors in a call: more share the costs of the call, and take longer to compile.
+BATCH = 8
+
+
+def compiled(items: list[Item], options: Options, others: Callable[..., None]) -> None:
+    """Update with one compiled graph for all shapes; small and strided tensors by `others`."""
+    rest = []
+    batches: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
+    for item in items:
+        views = None
+        p, grad, velocity, *_ = item
+        enough = COMPILED if p.is_cpu else GATHERED // 4
+        if p.numel() >= enough and p.dtype == grad.dtype == velocity.dtype:
+            views = flat(item)
+        if views is None:
+            rest.append(item)
+        else:
+            alone = item.max_abs is None
+            # .data, because graphs are guarded by what a view is a view of.
+            p, grad, velocity = (x.data for x in views)
+            batches[p.device, p.dtype, alone].append(Item(p, grad, velocity, item.t, item.max_abs))
+    for (device, dtype, alone), alike in batches.items():
+        _compile_for_all_shapes(device, dtype, alone, options._replace(lr=0.0))
+        for i in range(0, len(alike), BATCH):
+            _update_batch(alike[i : i + BATCH], options)
+    others(rest, options)
+
+
+def _update_batch(items: list[Item], options: Options) -> None:
+    padding = _padding(items[0].p.device, items[0].p.dtype, items[0].max_abs is None)
+    ps, grads, velocities, _, maxima = map(list, zip(*items, *padding[len(items) :], strict=True))
+    # What changes goes in as tensors, lest the graph be made anew.
+    times: list[Any] = [item.t for item in items] + [items[0].t] * (BATCH - len(items))
+    t = torch.stack(times) if isinstance(times[0], Tensor) else _float64(times)
+    lr = options.lr if isinstance(options.lr, Tensor) else _float64(options.lr)
+    _compiled_update()(ps, grads, velocities, maxima, t, lr, *options[1:])
+
+
+def _float64(numbers: Any) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")  # whatever the default is
+
+
+def _update_all(
+    params: list[Tensor],
+    grads: list[Tensor],
+    velocities: list[Tensor],
+    maxima: list[Tensor | None],
+    t: Tensor,
+    *options: Any,
+) -> None:
+    for i, (p, grad, velocity) in enumerate(zip(params, grads, velocities, strict=True)):
+        update_item(Item(p, grad, velocity, t[i], maxima[i]), Options(*options))
+
+
+@functools.cache
+def _compiled_update() -> Callable[..., None]:
+    # Without emulated casts V would be rounded to half precision in memory, but not for W.
+    return torch.compile(_update_all, dynamic=True, options={"emulate_precision_casts": True})
+
+
+@functools.cache
+def _padding(device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:
+    """Return tensors of zeros, which no update moves, to fill up a batch."""
+    # No two of a size: sizes that are equal at the first call would have to be so ever after.
+    wide = torch.promote_types(dtype, torch.float32)
+    items = []
+    for n in range(64, 64 + BATCH):
+        p, grad, velocity = (torch.zeros(n, dtype=dtype, device=device) for _ in range(3))
+        max_abs = None if alone else torch.zeros((), dtype=wide, device=device)
+        items.append(Item(p, grad, velocity, 1, max_abs))
+    return items
+
+
+@functools.cache
+def _compile_for_all_shapes(
+    device: torch.device, dtype: torch.dtype, alone: bool, options: Options
+) -> None:
+    _update_batch(_padding(device, dtype, alone), options)

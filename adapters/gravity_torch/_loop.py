@@ -1,0 +1,64 @@
+"""The readable path: tensor by tensor with the core's functions, with NumPy's bits.
+
+The paths take lists of real tensors (complex ones viewed as pairs of reals) and change the
+parameters and velocities in place; gradients are never written to.
+"""
+
+from typing import NamedTuple
+
+import array_api_compat.torch as xp
+import torch
+from torch import Tensor
+
+from gravity_core.update import update
+
+
+class Item(NamedTuple):
+    """One tensor to be updated, or the part of it that is in this process."""
+
+    p: Tensor
+    grad: Tensor
+    velocity: Tensor
+    t: int | Tensor  # a 0-d tensor where the host must not know it
+    max_abs: Tensor | None = None  # max|G|, 0-d, where it is not that of `grad` alone
+
+
+class Options(NamedTuple):
+    """The hyper-parameters of a group. `lr` is a 0-d tensor where gradients flow through it."""
+
+    lr: float | Tensor
+    beta: float
+    weight_decay: float
+    maximize: bool
+
+
+def update_item(item: Item, options: Options) -> None:
+    """Update one tensor with the core's functions: what every other path is tested against."""
+    p, grad, velocity, t, max_abs = item
+    grad = -grad if options.maximize else grad
+    v = update(grad, velocity, t, beta=options.beta, max_abs=max_abs, xp=xp)
+    velocity.copy_(v)
+    wide = torch.promote_types(p.dtype, torch.float32)
+    w = p.to(wide)
+    if options.weight_decay:
+        # A new tensor, because autograd keeps this factor of a learning rate with a gradient.
+        w = w.clone() - w.clone() * (options.lr * options.weight_decay)
+    # A product and a difference, not sub(alpha=lr), which rounds once and NumPy twice.
+    p.copy_(w - v.to(wide) * options.lr)
+
+
+def for_loop(items: list[Item], options: Options) -> None:
+    """Update tensor by tensor with the core's functions: the readable path."""
+    for item in items:
+        update_item(item, options)
+
+
+def flat(item: Item) -> list[Tensor] | None:
+    """Return the three tensors as flat views in one order of elements, or None if there is none."""
+    p, grad, velocity, *_ = item
+    if p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
+        return [p.view(-1), grad.view(-1), velocity.view(-1)]
+    dense = torch.ops.aten.is_non_overlapping_and_dense.default
+    if p.stride() == grad.stride() == velocity.stride() and dense(p):
+        return [x.as_strided((x.numel(),), (1,)) for x in (p, grad, velocity)]
+    return None

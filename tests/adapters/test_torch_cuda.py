@@ -1,0 +1,112 @@
+"""gravity_torch.Gravity on a GPU: no look from the host, few kernels, CUDA graphs, two devices."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
+if not torch.cuda.is_available():
+    pytest.skip("no GPU on this machine", allow_module_level=True)
+
+from gravity_core.conformance.grading import grade  # noqa: E402
+from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
+from gravity_torch import Gravity  # noqa: E402
+
+PATHS = [{}, {"foreach": False}, {"capturable": True}, {"fused": True}]
+
+
+def parameters(*shapes, device="cuda"):
+    torch.manual_seed(1)
+    params = [torch.nn.Parameter(torch.randn(s).to(device)) for s in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return params
+
+
+def array(x):
+    return x.detach().cpu().numpy().copy()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_stays_inside_the_bound(path, dtype):
+    rng = np.random.default_rng(0)
+    shapes = [(3, 4), (), (70_001,), (2_000_000,), (7,), (7,)]
+    weights = [np.asarray(rng.normal(size=s), dtype) for s in shapes]
+    gradients = [
+        [np.asarray(rng.normal(size=s) * 10.0**e, dtype) for s in shapes] for e in (-2, 0, 2)
+    ]
+    params = [torch.nn.Parameter(torch.tensor(w, device="cuda")) for w in weights]
+    optimizer = Gravity(params, **path)
+    for i, p in enumerate(params):
+        optimizer._init_state(p, optimizer.param_groups[0], i)
+
+    def steps():
+        for given in [None, *gradients]:
+            if given is not None:
+                for p, g in zip(params, given, strict=True):
+                    p.grad = torch.tensor(g, device="cuda")
+                optimizer.step()
+            velocities = [array(optimizer.state[p]["velocity"]) for p in params]
+            yield Step(velocities, [array(p) for p in params])
+
+    result = grade(Replay(weights, gradients), steps())
+    assert result.v0_identical
+    assert result.verdict in ("exact", "bounded"), result.first_divergence
+
+
+@pytest.mark.parametrize("path", [{}, {"capturable": True}, {"fused": True}], ids=str)
+def test_the_host_never_waits(path):
+    params = parameters((300, 200), (5,), (), (2_000_000,))
+    optimizer = Gravity(params, **path)
+    optimizer.step()
+    optimizer.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def kernels(step):
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as record:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in record.events())
+
+
+def test_the_number_of_kernels_does_not_grow_with_the_tensors():
+    few, many = (kernels(Gravity(parameters(*[(50,)] * n)).step) for n in (100, 1000))
+    assert many < 3 * few  # torch hands some hundred tensors to one kernel
+
+
+def test_a_cuda_graph_replays_the_steps():
+    captured, eager = parameters((300, 200), (5,), (1000,)), parameters((300, 200), (5,), (1000,))
+    optimizer = Gravity(captured, lr=torch.tensor(0.1, device="cuda"), capturable=True)
+    reference = Gravity(eager, lr=torch.tensor(0.1, device="cuda"), capturable=True)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            optimizer.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for _ in range(4):
+        graph.replay()
+    for _ in range(7):
+        reference.step()
+    assert int(optimizer.state[captured[0]]["step"]) == 7
+    for p, q in zip(captured, eager, strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_two_devices_in_one_step(path):
+    near, far = parameters((5,), (200_000,), device="cpu"), parameters((5,), (200_000,))
+    optimizer = Gravity([*near, *far], velocity_std=0.0, **path)
+    for _ in range(2):
+        optimizer.step()
+    for p, q in zip(near, far, strict=True):
+        # two updates on each side, of fewer roundings than the bound counts, of values below 8
+        assert (p - q.cpu()).abs().max() <= 2 * 2 * 11 * 2.0**-24 * 8
