@@ -143,8 +143,11 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable from its gradient."""
         velocity = self._velocities[self._get_variable_index(variable)]
-        # IndexedSlices become dense here, duplicates summed before the maximum is taken.
-        gradient = ops.cast(ops.convert_to_tensor(gradient), variable.dtype)
+        if tf and isinstance(gradient, tf.IndexedSlices):
+            # V moves in the other rows, too. Duplicates are summed before the maximum is taken.
+            values, rows = gradient.values, gradient.indices
+            gradient = tf.math.unsorted_segment_sum(values, rows, variable.shape[0])
+        gradient = ops.cast(gradient, variable.dtype)
         t = self._counter() if self._t is None else self._t
         name = keras.backend.standardize_dtype(variable.dtype)
         step = self._step_by_kernel if tf and name == _wide(name) else self._step_by_ops

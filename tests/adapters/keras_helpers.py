@@ -1,0 +1,84 @@
+"""A Keras optimizer fed with given gradients, on whatever backend Keras runs on here."""
+
+import numpy as np
+
+from gravity_core.conformance.grading import Grade, grade
+from gravity_core.conformance.protocol import Replay, Step
+
+SHAPES = [(3, 4), (), (0,), (2, 3, 3, 3), (70_000,)]
+
+
+def arrays(number, dtype="float32", shapes=SHAPES):
+    """Dyadic numbers of nine bits, the sums and means of a few of which are exact."""
+    rng = np.random.default_rng([7, number])
+    return [np.asarray(rng.integers(-256, 257, s) / 64, dtype) for s in shapes]
+
+
+def to_numpy(variables):
+    from keras import ops
+
+    return [np.array(ops.convert_to_numpy(v)) for v in variables]
+
+
+def velocities(optimizer):
+    """The velocity variables, by their public name."""
+    return [v for v in optimizer.variables if v.path.endswith("_velocity")]
+
+
+def make_variables(values, names=None):
+    import keras
+
+    names = names or [f"w{i}" for i in range(len(values))]
+    return [
+        keras.Variable(w, dtype=w.dtype.name, name=n) for w, n in zip(values, names, strict=True)
+    ]
+
+
+def applying(optimizer, variables):
+    """Return what applies a list of gradients, NumPy's or the backend's, to the variables."""
+    import keras
+    from keras import ops
+
+    def tensors(gradients):
+        return [ops.convert_to_tensor(g) for g in gradients]
+
+    optimizer.build(variables)
+    jax = keras.backend.backend() == "jax"
+    if not (jax and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)):
+        return lambda gradients: optimizer.apply(tensors(gradients))
+
+    def apply(gradients):  # the one way that Keras has for it on JAX
+        state, weights = ([v.value for v in vs] for vs in (optimizer.variables, variables))
+        weights, state = optimizer.stateless_apply(state, tensors(gradients), weights)
+        for variable, value in zip(
+            [*optimizer.variables, *variables], [*state, *weights], strict=True
+        ):
+            variable.assign(value)
+
+    return apply
+
+
+def graded(
+    optimizer, fed, effective=None, *, weights=None, wrap=lambda apply: apply, **options
+) -> Grade:
+    """Apply the gradients `fed`, and compare every update with the NumPy reference.
+
+    `effective` are those that Gravity should have seen, one list an update; `fed` may hold
+    several lists for one of them.
+    """
+    weights = arrays(0) if weights is None else weights
+    effective = fed if effective is None else effective
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    variables = make_variables(weights)
+    apply = wrap(applying(optimizer, variables))
+    calls, rest = divmod(len(fed), len(effective))
+    assert rest == 0
+
+    def steps():
+        yield Step(to_numpy(velocities(inner)), to_numpy(variables))
+        for number, gradients in enumerate(fed, start=1):
+            apply(gradients)
+            if number % calls == 0:
+                yield Step(to_numpy(velocities(inner)), to_numpy(variables))
+
+    return grade(Replay(weights, effective, options), steps())

@@ -1,0 +1,567 @@
+"""gravity_tf.Gravity as any Keras optimizer, on the backend that Keras runs on.
+
+`test_keras_backends.py` runs this file on the other backends.
+"""
+
+import copy
+import inspect
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras", reason="gravity_tf needs keras")
+
+from keras import ops  # noqa: E402
+
+import gravity_core  # noqa: E402
+from gravity_core import ErrorBound, initial_velocity  # noqa: E402
+from gravity_core.conformance.digits import digits_task, loss_and_gradients  # noqa: E402
+from gravity_tf import Gravity  # noqa: E402
+from tests.adapters.arguments import BAD  # noqa: E402
+from tests.adapters.keras_helpers import (  # noqa: E402
+    SHAPES,
+    applying,
+    arrays,
+    graded,
+    make_variables,
+    to_numpy,
+    velocities,
+)
+from tests.backends import numpy_dtype  # noqa: E402
+
+BACKEND = keras.backend.backend()
+# JAX and torch evaluate the coefficients in float32, from a counter on the device.
+AGREES = {"exact"} if BACKEND == "tensorflow" else {"exact", "bounded"}
+BOUNDED = {"exact", "bounded"}
+
+
+def assert_same(a, b):
+    assert len(a) == len(b) > 0
+    assert all(np.array_equal(x, y) for x, y in zip(to_numpy(a), to_numpy(b), strict=True))
+
+
+def run(optimizer, numbers=range(1, 4), weights=None, names=None, dtype="float32"):
+    """Apply the arrays of these numbers as gradients; return the variables."""
+    variables = make_variables(arrays(0, dtype) if weights is None else weights, names)
+    optimizer.build(variables)
+    for number in numbers:
+        optimizer.apply([ops.convert_to_tensor(g) for g in arrays(number, dtype)])
+    return variables
+
+
+@pytest.fixture(scope="module")
+def task():
+    return digits_task("float32", seed=0, steps=45, options={})
+
+
+def perceptron(optimizer, **options):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(32, activation="relu", name="hidden"),
+            keras.layers.Dense(10, name="logits", dtype="float32"),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], **options)
+    return model
+
+
+def fit(model, task, epochs, **options):
+    return model.fit(
+        task.x_train,
+        task.y_train,
+        batch_size=32,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        **options,
+    )
+
+
+# The algorithm
+
+
+@pytest.mark.parametrize("options", [{}, {"first_step": 0, "beta": 1.0, "seed": 2**40 + 1}])
+def test_gives_the_steps_of_the_reference(options):
+    result = graded(Gravity(**options), [arrays(n) for n in range(1, 6)], **options)
+    assert result.v0_identical
+    assert result.verdict in AGREES, result.first_divergence
+
+
+def test_float64():
+    if BACKEND == "jax" and ops.convert_to_tensor(np.ones(1)).dtype != "float64":
+        pytest.skip("JAX has float64 with JAX_ENABLE_X64 only")
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")  # in which Keras keeps the learning rate
+    try:
+        optimizer = Gravity()
+    finally:
+        keras.config.set_floatx(before)
+    gradients = [arrays(n, "float64") for n in range(1, 4)]
+    result = graded(optimizer, gradients, weights=arrays(0, "float64"))
+    assert result.v0_identical
+    assert result.verdict in AGREES, result.first_divergence
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_variables(dtype):
+    kind = numpy_dtype(dtype)
+    variables = [keras.Variable(w, dtype=dtype) for w in arrays(0)]
+    optimizer = Gravity()
+    optimizer.build(variables)
+    weights = [w.astype(kind) for w in arrays(0)]
+    reference = gravity_core.Gravity()
+    for number in range(1, 4):
+        gradients = arrays(number)
+        optimizer.apply([ops.cast(ops.convert_to_tensor(g), dtype) for g in gradients])
+        reference.step(weights, [g.astype(kind) for g in gradients])
+    assert all(keras.backend.standardize_dtype(v.dtype) == dtype for v in velocities(optimizer))
+    got = [np.asarray(ops.convert_to_numpy(ops.cast(v, "float32"))) for v in variables]
+    eps = 2.0**-10 if dtype == "float16" else 2.0**-7
+    for x, y in zip(got, weights, strict=True):
+        y = y.astype(np.float32)
+        if BACKEND == "tensorflow":
+            assert np.array_equal(x, y)
+        else:  # float32 results that differ may be rounded apart: V and W, three times
+            assert (np.abs(x - y) <= 6 * eps * (1 + np.abs(y))).all()
+
+
+def test_first_step_0_is_the_formula_of_the_published_runs(task):
+    """The original Keras code counts t from 0; here its formula as the paper prints it."""
+    lr, alpha, beta = 0.1, 0.01, 0.9
+    optimizer = Gravity(lr, alpha, beta, first_step=0)
+    variables = make_variables(task.weights)
+    optimizer.build(variables)
+    weights = [w.astype(np.float64) for w in task.weights]
+    velocity = [v.astype(np.float64) for v in to_numpy(velocities(optimizer))]
+    bounds = [ErrorBound(w) for w in task.weights]
+    for t, batch in enumerate(task.epochs[0]):
+        half = [w.astype(np.float32) for w in weights]
+        _, gradients = loss_and_gradients(half, task.x_train[batch], task.y_train[batch])
+        optimizer.apply([ops.convert_to_tensor(g) for g in gradients])
+        beta_hat = (beta * t + 1) / (t + 2)
+        assert t > 0 or beta_hat == 0.5
+        for i, gradient in enumerate(gradients):
+            before = velocity[i], weights[i]
+            g = gradient.astype(np.float64)
+            m = 1 / np.abs(g).max()
+            zeta = g / (1 + (g / m) ** 2)
+            velocity[i] = beta_hat * velocity[i] + (1 - beta_hat) * zeta
+            weights[i] = weights[i] - lr * velocity[i]
+            bounds[i].step(
+                gradient, before[0], velocity[i], before[1], weights[i], t=t, learning_rate=lr
+            )
+    for got, w, bound in zip(to_numpy(variables), weights, bounds, strict=True):
+        assert (np.abs(got - w) <= bound.w).all()
+        assert bound.w.max() < 1e-3  # which another convention leaves at the first step
+
+
+def test_the_two_conventions_differ():
+    a, b = (run(Gravity(first_step=n), range(1, 2)) for n in (0, 1))
+    assert np.abs(to_numpy(a)[0] - to_numpy(b)[0]).max() > 1e-3
+
+
+# The learning rate
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def a_third():
+    return 1 / 3
+
+
+def test_forms_of_the_learning_rate_agree():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([100], [0.3, 0.0])
+    expected = run(Gravity(0.3))
+    for rate in (schedule, lambda: 0.3, np.float32(0.3)):
+        assert_same(run(Gravity(rate)), expected)
+    assigned = Gravity(0.5, velocity_std=0.01 / 0.3)
+    assigned.learning_rate = 0.3
+    assert_same(run(assigned), expected)
+    assert Gravity(1).velocity_std == 0.01
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.07])  # which float32 rounds
+def test_a_schedule_sets_the_first_velocity_at_its_start(rate):
+    schedule = keras.optimizers.schedules.CosineDecay(rate, 100)
+    assert Gravity(schedule).velocity_std == 0.01 / rate
+    assert Gravity(lambda: rate).velocity_std == 0.01 / rate
+
+
+def test_a_schedule_is_followed_step_by_step():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], [0.5, 0.25, 0.0])
+    variables = make_variables(arrays(0))
+    optimizer, points = Gravity(schedule), []
+    optimizer.build(variables)
+    for number in range(1, 5):
+        before = to_numpy(variables)[0]
+        optimizer.apply([ops.convert_to_tensor(g) for g in arrays(number)])
+        move = before - to_numpy(variables)[0]
+        points.append((move, to_numpy(velocities(optimizer))[0]))
+    for (move, v), rate in zip(points, [0.5, 0.25, 0.0, 0.0], strict=True):
+        # a power of two times V is exact, and the subtractions from |W| ≤ 8 round
+        assert np.allclose(move, rate * v, rtol=0, atol=2 * 8 * 2.0**-24)
+
+
+def test_zero_starts_from_rest_and_says_so_once():
+    warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.1)
+    for rate in (0.0, warm_up, lambda: 0.0):
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", category=UserWarning)
+            optimizer = Gravity(rate)
+        (warning,) = record
+        assert "learning_rate is 0 at construction" in str(warning.message)
+        assert warning.filename == __file__
+        optimizer.build(make_variables(arrays(0)))
+        assert not any(v.any() for v in to_numpy(velocities(optimizer)))
+    silent = Gravity(warm_up, velocity_std=0.5)
+    silent.build(make_variables(arrays(0)))
+    assert np.array_equal(to_numpy(velocities(silent))[0], initial_velocity((3, 4), std=0.5))
+
+
+def test_a_step_with_learning_rate_0_moves_nothing():
+    optimizer = Gravity(0.1)
+    optimizer.learning_rate = 0.0
+    assert_same(run(optimizer), arrays(0))
+    assert all(np.isfinite(v).all() for v in to_numpy(velocities(optimizer)))
+
+
+def test_the_first_velocity_keeps_the_first_learning_rate():
+    optimizer = Gravity(0.1)
+    optimizer.learning_rate = 1e-6
+    optimizer.build(make_variables(arrays(0)))
+    expected = initial_velocity((70_000,), std=0.01 / 0.1, index=4)
+    assert np.array_equal(to_numpy(velocities(optimizer))[4], expected)
+
+
+# Configuration and state
+
+
+def everything():
+    return Gravity(
+        0.2,
+        0.03,
+        0.8,
+        velocity_std=0.4,
+        seed=5,
+        first_step=0,
+        weight_decay=0.01,
+        clipnorm=1.0,
+        use_ema=True,
+        ema_momentum=0.9,
+        ema_overwrite_frequency=7,
+        loss_scale_factor=2.0,
+        gradient_accumulation_steps=3,
+        name="mine",
+    )
+
+
+def test_config_round_trip():
+    optimizer = everything()
+    config = optimizer.get_config()
+    arguments = set(inspect.signature(Gravity.__init__).parameters) - {"self", "kwargs"}
+    assert arguments <= set(config)
+    for copied in (
+        Gravity.from_config(copy.deepcopy(config)),
+        keras.optimizers.deserialize(keras.optimizers.serialize(optimizer)),
+        keras.optimizers.get(keras.optimizers.serialize(optimizer)),
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer)),
+    ):
+        assert type(copied) is Gravity
+        assert copied.get_config() == config
+    assert {k: v for k, v in config.items() if k in ("alpha", "beta", "seed", "first_step")} == {
+        "alpha": 0.03,
+        "beta": 0.8,
+        "seed": 5,
+        "first_step": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "rate", [0.3, keras.optimizers.schedules.CosineDecay(0.3, 100), a_third], ids=str
+)
+def test_a_clone_steps_like_its_original(rate):
+    optimizer = Gravity(rate, seed=9)
+    clone = Gravity.from_config(optimizer.get_config())
+    assert clone.velocity_std == optimizer.velocity_std
+    assert_same(run(clone), run(optimizer))
+
+
+def test_a_clone_keeps_sigma_when_the_learning_rate_has_moved_on():
+    optimizer = Gravity(0.1)
+    optimizer.learning_rate = 0.0
+    assert Gravity.from_config(optimizer.get_config()).velocity_std == 0.01 / 0.1
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_and_pickles_before_it_is_built(duplicate):
+    optimizer = Gravity(0.3, seed=9)
+    assert_same(run(duplicate(optimizer)), run(optimizer))
+
+
+def test_a_pickled_model_resumes_bit_for_bit(task):
+    model = perceptron(Gravity(seed=3))
+    fit(model, task, 1)
+    resumed = pickle.loads(pickle.dumps(model))
+    fit(model, task, 1)
+    fit(resumed, task, 1)
+    assert_same(resumed.weights, model.weights)
+
+
+@pytest.mark.parametrize("way", ["keras file", "set_weights", "load_own_variables"])
+def test_resumes_bit_for_bit(way, task, tmp_path):
+    model = perceptron(Gravity(seed=3))
+    fit(model, task, 1)
+    if way == "keras file":
+        model.save(tmp_path / "model.keras")
+        resumed = keras.models.load_model(tmp_path / "model.keras")
+    else:
+        resumed = perceptron(Gravity(seed=99))
+        resumed.set_weights(model.get_weights())
+        resumed.optimizer.build(resumed.trainable_variables)
+        if way == "set_weights":
+            resumed.optimizer.set_weights(to_numpy(model.optimizer.variables))
+        else:
+            store = {}
+            model.optimizer.save_own_variables(store)
+            resumed.optimizer.load_own_variables(store)
+    fit(model, task, 1)
+    fit(resumed, task, 1)
+    assert_same(resumed.weights, model.weights)
+    assert_same(resumed.optimizer.variables, model.optimizer.variables)
+    assert int(resumed.optimizer.iterations) == 90
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_backup_and_restore_resumes_bit_for_bit(task, tmp_path):
+    whole = perceptron(Gravity())
+    fit(whole, task, 3)
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(perceptron(Gravity()), task, 3, callbacks=[backup(), Interrupt()])
+    resumed = perceptron(Gravity())
+    history = fit(resumed, task, 3, callbacks=[backup()])
+    assert history.epoch == [2]
+    assert_same(resumed.weights, whole.weights)
+
+
+def test_velocities_are_named_after_their_variables():
+    model = perceptron(Gravity())
+    model.optimizer.build(model.trainable_variables)
+    assert [v.path for v in velocities(model.optimizer)] == [
+        f"gravity/sequential_{layer}_{kind}_velocity".replace("sequential", model.name)
+        for layer in ("hidden", "logits")
+        for kind in ("kernel", "bias")
+    ]
+
+
+# What the base class does, with Gravity
+
+
+def test_weight_decay_and_its_exclusions():
+    names = ["kernel", "scale", "empty", "conv_kernel", "bias"]
+    plain = run(Gravity(), names=names)
+    decayed = run(Gravity(weight_decay=0.5), names=names)
+    optimizer = Gravity(weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "scale"])
+    mixed = run(optimizer, names=names)
+    assert_same([mixed[0], mixed[3]], [decayed[0], decayed[3]])
+    assert_same([mixed[1], mixed[4]], [plain[1], plain[4]])
+    assert np.abs(to_numpy(decayed)[4] - to_numpy(plain)[4]).max() > 0.01
+
+
+def test_weight_decay_is_decoupled():
+    gradients = [arrays(n) for n in range(1, 5)]
+    result = graded(Gravity(weight_decay=0.5), gradients, weight_decay=0.5)
+    assert result.verdict in BOUNDED, result.first_divergence
+
+
+def test_clipvalue():
+    gradients = [arrays(n) for n in range(1, 4)]
+    clipped = [[np.clip(g, -0.5, 0.5) for g in step] for step in gradients]
+    result = graded(Gravity(clipvalue=0.5), gradients, clipped)
+    assert result.verdict in AGREES, result.first_divergence
+
+
+@pytest.mark.parametrize(("argument", "scale"), [("clipnorm", 0.5), ("global_clipnorm", 0.25)])
+def test_clipping_by_norm(argument, scale):
+    # One gradient has norm 4, both together √(16 + 48) = 8: powers of two, so nothing rounds.
+    weights = [np.zeros(4, np.float32), np.zeros(3, np.float32)]
+    gradients = [[np.full(4, 2, np.float32), np.full(3, 4, np.float32)]]
+    effective = [[g * np.float32(scale) for g in gradients[0]]]
+    if argument == "clipnorm":
+        effective[0][1] = gradients[0][1] * np.float32(2 / np.sqrt(48))
+    optimizer = Gravity(**{argument: 2.0})
+    variables = make_variables(weights)
+    optimizer.apply([ops.convert_to_tensor(g) for g in gradients[0]], variables)
+    reference = gravity_core.Gravity()
+    reference.step(weights, effective[0])
+    # A norm of few elements and a quotient: some ten roundings, and those of the update
+    for got, w in zip(to_numpy(variables), weights, strict=True):
+        assert np.allclose(got, w, rtol=0, atol=32 * 2.0**-24)
+    assert np.abs(weights[0]).min() > 1e-3
+
+
+def test_moving_averages():
+    optimizer = Gravity(use_ema=True, ema_momentum=0.75)
+    variables = make_variables(arrays(0))
+    optimizer.build(variables)
+    average = None
+    for number in range(1, 5):
+        optimizer.apply([ops.convert_to_tensor(g) for g in arrays(number)])
+        weights = to_numpy(variables)
+        average = weights if average is None else average
+        average = [0.75 * a + 0.25 * w for a, w in zip(average, weights, strict=True)]
+    optimizer.finalize_variable_values(variables)
+    for got, expected in zip(to_numpy(variables), average, strict=True):
+        # three roundings in each of four averages of numbers below 8
+        assert np.allclose(got, expected, rtol=0, atol=2 * 3 * 4 * 8 * 2.0**-24)
+
+
+def test_accumulated_gradients_count_one_step_per_update():
+    fed = [arrays(n) for n in range(1, 9)]
+    means = [[(a + b) / 2 for a, b in zip(*fed[n : n + 2], strict=True)] for n in (0, 2, 4, 6)]
+    optimizer = Gravity(gradient_accumulation_steps=2)
+    result = graded(optimizer, fed, means)
+    assert result.verdict in AGREES, result.first_divergence
+    assert int(optimizer.iterations) == 4
+
+
+def test_loss_scale_factor():
+    gradients = [arrays(n) for n in range(1, 4)]
+    scaled = [[g * 1024 for g in step] for step in gradients]
+    optimizer = Gravity(loss_scale_factor=1024.0)
+    assert float(optimizer.scale_loss(ops.convert_to_tensor(2.0))) == 2048.0
+    result = graded(optimizer, scaled, gradients)
+    assert result.verdict in AGREES, result.first_divergence
+
+
+def test_loss_scale_optimizer_unscales_and_skips():
+    gradients = [arrays(n) for n in range(1, 4)]
+    scaled = [[g * 2**15 for g in step] for step in gradients]
+    optimizer = keras.optimizers.LossScaleOptimizer(Gravity(), initial_scale=2.0**15)
+    result = graded(optimizer, scaled, gradients)
+    assert result.verdict in AGREES, result.first_divergence
+
+    variables = make_variables(arrays(0))
+    optimizer = keras.optimizers.LossScaleOptimizer(Gravity(), initial_scale=2.0**15)
+    apply = applying(optimizer, variables)
+    before = to_numpy([*variables, *velocities(optimizer.inner_optimizer)])
+    bad = scaled[0]
+    bad[0][0, 0] = np.inf
+    apply(bad)
+    assert_same([*variables, *velocities(optimizer.inner_optimizer)], before)
+    assert int(optimizer.inner_optimizer.iterations) == 0
+    assert float(ops.convert_to_numpy(optimizer.dynamic_scale)) == 2.0**14
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains(policy, task):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = perceptron(Gravity())
+    finally:
+        keras.config.set_dtype_policy(before)
+    fit(model, task, 6)
+    assert model.evaluate(task.x_test, task.y_test, verbose=0)[1] > 0.85
+    wrapped = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert wrapped == (policy == "mixed_float16")
+    inner = model.optimizer.inner_optimizer if wrapped else model.optimizer
+    assert {keras.backend.standardize_dtype(v.dtype) for v in velocities(inner)} == {"float32"}
+
+
+# Training
+
+
+def test_trains_with_callbacks_and_resumes(task, tmp_path):
+    def callbacks():
+        return [
+            keras.callbacks.ReduceLROnPlateau(patience=1, min_delta=0.05),
+            keras.callbacks.EarlyStopping(patience=8, restore_best_weights=True),
+            keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True),
+        ]
+
+    model = perceptron(Gravity(0.3))
+    validation = {"validation_data": (task.x_test, task.y_test)}
+    history = fit(model, task, 12, callbacks=callbacks(), **validation).history
+    assert history["val_accuracy"][-1] > 0.9
+    assert history["learning_rate"][-1] < history["learning_rate"][0]
+    best = keras.models.load_model(tmp_path / "best.keras")
+    loss, _ = best.evaluate(task.x_test, task.y_test, verbose=0)
+    assert loss == pytest.approx(min(history["val_loss"]), rel=1e-5)
+    assert best.optimizer.velocity_std == 0.01 / 0.3
+    resumed = fit(best, task, 2, callbacks=callbacks(), **validation).history
+    assert resumed["val_accuracy"][-1] > 0.9
+
+
+def test_stateless_apply():
+    if BACKEND != "jax":
+        pytest.skip("Keras has stateless_apply for JAX")
+    import jax
+
+    expected = run(Gravity())
+    optimizer, variables = Gravity(), make_variables(arrays(0))
+    optimizer.build(variables)
+    state, weights = ([v.value for v in vs] for vs in (optimizer.variables, variables))
+    for transform in (lambda f: f, jax.jit):
+        apply = transform(optimizer.stateless_apply)
+        s, w = state, weights
+        for number in range(1, 4):
+            w, s = apply(s, [ops.convert_to_tensor(g) for g in arrays(number)], w)
+        bound = 2 * 3 * ErrorBound.ROUNDINGS * 2.0**-24 * 8  # three updates of both, |W| < 8
+        for a, b in zip(to_numpy(w), to_numpy(expected), strict=True):
+            assert np.allclose(a, b, rtol=0, atol=bound)
+        assert int(s[0]) == 3
+    assert_same(variables, arrays(0))  # nothing has changed in place
+
+
+# Odds and ends
+
+
+def test_a_missing_gradient_leaves_its_variable_alone():
+    variables = make_variables([np.ones(3, np.float32), np.ones(3, np.float32)])
+    optimizer = Gravity()
+    optimizer.build(variables)
+    before = to_numpy(velocities(optimizer))
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([None, ops.ones(3)], variables)
+    after = to_numpy(velocities(optimizer))
+    assert np.array_equal(after[0], before[0])
+    assert not np.array_equal(after[1], before[1])
+    assert_same(variables[:1], [np.ones(3, np.float32)])
+
+
+def test_shapes_stay():
+    assert [tuple(v.shape) for v in run(Gravity())] == SHAPES
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Gravity(**arguments)
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan")])
+def test_bad_values_of_a_schedule(rate):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [rate, 0.1])
+    for bad in (schedule, lambda: rate):
+        with pytest.raises(ValueError, match=f"learning_rate must be a .* got {rate}"):
+            Gravity(bad)
+
+
+def test_an_unknown_argument_is_refused():
+    with pytest.raises(ValueError, match="momentum"):
+        Gravity(momentum=0.9)
