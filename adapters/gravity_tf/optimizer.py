@@ -1,11 +1,14 @@
 """Gravity as a Keras 3 optimizer, which is what ``tf.keras`` is since TensorFlow 2.16.
 
-Guarantees: V₀ needs no random state and is the same on every replica; the math is
-`gravity_core.update` with ``xp=keras.ops``; on TensorFlow, eager and in tf.function, the
-step gives the bits of the NumPy reference (subnormal numbers apart, which TensorFlow
-flushes to zero, and weight decay, which Keras rounds elsewhere); under XLA it stays inside
-the certified bound. Keras keeps the learning rate in `keras.config.floatx()`, which should
-therefore be float64 for float64 variables.
+Guarantees: V₀ needs no random state and is the same on every replica. The math is that of
+`gravity_core.update` with ``xp=keras.ops``; float32 and float64 variables of TensorFlow end it
+with TensorFlow's kernel of momentum, which is faster (both are tested against the reference). On
+TensorFlow's CPU, eager and in tf.function, the step gives the bits of the NumPy reference
+(subnormal numbers apart, which TensorFlow flushes to zero, and weight decay, which Keras rounds
+elsewhere), where TensorFlow is built without fused multiply-add, as its x86-64 wheels are; under
+XLA, on GPUs and on the other backends of Keras it stays inside the certified bound. Keras keeps
+the learning rate in `keras.config.floatx()`, which should therefore be float64 for float64
+variables.
 """
 
 import contextlib
@@ -128,7 +131,16 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         return draw
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Update the variables from their gradients."""
+        """Update the variables from their gradients; arguments and errors as of every optimizer.
+
+        `tf.IndexedSlices` count as the dense tensors that they stand for.
+        """
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+        variables = trainable_variables or self._trainable_variables
+        if tf and len(grads) == len(variables):  # else the base class says what is wrong
+            # V moves in the rows without a gradient, too, and duplicate rows count as their sum.
+            grads = [_dense(g, v) for g, v in zip(grads, variables, strict=True)]
         self._t = self._counter()  # once a step and not once a variable
         try:
             super().apply(grads, trainable_variables)
@@ -143,10 +155,6 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable from its gradient."""
         velocity = self._velocities[self._get_variable_index(variable)]
-        if tf and isinstance(gradient, tf.IndexedSlices):
-            # V moves in the other rows, too. Duplicates are summed before the maximum is taken.
-            values, rows = gradient.values, gradient.indices
-            gradient = tf.math.unsorted_segment_sum(values, rows, variable.shape[0])
         gradient = ops.cast(gradient, variable.dtype)
         t = self._counter() if self._t is None else self._t
         name = keras.backend.standardize_dtype(variable.dtype)
@@ -193,6 +201,13 @@ def _nominal(learning_rate: Any) -> Any:
 def _wide(dtype: str) -> str:
     """Return the dtype in which variables of `dtype` are computed."""
     return "float64" if dtype == "float64" else "float32"
+
+
+def _dense(gradient: Any, variable: Any) -> Any:
+    """Return the tensor that a gradient of TensorFlow stands for."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
 
 
 def _max_abs(gradient: Any, shape: tuple[int, ...]) -> Any:

@@ -282,7 +282,9 @@ def test_config_round_trip():
 
 
 @pytest.mark.parametrize(
-    "rate", [0.3, keras.optimizers.schedules.CosineDecay(0.3, 100), a_third], ids=str
+    "rate",
+    [0.3, keras.optimizers.schedules.CosineDecay(0.3, 100), a_third],
+    ids=["number", "schedule", "function"],
 )
 def test_a_clone_steps_like_its_original(rate):
     optimizer = Gravity(rate, seed=9)
@@ -297,7 +299,11 @@ def test_a_clone_keeps_sigma_when_the_learning_rate_has_moved_on():
     assert Gravity.from_config(optimizer.get_config()).velocity_std == 0.01 / 0.1
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
+    ids=["deepcopy", "pickle"],
+)
 def test_copies_and_pickles_before_it_is_built(duplicate):
     optimizer = Gravity(0.3, seed=9)
     assert_same(run(duplicate(optimizer)), run(optimizer))

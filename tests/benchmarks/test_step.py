@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -54,6 +56,24 @@ def test_command(backend, ours, rows, tmp_path, monkeypatch):
     assert results[ours]["quartiles"][0] <= results[ours]["quartiles"][1]
     assert "torch" in report["versions"]
     assert ours in done.output
+
+
+@pytest.mark.parametrize("backend", ["tf", "tf_jit"])
+def test_command_of_tensorflow(backend, tmp_path):
+    pytest.importorskip("tensorflow", reason="the baseline is Keras's Adam")
+    path = tmp_path / "step.json"
+    code = (
+        "from benchmarks import shapes, step\n"
+        "shapes.CASES['16M'] = [(8, 8), (8,)]\n"
+        f"step.main(['--backend', '{backend}', '--case', '16M', '--json', {str(path)!r}])"
+    )
+    # A process of its own, because threads are pinned before TensorFlow's first operation.
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads(path.read_text())["results"]["16M"]
+    assert next(iter(results)) == "keras.optimizers.Adam()"
+    assert results["gravity_tf.Gravity()"]["ratio"] > 0
 
 
 def test_an_unwritable_file_is_refused_before_anything_is_timed(tmp_path):
