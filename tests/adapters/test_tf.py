@@ -109,7 +109,15 @@ def test_a_thousand_steps_stay_inside_the_bound(mode):
 # Graphs
 
 
-def test_built_in_a_function_it_leaves_no_constant_in_the_graph():
+def test_built_in_a_function_it_draws_v0_outside_of_the_graph(monkeypatch):
+    """Inside, V₀ would be a constant, and those of a graph may have 2 GB at most."""
+    eager = []
+
+    def draw(*args, **options):
+        eager.append(tf.executing_eagerly())
+        return initial_velocity(*args, **options)
+
+    monkeypatch.setattr("gravity_tf.optimizer.initial_velocity", draw)
     variable = keras.Variable(tf.zeros((1024, 1024)))
     optimizer = Gravity(seed=8)
 
@@ -118,7 +126,8 @@ def test_built_in_a_function_it_leaves_no_constant_in_the_graph():
         optimizer.apply([gradient], [variable])
 
     graph = step.get_concrete_function(tf.TensorSpec((1024, 1024))).graph
-    assert graph.as_graph_def().ByteSize() < 2**17  # V₀ alone has 2**22
+    assert eager == [True]
+    assert graph.as_graph_def().ByteSize() < 2**17  # V₀ has 2**22
     (velocity,) = to_numpy(velocities(optimizer))
     assert np.array_equal(velocity, initial_velocity((1024, 1024), std=0.01 / 0.1, seed=8))
 
