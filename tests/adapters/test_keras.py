@@ -191,6 +191,21 @@ def test_a_schedule_sets_the_first_velocity_at_its_start(rate):
     assert Gravity(lambda: rate).velocity_std == 0.01 / rate
 
 
+class Custom(keras.optimizers.schedules.LearningRateSchedule):
+    """One that needs a tensor for the step, of the dtype that Keras counts in."""
+
+    def __call__(self, step):
+        assert keras.backend.standardize_dtype(step.dtype).startswith("int")
+        return 0.5 / (1.0 + ops.cast(step, "float32"))
+
+
+def test_a_schedule_gets_the_step_as_a_tensor():
+    optimizer = Gravity(Custom())
+    assert optimizer.velocity_std == 0.01 / 0.5
+    first_rates = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], [0.5, 0.25, 0.5 / 3])
+    assert_same(run(optimizer), run(Gravity(first_rates)))
+
+
 def test_a_schedule_is_followed_step_by_step():
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], [0.5, 0.25, 0.0])
     variables = make_variables(arrays(0))

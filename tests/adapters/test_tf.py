@@ -55,6 +55,13 @@ def assert_same(a, b):
     assert all(np.array_equal(x, y) for x, y in zip(to_numpy(a), to_numpy(b), strict=True))
 
 
+@pytest.fixture
+def floatx():
+    before = keras.config.floatx()
+    yield keras.config.set_floatx
+    keras.config.set_floatx(before)
+
+
 # The two ways of writing the step
 
 
@@ -67,8 +74,8 @@ class ByOps(Gravity):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", [Gravity, ByOps])
-def test_the_kernel_and_keras_ops_give_the_steps_of_the_reference(kind, mode, dtype, monkeypatch):
-    monkeypatch.setattr(keras.src.backend.config, "_FLOATX", dtype)
+def test_the_kernel_and_keras_ops_give_the_steps_of_the_reference(kind, mode, dtype, floatx):
+    floatx(dtype)  # in which Keras keeps the learning rate
     rng = np.random.default_rng(1)
     shapes = [*SHAPES, (4, 64), (4, 63), (1, 1), (100, 3, 1, 1)]  # each way to the maximum
     gradients = [
