@@ -141,15 +141,36 @@ def normal_blocks(key: Words, block: Words, quantiles: Array, *, xp: Any = None)
     return xp.take(quantiles, xp.reshape(xp.stack(halfwords, axis=-1), (-1,)), axis=0)
 
 
-def normal_elements(key: Words, element: Words, quantiles: Array, *, xp: Any = None) -> Array:
-    """Return the standard normal number of each element, for any choice of them.
+def element_halfwords(key: Words, element: Words, *, xp: Any = None) -> Array:
+    """Return the halfword k of each element, for any choice of them; z is `normal_quantiles`[k].
 
     A shard of a tensor draws its part of V₀ so, at four times the hashing of `normal_blocks`.
+    Every operation is elementwise, so a compiler may split it over devices along any axis.
 
     Args:
         key: as `tensor_key` returns, in the dtype of `element`.
         element: (hi32(i), lo32(i)), two arrays of 32-bit words of one shape; i counts the
             elements in C order over the whole tensor.
+        xp: the array namespace; inferred from `element` if None.
+
+    Returns:
+        Words in [0, 65 536), in the shape and dtype of `element`.
+    """
+    xp = namespace(xp, element=element[0])
+    hi, lo = element
+    shift = xp.bitwise_right_shift
+    low_block = (shift(lo, 2) & 0x3FFFFFFF) | xp.bitwise_left_shift(hi & 3, 30)
+    y0, y1 = threefry2x32(key, (shift(hi, 2) & 0x3FFFFFFF, low_block), xp=xp)
+    y = xp.where(lo & 2 == 0, y0, y1)
+    return xp.where(lo & 1 == 0, y, shift(y, 16)) & 0xFFFF
+
+
+def normal_elements(key: Words, element: Words, quantiles: Array, *, xp: Any = None) -> Array:
+    """Return the standard normal number of each element, for any choice of them.
+
+    Args:
+        key: as for `element_halfwords`.
+        element: likewise.
         quantiles: `normal_quantiles` as an array of the same library.
         xp: the array namespace; inferred from `element` if None.
 
@@ -163,13 +184,8 @@ def normal_elements(key: Words, element: Words, quantiles: Array, *, xp: Any = N
         [(0, 6, True)]
     """
     xp = namespace(xp, element=element[0])
-    hi, lo = element
-    shift = xp.bitwise_right_shift
-    low_block = (shift(lo, 2) & 0x3FFFFFFF) | xp.bitwise_left_shift(hi & 3, 30)
-    y0, y1 = threefry2x32(key, (shift(hi, 2) & 0x3FFFFFFF, low_block), xp=xp)
-    y = xp.where(lo & 2 == 0, y0, y1)
-    halfword = xp.where(lo & 1 == 0, y, shift(y, 16)) & 0xFFFF
-    return xp.reshape(xp.take(quantiles, xp.reshape(halfword, (-1,)), axis=0), halfword.shape)
+    k = element_halfwords(key, element, xp=xp)
+    return xp.reshape(xp.take(quantiles, xp.reshape(k, (-1,)), axis=0), k.shape)
 
 
 def standard_normal(

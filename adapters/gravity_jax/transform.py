@@ -7,8 +7,8 @@ bits of the NumPy reference (subnormal numbers apart, which XLA flushes to zero,
 weight decay, which optax rounds elsewhere); under jit it stays inside the certified bound.
 """
 
-import functools
-import math
+import operator
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +17,9 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gravity_core import hyperparameters as hp
+from gravity_core.update import max_abs_grad
 from gravity_core.update import update as gravity_update
-from gravity_core.velocity import fold_in, normal_blocks, normal_quantiles, tensor_key
-
-_CHUNK = 16_384  # blocks of V₀ drawn at a time
+from gravity_jax.velocity import initial_velocity
 
 
 class ScaleByGravityState(NamedTuple):
@@ -42,13 +41,16 @@ def scale_by_gravity(
     seed: ArrayLike = hp.SEED,
     first_step: ArrayLike = hp.FIRST_STEP,
     velocity_dtype: DTypeLike | None = None,
+    stacked: Any = None,
+    axis_name: Hashable | None = None,
 ) -> optax.GradientTransformation:
     """Replace gradients by the Gravity velocity.
 
         V₀ ~ N(0, σ²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
         ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ
 
-    max|G| is taken over each array of the parameter tree.
+    max|G| is taken over each array of the parameter tree, or over each layer of a `stacked` one.
+    Under jit, V₀ and V take the sharding of the parameters and max|G| is that of all shards.
 
     Args:
         beta: β in [0, 1].
@@ -57,12 +59,19 @@ def scale_by_gravity(
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
         velocity_dtype: floating dtype of V; None takes that of each parameter, which complex
             ones keep.
+        stacked: None, or, for arrays that hold a stack of layers, how many of their leading axes
+            count layers, each of which has a max|G| of its own: an integer, a pytree of integers
+            that is a prefix of the parameters, or a callable that returns one for the updates.
+        axis_name: the axes of a shard_map or pmap over which weights are split, and max|G| then
+            reduced; `init` is called outside, where it sees whole parameters.
 
     Returns:
         The corresponding `optax.GradientTransformation`, with state `ScaleByGravityState`.
 
     Raises:
-        ValueError: naming the argument and the value received.
+        ValueError: naming the argument and the value received; from `init` and `update` for
+            gradients that are missing or of another shape, naming their place in the tree.
+        TypeError: likewise, for parameters and gradients that are neither floating nor complex.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -79,10 +88,12 @@ def scale_by_gravity(
         raise ValueError(f"velocity_dtype must be a floating dtype or None, got {velocity_dtype!r}")
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
-        leaves, structure = jax.tree.flatten(params)
+        if axis_name is not None:
+            _refuse_inside(axis_name)
+        leaves, structure = _leaves(params, "params")
         velocity = [
-            _initial_velocity(leaf, std, seed, index, velocity_dtype)
-            for index, leaf in enumerate(leaves)
+            initial_velocity(leaf, std, seed, i, _velocity_dtype(name, leaf, velocity_dtype))
+            for i, (name, leaf) in enumerate(leaves)
         ]
         return ScaleByGravityState(
             count=jnp.zeros([], jnp.int32), velocity=jax.tree.unflatten(structure, velocity)
@@ -92,13 +103,27 @@ def scale_by_gravity(
         updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByGravityState]:
         del params
-        updates = jax.tree.map(jnp.asarray, updates)
+        velocities, structure = _leaves(state.velocity, "updates")
+        grads = [
+            _gradient(name, grad, v)
+            for (name, v), grad in zip(velocities, structure.flatten_up_to(updates), strict=True)
+        ]
+        counts = _stacked_axes(stacked, updates, grads)
+        pairs = [(grad, v) for grad, (_, v) in zip(grads, velocities, strict=True)]
+        max_abs = [_max_abs(*pair, n) for pair, n in zip(pairs, counts, strict=True)]
+        if axis_name is not None:
+            max_abs = jax.lax.pmax(max_abs, axis_name)  # of all tensors in one collective
         # Outside jit the coefficients come from the host, in float64.
-        count = state.count if _is_traced(state.count) else int(state.count)
-        step = functools.partial(_next_velocity, t=count + first_step, beta=beta)
-        velocity = jax.tree.map(step, updates, state.velocity)
-        updates = jax.tree.map(lambda g, v: v.astype(g.dtype), updates, velocity)
-        return updates, ScaleByGravityState(optax.safe_increment(state.count), velocity)
+        t = (state.count if _is_traced(state.count) else int(state.count)) + first_step
+        velocity = [
+            _next_velocity(*pair, t, beta, largest)
+            for pair, largest in zip(pairs, max_abs, strict=True)
+        ]
+        updates = [v.astype(g.dtype) for v, g in zip(velocity, grads, strict=True)]
+        return jax.tree.unflatten(structure, updates), ScaleByGravityState(
+            count=optax.safe_increment(state.count),
+            velocity=jax.tree.unflatten(structure, velocity),
+        )
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -114,6 +139,8 @@ def gravity(
     seed: ArrayLike = hp.SEED,
     first_step: ArrayLike = hp.FIRST_STEP,
     velocity_dtype: DTypeLike | None = None,
+    stacked: Any = None,
+    axis_name: Hashable | None = None,
 ) -> optax.GradientTransformation:
     """The Gravity optimizer (Bahrami and Pouriyan Zadeh, 2021).
 
@@ -133,12 +160,19 @@ def gravity(
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
         velocity_dtype: floating dtype of V; None takes that of each parameter, which complex
             ones keep.
+        stacked: None, or, for arrays that hold a stack of layers, how many of their leading axes
+            count layers, each of which has a max|G| of its own: an integer, a pytree of integers
+            that is a prefix of the parameters, or a callable that returns one for the updates.
+        axis_name: the axes of a shard_map or pmap over which weights are split, and max|G| then
+            reduced; `init` is called outside, where it sees whole parameters.
 
     Returns:
         The corresponding `optax.GradientTransformation`.
 
     Raises:
-        ValueError: naming the argument and the value received.
+        ValueError: naming the argument and the value received; from `init` and `update` for
+            gradients that are missing or of another shape, naming their place in the tree.
+        TypeError: likewise, for parameters and gradients that are neither floating nor complex.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -164,6 +198,8 @@ def gravity(
             seed=seed,
             first_step=first_step,
             velocity_dtype=velocity_dtype,
+            stacked=stacked,
+            axis_name=axis_name,
         )
     ]
     # By its type, too: the state must have one structure, whether or not a value is traced.
@@ -189,54 +225,103 @@ def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
     return hp.velocity_std(learning_rate, alpha, stacklevel=4)
 
 
-def _as_reals(array: jax.Array) -> jax.Array:
-    return jnp.stack([array.real, array.imag], axis=-1) if jnp.iscomplexobj(array) else array
+def _refuse_inside(axis_name: Hashable) -> None:
+    """Raise where the axis exists: a shard does not know which part of V₀ is its own."""
+    try:
+        jax.lax.axis_size(axis_name)
+    except NameError:
+        return
+    raise ValueError(
+        "init must be called outside the shard_map or pmap of axis_name, where it sees whole "
+        f"parameters, got a call inside the axis {axis_name!r}"
+    )
 
 
-def _as_complex(pairs: jax.Array) -> Any:
-    return jax.lax.complex(pairs[..., 0], pairs[..., 1])
+def _leaves(tree: Any, argument: str) -> tuple[list[tuple[str, Any]], Any]:
+    """Return the leaves with their names, such as params['w'], and the structure."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    return [(argument + jax.tree_util.keystr(path), leaf) for path, leaf in leaves], structure
 
 
-def _next_velocity(grad: jax.Array, v: jax.Array, *, t: Any, beta: Any) -> Any:
-    v_next = gravity_update(_as_reals(grad), _as_reals(v), t, beta=beta, xp=jnp)
-    return _as_complex(v_next) if jnp.iscomplexobj(v) else v_next
+def _velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
+    own = jnp.result_type(param)
+    if not jnp.issubdtype(own, jnp.inexact):
+        raise TypeError(
+            f"{name} must be a floating or complex array (optax.masked leaves others out), "
+            f"got dtype {own}"
+        )
+    return own if dtype is None or jnp.issubdtype(own, jnp.complexfloating) else jnp.dtype(dtype)
 
 
-def _initial_velocity(param: Any, std: Any, seed: Any, index: int, dtype: DTypeLike | None) -> Any:
-    own, shape = jnp.result_type(param), jnp.shape(param)
-    is_complex = jnp.issubdtype(own, jnp.complexfloating)
-    dtype = own if dtype is None or is_complex else jnp.dtype(dtype)
-    if is_complex:
-        real = jnp.zeros((), dtype).real.dtype
-        return _as_complex(_scaled_normal(_key(seed, index), std, (*shape, 2), real))
-    return _scaled_normal(_key(seed, index), std, shape, dtype)
+def _gradient(name: str, grad: Any, v: jax.Array) -> jax.Array:
+    """Return a gradient as an array, once it is known to fit its velocity."""
+    if grad is None:
+        raise ValueError(
+            f"{name} is missing: a parameter without a gradient needs zeros, or optax.masked "
+            "around the transformation"
+        )
+    dtype = jnp.result_type(grad)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"{name} must be a floating or complex array, got dtype {dtype}")
+    if jnp.shape(grad) != v.shape or jnp.iscomplexobj(grad) != jnp.iscomplexobj(v):
+        raise ValueError(
+            f"{name} must have the shape of its parameter and be complex where that is, "
+            f"{v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
+        )
+    return jnp.asarray(grad)
 
 
-def _key(seed: Any, index: int) -> tuple[jax.Array, jax.Array]:
-    if _is_traced(seed):
-        wide = jnp.dtype(seed.dtype).itemsize == 8
-        hi = (seed >> 32 if wide else jnp.zeros_like(seed)).astype(jnp.uint32)
-        return fold_in((hi, seed.astype(jnp.uint32)), jnp.asarray(index, jnp.uint32), xp=jnp)
-    k0, k1 = tensor_key(int(seed), index)
-    return jnp.asarray(k0), jnp.asarray(k1)
+def _stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> list[int]:
+    """Return for every leaf how many leading axes count its layers."""
+    if stacked is None:
+        return [0] * len(grads)
+    prefix = stacked(updates) if callable(stacked) else stacked
+    counts, _ = _leaves(jax.tree.broadcast(prefix, updates), "stacked")
+    axes = []
+    for (name, count), grad in zip(counts, grads, strict=True):
+        try:
+            number = -1 if isinstance(count, bool) else operator.index(count)
+        except TypeError:  # a traced number included
+            number = -1
+        if not 0 <= number <= grad.ndim:
+            raise ValueError(
+                f"{name} must be an integer in [0, {grad.ndim}], the number of leading axes that "
+                f"count layers, known when traced, got {count!r}"
+            )
+        axes.append(number)
+    return axes
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _scaled_normal(
-    key: tuple[jax.Array, jax.Array], std: Any, shape: tuple[int, ...], dtype: Any
-) -> Any:
-    size = math.prod(shape)
-    if size > 2**34:  # the counters' low words end here
-        raise ValueError(f"params must have at most 2**34 elements each, got shape {shape}")
-    wide = jnp.promote_types(dtype, jnp.float32)
-    quantiles = jnp.asarray(normal_quantiles())
-    length = min(_CHUNK, -(-size // 4))
+def _working_dtype(grad: jax.Array, v: jax.Array) -> Any:
+    real = jnp.finfo(jnp.promote_types(grad.dtype, v.dtype)).dtype
+    return jnp.promote_types(real, jnp.float32)
 
-    def chunk(first: jax.Array) -> Any:
-        block = first + jnp.arange(length, dtype=jnp.uint32)
-        z = normal_blocks(key, (jnp.zeros_like(block), block), quantiles, xp=jnp)
-        return (z.astype(wide) * jnp.asarray(std, wide)).astype(dtype)
 
-    # One after the other, so that no array of indices has the tensor's size.
-    firsts = jnp.arange(0, -(-size // 4), max(1, length), dtype=jnp.uint32)
-    return jax.lax.map(chunk, firsts).reshape(-1)[:size].reshape(shape)
+def _parts(array: jax.Array, dtype: Any) -> list[jax.Array]:
+    """Return the real parts, in the dtype to compute in."""
+    parts = [array.real, array.imag] if jnp.iscomplexobj(array) else [array]
+    return [part.astype(dtype) for part in parts]
+
+
+def _max_abs(grad: jax.Array, v: jax.Array, stacked: int) -> jax.Array | None:
+    """Return max|G|, or that of each layer; None for an empty gradient."""
+    if not grad.size:
+        return None
+    axes = tuple(range(stacked, grad.ndim)) if stacked else None
+    first, *second = (
+        max_abs_grad(part, axes=axes, xp=jnp) for part in _parts(grad, _working_dtype(grad, v))
+    )
+    return jnp.maximum(first, *second) if second else first
+
+
+def _next_velocity(
+    grad: jax.Array, v: jax.Array, t: Any, beta: Any, max_abs: jax.Array | None
+) -> jax.Array:
+    dtype = _working_dtype(grad, v)
+    beta = beta.astype(dtype) if isinstance(beta, jax.Array) else beta
+    parts = [
+        gravity_update(g, old, t, beta=beta, max_abs=max_abs, xp=jnp)
+        for g, old in zip(_parts(grad, dtype), _parts(v, dtype), strict=True)
+    ]
+    v_next = jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
+    return v_next.astype(v.dtype)

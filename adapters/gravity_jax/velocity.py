@@ -1,0 +1,81 @@
+"""V₀ of one parameter as a JAX array: the numbers of `gravity_core.velocity`, shard by shard.
+
+Guarantee: every operation is elementwise, and V₀ takes the sharding of its parameter, under jit
+as outside, so that each device draws its own part and no device holds more. The bits are those of
+every other framework, whatever the sharding.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.shard_alike import shard_alike
+from jax.typing import ArrayLike
+
+from gravity_core.velocity import element_halfwords, fold_in, normal_quantiles, tensor_key
+
+Words = tuple[Any, Any]
+
+
+def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: Any) -> Any:
+    """Return V₀ = σ z in the shape and sharding of a parameter.
+
+    Args:
+        param: the parameter; its numbers do not matter.
+        std: σ >= 0, which may be traced.
+        seed: an integer in [0, 2**64), which may be traced.
+        index: the parameter's position among the leaves of the tree, from 0.
+        dtype: of V₀, floating or complex.
+
+    Raises:
+        ValueError: for an axis of more than 2**32 elements.
+    """
+    if max(jnp.shape(param), default=0) > 2**32:
+        raise ValueError(f"an axis must have at most 2**32 elements, got shape {jnp.shape(param)}")
+    # NumPy arrays: what jit is given by every process of a cluster alike.
+    return _scaled_normal(param, _key(seed, index), normal_quantiles(), std, dtype=dtype)
+
+
+def _key(seed: Any, index: int) -> Words:
+    if not isinstance(seed, jax.core.Tracer):
+        k0, k1 = tensor_key(int(seed), index)
+        return k0[0], k1[0]
+    wide = jnp.dtype(seed.dtype).itemsize == 8
+    hi = (seed >> 32 if wide else jnp.zeros_like(seed)).astype(jnp.uint32)
+    return fold_in((hi, seed.astype(jnp.uint32)), jnp.asarray(index, jnp.uint32), xp=jnp)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _scaled_normal(param: jax.Array, key: Words, quantiles: Any, std: Any, *, dtype: Any) -> Any:
+    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+    real = jnp.finfo(dtype).dtype
+    wide = jnp.promote_types(real, jnp.float32)
+    parts = []
+    for element in _element_numbers(param, 2 if is_complex else 1):
+        k = element_halfwords(key, element, xp=jnp)
+        # In a mesh of explicit axes a gather has to be told the sharding of its result.
+        z = quantiles.at[k].get(mode="promise_in_bounds", out_sharding=jax.typeof(k).sharding)
+        parts.append((z.astype(wide) * jnp.asarray(std, wide)).astype(real))
+    return jax.lax.complex(*parts) if is_complex else parts[0]
+
+
+def _element_numbers(param: jax.Array, parts: int) -> list[Words]:
+    """Return the 64-bit numbers, in C order, of each element's `parts` real parts."""
+    hi = lo = shard_alike(param, jnp.zeros_like(param, dtype=jnp.uint32))[1]
+    sharding = jax.typeof(param).sharding
+    for axis, length in enumerate(param.shape):
+        i = jax.lax.broadcasted_iota(jnp.uint32, param.shape, axis, out_sharding=sharding)
+        hi, lo = _times_plus(hi, lo, length, i)
+    return [_times_plus(hi, lo, parts, np.uint32(part)) for part in range(parts)]
+
+
+def _times_plus(hi: jax.Array, lo: jax.Array, n: int, i: Any) -> tuple[jax.Array, jax.Array]:
+    """Return (hi, lo) · n + i for 64-bit numbers in two words; JAX may have no longer ones."""
+    n0, n1 = np.uint32(n & 0xFFFF), np.uint32(n >> 16)
+    a0, a1 = lo & 0xFFFF, lo >> 16
+    middle = a1 * n0 + (a0 * n0 >> 16)
+    carry = a1 * n1 + (middle >> 16) + ((a0 * n1 + (middle & 0xFFFF)) >> 16)
+    lo = lo * np.uint32(n & 0xFFFFFFFF) + i
+    return hi * np.uint32(n & 0xFFFFFFFF) + carry + (lo < i).astype(jnp.uint32), lo
