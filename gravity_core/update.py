@@ -43,13 +43,13 @@ def max_abs_grad(grad: Array, *, axes: tuple[int, ...] | None = None, xp: Any = 
     xp = _arrays.namespace(xp, grad=grad)
     if 0 in grad.shape:
         raise ValueError(f"grad must not be empty, got shape {tuple(grad.shape)}")
-    grad = cast(grad, _arrays.working_dtype(xp, grad=grad), xp)
+    dtype = _arrays.working_dtype(xp, grad=grad)
     if axes == ():
-        return abs(grad)  # of no axes: libraries differ in what that means
+        return abs(cast(grad, dtype, xp))  # of no axes: libraries differ in what that means
     kept = {"axis": axes, "keepdims": axes is not None}
     # Not max(abs(grad)): XLA fuses that abs into the reduction and then vectorises neither.
     # The abs here is of few numbers: the maximum of 0 and −0 may be −0.
-    return abs(xp.maximum(xp.max(grad, **kept), -xp.min(grad, **kept)))
+    return abs(cast(xp.maximum(xp.max(grad, **kept), -xp.min(grad, **kept)), dtype, xp))
 
 
 def max_step_grad(grad: Array, *, xp: Any = None) -> Array:

@@ -7,6 +7,7 @@ bits of the NumPy reference (subnormal numbers apart, which XLA flushes to zero,
 weight decay, which optax rounds elsewhere); under jit it stays inside the certified bound.
 """
 
+import functools
 import operator
 from collections.abc import Hashable
 from typing import Any, NamedTuple
@@ -292,36 +293,31 @@ def _stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> lis
     return axes
 
 
+def _parts(array: jax.Array) -> list[jax.Array]:
+    return [array.real, array.imag] if jnp.iscomplexobj(array) else [array]
+
+
 def _working_dtype(grad: jax.Array, v: jax.Array) -> Any:
     real = jnp.finfo(jnp.promote_types(grad.dtype, v.dtype)).dtype
     return jnp.promote_types(real, jnp.float32)
 
 
-def _parts(array: jax.Array, dtype: Any) -> list[jax.Array]:
-    """Return the real parts, in the dtype to compute in."""
-    parts = [array.real, array.imag] if jnp.iscomplexobj(array) else [array]
-    return [part.astype(dtype) for part in parts]
-
-
-def _max_abs(grad: jax.Array, v: jax.Array, stacked: int) -> jax.Array | None:
+def _max_abs(grad: jax.Array, v: jax.Array, stacked: int) -> Any:
     """Return max|G|, or that of each layer; None for an empty gradient."""
     if not grad.size:
         return None
     axes = tuple(range(stacked, grad.ndim)) if stacked else None
-    first, *second = (
-        max_abs_grad(part, axes=axes, xp=jnp) for part in _parts(grad, _working_dtype(grad, v))
-    )
-    return jnp.maximum(first, *second) if second else first
+    largest = [max_abs_grad(part, axes=axes, xp=jnp) for part in _parts(grad)]
+    return functools.reduce(jnp.maximum, largest).astype(_working_dtype(grad, v))
 
 
 def _next_velocity(
     grad: jax.Array, v: jax.Array, t: Any, beta: Any, max_abs: jax.Array | None
 ) -> jax.Array:
-    dtype = _working_dtype(grad, v)
-    beta = beta.astype(dtype) if isinstance(beta, jax.Array) else beta
+    if isinstance(beta, jax.Array):
+        beta = beta.astype(_working_dtype(grad, v))
     parts = [
         gravity_update(g, old, t, beta=beta, max_abs=max_abs, xp=jnp)
-        for g, old in zip(_parts(grad, dtype), _parts(v, dtype), strict=True)
+        for g, old in zip(_parts(grad), _parts(v), strict=True)
     ]
-    v_next = jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
-    return v_next.astype(v.dtype)
+    return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
