@@ -1,0 +1,312 @@
+"""gravity_jax on several devices: V₀ and the maximum, shard by shard.
+
+The devices are eight of the host's, which tests/conftest.py asks for.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax", reason="gravity_jax needs jax")
+optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
+
+import jax.numpy as jnp  # noqa: E402
+from jax.sharding import AxisType, NamedSharding  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+
+from gravity_core import initial_velocity  # noqa: E402
+from gravity_core.conformance.grading import grade  # noqa: E402
+from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
+from gravity_jax import gravity  # noqa: E402
+
+SHAPES = [(16, 8), (8,), (8, 4, 16), (8, 3)]
+SPECS = {
+    "first axis": [P("x"), P("x"), P("x"), P("x")],
+    "last axis": [P(None, "x"), P("y"), P(None, None, "x"), P()],
+    "both": [P("x", "y"), P(("x", "y")), P("y", None, "x"), P(("y", "x"))],
+}
+COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast"
+AXIS_TYPES = pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=str)
+SPLITS = pytest.mark.parametrize("split", SPECS)
+
+
+@pytest.fixture(autouse=True)
+def _eight_devices():
+    if jax.device_count() < 8:
+        pytest.skip(f"needs 8 devices, JAX was started with {jax.device_count()}")
+
+
+def mesh_of(types=AxisType.Auto):
+    return jax.make_mesh((4, 2), ("x", "y"), axis_types=(types, types))
+
+
+def put(arrays, specs, mesh):
+    pairs = zip(arrays, specs, strict=True)
+    return [jax.device_put(a, NamedSharding(mesh, s)) for a, s in pairs]
+
+
+def a_replay(steps=10, shapes=SHAPES, **options):
+    rng = np.random.default_rng(5)
+
+    def draw():
+        return [rng.standard_normal(s).astype(np.float32) for s in shapes]
+
+    return Replay(draw(), [draw() for _ in range(steps)], options)
+
+
+def sharded_steps(replay, place, update, state):
+    """Yield what `grade` compares, from weights and gradients that `place` has split."""
+    params = place(replay.weights)
+    for gradients in [None, *replay.gradients]:
+        if gradients is not None:
+            params, state = update(params, state, place(gradients))
+        yield Step([np.asarray(v) for v in state[0].velocity], [np.asarray(w) for w in params])
+
+
+def stepper(optimizer):
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def collectives(compiled):
+    """Return (operation, shape of its result) of every collective in the compiled code."""
+    pattern = rf"= (\(.*?\)|\S+) ({COLLECTIVES}|reduce-scatter)(?:-start)?\("
+    return [(name, shape) for shape, name in re.findall(pattern, compiled.as_text())]
+
+
+def operands(found):
+    """Return the shapes that all-reduces combine, without their layouts."""
+    return [re.findall(r"\w+\[[\d,]*\]", shape) for name, shape in found if name == "all-reduce"]
+
+
+@AXIS_TYPES
+@SPLITS
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_the_first_velocity_is_drawn_where_it_lives(types, split, transform):
+    weights = a_replay(0).weights
+    params = put(weights, SPECS[split], mesh_of(types))
+    velocity = transform(gravity(seed=3).init)(params)[0].velocity
+    for i, (p, v) in enumerate(zip(params, velocity, strict=True)):
+        assert v.sharding.is_equivalent_to(p.sharding, p.ndim)
+        assert np.array_equal(v, initial_velocity(p.shape, std=0.01 / 0.1, seed=3, index=i))
+
+
+@SPLITS
+def test_init_needs_its_shard_and_no_communication(split):
+    shapes = [tuple(64 * n for n in shape) for shape in SHAPES]
+    params = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh_of(), spec))
+        for shape, spec in zip(shapes, SPECS[split], strict=True)
+    ]
+    shards = [4 * np.prod(p.sharding.shard_shape(p.shape)) for p in params]
+    compiled = jax.jit(gravity().init).lower(params).compile()
+    memory = compiled.memory_analysis()
+    assert collectives(compiled) == []
+    assert 0 <= memory.output_size_in_bytes - sum(shards) < 1024  # the count, and tuples
+    assert memory.temp_size_in_bytes < max(shards) // 100
+
+
+@AXIS_TYPES
+@SPLITS
+def test_sharded_training_keeps_the_bound(types, split):
+    replay, mesh, optimizer = a_replay(seed=7), mesh_of(types), gravity(seed=7)
+
+    def place(arrays):
+        return put(arrays, SPECS[split], mesh)
+
+    state = jax.jit(optimizer.init)(place(replay.weights))
+    steps = sharded_steps(replay, place, jax.jit(stepper(optimizer)), state)
+    result = grade(replay, steps)
+    assert result.v0_identical
+    assert result.verdict in ("exact", "bounded"), result.first_divergence
+
+
+@AXIS_TYPES
+def test_a_step_reduces_scalars_and_gathers_nothing(types):
+    mesh = mesh_of(types)
+    params = put(a_replay(0).weights, SPECS["both"], mesh)
+    optimizer = gravity()
+    state = optimizer.init(params)
+    compiled = jax.jit(stepper(optimizer)).lower(params, state, params).compile()
+    found = collectives(compiled)
+    assert {name for name, _ in found} == {"all-reduce"}
+    assert {shape for shapes in operands(found) for shape in shapes} == {"f32[]"}
+    # A tensor has a maximum and a minimum, over each of the mesh's two axes.
+    assert sum(map(len, operands(found))) <= 2 * 2 * len(params)
+    shardings = compiled.output_shardings[0]
+    for p, sharding in zip(params, shardings, strict=True):
+        assert sharding.is_equivalent_to(p.sharding, p.ndim)
+
+
+def test_maxima_of_many_tensors_are_combined():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    params = put([np.ones((16, 8), np.float32)] * 40, [P("x")] * 40, mesh)
+    optimizer = gravity()
+    state = optimizer.init(params)
+    compiled = jax.jit(stepper(optimizer)).lower(params, state, params).compile()
+    assert [len(shapes) for shapes in operands(collectives(compiled))] == [40, 40]
+
+
+def test_the_count_of_collectives_finds_a_gather():
+    (w,) = put([np.ones((16, 8), np.float32)], [P(None, "x")], mesh_of())
+    flat = jax.jit(lambda w: w * abs(w.reshape(-1)[::-1]).reshape(w.shape))
+    names = {name for name, _ in collectives(flat.lower(w).compile())}
+    assert names - {"all-reduce"}
+
+
+def test_stacked_layers_reduce_one_maximum_each():
+    mesh = mesh_of()
+    params = put([np.ones((6, 16, 8), np.float32)], [P(None, "x", "y")], mesh)
+    optimizer = gravity(stacked=1)
+    state = optimizer.init(params)
+    compiled = jax.jit(stepper(optimizer)).lower(params, state, params).compile()
+    found = collectives(compiled)
+    assert {name for name, _ in found} == {"all-reduce"}
+    assert {shape for shapes in operands(found) for shape in shapes} == {"f32[6]"}
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_axis_name_inside_shard_map(check_vma):
+    replay = a_replay(beta=0.5)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    optimizer = gravity(beta=0.5, axis_name="x")
+    specs = [P(None, "x"), P("x"), P("x"), P()]
+    state = optimizer.init([jnp.asarray(w) for w in replay.weights])
+    state_specs = optax.tree.map_params(
+        optimizer, lambda _, spec: spec, state, specs, transform_non_params=lambda _: P()
+    )
+    step = jax.jit(
+        jax.shard_map(
+            stepper(optimizer),
+            mesh=mesh,
+            in_specs=(specs, state_specs, specs),
+            out_specs=(specs, state_specs),
+            check_vma=check_vma,
+        )
+    )
+    result = grade(replay, sharded_steps(replay, lambda a: put(a, specs, mesh), step, state))
+    assert result.verdict in ("exact", "bounded"), result.first_divergence
+    split = put(replay.weights, specs, mesh)
+    found = collectives(step.lower(split, state, split).compile())
+    assert [name for name, _ in found] == ["all-reduce"]
+
+
+def test_axis_name_inside_pmap():
+    optimizer, whole = gravity(axis_name="i"), gravity()
+    w, g = (np.random.default_rng(k).normal(size=(8, 5)).astype(np.float32) for k in (1, 2))
+    state = optimizer.init(w)
+    axes = optax.tree.map_params(optimizer, lambda _: 0, state, transform_non_params=lambda _: None)
+    step = jax.pmap(stepper(optimizer), "i", in_axes=(0, axes, 0), out_axes=(0, axes))
+    w_next, _ = step(w, state, g)
+    expected, _ = stepper(whole)(jnp.asarray(w), whole.init(w), jnp.asarray(g))
+    # one update: l times the bound on V, and the roundings of l V and of the sum
+    assert np.abs(w_next - expected).max() <= 2 * 2.0**-24 * (12 * 0.1 * 5 + 3 * 5)
+    alone, _ = jax.pmap(stepper(whole), "i", in_axes=(0, axes, 0), out_axes=(0, axes))(w, state, g)
+    assert np.abs(alone - expected).max() > 1e-4  # the maximum of each shard is another optimizer
+
+
+def test_init_with_axis_name_wants_whole_parameters():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    init = jax.shard_map(gravity(axis_name="x").init, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    with pytest.raises(ValueError, match=r"init must be called outside .* inside the axis 'x'"):
+        init(jnp.ones(8))
+
+
+def test_init_of_replicated_parameters_inside_shard_map():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    init = jax.shard_map(gravity().init, mesh=mesh, in_specs=P(), out_specs=P())
+    w = jnp.ones((3, 5))
+    assert np.array_equal(init(w)[0].velocity, gravity().init(w)[0].velocity)
+
+
+def test_elements_beyond_32_bits_have_their_own_numbers():
+    """Numbers of elements that no machine holds, against Python's integers."""
+    from gravity_jax.velocity import _times_plus
+
+    hi, lo = jnp.zeros(3, jnp.uint32), jnp.asarray([0, 5, 2**20 - 1], jnp.uint32)
+    for n, i in [(2**31 - 1, 7), (2**16 + 3, 2**32 - 1)]:
+        expected = [(int(h) * 2**32 + int(low)) * n + i for h, low in zip(hi, lo, strict=True)]
+        hi, lo = _times_plus(hi, lo, n, np.uint32(i))
+        got = [int(h) * 2**32 + int(low) for h, low in zip(hi, lo, strict=True)]
+        assert got == [e % 2**64 for e in expected]
+
+
+_WORKER = """
+import sys
+import jax
+port, rank, folder = sys.argv[1:]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from gravity_jax import gravity
+from tests.adapters.test_jax_sharding import SPECS, a_replay, collectives, mesh_of, stepper
+from jax.sharding import NamedSharding
+
+assert jax.process_count() == 2 and len(jax.local_devices()) == 4
+replay, mesh, optimizer = a_replay(seed=7), mesh_of(), gravity(seed=7)
+
+def place(arrays):
+    return [
+        jax.make_array_from_callback(a.shape, NamedSharding(mesh, s), lambda at, a=a: a[at])
+        for a, s in zip(arrays, SPECS["both"])
+    ]
+
+params = place(replay.weights)
+state = optimizer.init(params)
+step = jax.jit(stepper(optimizer))
+found = {name for name, _ in collectives(step.lower(params, state, params).compile())}
+assert found == {"all-reduce"}, found
+kept = []
+for gradients in [None, *replay.gradients]:
+    if gradients is not None:
+        params, state = step(params, state, place(gradients))
+    for array in (*state[0].velocity, *params):
+        whole = np.full(array.shape, np.nan, array.dtype)
+        for shard in array.addressable_shards:
+            whole[shard.index] = shard.data
+        kept.append(whole)
+np.savez(f"{folder}/{rank}.npz", *kept)
+"""
+
+
+def test_two_processes_train_to_the_same_weights(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(port), str(rank), str(tmp_path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for worker in workers:
+            output, _ = worker.communicate(timeout=100)
+            assert worker.returncode == 0, output[-3000:]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    halves = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
+    arrays = [np.where(np.isnan(halves[0][k]), halves[1][k], halves[0][k]) for k in halves[0]]
+    n = len(SHAPES)
+    steps = (
+        Step(arrays[i : i + n], arrays[i + n : i + 2 * n]) for i in range(0, len(arrays), 2 * n)
+    )
+    result = grade(a_replay(seed=7), steps)
+    assert result.v0_identical
+    assert result.verdict in ("exact", "bounded"), result.first_divergence
