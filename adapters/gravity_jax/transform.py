@@ -20,7 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 from gravity_core import hyperparameters as hp
 from gravity_core.update import max_abs_grad
 from gravity_core.update import update as gravity_update
-from gravity_jax.velocity import initial_velocity
+from gravity_jax.velocity import initial_velocity, working_dtype
 
 
 class ScaleByGravityState(NamedTuple):
@@ -297,25 +297,20 @@ def _parts(array: jax.Array) -> list[jax.Array]:
     return [array.real, array.imag] if jnp.iscomplexobj(array) else [array]
 
 
-def _working_dtype(grad: jax.Array, v: jax.Array) -> Any:
-    real = jnp.finfo(jnp.promote_types(grad.dtype, v.dtype)).dtype
-    return jnp.promote_types(real, jnp.float32)
-
-
 def _max_abs(grad: jax.Array, v: jax.Array, stacked: int) -> Any:
     """Return max|G|, or that of each layer; None for an empty gradient."""
     if not grad.size:
         return None
     axes = tuple(range(stacked, grad.ndim)) if stacked else None
     largest = [max_abs_grad(part, axes=axes, xp=jnp) for part in _parts(grad)]
-    return functools.reduce(jnp.maximum, largest).astype(_working_dtype(grad, v))
+    return functools.reduce(jnp.maximum, largest).astype(working_dtype(grad.dtype, v.dtype))
 
 
 def _next_velocity(
     grad: jax.Array, v: jax.Array, t: Any, beta: Any, max_abs: jax.Array | None
 ) -> jax.Array:
     if isinstance(beta, jax.Array):
-        beta = beta.astype(_working_dtype(grad, v))
+        beta = beta.astype(working_dtype(grad.dtype, v.dtype))
     parts = [
         gravity_update(g, old, t, beta=beta, max_abs=max_abs, xp=jnp)
         for g, old in zip(_parts(grad), _parts(v), strict=True)

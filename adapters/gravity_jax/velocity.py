@@ -38,6 +38,11 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
     return _scaled_normal(param, _key(seed, index), normal_quantiles(), std, dtype=dtype)
 
 
+def working_dtype(*dtypes: Any) -> Any:
+    """Return the dtype to compute in: float64 for double precision, else float32."""
+    return jnp.float64 if any(jnp.finfo(dtype).bits == 64 for dtype in dtypes) else jnp.float32
+
+
 def _key(seed: Any, index: int) -> Words:
     if not isinstance(seed, jax.core.Tracer):
         k0, k1 = tensor_key(int(seed), index)
@@ -50,8 +55,7 @@ def _key(seed: Any, index: int) -> Words:
 @functools.partial(jax.jit, static_argnames="dtype")
 def _scaled_normal(param: jax.Array, key: Words, quantiles: Any, std: Any, *, dtype: Any) -> Any:
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-    real = jnp.finfo(dtype).dtype
-    wide = jnp.promote_types(real, jnp.float32)
+    real, wide = jnp.finfo(dtype).dtype, working_dtype(dtype)
     parts = []
     for element in _element_numbers(param, 2 if is_complex else 1):
         k = element_halfwords(key, element, xp=jnp)

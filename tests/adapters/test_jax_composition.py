@@ -1,0 +1,402 @@
+"""gravity_jax under JAX's transformations, inside optax's wrappers, and in other libraries."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax", reason="gravity_jax needs jax")
+optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
+
+import jax.numpy as jnp  # noqa: E402
+
+from gravity_core import coefficients  # noqa: E402
+from gravity_core.conformance.grading import grade  # noqa: E402
+from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
+from gravity_jax import ScaleByGravityState, gravity, scale_by_gravity  # noqa: E402
+
+DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64]
+
+
+def tree(number, dtype=jnp.float32):
+    rng = np.random.default_rng([7, number])
+    return {k: jnp.asarray(rng.normal(size=s), dtype) for k, s in {"a": (3, 4), "b": (5,)}.items()}
+
+
+def stepper(optimizer):
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def run(optimizer, params, state, numbers, transform=lambda f: f):
+    step = transform(stepper(optimizer))
+    for number in numbers:
+        params, state = step(params, state, tree(number))
+    return params, state
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def dtypes_of(values):
+    return jax.tree.map(lambda x: (x.dtype, x.weak_type), values)
+
+
+def as_steps(start, velocities, weights):
+    """Return what `grade` compares, from V₀, W₀ and the stacked states of all steps."""
+    states = [start, *zip(velocities, weights, strict=True)]
+    return (Step([np.asarray(v)], [np.asarray(w)]) for v, w in states)
+
+
+# JAX's transformations
+
+
+def test_a_thousand_steps_in_a_scan_and_a_vmap_stay_inside_the_bound():
+    rng = np.random.default_rng(2)
+    weights = rng.normal(size=(3, 20)).astype(np.float32)
+    scales = 10.0 ** rng.uniform(-3, 1, size=(3, 1000, 1))
+    gradients = (rng.normal(size=(3, 1000, 20)) * scales).astype(np.float32)
+    optimizer = gravity(0.02, beta=0.99, velocity_std=0.5)
+
+    def train(w, gradients):
+        def step(carry, g):
+            w, state = stepper(optimizer)(*carry, g)
+            return (w, state), (state[0].velocity, w)
+
+        state = optimizer.init(w)
+        _, states = jax.lax.scan(step, (w, state), gradients)
+        return state[0].velocity, states
+
+    starts, (velocities, all_weights) = jax.jit(jax.vmap(train))(weights, gradients)
+    options = {"learning_rate": 0.02, "beta": 0.99, "velocity_std": 0.5}
+    for member in range(3):
+        replay = Replay([weights[member]], [[g] for g in gradients[member]], options)
+        start = starts[member], weights[member]
+        result = grade(replay, as_steps(start, velocities[member], all_weights[member]))
+        assert result.v0_identical
+        assert result.verdict in ("exact", "bounded"), result.first_divergence
+
+
+def test_vmap_over_hyper_parameters_and_seeds():
+    def velocity(lr, seed):
+        optimizer = gravity(lr, seed=seed, weight_decay=0.1)
+        params = tree(0)
+        return run(optimizer, params, optimizer.init(params), range(1, 3))[1][0].velocity
+
+    many = jax.vmap(velocity)(jnp.asarray([0.1, 0.5]), jnp.asarray([1, 2], jnp.uint32))
+    for i, (lr, seed) in enumerate([(0.1, 1), (0.5, 2)]):
+        one = jax.jit(velocity)(jnp.float32(lr), jnp.uint32(seed))
+        for x, y in zip(*map(jax.tree.leaves, (many, one)), strict=True):
+            # two updates, each within the bound's roundings of values below max|V| + max|ζ|
+            assert np.abs(x[i] - y).max() <= 2 * 2 * 12 * 2.0**-24 * (np.abs(y).max() + 5)
+
+
+def test_the_step_is_traced_once_and_init_fits_it():
+    traced = []
+    optimizer = gravity(optax.cosine_decay_schedule(0.1, 10), weight_decay=0.01)
+
+    @jax.jit
+    def step(params, state, gradients):
+        traced.append(1)
+        return stepper(optimizer)(params, state, gradients)
+
+    params = {**tree(0), "half": jnp.ones(3, jnp.bfloat16)}
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = step(params, state, params)
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("velocity_dtype", [None, jnp.bfloat16, jnp.float32])
+def test_types_are_the_same_before_and_after_in_cond_and_scan(dtype, velocity_dtype):
+    optimizer = gravity(velocity_dtype=velocity_dtype)
+    params = tree(0, dtype)
+    state = optimizer.init(params)
+    kept = velocity_dtype is None or dtype == jnp.complex64
+    assert state[0].velocity["a"].dtype == (dtype if kept else velocity_dtype)
+    carry = params, state
+
+    def step(carry, take):
+        new = jax.lax.cond(take, lambda c: stepper(optimizer)(*c, params), lambda c: c, carry)
+        return new, None
+
+    after, _ = jax.lax.scan(step, carry, jnp.asarray([True, False, True]))
+    assert dtypes_of(after) == dtypes_of(carry)
+    assert int(after[1][0].count) == 2
+    updates, _ = optimizer.update(params, state, params)
+    assert updates["a"].dtype == dtype
+
+
+def test_donated_buffers_are_reused():
+    optimizer, params = gravity(), tree(0)
+    gradients, state = tree(1), optimizer.init(params)
+    step = jax.jit(stepper(optimizer), donate_argnums=(0, 1))
+    memory = step.lower(params, state, gradients).compile().memory_analysis()
+    size = sum(x.nbytes for x in jax.tree.leaves((params, state)))
+    assert memory.alias_size_in_bytes == size
+    step(params, state, gradients)
+    assert all(x.is_deleted() for x in jax.tree.leaves((params, state)))
+
+
+def test_init_under_transformations():
+    params, optimizer = tree(0), gravity(seed=9)
+    plain = optimizer.init(params)
+    assert_same(jax.jit(optimizer.init)(params), plain)
+    shapes = jax.eval_shape(optimizer.init, params)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, plain)
+    assert dtypes_of(shapes) == dtypes_of(plain)
+    pair = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    for i in range(2):
+        one = jax.tree.map(lambda x, i=i: x[i], jax.vmap(optimizer.init)(pair))
+        assert_same(one, plain)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_no_nan_is_made_on_the_way(transform):
+    params = {"zero": jnp.zeros(4), "huge": jnp.full(4, 3e38), "mixed": jnp.asarray([3e38, 0, 1])}
+    optimizer = gravity()
+    with jax.debug_nans(True):
+        state = transform(optimizer.init)(params)
+        for _ in range(2):
+            updates, state = transform(optimizer.update)(params, state)
+    assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
+def test_strict_promotion_of_types_and_ranks():
+    injected = optax.inject_hyperparams(gravity, static_args=("velocity_dtype", "stacked"))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for dtype in DTYPES:
+            # optax casts injected numbers to the parameters' dtype, complex ones included
+            make = gravity if dtype == jnp.complex64 else injected
+            for velocity_dtype in (None, jnp.float32):
+                optimizer = make(0.1, velocity_dtype=velocity_dtype, stacked={"a": 1, "b": 0})
+                params = tree(0, dtype)
+                state = jax.jit(optimizer.init)(params)
+                jax.jit(optimizer.update)(params, state, params)
+
+
+def test_x64_keeps_every_dtype():
+    with jax.enable_x64(True):
+        params = {"single": jnp.ones(3, jnp.float32), "double": jnp.ones(3, jnp.float64)}
+        optimizer = gravity(0.1)
+        state = optimizer.init(params)
+        before = dtypes_of(state)
+        for transform in (lambda f: f, jax.jit):
+            updates, state = transform(optimizer.update)(params, state, params)
+            assert dtypes_of(state) == before
+            assert updates["single"].dtype == jnp.float32
+            assert updates["double"].dtype == jnp.float64
+        assert state[0].count.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("gradient", [0.0, 0.5])
+def test_hyper_gradients(gradient):
+    """d W₁/d(l, β, α) of one update, against the formula differentiated by hand."""
+    g = jnp.asarray([gradient, -gradient, gradient / 2])
+
+    def weights(lr, beta, alpha):
+        optimizer = gravity(lr, alpha, beta)
+        w = jnp.zeros(3)
+        return stepper(optimizer)(w, optimizer.init(w), g)[0]
+
+    lr, beta, alpha = 0.1, 0.9, 0.01
+    by_lr, by_beta, by_alpha = jax.jacobian(weights, argnums=(0, 1, 2))(lr, beta, alpha)
+    z = gravity(1.0, 1.0).init(jnp.zeros(3))[0].velocity
+    old, new = coefficients(1, beta)
+    zeta = g / (1 + (g * gradient) ** 2)
+    # W₁ = −l (β̂ (α/l) z + (1 − β̂) ζ), and at t = 1 both weights change with β by 1/3
+    exact = [-new * zeta, -lr / 3 * (alpha / lr * z - zeta), -old * z]
+    for derivative, expected in zip((by_lr, by_beta, by_alpha), exact, strict=True):
+        # some thirty roundings of terms below 5
+        assert np.abs(derivative - expected).max() < 30 * 2.0**-24 * 5
+
+
+def test_hyper_gradients_are_finite_at_learning_rate_zero():
+    def loss(lr):
+        optimizer = gravity(lr)
+        params = tree(0)
+        return optax.tree.norm(run(optimizer, params, optimizer.init(params), range(1, 4))[0])
+
+    assert jnp.isfinite(jax.jit(jax.grad(loss))(0.0))
+
+
+# optax's wrappers
+
+
+def test_map_params_reaches_the_velocity_only():
+    optimizer = gravity(weight_decay=0.1, mask={"a": True, "b": False})
+    state = optimizer.init(tree(0))
+    mapped = optax.tree.map_params(optimizer, lambda v: v + 1, state)
+    assert_same(mapped[0].velocity, jax.tree.map(lambda v: v + 1, state[0].velocity))
+    assert_same(mapped[0].count, state[0].count)
+
+
+def test_multi_steps_averages_gradients():
+    params = tree(0)
+    multi, plain = optax.MultiSteps(gravity(), every_k_schedule=2), gravity()
+    got, state = run(multi, params, multi.init(params), range(1, 3), jax.jit)
+    assert int(state.inner_opt_state[0].count) == 1
+    # MultiSteps keeps a running mean: g₁ + (g₂ − g₁)/2
+    mean = jax.tree.map(lambda x, y: x + (y - x) / 2, tree(1), tree(2))
+    expected, _ = jax.jit(stepper(plain))(params, plain.init(params), mean)
+    for x, y in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+        assert np.abs(x - y).max() <= 40 * 2.0**-24 * (1 + np.abs(y).max())
+
+
+def test_apply_every_accumulates_updates():
+    params = tree(0)
+    optimizer = optax.chain(gravity(), optax.apply_every(2))
+    once, state = run(optimizer, params, optimizer.init(params), [1])
+    assert_same(once, params)
+    twice, _ = run(optimizer, once, state, [2])
+    assert not np.array_equal(twice["a"], params["a"])
+
+
+def test_masked_leaves_the_rest_alone():
+    params = {**tree(0), "steps": jnp.zeros([], jnp.int32)}
+    optimizer = optax.masked(gravity(), {"a": True, "b": False, "steps": False})
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(params, state, params)
+    alone = {"a": params["a"]}
+    expected, _ = gravity().update(alone, gravity().init(alone), alone)
+    assert_same(updates["a"], expected["a"])
+    assert updates["b"] is params["b"]
+    assert updates["steps"] is params["steps"]
+
+
+def test_partition_is_two_optimizers():
+    params, labels = tree(0), {"a": "first", "b": "second"}
+    optimizer = optax.partition({"first": gravity(seed=1), "second": gravity(0.5, seed=2)}, labels)
+    updates, _ = optimizer.update(tree(1), optimizer.init(params), params)
+    for name, part in (("a", gravity(seed=1)), ("b", gravity(0.5, seed=2))):
+        w, g = {name: params[name]}, {name: tree(1)[name]}
+        assert_same(updates[name], part.update(g, part.init(w), w)[0][name])
+
+
+def test_apply_if_finite_skips_the_step():
+    params = tree(0)
+    optimizer = optax.apply_if_finite(gravity(), max_consecutive_errors=3)
+    state = optimizer.init(params)
+    bad = {**tree(1), "b": jnp.full(5, jnp.nan)}
+    updates, after = jax.jit(optimizer.update)(bad, state, params)
+    assert not any(u.any() for u in jax.tree.leaves(updates))
+    assert_same(after.inner_state, state.inner_state)
+
+
+def test_lookahead_pulls_back_the_fast_weights():
+    params = optax.LookaheadParams.init_synced(tree(0))
+    optimizer = optax.lookahead(gravity(), sync_period=2, slow_step_size=0.5)
+    state = optimizer.init(params)
+    for number in (1, 2):
+        updates, state = jax.jit(optimizer.update)(tree(number), state, params)
+        params = optax.apply_updates(params, updates)
+    fast, _ = run(gravity(), tree(0), gravity().init(tree(0)), (1, 2), jax.jit)
+    halfway = jax.tree.map(lambda slow, fast: slow + 0.5 * (fast - slow), tree(0), fast)
+    for x, y in zip(*map(jax.tree.leaves, (params.slow, halfway)), strict=True):
+        assert np.abs(x - y).max() <= 60 * 2.0**-24 * (1 + np.abs(y).max())
+
+
+def test_injected_numbers_may_be_traced():
+    options = {"learning_rate": 0.25, "velocity_std": 0.5, "seed": 5, "first_step": 0}
+    params = tree(0)
+    injected, plain = optax.inject_hyperparams(gravity)(**options), gravity(**options)
+    state = jax.jit(injected.init)(params)
+    assert_same(state.inner_state[0].velocity, plain.init(params)[0].velocity)
+    state.hyperparams["learning_rate"] = jnp.asarray(0.0)
+    updates, _ = jax.jit(injected.update)(tree(1), state, params)
+    assert not any(u.any() for u in jax.tree.leaves(updates))
+
+
+# checkpoints and other libraries
+
+
+def resumes(optimizer, keep):
+    """Assert that a run that `keep` stored and restored goes on bit for bit."""
+    params = tree(0)
+    params, state = run(optimizer, params, optimizer.init(params), range(1, 4), jax.jit)
+    whole = run(optimizer, params, state, range(4, 7), jax.jit)
+    kept_params, kept_state = keep((params, state))
+    assert isinstance(kept_state[0], ScaleByGravityState)
+    assert_same(run(optimizer, kept_params, kept_state, range(4, 7), jax.jit), whole)
+
+
+def test_pickle():
+    resumes(gravity(seed=3), lambda x: pickle.loads(pickle.dumps(x)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # orbax's own
+def test_orbax(tmp_path):
+    orbax = pytest.importorskip("orbax.checkpoint", reason="stores a checkpoint with orbax")
+
+    def keep(values):
+        with orbax.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "step", values)
+            checkpointer.wait_until_finished()
+            return checkpointer.restore(tmp_path / "step", jax.eval_shape(lambda: values))
+
+    resumes(gravity(seed=3), keep)
+
+
+def test_flax_train_state():
+    reason = "trains a flax module"
+    train_state = pytest.importorskip("flax.training.train_state", reason=reason)
+    params = tree(0)
+    state = train_state.TrainState.create(apply_fn=None, params=params, tx=gravity(seed=3))
+    step = jax.jit(lambda state, gradients: state.apply_gradients(grads=gradients))
+    for number in range(1, 4):
+        state = step(state, tree(number))
+    expected = run(gravity(seed=3), params, gravity(seed=3).init(params), range(1, 4), jax.jit)
+    assert_same(state.params, expected[0])
+
+
+def test_flax_nnx_optimizer():
+    nnx = pytest.importorskip("flax.nnx", reason="trains an nnx module")
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, gravity(0.1), wrt=nnx.Param)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)
+    y = x @ jnp.asarray([[1.0, 0.5], [-0.5, 1.0], [0.2, 0.1]])
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss, gradients = nnx.value_and_grad(lambda m: jnp.mean((m(x) - y) ** 2))(model)
+        optimizer.update(model, gradients)
+        return loss
+
+    losses = [float(step(model, optimizer)) for _ in range(300)]
+    assert losses[-1] < losses[0] / 100
+
+
+def test_equinox_modules():
+    eqx = pytest.importorskip("equinox", reason="trains an equinox module")
+    model = eqx.nn.MLP(3, 1, 8, 1, key=jax.random.key(0))
+    optimizer = gravity(0.1)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)
+
+    @eqx.filter_jit
+    def step(model, state):
+        def loss_of(model):
+            return jnp.mean((jax.vmap(model)(x)[:, 0] - x[:, 0]) ** 2)
+
+        loss, gradients = eqx.filter_value_and_grad(loss_of)(model)
+        updates, state = optimizer.update(gradients, state, eqx.filter(model, eqx.is_array))
+        return eqx.apply_updates(model, updates), state, loss
+
+    state = optimizer.init(eqx.filter(model, eqx.is_array))
+    losses = []
+    for _ in range(200):
+        model, state, loss = step(model, state)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] / 10
+
+
+def test_the_preconditioner_is_the_velocity():
+    params = tree(0)
+    transform = scale_by_gravity(velocity_std=0.5, seed=2)
+    updates, state = transform.update(tree(1), transform.init(params))
+    assert_same(updates, state.velocity)
