@@ -357,5 +357,5 @@ def test_bad_arguments(arguments, message):
 def test_a_gradient_tree_of_another_structure_is_refused():
     optimizer = gravity()
     state = optimizer.init({"a": jnp.ones(2), "b": jnp.ones(2)})
-    with pytest.raises(ValueError, match=r"expected keys: \['a', 'b'\], got \['a'\]"):
+    with pytest.raises(ValueError, match="'b'"):
         optimizer.update({"a": jnp.ones(2)}, state)
