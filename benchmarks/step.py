@@ -29,7 +29,7 @@ from benchmarks.shapes import CASES
 Step = Callable[[], Any]
 # Each has a module `benchmarks.<name>_step` with contenders(shapes, threads): the steps by name,
 # the baseline first. It pins the threads, before it imports the framework where that is the way.
-BACKENDS = ("numpy", "torch", "tf", "tf_jit")
+BACKENDS = ("numpy", "torch", "jax", "tf", "tf_jit")
 
 
 def measure(contenders: dict[str, Step], rounds: int) -> dict[str, list[float]]:

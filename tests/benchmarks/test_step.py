@@ -8,7 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import shapes, step
+from benchmarks import jax_step, shapes, step
 from benchmarks.memory import peak_extra_bytes
 
 
@@ -40,10 +40,16 @@ def test_ratios_are_of_medians_and_quartiles_of_rounds():
 
 @pytest.mark.parametrize(
     ("backend", "ours", "rows"),
-    [("numpy", "gravity_core.Gravity", 3), ("torch", "gravity_torch.Gravity()", 5)],
+    [
+        ("numpy", "gravity_core.Gravity", 3),
+        ("torch", "gravity_torch.Gravity()", 5),
+        ("jax", "gravity_jax.gravity()", 3),
+    ],
 )
 def test_command(backend, ours, rows, tmp_path, monkeypatch):
-    pytest.importorskip("torch", reason="the baseline is torch's Adam")
+    baseline = "optax" if backend == "jax" else "torch"
+    pytest.importorskip(baseline, reason="the baseline is its Adam")
+    monkeypatch.setenv("NPROC", "1")  # which jax_step sets
     monkeypatch.setitem(shapes.CASES, "16M", [(8, 8), (8,)])
     path = tmp_path / "step.json"
     arguments = ["--backend", backend, "--case", "16M", "--rounds", "3", "--json", str(path)]
@@ -54,7 +60,7 @@ def test_command(backend, ours, rows, tmp_path, monkeypatch):
     assert len(results) >= rows
     assert all(math.isfinite(r["ratio"]) and r["ratio"] > 0 for r in results.values())
     assert results[ours]["quartiles"][0] <= results[ours]["quartiles"][1]
-    assert "torch" in report["versions"]
+    assert backend in report["versions"]
     assert ours in done.output
 
 
@@ -74,6 +80,21 @@ def test_command_of_tensorflow(backend, tmp_path):
     results = json.loads(path.read_text())["results"]["16M"]
     assert next(iter(results)) == "keras.optimizers.Adam()"
     assert results["gravity_tf.Gravity()"]["ratio"] > 0
+
+
+def test_compile_times_of_jax(monkeypatch):
+    pytest.importorskip("optax", reason="the baseline is optax's Adam")
+    monkeypatch.setenv("NPROC", "1")
+    monkeypatch.setitem(shapes.CASES, "16M", [(8, 8), (8,)])
+    done = CliRunner().invoke(jax_step.main, ["--case", "16M", "--rounds", "2"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert [line[:24].strip() for line in lines] == [
+        "optax.adam()",
+        "gravity_jax.gravity()",
+        "the formula, straight",
+    ]
+    assert lines[0].split()[1] == "1.00"
 
 
 def test_an_unwritable_file_is_refused_before_anything_is_timed(tmp_path):
