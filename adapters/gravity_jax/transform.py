@@ -2,7 +2,7 @@
 
 Guarantees: the state holds arrays only; V₀ needs no random key and has the same bits
 under jit as outside (where the learning rate is traced, as far as float32 gives its σ);
-the math is `gravity_core.update` with ``xp=jax.numpy``. Outside jit the step gives the
+the math is gravity_core's with ``xp=jax.numpy``. Outside jit the step gives the
 bits of the NumPy reference (subnormal numbers apart, which XLA flushes to zero, and
 weight decay, which optax rounds elsewhere); under jit it stays inside the certified bound.
 """
@@ -18,8 +18,8 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gravity_core import hyperparameters as hp
-from gravity_core.update import max_abs_grad
-from gravity_core.update import update as gravity_update
+from gravity_core.coefficients import coefficients
+from gravity_core.update import gradient_term, max_abs_grad
 from gravity_jax.velocity import initial_velocity, working_dtype
 
 
@@ -114,11 +114,12 @@ def scale_by_gravity(
         max_abs = [_max_abs(*pair, n) for pair, n in zip(pairs, counts, strict=True)]
         if axis_name is not None:
             max_abs = jax.lax.pmax(max_abs, axis_name)  # of all tensors in one collective
-        # Outside jit the coefficients come from the host, in float64.
-        t = (state.count if _is_traced(state.count) else int(state.count)) + first_step
+        # Once for each dtype and not for each leaf: tracing is what many leaves wait for.
+        dtypes = [working_dtype(grad.dtype, v.dtype) for grad, v in pairs]
+        weights = {d: _coefficients(state.count, first_step, beta, d) for d in set(dtypes)}
         velocity = [
-            _next_velocity(*pair, t, beta, largest)
-            for pair, largest in zip(pairs, max_abs, strict=True)
+            _next_velocity(*pair, largest, *weights[dtype])
+            for pair, largest, dtype in zip(pairs, max_abs, dtypes, strict=True)
         ]
         updates = [v.astype(g.dtype) for v, g in zip(velocity, grads, strict=True)]
         return jax.tree.unflatten(structure, updates), ScaleByGravityState(
@@ -306,13 +307,21 @@ def _max_abs(grad: jax.Array, v: jax.Array, stacked: int) -> Any:
     return functools.reduce(jnp.maximum, largest).astype(working_dtype(grad.dtype, v.dtype))
 
 
-def _next_velocity(
-    grad: jax.Array, v: jax.Array, t: Any, beta: Any, max_abs: jax.Array | None
-) -> jax.Array:
+def _coefficients(count: Any, first_step: Any, beta: Any, dtype: Any) -> tuple[Any, Any]:
+    """Return (β̂, 1 − β̂): outside jit from the host, in float64; under jit in `dtype`."""
     if isinstance(beta, jax.Array):
-        beta = beta.astype(working_dtype(grad.dtype, v.dtype))
+        beta = beta.astype(dtype)
+    t = (count if _is_traced(count) else int(count)) + first_step
+    return coefficients(t.astype(dtype) if isinstance(t, jax.Array) else t, beta)
+
+
+def _next_velocity(
+    grad: jax.Array, v: jax.Array, max_abs: jax.Array | None, old: Any, new: Any
+) -> Any:
+    """Return β̂ V + (1 − β̂) ζ, as `gravity_core.update` does."""
+    dtype = working_dtype(grad.dtype, v.dtype)
     parts = [
-        gravity_update(g, old, t, beta=beta, max_abs=max_abs, xp=jnp)
-        for g, old in zip(_parts(grad), _parts(v), strict=True)
+        old * past.astype(dtype) + new * gradient_term(g.astype(dtype), max_abs=max_abs, xp=jnp)
+        for g, past in zip(_parts(grad), _parts(v), strict=True)
     ]
-    return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
+    return jax.lax.complex(*parts) if len(parts) == 2 else parts[0].astype(v.dtype)
