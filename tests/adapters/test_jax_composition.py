@@ -144,6 +144,17 @@ def test_donated_buffers_are_reused():
     assert all(x.is_deleted() for x in jax.tree.leaves((params, state)))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_donated_step_needs_no_memory_of_the_size_of_a_tensor(dtype):
+    optimizer = gravity(velocity_dtype=jnp.float32)
+    params = [jax.ShapeDtypeStruct(s, dtype) for s in [(2**18,), (2**9, 2**9), (2**8, 2**8, 3, 3)]]
+    arguments = params, jax.eval_shape(optimizer.init, params), params
+    step = jax.jit(stepper(optimizer), donate_argnums=(0, 1))
+    memory = step.lower(*arguments).compile().memory_analysis()
+    assert memory.alias_size_in_bytes > 2**18
+    assert memory.temp_size_in_bytes < 2**18 // 10
+
+
 def test_init_under_transformations():
     params, optimizer = tree(0), gravity(seed=9)
     plain = optimizer.init(params)
