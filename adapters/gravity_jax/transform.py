@@ -1,7 +1,7 @@
 """Gravity as optax gradient transformations.
 
 Guarantees: the state holds arrays only; V₀ needs no random key and has the same bits
-under jit as outside (where the learning rate is traced, as far as float32 gives its σ);
+under jit as outside, on any mesh (where the learning rate is traced, as far as float32 gives its σ);
 the math is gravity_core's with ``xp=jax.numpy``. Outside jit the step gives the
 bits of the NumPy reference (subnormal numbers apart, which XLA flushes to zero, and
 weight decay, which optax rounds elsewhere); under jit it stays inside the certified bound.
@@ -70,9 +70,10 @@ def scale_by_gravity(
         The corresponding `optax.GradientTransformation`, with state `ScaleByGravityState`.
 
     Raises:
-        ValueError: naming the argument and the value received; from `init` and `update` for
-            gradients that are missing or of another shape, naming their place in the tree.
-        TypeError: likewise, for parameters and gradients that are neither floating nor complex.
+        ValueError: naming the argument and the value received; from `update`, for gradients that
+            are missing or of another shape, naming their place in the tree.
+        TypeError: from `init` and `update`, likewise, for parameters and gradients that are
+            neither floating nor complex.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -172,9 +173,10 @@ def gravity(
         The corresponding `optax.GradientTransformation`.
 
     Raises:
-        ValueError: naming the argument and the value received; from `init` and `update` for
-            gradients that are missing or of another shape, naming their place in the tree.
-        TypeError: likewise, for parameters and gradients that are neither floating nor complex.
+        ValueError: naming the argument and the value received; from `update`, for gradients that
+            are missing or of another shape, naming their place in the tree.
+        TypeError: from `init` and `update`, likewise, for parameters and gradients that are
+            neither floating nor complex.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -295,6 +297,7 @@ def _stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> lis
 
 
 def _parts(array: jax.Array) -> list[jax.Array]:
+    """Return the real arrays that the update is made of; stacking them would copy."""
     return [array.real, array.imag] if jnp.iscomplexobj(array) else [array]
 
 
