@@ -1,8 +1,8 @@
 """Gravity as optax gradient transformations.
 
 Guarantees: the state holds arrays only; V₀ needs no random key and has the same bits
-under jit as outside, on any mesh (where the learning rate is traced, as far as float32 gives its σ);
-the math is gravity_core's with ``xp=jax.numpy``. Outside jit the step gives the
+under jit as outside and on any mesh (where the learning rate is traced, as far as float32
+gives its σ); the math is gravity_core's with ``xp=jax.numpy``. Outside jit the step gives the
 bits of the NumPy reference (subnormal numbers apart, which XLA flushes to zero, and
 weight decay, which optax rounds elsewhere); under jit it stays inside the certified bound.
 """
