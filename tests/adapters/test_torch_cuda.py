@@ -1,11 +1,16 @@
-"""gravity_torch.Gravity on a GPU: no look from the host, few kernels, CUDA graphs, two devices."""
+"""gravity_torch.Gravity on a GPU: no look from the host, few kernels, CUDA graphs, two devices.
+
+The tests hide GPUs, so that all frameworks compute on the same processor. To run these:
+
+    CUDA_VISIBLE_DEVICES=0 python -m pytest tests/adapters/test_torch_cuda.py
+"""
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 if not torch.cuda.is_available():
-    pytest.skip("no GPU on this machine", allow_module_level=True)
+    pytest.skip("no GPU, or CUDA_VISIBLE_DEVICES hides it", allow_module_level=True)
 
 from gravity_core.conformance.grading import grade  # noqa: E402
 from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
