@@ -34,21 +34,25 @@ def compiled(items: list[Item], options: Options, others: Callable[..., None]) -
             # .data, because graphs are guarded by what a view is a view of.
             p, grad, velocity = (x.data for x in views)
             batches[p.device, p.dtype, alone].append(Item(p, grad, velocity, item.t, item.max_abs))
-    for (device, dtype, alone), alike in batches.items():
-        _compile_for_all_shapes(device, dtype, alone, options._replace(lr=0.0))
+    decays = options.weight_decay is not None
+    for kind, alike in batches.items():
+        _compile_for_all_shapes(*kind, decays, options.maximize, torch.get_num_threads())
         for i in range(0, len(alike), BATCH):
             _update_batch(alike[i : i + BATCH], options)
     others(rest, options)
 
 
 def _update_batch(items: list[Item], options: Options) -> None:
-    padding = _padding(items[0].p.device, items[0].p.dtype, items[0].max_abs is None)
+    first = items[0]
+    padding = _padding(first.p.device, first.p.dtype, first.max_abs is None)
     ps, grads, velocities, _, maxima = map(list, zip(*items, *padding[len(items) :], strict=True))
-    # What changes goes in as tensors, lest the graph be made anew.
-    times: list[Any] = [item.t for item in items] + [items[0].t] * (BATCH - len(items))
-    t = torch.stack(times) if isinstance(times[0], Tensor) else _float64(times)
+    # What may change goes in as tensors, lest the graph be made anew.
+    times: list[Any] = [item.t for item in items] + [first.t] * (BATCH - len(items))
+    t = torch.stack(times) if isinstance(first.t, Tensor) else _float64(times)
     lr = options.lr if isinstance(options.lr, Tensor) else _float64(options.lr)
-    _compiled_update()(ps, grads, velocities, maxima, t, lr, *options[1:])
+    decay = None if options.weight_decay is None else _float64(options.weight_decay)
+    changing = Options(lr, _float64(options.beta), decay, options.maximize)
+    _compiled_update()(ps, grads, velocities, maxima, t, *changing)
 
 
 def _float64(numbers: Any) -> Tensor:
@@ -73,13 +77,11 @@ def _compiled_update() -> Callable[..., None]:
     return torch.compile(_update_all, dynamic=True, options={"emulate_precision_casts": True})
 
 
-@functools.cache
-def _padding(device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:
-    """Return tensors of zeros, which no update moves, to fill up a batch."""
-    # No two of a size: sizes that are equal at the first call would have to be so ever after.
+def _zeros(size: int, device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:
+    """Return a batch of tensors of zeros, which no update moves."""
     wide = torch.promote_types(dtype, torch.float32)
     items = []
-    for n in range(64, 64 + BATCH):
+    for n in range(size, size + BATCH):
         p, grad, velocity = (torch.zeros(n, dtype=dtype, device=device) for _ in range(3))
         max_abs = None if alone else torch.zeros((), dtype=wide, device=device)
         items.append(Item(p, grad, velocity, 1, max_abs))
@@ -87,7 +89,20 @@ def _padding(device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item
 
 
 @functools.cache
+def _padding(device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:
+    return _zeros(64, device, dtype, alone)
+
+
+@functools.cache
 def _compile_for_all_shapes(
-    device: torch.device, dtype: torch.dtype, alone: bool, options: Options
+    device: torch.device,
+    dtype: torch.dtype,
+    alone: bool,
+    decays: bool,
+    maximize: bool,
+    threads: int,
 ) -> None:
-    _update_batch(_padding(device, dtype, alone), options)
+    # The first call decides: no two of a size, for sizes that are equal in it would have to be so
+    # ever after; and large, so that the code is made for several threads.
+    items = _zeros(2**16, device, dtype, alone)
+    _update_batch(items, Options(0.0, 0.0, 0.0 if decays else None, maximize))

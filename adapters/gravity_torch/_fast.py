@@ -109,7 +109,7 @@ def _stacked(items: list[Item], t: Any, options: Options, scratch: Tensor) -> No
 
 def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options: Options) -> None:
     """V ← β̂ V ± term;  W ← W − l λ W − l V, in one pass where torch has it."""
-    if options.weight_decay:
+    if options.weight_decay is not None:
         torch._foreach_mul_(ps, 1 - options.lr * options.weight_decay)
     if _fused_sgd is not None:
         # Momentum SGD, with β̂ for the momentum and the terms, which need no damping, for gradients.

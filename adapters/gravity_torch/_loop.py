@@ -24,11 +24,11 @@ class Item(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The hyper-parameters of a group. `lr` is a 0-d tensor where gradients flow through it."""
+    """The hyper-parameters of a group; 0-d tensors where gradients flow or a graph is compiled."""
 
     lr: float | Tensor
-    beta: float
-    weight_decay: float
+    beta: float | Tensor
+    weight_decay: float | Tensor | None  # None for none
     maximize: bool
 
 
@@ -40,7 +40,7 @@ def update_item(item: Item, options: Options) -> None:
     velocity.copy_(v)
     wide = torch.promote_types(p.dtype, torch.float32)
     w = p.to(wide)
-    if options.weight_decay:
+    if options.weight_decay is not None:
         # A new tensor, because autograd keeps this factor of a learning rate with a gradient.
         w = w.clone() - w.clone() * (options.lr * options.weight_decay)
     # A product and a difference, not sub(alpha=lr), which rounds once and NumPy twice.

@@ -228,7 +228,7 @@ def _step_group(
     options = Options(
         lr=_as_scalar(group["lr"]),
         beta=group["beta"],
-        weight_decay=group["weight_decay"],
+        weight_decay=group["weight_decay"] or None,
         maximize=group["maximize"],
     )
     readable = group["foreach"] is False or compiling or group["differentiable"]

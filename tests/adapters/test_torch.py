@@ -280,7 +280,7 @@ def test_many_small_tensors_are_stacked_in_portions():
 def test_the_path_of_gpus_has_the_bits_of_the_plain_loop(counters, dtype, options, monkeypatch):
     """Its kernels are those of the CPU here; test_torch_cuda.py runs it on a GPU."""
     monkeypatch.setattr(_gathered, "GATHERED", 1000)
-    options = _loop.Options(0.1, 0.9, options.get("weight_decay", 0.0), "maximize" in options)
+    options = _loop.Options(0.1, 0.9, options.get("weight_decay"), "maximize" in options)
     runs = []
     for path in (_loop.for_loop, _gathered.gathered):
         params = parameters((3, 4), (), (700,), (700,), (1,), (30, 50), (7,), dtype=dtype)
@@ -314,7 +314,13 @@ def test_one_graph_serves_all_shapes():
         params = parameters(*shapes)
         run(Gravity(params, fused=True), params, range(2))
         graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[1:] == graphs[:1] * 3
+    params = parameters(*many)
+    optimizer = Gravity(params, fused=True)
+    for number in range(2):  # nor do other numbers need another
+        optimizer.param_groups[0].update(lr=0.2 * number, beta=0.5 * number)
+        run(optimizer, params, [number])
+    graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1:] == graphs[:1] * 4
 
 
 LARGE_AND_SMALL = pytest.mark.parametrize("size", [4, 200_000])
