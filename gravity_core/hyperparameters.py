@@ -48,8 +48,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "beta": (_is_in_unit_interval, "a number in [0, 1]"),
     "weight_decay": _FINITE,
     "velocity_std": (
-        lambda value: value is None or _is_finite_and_not_negative(value),
-        "None or a finite number >= 0",
+        lambda value: value is None or 0.0 <= float(value) <= _LARGEST_STD,
+        f"None or a number in [0, {_LARGEST_STD:.1e}]",  # beyond, V₀ overflows float32
     ),
     "seed": (_is_seed, "an integer in [0, 2**64)"),
     "first_step": (_is_first_step, "0 (the original Keras code) or 1 (Algorithm 1)"),
@@ -64,7 +64,7 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> None:
             (``{"learning_rate": "lr"}``); used in the message only.
         **values: hyper-parameters by their name here: ``learning_rate``,
             ``alpha``, ``weight_decay`` (finite, >= 0), ``beta`` (in [0, 1]),
-            ``velocity_std`` (None, or finite and >= 0), ``seed`` (integer in
+            ``velocity_std`` (None, or >= 0 and such that V₀ fits float32), ``seed`` (integer in
             [0, 2**64)), ``first_step`` (0 or 1).
 
     Raises:

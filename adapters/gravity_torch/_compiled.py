@@ -25,7 +25,8 @@ def compiled(items: list[Item], options: Options, others: Callable[..., None]) -
         views = None
         p, grad, velocity, *_ = item
         enough = COMPILED if p.is_cpu else GATHERED // 4
-        if p.numel() >= enough and p.dtype == grad.dtype == velocity.dtype:
+        negated = p.is_neg() or grad.is_neg() or velocity.is_neg()  # which compiled code forgets
+        if p.numel() >= enough and p.dtype == grad.dtype == velocity.dtype and not negated:
             views = flat(item)
         if views is None:
             rest.append(item)

@@ -57,6 +57,8 @@ def parts(params: list[Tensor]) -> dict[Tensor, Part]:
     grads = []
     for p in split:
         grad = p.grad
+        if not is_distributed(grad):
+            raise RuntimeError("a DTensor parameter must have a DTensor for its gradient")
         if grad.placements != p.placements:  # a sum that is still to be made, say
             grad = grad.redistribute(p.device_mesh, p.placements)
         grads.append(local(grad))

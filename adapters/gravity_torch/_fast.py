@@ -19,11 +19,15 @@ BLOCK = 7 * 2**16
 SMALL = 2**14
 STACK = 2**17
 _FULL = (torch.float32, torch.float64)
-_PLAIN = (torch.nn.Parameter, Tensor)
 # Where M² could leave the range of float32 in the expanded form of `_blocked`.
 _LARGEST = 1e30
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def _is_plain(p: Tensor) -> bool:
+    """Return False for fake tensors and other classes, which have no private kernels."""
+    return type(p) is torch.nn.Parameter or type(p) is Tensor or type(p.data) is Tensor
 
 
 def fast(items: list[Item], options: Options) -> None:
@@ -35,8 +39,7 @@ def fast(items: list[Item], options: Options) -> None:
     for item in items:
         p, grad, velocity, t, max_abs = item
         dtype = p.dtype
-        # Other classes of tensors (fake ones, say) have no private kernels.
-        if type(p) not in _PLAIN or not dtype == grad.dtype == velocity.dtype:
+        if not _is_plain(p) or not dtype == grad.dtype == velocity.dtype:
             plain.append(item)
         elif not p.is_cpu:
             elsewhere.append(item)

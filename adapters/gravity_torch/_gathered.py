@@ -50,7 +50,7 @@ def _portions(items: list[Item]) -> Iterator[list[Item]]:
     yield portion
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.cache
 def _lengths(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    # Kept, because to send it again would make the host wait, which a CUDA graph forbids.
+    # Kept: to send it again would make the host wait, and a CUDA graph reads it at its address.
     return torch.tensor(lengths, device=device)

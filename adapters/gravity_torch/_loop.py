@@ -42,9 +42,14 @@ def update_item(item: Item, options: Options) -> None:
     w = p.to(wide)
     if options.weight_decay is not None:
         # A new tensor, because autograd keeps this factor of a learning rate with a gradient.
-        w = w.clone() - w.clone() * (options.lr * options.weight_decay)
+        w = w.clone() - w.clone() * _number(options.lr * options.weight_decay, wide)
     # A product and a difference, not sub(alpha=lr), which rounds once and NumPy twice.
-    p.copy_(w - v.to(wide) * options.lr)
+    p.copy_(w - v.to(wide) * _number(options.lr, wide))
+
+
+def _number(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    # Two 0-d tensors would be computed in the wider of their dtypes.
+    return value.to(dtype) if isinstance(value, Tensor) else value
 
 
 def for_loop(items: list[Item], options: Options) -> None:

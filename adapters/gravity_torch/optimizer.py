@@ -1,10 +1,11 @@
 """Gravity as a `torch.optim.Optimizer`.
 
 Guarantees: the state needs no global random numbers and survives a state_dict round
-trip bit for bit; nothing of a step has happened when it raises for its input;
-gradients are never written to. The plain loop gives the bits of the NumPy reference.
+trip bit for bit; bad arguments, states and sparse gradients are refused before any parameter
+has moved; gradients are never written to. The plain loop gives the bits of the NumPy reference.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -17,10 +18,24 @@ from gravity_torch import _distributed
 from gravity_torch._compiled import compiled
 from gravity_torch._fast import fast
 from gravity_torch._loop import Item, Options, for_loop
-from gravity_torch._velocity import as_reals, initial_velocity
+from gravity_torch._velocity import initial_velocity
 
 _NAMES = {"learning_rate": "lr"}
 _CHECKED = ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")
+_DEFAULTS = {
+    "lr": hp.LEARNING_RATE,
+    "alpha": hp.ALPHA,
+    "beta": hp.BETA,
+    "weight_decay": hp.WEIGHT_DECAY,
+    "velocity_std": None,
+    "seed": hp.SEED,
+    "first_step": hp.FIRST_STEP,
+    "foreach": None,
+    "maximize": False,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+}
 
 
 class Gravity(torch.optim.Optimizer):
@@ -113,19 +128,28 @@ class Gravity(torch.optim.Optimizer):
         """Add a group; its V₀ has the standard deviation alpha / lr of this moment."""
         if isinstance(param_group, dict):
             param_group.update(_checked(self.defaults | param_group))
-            _fix_velocity_std(param_group)
+            # From rest, as a group before this one that has said so.
+            said = any(g["velocity_std"] == 0 for g in self.param_groups)
+            if not (said and _number(param_group["lr"]) == 0):
+                _fix_velocity_std(param_group)
+            elif param_group["velocity_std"] is None:
+                param_group["velocity_std"] = 0.0
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle or a state_dict; options that it does not know get defaults."""
+        for group in state["param_groups"]:
+            for p in group["params"]:
+                _check_state(p, state["state"].get(p, {}))
         super().__setstate__(state)
+        self.defaults = _DEFAULTS | self.defaults  # which come from the pickle, too
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             _fix_velocity_std(group)
             for p in group["params"]:
-                if "step" in (values := self.state.get(p, {})):  # a number in other codes
-                    values["step"] = _counter(values["step"], p, group)
+                if values := self.state.get(p, {}):
+                    values["step"] = _counter(values["step"], p, group)  # a number in other codes
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, also one of the original Gravity code or of pytorch_optimizer's.
@@ -150,7 +174,7 @@ class Gravity(torch.optim.Optimizer):
         Raises:
             RuntimeError: for a sparse gradient, before any parameter has moved.
         """
-        self._accelerator_graph_capture_health_check()
+        _check_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -180,20 +204,24 @@ class Gravity(torch.optim.Optimizer):
         steps: list[Tensor],
     ) -> None:
         """Collect what has a gradient, and its state; create the state at the first gradient."""
-        index = 0  # the position among all parameters, which numbers V₀'s streams
-        for other in self.param_groups:
-            if other is group:
-                break
-            index += len(other["params"])
-        for i, p in enumerate(group["params"], start=index):
+        for i, p in enumerate(group["params"]):
             if (grad := p.grad) is not None:
                 if grad.layout is not torch.strided:
                     raise RuntimeError("Gravity does not support sparse gradients")
-                state = self.state[p] or self._init_state(p, group, i)
+                state = self.state[p] or self._init_state(p, group, self._position(group) + i)
                 params.append(p)
                 grads.append(grad)
                 velocities.append(state["velocity"])
                 steps.append(state["step"])
+
+    def _position(self, group: dict[str, Any]) -> int:
+        """Return the number of parameters before those of the group: V₀ is numbered so."""
+        number = 0
+        for other in self.param_groups:
+            if other is group:
+                break
+            number += len(other["params"])
+        return number
 
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]
@@ -222,7 +250,9 @@ def _step_group(
             v = _distributed.local(v)
         t = (step.double() if on_device else int(step.item())) + first_step
         if w.is_complex():
-            w, grad, v = as_reals(w), as_reals(grad), as_reals(v)
+            # Only of the gradient may a copy be made, where its conjugation is still to be done.
+            grad = torch.view_as_real(grad.resolve_conj())
+            w, v = torch.view_as_real(w), torch.view_as_real(v)
         if w.numel():
             items.append(Item(w, grad, v, t, max_abs))
     options = Options(
@@ -280,13 +310,44 @@ def _checked(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(lr: Any) -> Any:
-    return lr.detach().cpu().numpy().reshape(()) if isinstance(lr, Tensor) else lr
+    if not isinstance(lr, Tensor):
+        return lr
+    lr = lr.detach().cpu()
+    return (lr.float() if lr.dtype == torch.bfloat16 else lr).numpy().reshape(())[()]
 
 
 def _fix_velocity_std(group: dict[str, Any]) -> None:
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("torch", __package__):
+        level, frame = level + 1, frame.f_back  # to the user's line
     group["velocity_std"] = hp.velocity_std(
-        _number(group["lr"]), group["alpha"], group["velocity_std"], names=_NAMES
+        _number(group["lr"]),
+        group["alpha"],
+        group["velocity_std"],
+        names=_NAMES,
+        stacklevel=level + 1,
     )
+
+
+def _check_state(p: Tensor, state: dict[str, Any]) -> None:
+    """Raise unless a state that is to be loaded is one of Gravity's, for this parameter."""
+    if not state:
+        return
+    missing = {"step", "velocity"} - state.keys()
+    if missing:
+        raise ValueError(f"state must have step and velocity, got {sorted(state)}")
+    velocity = state["velocity"]
+    if velocity.shape != p.shape or velocity.is_complex() != p.is_complex():
+        raise ValueError(
+            f"velocity must have the shape of its parameter, {tuple(p.shape)} {p.dtype}, "
+            f"got {tuple(velocity.shape)} {velocity.dtype}"
+        )
+
+
+def _check_capture(optimizer: Gravity) -> None:
+    # Of torch itself, whose later versions deprecate the first name, under which others have it.
+    check = getattr(optimizer, "_accelerator_graph_capture_health_check", None)
+    (check or optimizer._cuda_graph_capture_health_check)()
 
 
 def _translated(state_dict: dict[str, Any]) -> dict[str, Any]:

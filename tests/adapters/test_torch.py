@@ -224,14 +224,24 @@ def test_learning_rate_zero_starts_from_rest_and_says_so_once():
     p.grad = torch.zeros_like(p)
     optimizer.step()
     assert not optimizer.state[p]["velocity"].any()
+    assert record[0].filename == __file__
     Gravity([p], lr=0.0, velocity_std=0.1)  # no warning
+    with pytest.warns(UserWarning, match="lr is 0 at construction") as record:
+        groups = Gravity([{"params": [q]} for q in parameters((3,), (3,))], lr=0.0)
+    assert len(record) == 1
+    groups.add_param_group({"params": parameters((3,))})  # which has been said
+    assert [group["velocity_std"] for group in groups.param_groups] == [0.0] * 3
 
 
 @pytest.mark.parametrize("largest", [1e10, 1e14, 1e16, 3e38, float("nan"), float("inf")])
-@pytest.mark.parametrize("path", [{}, {"foreach": False}])
-def test_huge_and_non_finite_gradients(path, largest):
+@pytest.mark.parametrize("size", [9, _fast.SMALL + 8])
+@pytest.mark.parametrize(
+    "path", [{}, {"foreach": False}, {"capturable": True}, {"fused": True}], ids=str
+)
+def test_huge_and_non_finite_gradients(path, size, largest):
     """Where the expanded form of the blocked path would overflow, it must not be taken."""
-    (p,) = parameters((_fast.SMALL + 8,))
+    needs_a_compiler(path)
+    (p,) = parameters((size,))
     give_gradients([p], 0)
     p.grad[5] = largest
     optimizer = Gravity([p], velocity_std=0.0, **path)
@@ -321,6 +331,84 @@ def test_one_graph_serves_all_shapes():
         run(optimizer, params, [number])
     graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[1:] == graphs[:1] * 4
+
+
+@pytest.mark.parametrize("sizes", [(5, 10), (10, 5), (20_000, 40_000)])
+def test_a_state_of_other_shapes_is_refused_before_anything_has_changed(sizes):
+    """torch's kernel would read and write beyond the smaller one."""
+    (a,), (b,) = parameters((sizes[0],)), parameters((sizes[1],))
+    old, new = Gravity([a], lr=0.5), Gravity([b])
+    run(old, [a], [0])
+    run(new, [b], [0])
+    before = copy.deepcopy(new.state_dict())
+    with pytest.raises(ValueError, match=rf"velocity must have the shape .*\({sizes[1]},\)"):
+        new.load_state_dict(old.state_dict())
+    after = new.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert torch.equal(after["state"][0]["velocity"], before["state"][0]["velocity"])
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    (p,) = parameters((3,))
+    other = torch.optim.SGD([p], momentum=0.9)
+    run(other, [p], [0])
+    with pytest.raises(ValueError, match=r"step and velocity, got \['momentum_buffer'\]"):
+        Gravity([p]).load_state_dict(other.state_dict())
+
+
+def test_an_older_pickle_gets_the_defaults_of_today():
+    (p,) = parameters((3,))
+    optimizer = Gravity([p])
+    run(optimizer, [p], [0])
+    state = copy.deepcopy(optimizer.__getstate__())
+    for name in ("fused", "first_step", "seed"):
+        del state["defaults"][name], state["param_groups"][0][name]
+    old = Gravity.__new__(Gravity)
+    old.__setstate__(state)
+    run(old, old.param_groups[0]["params"], [1])
+    run(optimizer, [p], [1])
+    assert torch.equal(old.param_groups[0]["params"][0], p)
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}], ids=str)
+def test_lazily_negated_and_conjugated_tensors(path):
+    needs_a_compiler(path)
+    runs = []
+    for lazy in (True, False):
+        (p, c) = parameters((5000,), (4,), dtype=torch.complex64)
+        p = torch.nn.Parameter(p.detach().real.clone())
+        g, gc = torch.linspace(-1, 1, 5000), torch.arange(4) * (1 + 2j)
+        p.grad = torch._neg_view(g) if lazy else -g
+        c.grad = gc.conj() if lazy else gc.conj().resolve_conj()
+        optimizer = Gravity([p, c], **path)
+        optimizer.step()
+        runs.append(values([p, c]))
+    for a, b in zip(*runs, strict=True):
+        # one update on each side, of fewer roundings than the bound counts, of values below 8
+        assert (a - b).abs().max() <= 2 * gravity_core.ErrorBound.ROUNDINGS * 2.0**-24 * 8
+    conjugate = torch.nn.Parameter(torch.ones(4, dtype=torch.complex64).conj())
+    conjugate.grad = torch.ones(4, dtype=torch.complex64)
+    with pytest.raises(RuntimeError, match="conjugated"):
+        Gravity([conjugate], **path).step()
+
+
+def test_the_time_of_a_step_is_linear_in_the_groups(monkeypatch):
+    params = parameters(*[(3,)] * 50)
+    optimizer = Gravity([{"params": [p]} for p in params])
+    run(optimizer, params, [0])
+    monkeypatch.setattr(Gravity, "_position", None)  # asked for at first gradients only
+    run(optimizer, params, [1])
+
+
+def test_subclasses_of_parameters_take_the_same_path():
+    class Named(torch.nn.Parameter):
+        pass
+
+    (p,) = parameters((5000,))
+    q = Named(p.detach().clone())
+    run(Gravity([p]), [p], range(2))
+    run(Gravity([q]), [q], range(2))
+    assert torch.equal(p, q)
 
 
 LARGE_AND_SMALL = pytest.mark.parametrize("size", [4, 200_000])
@@ -444,11 +532,13 @@ def test_one_compilation_for_ten_steps():
         assert (a - b).abs().max() <= 10 * 2 * 15 * 2.0**-24 * 8  # ten updates of values below 8
 
 
+@pytest.mark.parametrize("path", [{}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-def test_learning_rate_as_a_tensor(shape):
-    numbers, tensors = parameters((5,)), parameters((5,))
-    run(Gravity(numbers, lr=0.125), numbers, range(3))
-    run(Gravity(tensors, lr=torch.full(shape, 0.125)), tensors, range(3))
+def test_learning_rate_as_a_tensor(shape, dtype, path):
+    numbers, tensors = parameters((5,), ()), parameters((5,), ())
+    run(Gravity(numbers, lr=0.125, **path), numbers, range(3))
+    run(Gravity(tensors, lr=torch.full(shape, 0.125, dtype=dtype), **path), tensors, range(3))
     assert_same(values(numbers), values(tensors))
 
 

@@ -322,6 +322,24 @@ def test_nan_partial_complex_and_half_gradients_of_split_tensors(crew):
     assert crew.run(2, odd_gradients) == [([True] * 4, True)] * 2
 
 
+def plain_gradient(rank, world):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (world,))
+    p = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    p.grad = torch.ones(4)
+    try:
+        Gravity([p]).step()
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_a_plain_gradient_of_a_split_tensor_is_refused(crew):
+    message = "a DTensor parameter must have a DTensor for its gradient"
+    assert crew.run(2, plain_gradient) == [message] * 2
+
+
 def differentiable(rank, world):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor

@@ -21,7 +21,7 @@ BAD = {
     "alpha": [*NOT_NUMBERS, *NOT_FINITE, -0.01],
     "beta": [*NOT_NUMBERS, *NOT_FINITE, -0.1, 1.1, np.float32(1.5)],
     "weight_decay": [*NOT_NUMBERS, *NOT_FINITE, -0.01],
-    "velocity_std": [x for x in [*NOT_NUMBERS, *NOT_FINITE, -0.01] if x is not None],
+    "velocity_std": [x for x in [*NOT_NUMBERS, *NOT_FINITE, -0.01, 1e39] if x is not None],
     "seed": [*NOT_NUMBERS, *NOT_FINITE, -1, 2**64, 0.0, 1.5],
     "first_step": [*NOT_NUMBERS, *NOT_FINITE, -1, 2, 1.0],
 }
@@ -30,7 +30,7 @@ GOOD = {
     "alpha": [0, 0.01, 1e308],
     "beta": [0, 0.0, 0.9, 1, 1.0, np.float64(0.5)],
     "weight_decay": [0, 0.01, 1e308],
-    "velocity_std": [None, 0, 0.1, 1e308],
+    "velocity_std": [None, 0, 0.1, 6e37],
     "seed": [0, 1, 2**64 - 1, np.uint64(2**64 - 1), np.int32(7)],
     "first_step": [0, 1, np.int64(1)],
 }
