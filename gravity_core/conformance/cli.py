@@ -18,6 +18,8 @@ import gravity_core
 from gravity_core.conformance import parity as runner
 from gravity_core.conformance import report as reports
 from gravity_core.conformance.protocol import Kind
+from gravity_core.conformance.vectors import writing
+from gravity_core.conformance.vectors.check import check
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -114,6 +116,40 @@ def parity(
     else:
         _print(report, paths)
     sys.exit(0 if report.passed else 1)
+
+
+@cli.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write the vectors, their schema and README.md to.",
+)
+@click.option(
+    "--check", "files", multiple=True, type=click.Path(path_type=Path), help="File; repeatable."
+)
+def vectors(out: Path | None, files: tuple[Path, ...]) -> None:
+    """Write the conformance vectors, or verify files of them.
+
+    Expected values come from exact arithmetic, not from an implementation. The exit status
+    is 1 if a file that was checked has a fault, by the schema or by the mathematics.
+    """
+    if (out is None) == (not files):
+        raise click.UsageError("vectors takes --out DIR, or --check FILE one or more times")
+    try:
+        if out is not None:
+            for path in writing.write(out):
+                click.echo(f"wrote {path}")
+            return
+        faults = {path: check(path) for path in files}
+    except ModuleNotFoundError as error:
+        needed = "pip install 'gravity-optimizer[cli]'"
+        raise click.UsageError(f"vectors needs {error.name}: {needed}") from error
+    except OSError as error:
+        raise click.UsageError(f"{error.filename}: {error.strerror}") from error
+    for path, lines in faults.items():
+        for line in lines or ["no fault"]:
+            click.echo(f"{path}: {line}")
+    sys.exit(any(faults.values()))
 
 
 @contextlib.contextmanager

@@ -65,12 +65,17 @@ def tensor(xs: Iterable[Value], dtype: str, bounds: Iterable[Fraction] | None = 
 
 
 def value(text: str) -> Value:
-    """Return the number that a hexadecimal string stands for."""
-    try:
-        x = float.fromhex(text)
-    except OverflowError:
-        raise FaultError(f"{text} is beyond float64") from None
-    return Fraction(x) if math.isfinite(x) else x
+    """Return the number that a hexadecimal string stands for.
+
+    Example:
+        >>> value("-0x1.8p-1")
+        Fraction(-3, 4)
+    """
+    if "x" not in text:
+        return float(text)
+    digits, _, exponent = text.partition("p")
+    whole, _, fraction = digits.replace("0x", "").partition(".")
+    return int(whole + fraction, 16) * Fraction(2) ** (int(exponent) - 4 * len(fraction))
 
 
 def values(json: Json, dtype: str, shape: list[int] | None = None) -> list[Value]:
@@ -90,15 +95,14 @@ def values(json: Json, dtype: str, shape: list[int] | None = None) -> list[Value
     return found
 
 
-def _rational(json: Json | None, name: str) -> Fraction:
-    x = Fraction(0) if json is None else value(json["hex"])
-    if not isinstance(x, Fraction):
-        raise FaultError(f"{name} must be finite, not {x}")
+def _rational(json: Json, name: str) -> Fraction:
+    """Return a hyper-parameter, a float64 in its range."""
+    (x,) = values({"hex": [json["hex"]]}, "float64")
     try:
         hp.validate(names=None, **{name: float(x)})
     except ValueError as error:
         raise FaultError(str(error)) from None
-    return x
+    return Fraction(x)
 
 
 def _std(test: Json) -> Fraction:
@@ -158,10 +162,11 @@ def update(test: Json, dtype: str) -> Json:
     options = test["hyperparameters"]
     beta, decay = (_rational(options[name], name) for name in ("beta", "weight_decay"))
     shapes = [t["shape"] for t in test["tensors"]]
+    weights = [values(t["W"], dtype, t["shape"]) for t in test["tensors"]]
     velocities = [_first_velocity(options, t, i, dtype) for i, t in enumerate(test["tensors"])]
     tensors = [
-        exact.Tensor(dtype, values(v, dtype, t["shape"]), values(t["W"], dtype, t["shape"]))
-        for v, t in zip(velocities, test["tensors"], strict=True)
+        exact.Tensor(dtype, values(v, dtype, t["shape"]), w)
+        for w, v, t in zip(weights, velocities, test["tensors"], strict=True)
     ]
     sign = Fraction(-1 if options["maximize"] else 1)
     steps = []
@@ -183,8 +188,8 @@ def update(test: Json, dtype: str) -> Json:
         again = [tensor(values(g, dtype), dtype) for g in step["G"]]
         steps.append({**step, "G": again, "expected": expected})
     first = [
-        {**t, "W": tensor(values(t["W"], dtype), dtype), "V": v}
-        for t, v in zip(test["tensors"], velocities, strict=True)
+        {**t, "W": tensor(w, dtype), "V": v}
+        for t, w, v in zip(test["tensors"], weights, velocities, strict=True)
     ]
     return {**test, "tensors": first, "steps": steps}
 
