@@ -1,0 +1,597 @@
+"""The vectors: right by a second opinion, made anew byte for byte, and sharp.
+
+Sharp: the reference passes them all, and each implementation with a mistake fails on every vector
+that is flagged with it.
+"""
+
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gravity_core import ErrorBound, coefficients, hyperparameters, velocity
+from gravity_core.conformance.vectors import Expected, exact, files, load_vectors, writing
+from gravity_core.conformance.vectors.answers import decimal, hexadecimal, value
+from gravity_core.conformance.vectors.notes import NOTES
+from tests.backends import numpy_dtype
+from tests.core import exact as second_opinion
+
+COMMAND = [sys.executable, "-m", "gravity_core.conformance", "vectors"]
+GROUPS = load_vectors()
+
+
+def vectors_of(kind, but=None):
+    """Return (dtype, test) of every test of a kind, without those of one flag."""
+    return [
+        pytest.param(group.dtype, test, id=f"{group.file[:-5]}-{test.id}")
+        for group in GROUPS
+        if group.type == kind
+        for test in group.tests
+        if but not in test.flags
+    ]
+
+
+# Each implementation below is correct but for one mistake; "" is the one without.
+
+
+def weights_of_average(t, beta, mistake, real):
+    if mistake == "coefficient_half":
+        with np.errstate(all="ignore"):
+            t, b, one = np.float16(t), np.float16(beta), np.float16(1)
+            return (b * t + one) / (t + 2), ((one - b) * t + one) / (t + 2)
+    t += {"t_off_by_one-": -1, "t_off_by_one+": 1}.get(mistake, 0)
+    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+    if mistake == "beta_for_beta_hat":
+        old, new = beta, 1 - beta
+    if mistake == "coefficient_difference":
+        new = real(1) - real(old)
+    if mistake == "one_minus_beta_hat_omitted":
+        new = 1.0
+    return old, new
+
+
+def max_abs(g, grads, mistake):
+    if not g.size:
+        return g
+    size = np.abs(g)
+    return {
+        "mean_for_max": size.mean(),
+        "signed_max": g.max(),
+        "axis_max": size.max(axis=-1, keepdims=True) if g.ndim else size,
+        "global_max": max(np.abs(x).max(initial=0) for x in grads),
+    }.get(mistake, size.max())
+
+
+def gradient_term(g, grads, mistake):
+    s = g * np.asarray(max_abs(g, grads, mistake), g.dtype)
+    if mistake == "missing_square":
+        return g / (1 + np.abs(s))
+    return g / (1 + s * s + (1e-8 if mistake == "epsilon" else 0))
+
+
+def first_velocity(test, dtype, mistake):
+    options = test.hyperparameters
+    if options.seed is None:
+        return [v.astype(dtype) for v in test.v]
+    rate = test.steps[0].learning_rate if mistake == "std_from_schedule" else options.learning_rate
+    std = options.velocity_std
+    if std is None:
+        std = options.alpha / rate if rate else 0.0
+    if mistake == "std_alpha":
+        std = options.alpha
+    return [
+        velocity.initial_velocity(
+            w.shape,
+            dtype,
+            std=std,
+            seed=options.seed,
+            index=0 if mistake == "velocity_shared" else i,
+        )
+        for i, w in enumerate(test.w)
+    ]
+
+
+def accepted(test, dtype, mistake=""):
+    """Make the updates of a test; tell whether all that comes out is within its tolerance."""
+    real = numpy_dtype(dtype)
+    options = test.hyperparameters
+    working = np.float64 if dtype == "float64" else np.float32
+    if mistake == "half_overflow":
+        working = np.float16
+    w, v = [w.astype(real) for w in test.w], first_velocity(test, real, mistake)
+    fresh, start = [x.copy() for x in v], 0
+    right = []
+    if options.seed is not None:
+        right += [np.array_equal(x.astype(np.float64), y) for x, y in zip(v, test.v, strict=True)]
+    given = [g.astype(real) for g in test.steps[0].g]
+    for n, step in enumerate(test.steps):
+        if step.reload and mistake == "velocity_reset":
+            v = [x.copy() for x in fresh]
+        if step.reload and mistake == "t_reset":
+            start = n
+        buffers = given if test.same_gradients else [g.astype(real) for g in step.g]
+        t, lr = step.t - start, step.learning_rate
+        old, new = (working(c) for c in weights_of_average(t, options.beta, mistake, working))
+        grads = [x.astype(working) for x in buffers]
+        with np.errstate(all="ignore"):
+            for i, g in enumerate(grads):
+                v[i], w[i] = one_update(g, grads, v[i], w[i], old, new, lr, options, mistake)
+                if mistake == "gradient_changed":
+                    changed = -g if options.maximize else gradient_term(g, grads, "")
+                    buffers[i] = changed.astype(real)
+        for i in range(len(w)):
+            right += [step.v[i].accepts(v[i]).all(), step.w[i].accepts(w[i]).all()]
+    return all(right)
+
+
+def one_update(g, grads, v, w, old, new, lr, options, mistake):
+    stored, working = w.dtype, g.dtype
+    decay, w = options.weight_decay, w.astype(working)
+    if options.maximize and mistake != "maximize_ignored":
+        g = -g
+    if mistake == "nan_filtered":
+        g = np.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
+    if mistake == "weight_decay_coupled":
+        g, decay = g + working.type(decay) * w, 0.0
+    zeta = gradient_term(g, grads, mistake)
+    if mistake == "learning_rate_twice":
+        zeta = working.type(lr) * zeta
+    v = (old * v.astype(working) + new * zeta).astype(stored)
+    move = working.type(lr) * v.astype(working)
+    late = mistake == "weight_decay_after_step"
+    if late:
+        w = w - move
+    if decay:
+        rate = decay if mistake == "weight_decay_without_learning_rate" else lr * decay
+        w = w - working.type(rate) * w
+    return v, (w if late else w - move).astype(stored)
+
+
+VARIANTS = {"t_off_by_one": ["t_off_by_one-", "t_off_by_one+"]}
+
+
+@pytest.mark.parametrize(("dtype", "test"), vectors_of("update"))
+def test_the_reference_passes_and_every_mistake_that_is_flagged_fails(dtype, test):
+    assert accepted(test, dtype)
+    mistakes = [flag for flag in test.flags if NOTES[flag]["kind"] == "mistake"]
+    passed = [
+        variant
+        for flag in mistakes
+        for variant in VARIANTS.get(flag, [flag])
+        if accepted(test, dtype, variant)
+    ]
+    assert passed == []
+
+
+def test_every_mistake_is_caught_by_some_vector_and_every_note_is_used():
+    used = {flag for group in GROUPS for test in group.tests for flag in test.flags}
+    assert used == NOTES.keys()
+    caught = {flag for flag in used if NOTES[flag]["kind"] == "mistake"}
+    assert caught >= {  # the issue's own list
+        "t_off_by_one",
+        "coefficient_half",
+        "mean_for_max",
+        "global_max",
+        "missing_square",
+        "one_minus_beta_hat_omitted",
+        "beta_for_beta_hat",
+        "std_alpha",
+        "learning_rate_twice",
+        "weight_decay_coupled",
+        "gradient_changed",
+        "velocity_reset",
+    }
+
+
+@pytest.mark.parametrize(("dtype", "test"), vectors_of("coefficients"))
+def test_coefficients_are_sharp(dtype, test):
+    real = np.dtype(dtype).type
+
+    def right(mistake=""):
+        old, new = weights_of_average(test.t, test.beta, mistake, real)
+        return bool(test.beta_hat.accepts(real(old)) and test.one_minus_beta_hat.accepts(real(new)))
+
+    assert right()
+    in_graph = coefficients(np.asarray(test.t, dtype), test.beta)  # four roundings each
+    assert test.beta_hat.accepts(in_graph[0])
+    assert test.one_minus_beta_hat.accepts(in_graph[1])
+    mistakes = [flag for flag in test.flags if NOTES[flag]["kind"] == "mistake"]
+    variants = [v for flag in mistakes for v in VARIANTS.get(flag, [flag])]
+    assert [v for v in variants if right(v)] == []
+
+
+def v0_by_hand(test, dtype, mistake=""):
+    """V₀ in Python integers, with room for mistakes."""
+    seed = {"seed_ignored": 0, "seed_truncated": test.seed & 0xFFFFFFFF}.get(mistake, test.seed)
+    key = exact.tensor_key(seed, 0 if mistake == "velocity_shared" else test.index)
+    elements = range(test.first_element, test.first_element + test.elements)
+    if mistake == "element_truncated":
+        elements = [i % 2**32 for i in elements]
+    if mistake == "counter_truncated":
+        elements = [i % 2**34 for i in elements]
+    z = velocity.normal_quantiles()[[exact.halfword(key, i) for i in elements]]
+    working = np.float64 if dtype == "float64" else np.float32
+    std = test.alpha if mistake == "std_alpha" else test.std
+    return (z.astype(working) * working(std)).astype(numpy_dtype(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "test"), vectors_of("initial_velocity"))
+def test_initial_velocities_are_sharp(dtype, test):
+    def right(v):
+        return np.array_equal(v.astype(test.v.dtype), test.v)
+
+    assert right(v0_by_hand(test, dtype))
+    mistakes = [flag for flag in test.flags if NOTES[flag]["kind"] == "mistake"]
+    assert [m for m in mistakes if right(v0_by_hand(test, dtype, m))] == []
+
+
+@pytest.mark.parametrize(("dtype", "test"), vectors_of("initial_velocity"))
+def test_the_core_draws_the_velocities_of_the_vectors(dtype, test):
+    first, last = test.first_element, test.first_element + test.elements
+    chunks = velocity.standard_normal(first, last, seed=test.seed, index=test.index)
+    z = np.concatenate([z for _, _, z in chunks])
+    assert z.tobytes() == test.z.tobytes()
+    assert tuple(int(word[0]) for word in velocity.tensor_key(test.seed, test.index)) == test.key
+    if not first:
+        v = velocity.initial_velocity(
+            (last,), numpy_dtype(dtype), std=test.std, seed=test.seed, index=test.index
+        )
+        assert np.array_equal(v.astype(test.v.dtype), test.v)  # zeros of either sign, if σ is 0
+    if test.velocity_std is None and test.learning_rate and test.alpha:
+        assert test.std == hyperparameters.velocity_std(test.learning_rate, test.alpha)
+
+
+@pytest.mark.parametrize(("dtype", "test"), vectors_of("threefry"))
+def test_the_core_has_the_known_answers(dtype, test):
+    words = [np.asarray([word], np.uint32) for word in (*test.key, *test.counter)]
+    output = velocity.threefry2x32((words[0], words[1]), (words[2], words[3]))
+    assert tuple(int(word[0]) for word in output) == test.output
+
+
+# A second opinion on the mathematics: the tests' own rational arithmetic, the certified bound in
+# float64, NumPy's rounding and the core's quantiles.
+
+
+@pytest.mark.parametrize(("dtype", "test"), vectors_of("update", but="non_finite"))
+def test_expected_values_and_tolerances_have_a_second_opinion(dtype, test):
+    options = test.hyperparameters
+    for i, shape in enumerate(w.shape for w in test.w):
+        v, w = second_opinion.fractions(test.v[i]), second_opinion.fractions(test.w[i])
+        bound = ErrorBound(test.w[i]) if dtype in ("float32", "float64") else None
+        for step in test.steps:
+            g = -step.g[i] if options.maximize else step.g[i]
+            v_before, w_before = v, w
+            v = second_opinion.velocity(second_opinion.fractions(g), v, step.t, options.beta)
+            w = second_opinion.weights(w, v, step.learning_rate, options.weight_decay)
+            for expected, x in ((step.v[i], v), (step.w[i], w)):
+                assert rounded(x, dtype, shape).tobytes() == expected.value.tobytes()
+            if bound is None:
+                continue
+            bound.step(
+                step.g[i],
+                *(in_float64(x, shape) for x in (v_before, v, w_before, w)),
+                t=step.t,
+                learning_rate=step.learning_rate,
+                beta=options.beta,
+                weight_decay=options.weight_decay,
+            )
+            for expected, x, limit in ((step.v[i], v, bound.v), (step.w[i], w, bound.w)):
+                error = [
+                    abs(Fraction(float(e)) - y) for e, y in zip(expected.value.flat, x, strict=True)
+                ]
+                want = limit + in_float64(error, shape)
+                assert (expected.tolerance >= want * (1 - 1e-9)).all()  # float64 rounds, too
+                assert (expected.tolerance <= want * (1 + 1.001e-3)).all()  # to four digits
+
+
+def in_float64(numbers, shape):
+    return np.asarray([float(x) for x in numbers], np.float64).reshape(shape)
+
+
+def rounded(numbers, dtype, shape):
+    values = [float(exact.round_to(x, dtype)) for x in numbers]
+    return np.asarray(values, "float32" if dtype == "bfloat16" else dtype).reshape(shape)
+
+
+FORMATS = sorted(exact.FORMATS)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@given(x=floats | st.floats(-70_000, 70_000, width=32) | st.floats(-1e-7, 1e-7))
+def test_rounding_is_that_of_numpy(dtype, x):
+    """From float64, where NumPy rounds once."""
+    with np.errstate(over="ignore"):
+        want = float(np.float64(x).astype(numpy_dtype(dtype)))
+    assert float(exact.round_to(Fraction(x), dtype)) == want
+
+
+@given(n=st.integers(-(10**30), 10**30), d=st.integers(1, 10**30))
+def test_rounding_to_float64_is_that_of_python(n, d):
+    assert float(exact.round_to(Fraction(n, d), "float64")) == n / d
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@given(x=floats | st.sampled_from([float("inf"), float("-inf")]))
+def test_both_notations_read_back(dtype, x):
+    x = float(exact.round_to(Fraction(x) if np.isfinite(x) else x, dtype))
+    assert value(hexadecimal(x)) == x == float.fromhex(hexadecimal(x))
+    with np.errstate(over="ignore"):
+        assert float(np.float64(decimal(x, dtype)).astype(numpy_dtype(dtype))) == x
+
+
+def test_quantiles_are_those_of_the_core():
+    ks = [0, 1, 32_767, 32_768, 65_534, 65_535, *range(17, 65_536, 131)]
+    assert [float(exact.quantile(k)) for k in ks] == velocity.normal_quantiles()[ks].tolist()
+
+
+@given(
+    x=st.fractions(min_value=0) | floats.map(lambda x: abs(Fraction(x))),
+    bound=st.fractions(min_value=0, max_value=1),
+)
+def test_tolerances_are_rounded_up_and_by_little(x, bound):
+    found = exact.tolerance(x, bound, "float64")
+    want = bound + abs(Fraction(float(exact.round_to(x, "float64"))) - x)
+    assert want * (1 - Fraction(1, 2**52)) <= Fraction(found) <= want * Fraction(1002, 1000)
+
+
+# The files
+
+
+def test_the_files_are_made_anew_byte_for_byte(tmp_path):
+    done = subprocess.run([*COMMAND, "--out", tmp_path / "new"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    made = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    folder = files()[0].parent
+    assert made.keys() == {f"{name}.json" for name in writing.FILES} | {"schema.json", "README.md"}
+    assert made == {name: (folder / name).read_bytes() for name in made}
+    assert {file.name for file in files()} == made.keys() - {"schema.json", "README.md"}
+    assert sum(map(len, made.values())) < 550_000
+
+
+def test_the_files_have_no_fault():
+    done = subprocess.run(
+        [*COMMAND, *(part for file in files() for part in ("--check", file))],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [f"{file}: no fault" for file in files()]
+
+
+def first_update(content):
+    return next(g for g in content["groups"] if g["type"] == "update")["tests"][0]
+
+
+def set_in(*path, to):
+    """Return a corruption that sets one entry of the first test of updates."""
+
+    def corrupt(content):
+        inside = first_update(content)
+        for key in path[:-1]:
+            inside = inside[key]
+        inside[path[-1]] = to
+
+    return corrupt
+
+
+V, W, G = "V", "W", "G"
+AFTER = ("steps", 0, "expected", "tensors", 0)
+CORRUPTIONS = {
+    # of results
+    "beta_hat": (set_in("steps", 0, "expected", "beta_hat", "hex", to="0x1p-1"), "beta_hat.hex"),
+    "m": (set_in(*AFTER, "m", "hex", to="0x1.8p-2"), "m.hex"),
+    "zeta": (set_in(*AFTER, "zeta", "hex", 1, to="0x1p+0"), "zeta.hex[1]: is 0x1p+0"),
+    "V": (set_in(*AFTER, V, "hex", 0, to="NaN"), "V.hex[0]: is NaN"),
+    "W": (set_in(*AFTER, W, "hex", 3, to="0x0p+0"), "W.hex[3]"),
+    "decimal of W": (set_in(*AFTER, W, "decimal", 3, to=0.125), "W.decimal[3]: is 0.125"),
+    "wider tolerance": (set_in(*AFTER, V, "tolerance", 0, to=1.0), "tolerance[0]: is 1.0"),
+    "no tolerance": (set_in(*AFTER, V, "tolerance", 0, to=None), "tolerance[0]: is None"),
+    "a result is missing": (set_in(*AFTER, V, "hex", to=[]), "must have 4"),
+    "a tolerance is missing": (set_in(*AFTER, V, "tolerance", to=[]), "must have 4"),
+    # of inputs
+    "decimal of G": (set_in("steps", 0, G, 0, "decimal", 0, to=7), "decimal[0]: is 7"),
+    "G": (set_in("steps", 0, G, 0, "hex", 0, to="0x1p+3"), "more in this test"),
+    "G is no float32": (set_in("steps", 0, G, 0, "hex", 0, to="0x1.0000001p+3"), "of float32"),
+    "G underflows": (set_in("steps", 0, G, 0, "hex", 0, to="0x1p-9999"), "of float32"),
+    "G overflows": (set_in("steps", 0, G, 0, "hex", 0, to="0x1p+9999"), "of float32"),
+    "shape": (set_in("tensors", 0, "shape", to=[3]), "has 3 elements, not 4"),
+    "a huge shape": (set_in("tensors", 0, "shape", to=[4096] * 8), "elements, not 4"),
+    "G of another tensor": (set_in("steps", 0, G, to=[]), "should be non-empty"),
+    "t": (set_in("steps", 0, "t", to=0), "does not fit first_step"),
+    "t is no integer": (set_in("steps", 0, "t", to=1.0), "steps[0].t: 1.0 is not"),
+    "beta": (
+        set_in("hyperparameters", "beta", to={"hex": "0x1.8p+0", "decimal": 1.5}),
+        "beta must be a number in [0, 1], got 1.5",
+    ),
+    "learning rate": (
+        set_in("steps", 0, "learning_rate", to={"hex": "-0x1p-1", "decimal": -0.5}),
+        "learning_rate must be a finite number >= 0, got -0.5",
+    ),
+    "a learning rate that is NaN": (
+        set_in("steps", 0, "learning_rate", to={"hex": "NaN", "decimal": "NaN"}),
+        "learning_rate must be",
+    ),
+    "V is not V₀": (set_in("hyperparameters", "seed", to="0x0000000000000000"), "V.hex[0]"),
+    # of the schema
+    "hexadecimal notation": (set_in("steps", 0, G, 0, "hex", 0, to="1.5"), "does not match"),
+    "number as a string": (set_in(*AFTER, V, "decimal", 0, to="1.5"), "decimal[0]: '1.5'"),
+    "a key too many": (set_in("steps", 0, "extra", to=1), "'extra' was unexpected"),
+    "a step of another type": (set_in("steps", 0, to=[]), "steps[0]: [] is not of type"),
+    # of the bookkeeping
+    "id": (set_in("id", to=2), "the id 2 is given to 2"),
+    "unknown flag": (set_in("flags", 0, to="new_flag"), "'new_flag' is used, and not explained"),
+    "number of tests": (lambda c: c.update(number_of_tests=1), "number_of_tests: is 1"),
+    "unused note": (
+        lambda c: c["notes"].update(more={"kind": "case", "description": ""}),
+        "'more' is explained, and not used",
+    ),
+    "no notes": (lambda c: c.pop("notes"), "'notes' is a required property"),
+    "type": (lambda c: c["groups"][0].update(type="other"), "'other' is not one of"),
+    "dtype": (lambda c: c["groups"][0].update(dtype="float64"), "the mathematics gives"),
+}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_each_corruption_is_told_in_one_line(name, tmp_path):
+    corrupt, told = CORRUPTIONS[name]
+    content = json.loads((files()[0].parent / "one_step.json").read_text(encoding="utf-8"))
+    for group in content["groups"]:
+        del group["tests"][2:]
+    content["number_of_tests"] = 4
+    flags = {
+        flag for group in content["groups"] for test in group["tests"] for flag in test["flags"]
+    }
+    content["notes"] = {flag: NOTES[flag] for flag in flags}
+    path = tmp_path / "vectors.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert check(path) == []
+    corrupt(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    faults = check(path)
+    assert any(told in line for line in faults), faults
+    assert all("\n" not in line and len(line) <= 300 for line in faults)
+    if name not in ("unknown flag", "dtype", "type"):  # that have two sides, or several tests
+        assert len(faults) == 1
+
+
+OTHER = {
+    "coefficients": (("expected", "one_minus_beta_hat", "hex"), "0x1p-1"),
+    "initial_velocity": (("expected", "V", "hex", 1), "0x1p-3"),
+    "initial_velocity k": (("expected", "k", 1), 1),
+    "initial_velocity σ": (("expected", "std", "hex"), "0x1p-3"),
+    "initial_velocity key": (("expected", "key", 0), "0x00000000"),
+    "threefry": (("expected", "output", 1), "0x00000000"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_corrupted_results_of_every_type_are_told(name, tmp_path):
+    path, wrong = OTHER[name]
+    kind = name.partition(" ")[0]
+    for file in files():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        group = next((g for g in content["groups"] if g["type"] == kind), None)
+        if group is not None:
+            break
+    inside = group["tests"][1]
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = wrong
+    corrupted = tmp_path / "vectors.json"
+    corrupted.write_text(json.dumps(content), encoding="utf-8")
+    (fault,) = check(corrupted)
+    assert str(wrong) in fault
+    assert "the mathematics gives" in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"1" * 5000, "is not JSON"),
+        (b'{"a": 1, "a": 2}', "the key 'a' appears twice"),
+        (b'{"a": NaN}', "it has no NaN"),
+        (b"[]", "is not of type 'object'"),
+        (b"{}", "is a required property"),
+    ],
+    ids=lambda x: str(x[:9]),
+)
+def test_what_is_no_file_of_vectors_is_told_in_one_line(text, told, tmp_path):
+    path = tmp_path / "vectors.json"
+    path.write_bytes(text)
+    done = subprocess.run([*COMMAND, "--check", path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert told in lines[0]
+    assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+def test_other_notations_of_the_same_numbers_are_no_fault(tmp_path):
+    """A file of somebody else's may have all digits of a float32, and zeros behind."""
+    content = json.loads((files()[0].parent / "one_step.json").read_text(encoding="utf-8"))
+    numbers = first_update(content)["steps"][0]["expected"]["tensors"][0][V]
+    numbers["decimal"] = [float.fromhex(x) for x in numbers["hex"]]
+    numbers["hex"] = [float.fromhex(x).hex() for x in numbers["hex"]]
+    assert len(numbers["hex"][0]) > 20
+    path = tmp_path / "vectors.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert check(path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "takes --out DIR, or --check FILE"),
+        (["--check", "a.json", "--out", "b"], "takes --out DIR, or --check FILE"),
+        (["--check", "absent.json"], "absent.json: No such file or directory"),
+        (["--check", "."], ".: Is a directory"),
+        (["--out", "file"], "'file' is a file"),
+        (["--out", "file/inside"], "Not a directory"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_done_is_one_line_and_status_2(arguments, told, tmp_path):
+    (tmp_path / "file").touch()
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gravity: ")
+    assert told in line
+
+
+WITHOUT = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if {refused}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.mark.parametrize("module", ["mpmath", "jsonschema"])
+def test_a_missing_dependency_is_named(module):
+    code = WITHOUT.format(refused=f"name == {module!r}") + (
+        "from gravity_core.conformance.__main__ import main; main()"
+    )
+    path = files()[0].parent / "initial_velocity.json"
+    command = [sys.executable, "-c", code, "vectors", "--check", path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    needed = f"gravity: vectors needs {module}: pip install 'gravity-optimizer[cli]'\n"
+    assert done.stderr == needed
+
+
+def test_loading_needs_numpy_only():
+    allowed = "{*sys.stdlib_module_names, 'numpy', 'array_api_compat', 'gravity_core'}"
+    code = WITHOUT.format(
+        refused=f"name.partition('.')[0] not in {allowed} and '_sysconfigdata' not in name"
+    )
+    code += (
+        "from gravity_core.conformance.vectors import load_vectors;"
+        "print(sum(len(group.tests) for group in load_vectors()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == f"{sum(len(group.tests) for group in GROUPS)}\n", done.stderr
+
+
+def test_accepted_is_what_lies_within_the_tolerance_and_what_is_not_finite_as_it_is():
+    inf, nan = float("inf"), float("nan")
+    expected = Expected(
+        np.asarray([1, 1, 1, 1, nan, nan, inf, inf, inf, 1]),
+        np.asarray([0.5, 0.5, 0.5, 0.5, 0, 0, 0, 0, 0, nan]),
+    )
+    got = np.asarray([1.5, 0.4, nan, inf, nan, 0, inf, -inf, nan, 7])
+    want = [True, False, False, False, True, False, True, False, False, True]
+    assert expected.accepts(got).tolist() == want
+    assert expected.accepts(0.0).shape == (10,)
