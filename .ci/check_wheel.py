@@ -13,6 +13,7 @@ USE = """
 import sys
 import numpy as np
 import gravity_core
+from gravity_core.conformance.vectors import load_vectors
 
 w = np.asarray([1.0, -2.0])
 optimizer = gravity_core.Gravity()
@@ -20,6 +21,7 @@ optimizer.step([w], [np.asarray([0.1, 0.2])])
 assert np.isfinite(w).all() and (w != [1.0, -2.0]).all()
 assert "site-packages" in gravity_core.__file__, gravity_core.__file__
 found = {name.partition(".")[0] for name in sys.modules}
+assert load_vectors()
 assert not found & {"torch", "jax", "optax", "tensorflow", "keras", "click", "sklearn"}, found
 print("gravity-optimizer", gravity_core.__version__, "from its wheel: one update", w)
 """
@@ -47,6 +49,9 @@ def main() -> None:
         assert {t for t in tops if not t.endswith(".dist-info")} == set(PACKAGES), tops
         for package in PACKAGES:
             assert f"{package}/py.typed" in names, package
+        vectors = ROOT / "gravity_core" / "conformance" / "vectors"
+        for path in (*vectors.glob("*.json"), vectors / "README.md"):
+            assert path.relative_to(ROOT).as_posix() in names, path
 
         venv.create(away / "env", with_pip=True)
         python = away / "env" / "bin" / "python"

@@ -66,7 +66,9 @@ def round_to(x: Value, dtype: str) -> Value:
         exponent -= 1
     quantum = Fraction(2) ** (max(exponent, form.emin) - form.precision + 1)
     rounded = round(x / quantum) * quantum
-    return rounded if abs(rounded) <= form.max else math.copysign(math.inf, x)
+    if abs(rounded) <= form.max:
+        return rounded
+    return math.inf if x > 0 else -math.inf
 
 
 def multiply(a: Value, b: Value) -> Value:
