@@ -4,22 +4,26 @@ Sharp: the reference passes them all, and each implementation with a mistake fai
 that is flagged with it.
 """
 
+import copy
 import json
+import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gravity_core import ErrorBound, coefficients, hyperparameters, velocity
+from gravity_core import ErrorBound, coefficients, hyperparameters, update, velocity
 from gravity_core.conformance.vectors import Expected, exact, files, load_vectors, writing
 from gravity_core.conformance.vectors.answers import decimal, hexadecimal, value
 from gravity_core.conformance.vectors.check import check
 from gravity_core.conformance.vectors.notes import NOTES
-from tests.backends import numpy_dtype
+from tests.backends import BACKENDS, numpy_dtype
 from tests.core import exact as second_opinion
 
 COMMAND = [sys.executable, "-m", "gravity_core.conformance", "vectors"]
@@ -410,6 +414,18 @@ CORRUPTIONS = {
         set_in("hyperparameters", "beta", to={"hex": "0x1.8p+0", "decimal": 1.5}),
         "beta must be a number in [0, 1], got 1.5",
     ),
+    "decimal of β": (
+        set_in("hyperparameters", "beta", "decimal", to=0.8),
+        "hyperparameters.beta.decimal[0]: is 0.8",
+    ),
+    "decimal of a learning rate": (
+        set_in("steps", 0, "learning_rate", "decimal", to=0.2),
+        "steps[0].learning_rate.decimal[0]: is 0.2",
+    ),
+    "α that is not used": (
+        set_in("hyperparameters", "alpha", to={"hex": "-0x1p+0", "decimal": -1.0}),
+        "alpha must be a finite number >= 0, got -1.0",
+    ),
     "learning rate": (
         set_in("steps", 0, "learning_rate", to={"hex": "-0x1p-1", "decimal": -0.5}),
         "learning_rate must be a finite number >= 0, got -0.5",
@@ -441,14 +457,7 @@ CORRUPTIONS = {
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_each_corruption_is_told_in_one_line(name, tmp_path):
     corrupt, told = CORRUPTIONS[name]
-    content = json.loads((files()[0].parent / "one_step.json").read_text(encoding="utf-8"))
-    for group in content["groups"]:
-        del group["tests"][2:]
-    content["number_of_tests"] = 4
-    flags = {
-        flag for group in content["groups"] for test in group["tests"] for flag in test["flags"]
-    }
-    content["notes"] = {flag: NOTES[flag] for flag in flags}
+    content = shortened("one_step.json", 2)
     path = tmp_path / "vectors.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     assert check(path) == []
@@ -459,6 +468,53 @@ def test_each_corruption_is_told_in_one_line(name, tmp_path):
     assert all("\n" not in line and len(line) <= 300 for line in faults)
     if name not in ("unknown flag", "dtype", "type"):  # that have two sides, or several tests
         assert len(faults) == 1
+
+
+def leaves(content, path=()):
+    """Yield the path of every entry that has no entries itself."""
+    if isinstance(content, dict | list) and content:
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, item in items:
+            yield from leaves(item, (*path, key))
+    else:
+        yield path
+
+
+def shortened(name, tests):
+    """Return the content of a file, with the first tests of each group."""
+    content = json.loads((files()[0].parent / name).read_text(encoding="utf-8"))
+    for group in content["groups"]:
+        del group["tests"][tests:]
+    left = [test for group in content["groups"] for test in group["tests"]]
+    flags = {flag for test in left for flag in test["flags"]}
+    content.update(number_of_tests=len(left), notes={flag: NOTES[flag] for flag in flags})
+    return content
+
+
+SMALL = [
+    shortened(name, 1) for name in ("edge_cases.json", "initial_velocity.json", "coefficients.json")
+]
+json_values = st.sampled_from(
+    [None, True, 0, 1, -1, 2**70, 0.5, 1e308, "", "0x1p+0", "NaN", [], {}]
+)
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(SMALL)), to=json_values)
+def test_whatever_is_changed_is_a_fault_or_harmless_but_no_traceback(
+    data, name, to, tmp_path_factory
+):
+    content = copy.deepcopy(SMALL[name])
+    path = data.draw(st.sampled_from(list(leaves(content))))
+    inside = content
+    for key in path[:-1]:
+        inside = inside[key]
+    before, inside[path[-1]] = inside[path[-1]], to
+    file = tmp_path_factory.getbasetemp() / "changed.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    faults = check(file)
+    is_number = bool({"expected", "hex", "decimal"} & set(path))
+    if is_number and (type(to) is bool or to != before):
+        assert faults
 
 
 OTHER = {
@@ -598,3 +654,57 @@ def test_accepted_is_what_lies_within_the_tolerance_and_what_is_not_finite_as_it
     want = [True, False, False, False, True, False, True, False, False, True]
     assert expected.accepts(got).tolist() == want
     assert expected.accepts(0.0).shape == (10,)
+
+
+# Others than the reference
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_the_core_on_every_library_stays_inside_the_tolerances(backend, dtype):
+    """Eager and compiled, with flushed subnormals and fused operations."""
+    backend.load(numpy_dtype(dtype))
+    outside = []
+    for group in GROUPS:
+        if (group.type, group.dtype) != ("update", dtype):
+            continue
+        for test in group.tests:
+            if backend.drops_nan and "nan_in_maximum" in test.flags:
+                continue  # a documented deviation
+            outside += [(group.file, test.id)] * (not updates_are_inside(test, backend, dtype))
+    assert outside == []
+
+
+def updates_are_inside(test, backend, dtype):
+    real, options = numpy_dtype(dtype), test.hyperparameters
+    for i, v in enumerate(test.v):
+        v = v.astype(real)
+        for step in test.steps:
+            g = (-step.g[i] if options.maximize else step.g[i]).astype(real)
+            t = np.asarray(step.t, "float64" if dtype == "float64" else "float32")
+            v = backend.call(update, g, v, t, beta=options.beta)
+            if not step.v[i].accepts(v).all():
+                return False
+    return True
+
+
+def test_a_port_to_another_language_needs_only_the_readme():
+    """Written from it, without hexadecimal floats; V₀ from z on."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("the port is to JavaScript and needs node")
+    command = [node, Path(__file__).with_name("port.mjs"), files()[0].parent]
+    right = subprocess.run(command, capture_output=True, text=True)
+    assert (right.returncode, right.stderr) == (0, "")
+    assert re.fullmatch(r"[0-9]{4} results compared, 0 wrong\n", right.stdout)
+    wrong = subprocess.run([*command, "mean_for_max"], capture_output=True, text=True)
+    assert wrong.returncode == 1
+
+
+def test_the_readme_names_every_file_and_type():
+    text = (files()[0].parent / "README.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+\.json)` \| (.*?) \|", text, re.MULTILINE))
+    types = {group.file: set() for group in GROUPS}
+    for group in GROUPS:
+        types[group.file].add(group.type)
+    assert {name: set(re.findall(r"\w+", kinds)) for name, kinds in table.items()} == types

@@ -105,16 +105,20 @@ def _rational(json: Json, name: str) -> Fraction:
     return Fraction(x)
 
 
+def _again(json: Json) -> Json:
+    """Return `json` with its hyper-parameters written anew, so that both notations agree."""
+    names = ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std")
+    found = {name: json[name] for name in names if json.get(name) is not None}
+    return {**json, **{name: number(_rational(x, name)) for name, x in found.items()}}
+
+
 def _std(test: Json) -> Fraction:
     """Return σ: velocity_std, or α / l in float64; 0 where l is 0."""
     if test["velocity_std"] is not None:
         return _rational(test["velocity_std"], "velocity_std")
-    rate, alpha = (
-        _rational(test["learning_rate"], "learning_rate"),
-        _rational(test["alpha"], "alpha"),
-    )
-    std = exact.round_to(alpha / rate if rate else Fraction(0), "float64")
-    return _rational({"hex": hexadecimal(float(std))}, "velocity_std")
+    rate, alpha = (_rational(test[name], name) for name in ("learning_rate", "alpha"))
+    std = number(alpha / rate if rate else Fraction(0))
+    return _rational(std, "velocity_std")
 
 
 def _words(words: Iterable[int]) -> list[str]:
@@ -139,12 +143,13 @@ def initial_velocity(test: Json, dtype: str) -> Json:
         "z": tensor(map(exact.quantile, ks), "float32"),
         "V": tensor((exact.initial_velocity(k, std, dtype) for k in ks), dtype),
     }
-    return {**test, "expected": expected}
+    return {**_again(test), "expected": expected}
 
 
 def coefficients(test: Json, dtype: str) -> Json:
     """Answer a vector of β̂ and 1 − β̂."""
-    return {**test, "expected": _coefficients(test["t"], _rational(test["beta"], "beta"), dtype)}
+    expected = _coefficients(test["t"], _rational(test["beta"], "beta"), dtype)
+    return {**_again(test), "expected": expected}
 
 
 def _coefficients(t: int, beta: Fraction, dtype: str) -> Json:
@@ -186,12 +191,12 @@ def update(test: Json, dtype: str) -> Json:
             for tensor_, g in zip(tensors, gradients, strict=True)
         ]
         again = [tensor(values(g, dtype), dtype) for g in step["G"]]
-        steps.append({**step, "G": again, "expected": expected})
+        steps.append({**_again(step), "G": again, "expected": expected})
     first = [
         {**t, "W": tensor(w, dtype), "V": v}
         for t, w, v in zip(test["tensors"], weights, velocities, strict=True)
     ]
-    return {**test, "tensors": first, "steps": steps}
+    return {**test, "hyperparameters": _again(options), "tensors": first, "steps": steps}
 
 
 def _first_velocity(options: Json, tensor_: Json, index: int, dtype: str) -> Json:

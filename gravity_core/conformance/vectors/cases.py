@@ -25,25 +25,29 @@ def coefficients(dtype: str) -> Iterator[Json]:
     """Yield β̂ and 1 − β̂."""
     for beta in (0.0, 0.9, 0.999, 1.0):
         for t in (0, 1, 2, 10, 100, 2049, 65_520, 10**6, 2**24 - 2):
-            flags = [] if t else ["first_step_0"]
-            if beta == 0.9:
-                flags += ["coefficient_half"] if t else []
-                flags += ["t_off_by_one"] if t <= 100 else []
-            if t and beta not in (0.0, 1.0) and t <= 2049:
-                flags += ["beta_for_beta_hat"]
-            if beta == 1.0 and t >= 100:
-                flags += ["coefficient_half"]
-                flags += ["coefficient_difference"] if dtype == "float32" and 2049 <= t <= 10**6 else []
-            if t >= 2049:
-                flags += ["late_step"]
-            if beta in (0.0, 1.0):
-                flags += ["beta_bounds"]
             yield {
                 "comment": f"t = {t}, β = {beta:g}",
-                "flags": flags,
+                "flags": list(_coefficient_flags(t, beta, dtype)),
                 "t": t,
                 "beta": float64(beta),
             }
+
+
+def _coefficient_flags(t: int, beta: float, dtype: str) -> Iterator[str]:
+    if beta == 0.9 and 0 < t <= 100:
+        yield "t_off_by_one"
+    if (beta == 0.9 and t) or (beta == 1.0 and t >= 100):
+        yield "coefficient_half"
+    if beta in (0.9, 0.999) and 0 < t <= 2049:
+        yield "beta_for_beta_hat"
+    if beta == 1.0 and 2049 <= t <= 10**6 and dtype == "float32":
+        yield "coefficient_difference"
+    if beta in (0.0, 1.0):
+        yield "beta_bounds"
+    if t == 0:
+        yield "first_step_0"
+    if t >= 2049:
+        yield "late_step"
 
 
 def initial_velocities(dtype: str) -> Iterator[Json]:
