@@ -7,12 +7,14 @@ array-api-compat only.
 from gravity_core.coefficients import beta_hat, coefficients
 from gravity_core.error_bound import ErrorBound
 from gravity_core.reference import Gravity, Trace, Trajectory, trace
+from gravity_core.state import State
 from gravity_core.update import gradient_term, max_abs_grad, max_step_grad, update
 from gravity_core.velocity import initial_velocity
 
 __all__ = [
     "ErrorBound",
     "Gravity",
+    "State",
     "Trace",
     "Trajectory",
     "beta_hat",

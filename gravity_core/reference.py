@@ -15,6 +15,7 @@ import numpy as np
 from gravity_core import hyperparameters as hp
 from gravity_core._arrays import Array, float_name
 from gravity_core.coefficients import beta_hat, coefficients
+from gravity_core.state import State
 from gravity_core.update import gradient_term, max_step_grad, update
 from gravity_core.velocity import initial_velocity
 
@@ -182,6 +183,45 @@ class Gravity:
                     w[...] = wide - lr * v.astype(np.float32)
         self.count += 1
 
+    def export_state(self) -> State:
+        """Return a copy of the state, for another framework or a file.
+
+        Raises:
+            ValueError: before V₀ has been drawn, by `init` or the first `step`.
+
+        Example:
+            >>> optimizer, w = Gravity(), [np.ones(2)]
+            >>> optimizer.step(w, [np.ones(2)])
+            >>> other = Gravity()
+            >>> other.import_state(optimizer.export_state(), w)
+            >>> other.count, bool((other.velocity[0] == optimizer.velocity[0]).all())
+            (1, True)
+        """
+        if self.velocity is None:
+            raise ValueError("velocity must be there, by init(params) or step, got None")
+        return State(self.count, self.velocity, self._hyperparameters())
+
+    def import_state(self, state: State, params: Sequence[np.ndarray]) -> None:
+        """Take over a state and its hyper-parameters, to go on with `params`.
+
+        Args:
+            state: of any framework.
+            params: the weight tensors; V must have their shapes and dtypes.
+
+        Raises:
+            ValueError: if it does not fit, naming what; nothing has then changed.
+        """
+        state.check([(w.shape, w.dtype.name) for w in params])
+        count = state.count
+        for name, value in state.hyperparameters.items():
+            setattr(self, name, value)
+        pairs = zip(state.velocities, params, strict=True)
+        self.velocity, self.count = [v.astype(w.dtype) for v, w in pairs], count
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        names = ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std")
+        return {name: getattr(self, name) for name in (*names, "seed", "first_step")}
+
     def _check(self, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> None:
         if len(params) != len(grads):
             raise ValueError(
@@ -253,15 +293,7 @@ class Gravity:
                 )
             return float(value), gradient
 
-        run = Gravity(
-            self._learning_rate,
-            self.alpha,
-            self.beta,
-            weight_decay=self.weight_decay,
-            velocity_std=self.velocity_std,
-            seed=self.seed,
-            first_step=self.first_step,
-        )
+        run = Gravity(**self._hyperparameters())
         run.init([x])
         assert run.velocity is not None
         value, gradient = evaluate()

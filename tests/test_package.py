@@ -45,9 +45,12 @@ def test_imports_only_its_own_framework(name, framework):
 @pytest.mark.parametrize(
     ("name", "public"),
     [
-        ("gravity_torch", {"Gravity"}),
-        ("gravity_jax", {"ScaleByGravityState", "gravity", "scale_by_gravity"}),
-        ("gravity_tf", {"Gravity"}),
+        ("gravity_torch", {"Gravity", "export_state", "import_state"}),
+        (
+            "gravity_jax",
+            {"ScaleByGravityState", "export_state", "gravity", "import_state", "scale_by_gravity"},
+        ),
+        ("gravity_tf", {"Gravity", "export_state", "import_state"}),
     ],
 )
 def test_public_names(name, public):

@@ -5,5 +5,6 @@ for (TensorFlow unless KERAS_BACKEND says otherwise), and nothing beyond what th
 """
 
 from gravity_tf.optimizer import Gravity
+from gravity_tf.state import export_state, import_state
 
-__all__ = ["Gravity"]
+__all__ = ["Gravity", "export_state", "import_state"]

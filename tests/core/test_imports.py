@@ -9,6 +9,7 @@ import gravity_core
 PUBLIC = [
     "ErrorBound",
     "Gravity",
+    "State",
     "Trace",
     "Trajectory",
     "beta_hat",

@@ -1,0 +1,103 @@
+"""Hand-over of a Gravity run in JAX to and from other frameworks, as `gravity_core.State`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gravity_core import State
+from gravity_core import hyperparameters as hp
+from gravity_jax.transform import ScaleByGravityState
+
+# States of optax that count the steps of a learning rate schedule.
+_COUNTED = ("ScaleByGravityState", "ScaleByScheduleState", "InjectStatefulHyperparamsState")
+
+
+def export_state(opt_state: Any, **hyperparameters: Any) -> State:
+    """Return a copy of the state of `gravity` or `scale_by_gravity`, however it is wrapped.
+
+    Args:
+        opt_state: an optax state that holds one `ScaleByGravityState`.
+        **hyperparameters: the arguments that `gravity` was called with, which an optax state
+            does not know; those of JAX only (``mask``, ``velocity_dtype``) are left out. A
+            schedule as ``learning_rate`` is evaluated at the state's count.
+
+    Raises:
+        ValueError: if there is no `ScaleByGravityState`, or more than one; or for a
+            hyper-parameter out of its range.
+        TypeError: for a hyper-parameter that does not exist.
+
+    Example:
+        >>> from gravity_jax import gravity
+        >>> optimizer, w = gravity(learning_rate=0.2), jnp.ones(3)
+        >>> _, opt_state = optimizer.update(w, optimizer.init(w), w)
+        >>> export_state(opt_state, learning_rate=0.2)
+        State(t=1, first_step=1, velocities=[float32(3,)])
+    """
+    own = _own_state(opt_state)
+    count = int(own.count)
+    schedule = hyperparameters.get("learning_rate")
+    if callable(schedule):
+        hyperparameters["learning_rate"] = hp.as_float(schedule(count))
+        if hyperparameters.get("velocity_std") is None:
+            hyperparameters["velocity_std"] = hp.velocity_std(
+                schedule(0), hyperparameters.get("alpha", hp.ALPHA)
+            )
+    velocities = [np.asarray(v) for v in jax.tree.leaves(own.velocity)]
+    return State(count, velocities, hyperparameters)
+
+
+def import_state(opt_state: optax.OptState, state: State) -> Any:
+    """Return `opt_state` with the count and the velocities of `state`.
+
+    The hyper-parameters are the transformation's, which optax closes over: make it by
+    ``gravity(**state.hyperparameters)``, or with a schedule of your own as ``learning_rate``,
+    which goes on at the state's count.
+
+    Args:
+        opt_state: what ``init`` of the transformation returns for the parameters, in whose
+            order of leaves the velocities must be.
+        state: of any framework.
+
+    Raises:
+        ValueError: if the state does not fit, naming what.
+
+    Example:
+        >>> from gravity_jax import gravity
+        >>> state = State(10, [np.zeros(3, np.float32)], {"learning_rate": 0.2})
+        >>> optimizer = gravity(**state.hyperparameters)
+        >>> opt_state = import_state(optimizer.init(jnp.ones(3)), state)
+        >>> int(opt_state[0].count)
+        10
+    """
+    leaves, structure = jax.tree.flatten(_own_state(opt_state).velocity)
+    state.check([(v.shape, jnp.dtype(v.dtype).name) for v in leaves])
+    velocity = [_like(old, v) for old, v in zip(leaves, state.velocities, strict=True)]
+    new = {
+        "count": jnp.asarray(state.count, jnp.int32),
+        "velocity": jax.tree.unflatten(structure, velocity),
+    }
+    return optax.tree_utils.tree_set(
+        opt_state,
+        lambda path, _: getattr(path[-1], "tuple_name", None) in _COUNTED,
+        **new,
+    )
+
+
+def _own_state(opt_state: Any) -> ScaleByGravityState:
+    def is_own(x: Any) -> bool:
+        return isinstance(x, ScaleByGravityState)
+
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_own) if is_own(x)]
+    if len(found) != 1:
+        raise ValueError(f"opt_state must hold one ScaleByGravityState, got {len(found)}")
+    own: ScaleByGravityState = found[0]
+    return own
+
+
+def _like(old: jax.Array, v: np.ndarray) -> jax.Array:
+    new = jnp.array(v, old.dtype)  # a copy
+    # An array on one device stays uncommitted, as `init` makes it, and follows the parameters.
+    return jax.device_put(new, old.sharding) if len(old.sharding.device_set) > 1 else new

@@ -1,0 +1,102 @@
+"""Hand-over of a `gravity_tf.Gravity` to and from other frameworks, as `gravity_core.State`."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from gravity_core import State
+from gravity_core import hyperparameters as hp
+from gravity_tf.optimizer import Gravity
+
+
+def export_state(optimizer: Gravity) -> State:
+    """Return a copy of the state and the hyper-parameters.
+
+    A schedule is exported as its learning rate of the next step.
+
+    Args:
+        optimizer: built; a `LossScaleOptimizer` has it as its ``inner_optimizer``.
+
+    Raises:
+        ValueError: if it has not been built, or stands in the middle of an accumulation of
+            gradients.
+
+    Example:
+        >>> w = keras.Variable([1.0, 1.0])
+        >>> optimizer = Gravity(learning_rate=0.2)
+        >>> optimizer.apply([ops.ones(2)], [w])
+        >>> export_state(optimizer)
+        State(t=1, first_step=1, velocities=[float32(2,)])
+    """
+    every = optimizer.gradient_accumulation_steps or 1
+    velocities = _velocities(optimizer)
+    if rest := int(optimizer._iterations) % every:
+        raise ValueError(
+            f"optimizer must stand between two updates, got {rest} of {every} gradients accumulated"
+        )
+    names = ("alpha", "beta", "velocity_std", "seed", "first_step")
+    return State(
+        int(optimizer._iterations) // every,
+        [ops.convert_to_numpy(ops.cast(v, _held(v))) for v in velocities],
+        {
+            "learning_rate": hp.as_float(ops.convert_to_numpy(optimizer.learning_rate)),
+            "weight_decay": optimizer.weight_decay or 0.0,
+            **{name: getattr(optimizer, name) for name in names},
+        },
+        dtypes=[_name(v) for v in velocities],
+    )
+
+
+def import_state(optimizer: Gravity, state: State) -> None:
+    """Take over a state, with its hyper-parameters, in place of the optimizer's own.
+
+    A learning rate schedule stays, and goes on at the state's t. Import before the first step:
+    what has been traced keeps its hyper-parameters.
+
+    Args:
+        optimizer: built, for the variables in the state's order.
+        state: of any framework.
+
+    Raises:
+        ValueError: if it has not been built, or the state does not fit; nothing has then changed.
+
+    Example:
+        >>> import numpy as np
+        >>> optimizer = Gravity()
+        >>> optimizer.build([keras.Variable([1.0, 1.0])])
+        >>> import_state(optimizer, State(10, [np.zeros(2, np.float32)], {"learning_rate": 0.2}))
+        >>> int(optimizer.iterations), float(optimizer.learning_rate)
+        (10, 0.20000000298023224)
+    """
+    velocities = _velocities(optimizer)
+    state.check([(tuple(v.shape), _name(v)) for v in velocities])
+    count = state.count
+    values = dict(state.hyperparameters)
+    learning_rate = values.pop("learning_rate")
+    if isinstance(optimizer._learning_rate, keras.Variable):
+        optimizer.learning_rate = learning_rate
+    # Keras says None for no weight decay.
+    optimizer.weight_decay = values.pop("weight_decay") or None
+    for name, value in values.items():
+        setattr(optimizer, name, value)
+    for own, v in zip(velocities, state.velocities, strict=True):
+        own.assign(ops.cast(ops.convert_to_tensor(v), own.dtype))
+    optimizer._iterations.assign(count * (optimizer.gradient_accumulation_steps or 1))
+    for accumulated in getattr(optimizer, "_accumulated_gradients", ()):
+        accumulated.assign(ops.zeros_like(accumulated))
+
+
+def _velocities(optimizer: Gravity) -> list[Any]:
+    if not optimizer.built:
+        raise ValueError("optimizer must be built: call optimizer.build(variables) first")
+    return [v for v in optimizer._velocities if v is not None]
+
+
+def _name(v: Any) -> str:
+    name: str = keras.backend.standardize_dtype(v.dtype)
+    return name
+
+
+def _held(v: Any) -> str:
+    return "float32" if _name(v) == "bfloat16" else _name(v)

@@ -1,0 +1,145 @@
+"""Hand-over of a `gravity_torch.Gravity` to and from other frameworks, as `gravity_core.State`."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gravity_core import State
+from gravity_core import hyperparameters as hp
+from gravity_torch import _distributed
+from gravity_torch._velocity import initial_velocity
+from gravity_torch.optimizer import Gravity
+
+_NAMES = {
+    "learning_rate": "lr",
+    **{n: n for n in ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")},
+}
+
+
+def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
+    """Return a copy of the state and the hyper-parameters.
+
+    A parameter that has had no gradient yet is exported as what it is: no updates made, and
+    the V₀ that it will start from. Of a DTensor the whole V is exported, which is a collective
+    operation: every process has to ask for it.
+
+    Args:
+        optimizer: left as it is.
+        group: which parameter group; None takes all, which must then have the same
+            hyper-parameters.
+
+    Raises:
+        ValueError: naming the hyper-parameter in which the groups differ; or for a group that
+            does not exist.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = Gravity([w], lr=0.2)
+        >>> w.sum().backward()
+        >>> optimizer.step()
+        >>> export_state(optimizer)
+        State(t=1, first_step=1, velocities=[float32(3,)])
+    """
+    groups = _groups(optimizer, group)
+    (first, *others) = [_hyperparameters(values) for values, _ in groups]
+    for other in others:
+        for name, value in first.items():
+            if other[name] != value:
+                raise ValueError(
+                    f"{_NAMES[name]} must be the same in all parameter groups, got {value!r} and "
+                    f"{other[name]!r}; pass group= to export one of them"
+                )
+    counts, velocities, dtypes = [], [], []
+    for values, start in groups:
+        for index, p in enumerate(values["params"], start=start):
+            state = optimizer.state.get(p)
+            if state:
+                counts.append(int(state["step"].item()))
+                v = state["velocity"]
+            else:
+                counts.append(0)
+                v = initial_velocity(p, values["velocity_std"], values["seed"], index)
+            velocities.append(_to_numpy(v))
+            dtypes.append(_name(v))
+    return State(counts, velocities, first, dtypes=dtypes)
+
+
+def import_state(optimizer: Gravity, state: State, *, group: int | None = None) -> None:
+    """Take over a state, with its hyper-parameters, in place of the optimizer's own.
+
+    Like `load_state_dict`, but for the options that only PyTorch has (``foreach``, ``maximize``
+    and so on), which stay.
+
+    Args:
+        optimizer: with the parameters in the state's order.
+        state: of any framework.
+        group: which parameter group; None takes all, and gives them the same hyper-parameters.
+
+    Raises:
+        ValueError: if the state does not fit, naming what; nothing has then changed.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = Gravity([w])
+        >>> import_state(optimizer, State(10, [np.zeros(3, np.float32)], {"learning_rate": 0.2}))
+        >>> optimizer.state[w]["step"], optimizer.param_groups[0]["lr"]
+        (tensor(10.), 0.2)
+    """
+    groups = _groups(optimizer, group)
+    params = [(i, p) for values, start in groups for i, p in enumerate(values["params"], start)]
+    state.check([(tuple(p.shape), _name(p)) for _, p in params])
+    whole = optimizer.state_dict()
+    for (i, p), v, t in zip(params, state.velocities, state.counts, strict=True):
+        whole["state"][i] = {"step": torch.tensor(float(t)), "velocity": _like(p, v)}
+    positions = range(len(optimizer.param_groups)) if group is None else [group]
+    for position in positions:
+        values = whole["param_groups"][position]
+        for name, value in state.hyperparameters.items():
+            old = values[_NAMES[name]]
+            values[_NAMES[name]] = torch.full_like(old, value) if isinstance(old, Tensor) else value
+    optimizer.load_state_dict(whole)
+
+
+def _groups(optimizer: Gravity, group: int | None) -> list[tuple[dict[str, Any], int]]:
+    """Return the groups asked for, each with the position of its first parameter."""
+    found, start = [], 0
+    for values in optimizer.param_groups:
+        found.append((values, start))
+        start += len(values["params"])
+    if group is None:
+        return found
+    if group not in range(len(found)):
+        raise ValueError(f"group must be None or in [0, {len(found)}), got {group!r}")
+    return [found[group]]
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    values = {name: group[own] for name, own in _NAMES.items()}
+    if isinstance(lr := values["learning_rate"], Tensor):
+        values["learning_rate"] = hp.as_float(lr.detach().cpu().numpy().reshape(()))
+    return values
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _to_numpy(v: Any) -> np.ndarray:
+    whole = v.full_tensor() if _distributed.is_distributed(v) else v
+    host = whole.detach().cpu().resolve_conj()
+    return np.asarray((host.float() if host.dtype == torch.bfloat16 else host).numpy())
+
+
+def _like(p: Any, v: np.ndarray) -> Tensor:
+    """Return V in the parameter's dtype, memory format and placement."""
+    value = torch.tensor(v, device=p.device)
+    if _distributed.is_distributed(p):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = _distributed.local(
+            distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
+        )
+    own = torch.empty_like(_distributed.local(p), memory_format=torch.preserve_format)
+    return _distributed.like(p, own.detach().copy_(value))
