@@ -12,7 +12,7 @@ from gravity_core import hyperparameters as hp
 from gravity_jax.transform import ScaleByGravityState
 
 # States of optax that count the steps of a learning rate schedule.
-_COUNTED = ("ScaleByGravityState", "ScaleByScheduleState", "InjectStatefulHyperparamsState")
+_COUNTED = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
 
 
 def export_state(opt_state: Any, **hyperparameters: Any) -> State:
@@ -75,15 +75,21 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
     leaves, structure = jax.tree.flatten(_own_state(opt_state).velocity)
     state.check([(v.shape, jnp.dtype(v.dtype).name) for v in leaves])
     velocity = [_like(old, v) for old, v in zip(leaves, state.velocities, strict=True)]
-    new = {
-        "count": jnp.asarray(state.count, jnp.int32),
-        "velocity": jax.tree.unflatten(structure, velocity),
-    }
-    return optax.tree_utils.tree_set(
-        opt_state,
-        lambda path, _: getattr(path[-1], "tuple_name", None) in _COUNTED,
-        **new,
-    )
+    count = jnp.asarray(state.count, jnp.int32)
+    own = ScaleByGravityState(count, jax.tree.unflatten(structure, velocity))
+
+    def replaced(node: Any) -> Any:
+        if isinstance(node, ScaleByGravityState):
+            return own
+        if isinstance(node, _COUNTED):
+            node = node._replace(count=count)
+        children, one_level = jax.tree.flatten(node, is_leaf=lambda x: x is not node)
+        if len(children) == 1 and children[0] is node:  # an array
+            return node
+        return jax.tree.unflatten(one_level, map(replaced, children))
+
+    # optax's own tree_set does not look into a chain below a state that has a count.
+    return replaced(opt_state)
 
 
 def _own_state(opt_state: Any) -> ScaleByGravityState:
