@@ -1,6 +1,9 @@
 """Put the tables and the picture of the last `make parity` into the README.
 
 python docs/readme_parity.py parity
+
+The run's figures are kept in docs/parity.json, without their curves, and a test holds the README
+to them.
 """
 
 import datetime
@@ -9,31 +12,53 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+from gravity_core.conformance.parity import Report
+from gravity_core.conformance.report import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+KEPT = ROOT / "docs" / "parity.json"
+PICTURE = ROOT / "docs" / "images" / "parity.png"
 MARKED = re.compile(r"(<!-- parity: .*? -->\n).*?(<!-- /parity -->)", re.DOTALL)
 
 
-def main(folder: Path) -> None:
-    """Copy the report in `folder` into README.md and docs/images."""
-    report = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
+def with_section(text: str, report: dict[str, Any]) -> str:
+    """Return the README's text with the section that stands for the report."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    when = datetime.date.today().strftime("%-d %B %Y")
+    when = datetime.date.fromisoformat(report["date"]).strftime("%-d %B %Y")
     caption = (
         f"Measured once on {when}, {report['platform']['cpu']}, {report['platform']['system']}; "
         f"{versions}. {report['steps']} steps, seed {report['seed']}."
     )
     picture = "![Loss curves, and deviations under their certified bound](docs/images/parity.png)"
-    tables = (folder / "parity.md").read_text(encoding="utf-8")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    tables = markdown(Report.from_json(report))
     new, count = MARKED.subn(
         lambda found: f"{found[1]}\n{caption}\n\n{tables}\n{picture}\n\n{found[2]}", text
     )
     if count != 1:
         raise SystemExit("README.md must have one parity section between its two markers")
-    readme.write_text(new, encoding="utf-8")
-    shutil.copyfile(folder / "parity.png", ROOT / "docs" / "images" / "parity.png")
+    return new
+
+
+def without_curves(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report with the ends of its curves only, which is what the tables show."""
+    for row in report["replays"]:
+        if row["grade"]:
+            for curve in ("deviation", "bound"):
+                row["grade"][curve] = row["grade"][curve][-1:]
+    for row in report["trainings"]:
+        row["losses"] = row["losses"][-1:]
+    return report
+
+
+def main(folder: Path) -> None:
+    """Copy the report in `folder` into README.md and docs."""
+    report = without_curves(json.loads((folder / "parity.json").read_text(encoding="utf-8")))
+    README.write_text(with_section(README.read_text(encoding="utf-8"), report), encoding="utf-8")
+    KEPT.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copyfile(folder / "parity.png", PICTURE)
 
 
 if __name__ == "__main__":

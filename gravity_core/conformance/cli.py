@@ -3,9 +3,10 @@
 import contextlib
 import errno
 import os
+import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from rich.table import Table
 import gravity_core
 from gravity_core.conformance import parity as runner
 from gravity_core.conformance import report as reports
+from gravity_core.conformance.page import page
 from gravity_core.conformance.protocol import Kind
 from gravity_core.conformance.vectors import writing
 from gravity_core.conformance.vectors.check import check
@@ -51,6 +53,11 @@ def cli() -> None:
     help="Folder for parity.json, parity.md and parity.png.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print parity.json in place of the tables.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    help="File for the whole report as one page, plots included.",
+)
 def parity(
     names: tuple[str, ...],
     required: tuple[str, ...],
@@ -60,6 +67,7 @@ def parity(
     seed: int,
     out: Path,
     as_json: bool,
+    html: Path | None,
 ) -> None:
     """Train one network with every installed backend and prove that they agree.
 
@@ -68,8 +76,11 @@ def parity(
     exit status is 0 only if every backend present is exact or bounded.
     """
     chosen = _choose(names, required)
-    _check_writable(out)
+    _check_writable("--out must be", out, reports.FILES)
+    if html is not None:
+        _check_writable("--html must be a file in", html.parent, [html.name])
     report = runner.new_report(seed)
+    report.command = _command(names, required, dtypes, mode, steps, seed)
     with _stdout_to_stderr():
         backends = runner.load(chosen, report)
     dtypes = tuple(dict.fromkeys(dtypes)) or runner.DTYPES
@@ -110,6 +121,13 @@ def parity(
         paths = reports.write(report, out)
     except OSError as error:
         raise click.UsageError(f"--out {str(out)!r} cannot be written: {error}") from error
+    if html is not None:
+        picture = (out / "parity.png").read_bytes()
+        try:
+            reports.replace(html, page(report, picture))
+        except OSError as error:
+            raise click.UsageError(f"--html {str(html)!r} cannot be written: {error}") from error
+        paths.append(html)
 
     if as_json:
         click.echo(paths[0].read_text(encoding="utf-8"), nl=False)
@@ -182,18 +200,36 @@ def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
     return [name for name in known if not names or name in (*names, *required)]
 
 
-def _check_writable(out: Path) -> None:
+def _command(
+    names: tuple[str, ...],
+    required: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    mode: str,
+    steps: int | None,
+    seed: int,
+) -> str:
+    """Return the command line that makes this report again."""
+    options: list[tuple[str, str]] = []
+    for option, values in (("--backend", names), ("--require", required), ("--dtype", dtypes)):
+        options += [(option, value) for value in values]
+    options += [("--mode", mode)] if mode != "all" else []
+    options += [("--steps", str(steps))] if steps is not None else []
+    options += [("--seed", str(seed))] if seed else []
+    return shlex.join(["gravity", "parity", *(word for pair in options for word in pair)])
+
+
+def _check_writable(what: str, folder: Path, files: Sequence[str]) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
-        for name in reports.FILES:
-            if (out / name).is_dir():
+        for name in files:
+            if not name or (folder / name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, f"its {name} is a folder")
     except OSError as error:
         reason = error.strerror or error
         raise click.UsageError(
-            f"--out must be a writable folder, got {str(out)!r}: {reason}"
+            f"{what} a writable folder, got {str(folder)!r}: {reason}"
         ) from error
 
 

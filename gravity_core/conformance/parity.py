@@ -1,6 +1,7 @@
 """The parity run: every installed backend, replayed and trained on the same digits."""
 
 import contextlib
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -72,6 +73,9 @@ class Report:
     seed: int
     versions: dict[str, str]
     platform: dict[str, str]
+    date: str = ""
+    command: str = "gravity parity"
+    """What makes this report again."""
     replays: list[ReplayRow] = field(default_factory=list)
     trainings: list[TrainingRow] = field(default_factory=list)
     not_installed: dict[str, str] = field(default_factory=dict)
@@ -91,6 +95,24 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON can hold it."""
         return {"gravity": gravity_core.__version__, "passed": self.passed} | asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Report":
+        """Return the report that `to_json` wrote, also where JSON had no number for a figure."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        known["replays"] = [
+            ReplayRow(**row | {"grade": row["grade"] and _grade(row["grade"])})
+            for row in values["replays"]
+        ]
+        known["trainings"] = [TrainingRow(**row) for row in values["trainings"]]
+        return cls(**known)
+
+
+def _grade(values: Mapping[str, Any]) -> Grade:
+    """Return a grade from JSON, in which infinity and NaN are strings."""
+    numbers = {name: float(values[name]) for name in ("worst", "share")}
+    curves = {name: [float(x) for x in values[name]] for name in ("deviation", "bound")}
+    return Grade(**dict(values) | numbers | curves)
 
 
 def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
@@ -177,6 +199,7 @@ def new_report(seed: int) -> Report:
         seed=seed,
         versions={"python": platform.python_version()},
         platform={"system": platform.system(), "machine": platform.machine(), "cpu": _cpu()},
+        date=datetime.date.today().isoformat(),
     )
 
 

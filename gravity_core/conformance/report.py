@@ -140,6 +140,14 @@ def write(report: Report, directory: Path) -> list[Path]:
     return [directory / name for name in FILES]
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".parity-") as scratch:
+        whole = Path(scratch, "text")
+        whole.write_text(text, encoding="utf-8")
+        os.replace(whole, path)
+
+
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
