@@ -70,6 +70,11 @@ class State:
         0.02
     """
 
+    t: int | tuple[int, ...]
+    velocities: tuple[np.ndarray, ...]
+    dtypes: tuple[str, ...]
+    hyperparameters: dict[str, Any]
+
     def __init__(
         self,
         t: int | Sequence[int],
