@@ -1,0 +1,373 @@
+"""export_state and import_state of each adapter, in what is particular to its framework."""
+
+import numpy as np
+import pytest
+
+from gravity_core import Gravity, State
+
+
+def module(name, framework):
+    """Import an adapter, or skip with the reason."""
+    pytest.importorskip(framework, reason=f"{name} needs {framework}")
+    return pytest.importorskip(name, reason=f"{name} needs {framework}")
+
+
+def same(a, b):
+    return (a.t, a.dtypes, a.hyperparameters) == (b.t, b.dtypes, b.hyperparameters) and [
+        v.tobytes() for v in a.velocities
+    ] == [v.tobytes() for v in b.velocities]
+
+
+# PyTorch
+
+
+@pytest.fixture
+def torch():
+    module("gravity_torch", "torch")
+    return pytest.importorskip("torch", reason="gravity_torch needs torch")
+
+
+def parameters(torch, *shapes, dtype=None):
+    return [torch.nn.Parameter(torch.ones(s, dtype=dtype)) for s in shapes]
+
+
+def step(torch, optimizer, gradients):
+    for p, g in gradients.items():
+        p.grad = torch.full_like(p, g)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_torch_counts_each_parameter_by_itself(torch, tmp_path):
+    from gravity_torch import Gravity as Torch
+    from gravity_torch import export_state, import_state
+
+    one, two = parameters(torch, 3, 2, 4), parameters(torch, 3, 2, 4)
+    optimizer, resumed = Torch(one, seed=5), Torch(two)
+    step(torch, optimizer, {one[0]: 1.0, one[2]: 2.0})
+    step(torch, optimizer, {one[0]: 3.0})
+    state = export_state(optimizer)
+    assert state.t == (2, 0, 1)
+    assert one[1] not in optimizer.state  # which has only been looked at
+    reference = Gravity(seed=5)
+    reference.init([np.ones(n, np.float32) for n in (3, 2, 4)])
+    assert np.array_equal(state.velocities[1], reference.velocity[1])  # the V₀ to come
+
+    state.save(tmp_path / "s")
+    import_state(resumed, State.load(tmp_path / "s"))
+    with torch.no_grad():
+        for a, b in zip(one, two, strict=True):
+            b.copy_(a)
+    step(torch, optimizer, dict(zip(one, (1.0, -2.0, 0.5), strict=True)))
+    step(torch, resumed, dict(zip(two, (1.0, -2.0, 0.5), strict=True)))
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b)
+        assert optimizer.state[a]["step"] == resumed.state[b]["step"]
+    assert same(export_state(optimizer), export_state(resumed))
+
+
+def test_torch_groups_that_differ_go_one_at_a_time(torch):
+    from gravity_torch import Gravity as Torch
+    from gravity_torch import export_state, import_state
+
+    params = parameters(torch, 3, 2, 4)
+    groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.5, "weight_decay": 0.1}]
+    optimizer = Torch(groups, lr=0.2)
+    step(torch, optimizer, dict.fromkeys(params, 1.0))
+    with pytest.raises(ValueError, match=r"lr must be the same in all .* got 0.2 and 0.5; pass"):
+        export_state(optimizer)
+    for group in (2, -1, "0"):
+        with pytest.raises(ValueError, match=r"group must be None or in \[0, 2\), got"):
+            export_state(optimizer, group=group)
+    first, second = (export_state(optimizer, group=i) for i in range(2))
+    assert [v.shape for v in second.velocities] == [(2,), (4,)]
+    assert second.hyperparameters["learning_rate"] == 0.5
+
+    fresh = parameters(torch, 3, 2, 4)
+    other = Torch([{"params": fresh[:1]}, {"params": fresh[1:]}], lr=0.9)
+    import_state(other, second, group=1)
+    assert fresh[0] not in other.state
+    assert other.param_groups[0]["lr"] == 0.9
+    import_state(other, first, group=0)
+    assert same(export_state(other, group=0), first)
+    assert same(export_state(other, group=1), second)
+    step(torch, optimizer, dict.fromkeys(params, 1.0))
+    step(torch, other, dict.fromkeys(fresh, 1.0))
+    assert torch.equal(other.state[fresh[2]]["velocity"], optimizer.state[params[2]]["velocity"])
+
+
+def test_torch_keeps_its_own_options_and_layout(torch):
+    from gravity_torch import Gravity as Torch
+    from gravity_torch import import_state
+
+    w = torch.nn.Parameter(torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    optimizer = Torch([w], lr=torch.tensor(0.1), maximize=True, foreach=False)
+    v = np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5)
+    import_state(optimizer, State(4, [v], {"learning_rate": 0.5, "beta": 0.3}))
+    group = optimizer.param_groups[0]
+    assert isinstance(group["lr"], torch.Tensor)
+    assert (group["lr"], group["beta"], group["maximize"]) == (0.5, 0.3, True)
+    assert optimizer.state[w]["velocity"].stride() == w.stride()
+    assert np.array_equal(optimizer.state[w]["velocity"].numpy(), v)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (State(1, []), "velocities must be one per parameter, 1, got 0"),
+        (State(1, [np.ones(3)]), r"velocities\[0\] must be float32 of shape \(3,\), .* float64"),
+        (State(1, [np.ones((1, 3), np.float32)]), r"velocities\[0\] .* got float32 of shape \(1, "),
+    ],
+)
+def test_torch_refuses_what_does_not_fit_and_stays(torch, state, message):
+    from gravity_torch import Gravity as Torch
+    from gravity_torch import export_state, import_state
+
+    optimizer = Torch(parameters(torch, 3), lr=0.4)
+    before = export_state(optimizer)
+    with pytest.raises(ValueError, match=message):
+        import_state(optimizer, state)
+    assert same(export_state(optimizer), before)
+
+
+def test_complex_parameters_go_through_torch_jax_and_numpy(torch):
+    jax = pytest.importorskip("jax", reason="the hand-over goes through jax")
+    from gravity_jax import export_state, gravity, import_state
+    from gravity_torch import Gravity as Torch
+    from gravity_torch import export_state as export_torch
+    from gravity_torch import import_state as import_torch
+
+    w = np.asarray([1 + 2j, -3j], np.complex64)
+    stay = Gravity(seed=4)
+    expected = [w.copy()]
+    for _ in range(3):
+        stay.step(expected, [2 * expected[0]])
+
+    start = Gravity(seed=4)
+    here = [w.copy()]
+    start.step(here, [2 * here[0]])
+    params = [torch.nn.Parameter(torch.tensor(here[0]))]
+    second = Torch(params, foreach=False)
+    import_torch(second, start.export_state())
+    params[0].grad = 2 * params[0].detach()
+    second.step()
+    state = export_torch(second)
+    assert state.dtypes == ("complex64",)
+    third = gravity(**state.hyperparameters)
+    leaf = jax.numpy.asarray(params[0].detach().numpy())
+    opt_state = import_state(third.init(leaf), state)
+    updates, opt_state = third.update(2 * leaf, opt_state, leaf)
+    final = export_state(opt_state, **state.hyperparameters)
+    assert final.t == 3
+    assert final.velocities[0].tobytes() == stay.velocity[0].tobytes()
+    assert np.asarray(leaf + updates).tobytes() == expected[0].tobytes()
+
+
+# JAX
+
+
+@pytest.fixture
+def jax():
+    module("gravity_jax", "jax")
+    return pytest.importorskip("jax", reason="gravity_jax needs jax")
+
+
+STATE = State(5, [np.float32([1, 2]), np.float32([[3]])], {"learning_rate": 0.2, "seed": 9})
+
+
+def wrappers():
+    import optax
+
+    from gravity_jax import gravity
+
+    def schedule(count):
+        return 0.2 / (1 + count)
+
+    return {
+        "chain": optax.chain(optax.clip(1.0), gravity(schedule)),
+        "masked": optax.masked(gravity(schedule), True),
+        "if finite": optax.apply_if_finite(gravity(schedule), 3),
+        "multi steps": optax.MultiSteps(gravity(schedule), 2),
+        "injected": optax.inject_hyperparams(gravity)(learning_rate=schedule),
+    }
+
+
+@pytest.mark.parametrize("name", ["chain", "masked", "if finite", "multi steps", "injected"])
+def test_jax_finds_gravity_wherever_it_is(jax, name):
+    from gravity_jax import ScaleByGravityState, export_state, import_state
+
+    params = {"a": jax.numpy.ones(2), "b": jax.numpy.ones((1, 1))}
+    fresh = wrappers()[name].init(params)
+    opt_state = import_state(fresh, STATE)
+    assert jax.tree.structure(opt_state) == jax.tree.structure(fresh)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(opt_state)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(fresh)
+    ]
+    assert same(export_state(opt_state, **STATE.hyperparameters), STATE)
+
+    counts = []
+
+    def visit(node):
+        if type(node).__name__ in (
+            "ScaleByScheduleState",
+            "InjectStatefulHyperparamsState",
+            ScaleByGravityState.__name__,
+        ):
+            counts.append(int(node.count))
+        if isinstance(node, (tuple, dict)):
+            for child in node.values() if isinstance(node, dict) else node:
+                visit(child)
+
+    visit(opt_state)
+    assert counts == [5, 5]  # of the schedule and of Gravity
+
+
+def test_jax_goes_on_in_its_schedule(jax):
+    import optax
+
+    from gravity_jax import export_state, gravity, import_state
+
+    schedule = optax.linear_schedule(0.4, 0.0, 10)
+    optimizer, w = gravity(schedule, weight_decay=0.1), jax.numpy.ones(3)
+    state = optimizer.init(w)
+
+    def steps(n, w, state):
+        for _ in range(n):
+            updates, state = optimizer.update(2 * w, state, w)
+            w = optax.apply_updates(w, updates)
+        return w, state
+
+    middle, state = steps(4, w, state)
+    exported = export_state(state, learning_rate=schedule, weight_decay=0.1)
+    assert exported.hyperparameters["learning_rate"] == pytest.approx(0.24)
+    assert exported.hyperparameters["velocity_std"] == 0.01 / 0.4
+    moved = import_state(optimizer.init(w), exported)
+    assert np.array_equal(steps(3, middle, moved)[0], steps(3, middle, state)[0])
+
+
+def test_jax_refuses_what_it_cannot_tell(jax):
+    import optax
+
+    from gravity_jax import export_state, gravity, import_state
+
+    w = jax.numpy.ones(2)
+    with pytest.raises(ValueError, match="opt_state must hold one ScaleByGravityState, got 0"):
+        export_state(optax.sgd(0.1).init(w))
+    two = optax.chain(gravity(), gravity()).init(w)
+    with pytest.raises(ValueError, match="opt_state must hold one ScaleByGravityState, got 2"):
+        import_state(two, STATE)
+    with pytest.raises(TypeError, match=r"hyperparameters must be of .* got 'lr'"):
+        export_state(gravity().init(w), lr=0.1)
+    with pytest.raises(ValueError, match="velocities must be one per parameter, 1, got 2"):
+        import_state(gravity().init(w), STATE)
+    wide = gravity(velocity_dtype="float16").init(w)
+    with pytest.raises(ValueError, match=r"velocities\[0\] must be float16 .* got float32"):
+        import_state(wide, State(1, [np.ones(2, np.float32)]))
+    with pytest.raises(ValueError, match=r"must be one number .* got \(1, 2\)"):
+        import_state(gravity().init([w, w]), State((1, 2), [np.ones(2, np.float32)] * 2))
+
+
+# Keras
+
+
+@pytest.fixture
+def keras():
+    module("gravity_tf", "tensorflow")
+    return pytest.importorskip("keras", reason="gravity_tf needs keras")
+
+
+def test_keras_must_be_built(keras):
+    from gravity_tf import Gravity as Keras
+    from gravity_tf import export_state, import_state
+
+    with pytest.raises(ValueError, match=r"optimizer must be built: call optimizer\.build"):
+        export_state(Keras())
+    with pytest.raises(ValueError, match=r"optimizer must be built: call optimizer\.build"):
+        import_state(Keras(), STATE)
+
+
+def test_keras_counts_updates_and_not_gradients(keras):
+    from gravity_tf import Gravity as Keras
+    from gravity_tf import export_state, import_state
+
+    w = keras.Variable(np.ones(2, np.float32))
+    optimizer = Keras(gradient_accumulation_steps=3)
+    optimizer.build([w])
+    gradient = keras.ops.ones(2)
+    for _ in range(6):
+        optimizer.apply([gradient])
+    assert export_state(optimizer).t == 2
+    optimizer.apply([gradient])
+    with pytest.raises(ValueError, match=r"between two updates, got 1 of 3 gradients accumulated"):
+        export_state(optimizer)
+    import_state(optimizer, State(7, [np.zeros(2, np.float32)]))
+    assert int(optimizer.iterations) == 7
+    before = np.array(w.numpy())
+    optimizer.apply([gradient])  # what was accumulated is gone, and this is the first of three
+    assert np.array_equal(w.numpy(), before)
+    assert export_state_after(optimizer, gradient, 2).t == 8
+
+
+def export_state_after(optimizer, gradient, times):
+    from gravity_tf import export_state
+
+    for _ in range(times):
+        optimizer.apply([gradient])
+    return export_state(optimizer)
+
+
+def test_keras_keeps_its_schedule(keras):
+    from gravity_tf import Gravity as Keras
+    from gravity_tf import export_state, import_state
+
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.5, 8, end_learning_rate=0.0)
+    optimizer = Keras(schedule)
+    optimizer.build([keras.Variable(np.ones(2, np.float32))])
+    state = State(4, [np.ones(2, np.float32)], {"weight_decay": 0.1, "first_step": 0, "beta": 0.5})
+    import_state(optimizer, state)
+    found = export_state(optimizer)
+    assert found.t == 4
+    expected = state.hyperparameters | {"learning_rate": 0.25}
+    assert found.hyperparameters == expected
+
+
+def test_keras_trains_on_where_another_model_stopped(keras):
+    from gravity_tf import Gravity as Keras
+    from gravity_tf import export_state, import_state
+
+    x = np.random.default_rng(0).uniform(size=(32, 2)).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True)
+
+    def model():
+        made = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        made.compile(optimizer=Keras(learning_rate=0.2), loss="mse")
+        return made
+
+    one, two = model(), model()
+    one.fit(x, y, epochs=2, verbose=0, shuffle=False)
+    two.set_weights(one.get_weights())
+    two.optimizer.build(two.trainable_variables)
+    import_state(two.optimizer, export_state(one.optimizer))
+    for m in (one, two):
+        m.fit(x, y, epochs=2, verbose=0, shuffle=False)
+    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (State(1, [np.float32([1, 2])] * 2), "velocities must be one per parameter, 1, got 2"),
+        (State(1, [np.ones(2)], {"beta": 0.1}), r"velocities\[0\] must be float32 .* got float64"),
+    ],
+)
+def test_keras_refuses_what_does_not_fit_and_stays(keras, state, message):
+    from gravity_tf import Gravity as Keras
+    from gravity_tf import export_state, import_state
+
+    optimizer = Keras(learning_rate=0.4)
+    optimizer.build([keras.Variable(np.ones(2, np.float32))])
+    before = export_state(optimizer)
+    with pytest.raises(ValueError, match=message):
+        import_state(optimizer, state)
+    assert same(export_state(optimizer), before)
