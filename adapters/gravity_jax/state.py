@@ -22,7 +22,8 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
         opt_state: an optax state that holds one `ScaleByGravityState`.
         **hyperparameters: the arguments that `gravity` was called with, which an optax state
             does not know; those of JAX only (``mask``, ``velocity_dtype``) are left out. A
-            schedule as ``learning_rate`` is evaluated at the state's count.
+            schedule as ``learning_rate`` is evaluated at the state's count. With a rate that
+            has been changed since (`optax.inject_hyperparams`), give ``velocity_std`` too.
 
     Raises:
         ValueError: if there is no `ScaleByGravityState`, or more than one; or for a

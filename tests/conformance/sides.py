@@ -189,10 +189,10 @@ class Jax:
             self.state = self.optimizer.init(self.params)
 
     def make(self, options):
-        self.options = dict(options)
+        # σ is that of the first rate, whatever the rate becomes.
+        self.options = options | {"velocity_std": Gravity(**options).velocity_std}
         # The rate is in the state, so one compiled step serves all of them.
-        std = Gravity(**options).velocity_std
-        compiled = options | {"learning_rate": 1.0, "velocity_std": std}
+        compiled = self.options | {"learning_rate": 1.0}
         self.optimizer, self.compiled = jax_optimizer(self.double, tuple(sorted(compiled.items())))
 
     def step(self, gradients, lr):

@@ -87,6 +87,4 @@ class Frameworks(RuleBasedStateMachine):
 
 
 TestFrameworks = Frameworks.TestCase
-TestFrameworks.settings = settings(
-    max_examples=max(1, settings().max_examples // 2), stateful_step_count=12, deadline=None
-)
+TestFrameworks.settings = settings(stateful_step_count=16, deadline=None)
