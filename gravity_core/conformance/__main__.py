@@ -5,6 +5,8 @@ import io
 import os
 import sys
 
+_NEEDS = ("click", "rich", "matplotlib", "sklearn")
+
 
 def main() -> None:
     """Run the command line; every error of use is one line and exit status 2."""
@@ -22,7 +24,9 @@ def _main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    for name in ("click", "rich", "matplotlib", "sklearn"):
+    # `gravity conform` draws only if it is asked to, and needs no data.
+    needs = ("click", "rich") if "conform" in sys.argv[1:2] else _NEEDS
+    for name in needs:
         if importlib.util.find_spec(name) is None:
             needed = "pip install 'gravity-optimizer[cli]'"
             print(f"gravity: the command line needs {name}: {needed}", file=sys.stderr)

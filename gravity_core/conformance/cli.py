@@ -1,12 +1,11 @@
 """The command ``gravity``."""
 
-import contextlib
 import errno
-import os
+import importlib.util
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -18,10 +17,18 @@ from rich.table import Table
 import gravity_core
 from gravity_core.conformance import parity as runner
 from gravity_core.conformance import report as reports
+from gravity_core.conformance.conform import report as conform_reports
+from gravity_core.conformance.conform import runner as conforming
+from gravity_core.conformance.conform.checks import CHECKS
+from gravity_core.conformance.conform.spec import KINDS
+from gravity_core.conformance.conform.spec import Kind as SpecKind
+from gravity_core.conformance.guard import redirected
 from gravity_core.conformance.page import page
 from gravity_core.conformance.protocol import Kind
 from gravity_core.conformance.vectors import writing
 from gravity_core.conformance.vectors.check import check
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,7 +88,7 @@ def parity(
         _check_writable("--html must be a file in", html.parent, [html.name])
     report = runner.new_report(seed)
     report.command = _command(names, required, dtypes, mode, steps, seed)
-    with _stdout_to_stderr():
+    with redirected(1, 2):
         backends = runner.load(chosen, report)
     dtypes = tuple(dict.fromkeys(dtypes)) or runner.DTYPES
     _check_dtypes(backends, dtypes)
@@ -91,7 +98,7 @@ def parity(
 
     console = Console(stderr=True)
     with (
-        _stdout_to_stderr(),
+        redirected(1, 2),
         Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -137,6 +144,81 @@ def parity(
 
 
 @cli.command()
+@click.argument("spec", required=False)
+@click.option("--kind", type=click.Choice(KINDS), help="What SPEC is. Recognised.")
+@click.option(
+    "--kw",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Constructor argument; repeatable. VALUE {beta} says that NAME is what we call beta.",
+)
+@click.option("--first-step", type=click.Choice(["0", "1"]), help="Convention to keep. Recognised.")
+@click.option("--only", multiple=True, type=click.Choice(list(CHECKS)), help="Check; repeatable.")
+@click.option("--list", "listed", is_flag=True, help="List the checks and the known mistakes.")
+@click.option(
+    "--timeout",
+    default=conforming.TIMEOUT,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds for the import and for each check.",
+)
+@click.option("--json", "json_file", type=_FILE, help="Write the report as JSON.")
+@click.option("--html", "html_file", type=_FILE, help="Write it as a page with plots.")
+def conform(
+    spec: str | None,
+    kind: SpecKind | None,
+    kw: tuple[str, ...],
+    first_step: str | None,
+    only: tuple[str, ...],
+    listed: bool,
+    timeout: float,
+    json_file: Path | None,
+    html_file: Path | None,
+) -> None:
+    """Check somebody's Gravity, and name its mistake.
+
+    SPEC is module:attribute or path.py:attribute: a torch.optim.Optimizer class, an optax
+    transformation factory, a Keras optimizer class, or a function of NumPy arrays
+    (w, v, g, t, lr, beta) -> (w, v). The exit status is 0 if it conforms, 1 if it differs or a
+    check could not run, 2 if nothing could be checked.
+    """
+    if listed:
+        click.echo(conform_reports.listing(), nl=False)
+        return
+    if spec is None:
+        raise click.UsageError("Missing argument 'SPEC'.")
+    for item in kw:
+        if not item.partition("=")[0].isidentifier() or "=" not in item:
+            raise click.UsageError(f"--kw must be NAME=VALUE, got {item!r}")
+    if html_file is not None and importlib.util.find_spec("matplotlib") is None:
+        raise click.UsageError("--html needs matplotlib: pip install 'gravity-optimizer[cli]'")
+    report = conforming.conform(
+        spec,
+        kind=kind,
+        kw={name: value for name, _, value in (item.partition("=") for item in kw)},
+        first_step=None if first_step is None else int(first_step),
+        only=only,
+        timeout=timeout,
+        progress=_on_terminal,
+    )
+    click.echo(conform_reports.text(report), nl=False)
+    command = shlex.join(["gravity", *sys.argv[1:]])
+    try:
+        if json_file is not None:
+            json_file.write_text(conform_reports.as_json(report), encoding="utf-8")
+        if html_file is not None:
+            html_file.write_text(conform_reports.page(report, command), encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"the report cannot be written: {error}") from error
+    sys.exit(report.status)
+
+
+def _on_terminal(title: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{title} …\r", nl=False, err=True)
+
+
+@cli.command()
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -168,24 +250,6 @@ def vectors(out: Path | None, files: tuple[Path, ...]) -> None:
         for line in lines or ["no fault"]:
             click.echo(f"{path}: {line}")
     sys.exit(any(faults.values()))
-
-
-@contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Keep what backends print out of the report, which may be read by a program."""
-    sys.stdout.flush()
-    try:
-        saved = os.dup(1)
-        os.dup2(2, 1)
-    except OSError:  # one of them is closed
-        yield
-        return
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
 
 
 def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:

@@ -1,12 +1,10 @@
 """The parity run: every installed backend, replayed and trained on the same digits."""
 
-import contextlib
 import datetime
 import importlib.metadata
-import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
@@ -15,6 +13,7 @@ import numpy as np
 import gravity_core
 from gravity_core.conformance import digits
 from gravity_core.conformance.grading import Grade, grade
+from gravity_core.conformance.guard import ANYTHING, one_line, silenced
 from gravity_core.conformance.protocol import Backend, Kind, Mode, Replay, Task, Training
 from gravity_core.reference import Gravity
 
@@ -137,21 +136,17 @@ def load(names: Sequence[str], report: Report) -> dict[str, Loaded]:
     backends: dict[str, Loaded] = {}
     for name in names:
         try:
-            with _quiet_stderr():
+            with silenced(2):
                 backends[name] = _described(points[name].load())
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing in ("", points[name].module.partition(".")[0]):
-                report.failures.append(f"{name}: {_one_line(error)}")
+                report.failures.append(f"{name}: {one_line(error)}")
             else:
                 report.not_installed[name] = missing
-        except _ANYTHING as error:
-            report.failures.append(f"{name}: {_one_line(error)}")
+        except ANYTHING as error:
+            report.failures.append(f"{name}: {one_line(error)}")
     return backends
-
-
-# What a stranger's backend may raise: it is the backend's result, never the command's end.
-_ANYTHING = (Exception, SystemExit)
 
 
 def _described(backend: Backend) -> Loaded:
@@ -161,23 +156,6 @@ def _described(backend: Backend) -> Loaded:
             raise ValueError(f"modes() must map names to a Mode, {name} is {mode!r}")
     versions = {str(name): str(version) for name, version in versions.items()}
     return Loaded(backend, versions, dtypes, dict(modes))
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    # By file descriptor: TensorFlow's libraries write before their log level can be set.
-    try:
-        saved = os.dup(2)
-    except OSError:  # closed by the caller
-        yield
-        return
-    try:
-        with open(os.devnull, "w") as sink:
-            os.dup2(sink.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def record(task: Task) -> tuple[Replay, list[np.ndarray]]:
@@ -284,8 +262,8 @@ def _replay(
     start = time.perf_counter()
     try:
         row.grade = grade(replay, iter(backend.replay(_lent(replay), row.mode)), on_step)
-    except _ANYTHING as error:
-        row.error = _one_line(error)
+    except ANYTHING as error:
+        row.error = one_line(error)
     row.seconds = time.perf_counter() - start
 
 
@@ -298,8 +276,8 @@ def _train(
         training = backend.train(_lent(task))
         row.seconds = time.perf_counter() - start
         _check_training(training, task)
-    except _ANYTHING as error:
-        row.error = _one_line(error)
+    except ANYTHING as error:
+        row.error = one_line(error)
         return row
     row.losses = [float(loss) for loss in training.losses]
     row.correct = int((training.predictions == task.y_test).sum())
@@ -324,10 +302,6 @@ def _check_training(training: Training, task: Task) -> None:
             f"predictions must be integers of shape {task.y_test.shape}, got {labels.dtype} "
             f"of shape {labels.shape}"
         )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _cpu() -> str:

@@ -1,0 +1,244 @@
+"""The update in parts, and the mistakes known in it: each replaces one part and says so in words.
+
+`REFERENCE` is run in a wide dtype (float64 for float32), so that it stands for the exact update.
+What an implementation did in a check that it does not pass is compared with every one of
+`MUTATIONS`; the one inside the bound of which it stays is the diagnosis.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Arrays = list[np.ndarray]
+
+
+def counter(count: int, first_step: int, tensor: int, tensors: int) -> int:
+    """Return t of tensor number `tensor` of `tensors` after `count` steps."""
+    return count + first_step
+
+
+def coefficients(t: Any, beta: Any) -> tuple[Any, Any]:
+    """Return the weights of V and ζ, (β̂, 1 − β̂)."""
+    return (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+
+
+def size(grad: np.ndarray, grads: Sequence[np.ndarray]) -> Any:
+    """Return 1 / m of one tensor; `grads` are the gradients of all."""
+    return np.max(np.abs(grad), initial=0)
+
+
+def term(grad: np.ndarray, size: Any) -> Any:
+    """Return ζ."""
+    s = grad * size
+    return grad / (1 + s * s)
+
+
+def gradient(grad: np.ndarray, w: np.ndarray, decay: Any, maximize: bool) -> Any:
+    """Return the gradient that ζ is made of; `decay` is λ."""
+    return -grad if maximize else grad
+
+
+def weights(w: np.ndarray, v: np.ndarray, lr: Any, decay: Any) -> Any:
+    """Return the next W."""
+    return w - lr * decay * w - lr * v
+
+
+def learning_rate(lr: float, constructed: float) -> float:
+    """Return l of a step, where the schedule says `lr` and the constructor said `constructed`."""
+    return lr
+
+
+def std(alpha: float, lr: float) -> float:
+    """Return σ, the standard deviation of V₀."""
+    return alpha / lr
+
+
+def loaded(v: Arrays, count: int) -> tuple[Arrays, int]:
+    """Return V and the number of steps made, after they were saved and loaded."""
+    return v, count
+
+
+def left(grad: np.ndarray) -> np.ndarray:
+    """Return what a step leaves in the caller's gradient."""
+    return grad
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The update, with the parts of Algorithm 1 unless another is given.
+
+    Attributes:
+        words: what a report calls it.
+        others: the functions of this module, or what replaces them.
+    """
+
+    words: str
+    counter: Callable[..., Any] = counter
+    coefficients: Callable[..., Any] = coefficients
+    size: Callable[..., Any] = size
+    term: Callable[..., Any] = term
+    gradient: Callable[..., Any] = gradient
+    weights: Callable[..., Any] = weights
+    learning_rate: Callable[..., Any] = learning_rate
+    std: Callable[..., Any] = std
+    loaded: Callable[..., Any] = loaded
+    left: Callable[..., Any] = left
+
+    def step(
+        self,
+        w: Arrays,
+        v: Arrays,
+        grads: Arrays,
+        *,
+        count: int,
+        first_step: int,
+        lr: float,
+        constructed: float,
+        beta: float,
+        weight_decay: float,
+        maximize: bool,
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """Return the next W and V of every tensor, and S, the size of what V was added from.
+
+        All arrays are of one wide dtype.
+        """
+        wide = w[0].dtype.type
+        rate, decay = wide(self.learning_rate(lr, constructed)), wide(weight_decay)
+        moved, velocity, sizes = [], [], []
+        with np.errstate(all="ignore"):
+            seen = [self.gradient(g, x, decay, maximize) for g, x in zip(grads, w, strict=True)]
+            for i, (x, y, g) in enumerate(zip(w, v, seen, strict=True)):
+                t = self.counter(count, first_step, i, len(w))
+                old, new = self.coefficients(wide(t), wide(beta))
+                kept, added = old * y, new * self.term(g, self.size(g, seen))
+                velocity.append(np.asarray(kept + added))
+                sizes.append(np.asarray(np.abs(kept) + np.abs(added)))
+                moved.append(np.asarray(self.weights(x, velocity[-1], rate, decay)))
+        return moved, velocity, sizes
+
+
+REFERENCE = Variant("Algorithm 1")
+
+
+def _half_counter(count: int, first_step: int, tensor: int, tensors: int) -> int:
+    # Counting in float16 ends where 2048 + 1 = 2048; conversion of an exact counter rounds.
+    return min(count + first_step, 2048)
+
+
+def _half_steps(exact_beta: bool, difference: bool) -> Callable[..., Any]:
+    """Return coefficients evaluated in float16 throughout.
+
+    Frameworks differ in whether a Python number β is rounded to float16 before the product.
+    """
+
+    def in_half(t: Any, beta: Any) -> tuple[Any, Any]:
+        half, wide = np.float16, type(t)
+
+        def times(b: Any) -> Any:
+            return half(b * t) if exact_beta else half(b) * half(t)
+
+        t = wide(half(t))
+        bottom = half(t) + half(2)
+        old = (times(beta) + half(1)) / bottom
+        new = half(1) - old if difference else (times(1 - beta) + half(1)) / bottom
+        return wide(old), wide(new)
+
+    return in_half
+
+
+def _rounded_coefficients(t: Any, beta: Any) -> tuple[Any, Any]:
+    old = np.float16(coefficients(t, beta)[0])
+    return type(t)(old), type(t)(1 - old)
+
+
+def _rounded_pair(t: Any, beta: Any) -> tuple[Any, Any]:
+    old, new = coefficients(t, beta)
+    return type(t)(np.float16(old)), type(t)(np.float16(new))
+
+
+def _difference(t: Any, beta: Any) -> tuple[Any, Any]:
+    # In the implementation's dtype, of which `t` has the next wider one.
+    narrow = np.float64 if isinstance(t, np.longdouble) else np.float32
+    old = narrow(coefficients(t, beta)[0])
+    return type(t)(old), type(t)(narrow(1) - old)
+
+
+def _t_in_half(t: Any, beta: Any) -> tuple[Any, Any]:
+    return coefficients(type(t)(np.float16(t)), beta)
+
+
+def _per_element(grad: np.ndarray, size: Any) -> Any:
+    return grad / (1 + grad * grad * grad * grad)
+
+
+_HALF = "1 − β̂ in half precision"
+_TWICE = "learning rate applied twice"
+
+# In the order in which they are tried; those with the same words are ways to make one mistake.
+MUTATIONS = (
+    Variant("β̂ uses t − 1", counter=lambda n, first, i, k: n + first - 1),
+    Variant("β̂ uses t + 1", counter=lambda n, first, i, k: n + first + 1),
+    Variant("t counts tensors, not steps", counter=lambda n, first, i, k: n * k + i + first),
+    Variant("t stands still", counter=lambda n, first, i, k: first),
+    Variant("t is counted in float16 and stops at 2048", counter=_half_counter),
+    Variant("t is rounded to float16", coefficients=_t_in_half),
+    Variant(_HALF, coefficients=_half_steps(exact_beta=True, difference=True)),
+    Variant(_HALF, coefficients=_half_steps(exact_beta=True, difference=False)),
+    Variant(_HALF, coefficients=_half_steps(exact_beta=False, difference=True)),
+    Variant(_HALF, coefficients=_half_steps(exact_beta=False, difference=False)),
+    Variant(_HALF, coefficients=_rounded_coefficients),
+    Variant(_HALF, coefficients=_rounded_pair),
+    Variant("1 − β̂ taken as a difference, which loses digits", coefficients=_difference),
+    Variant("β in place of β̂", coefficients=lambda t, beta: (beta, 1 - beta)),
+    Variant("(1 − β̂) omitted", coefficients=lambda t, b: (coefficients(t, b)[0], 1)),
+    Variant("β̂ and 1 − β̂ exchanged", coefficients=lambda t, b: coefficients(t, b)[::-1]),
+    Variant("mean in place of max", size=lambda g, gs: np.mean(np.abs(g)) if g.size else 0),
+    Variant("max|G| is the max of G", size=lambda g, gs: np.max(g) if g.size else 0),
+    Variant("norm in place of max", size=lambda g, gs: np.sqrt(np.sum(g * g))),
+    Variant(
+        "m from the whole model, not per tensor",
+        size=lambda g, gs: max(np.max(np.abs(x), initial=0) for x in gs),
+    ),
+    Variant("m per element, not per tensor", term=_per_element),
+    Variant("m is max|G|, not 1 / max|G|", term=lambda g, s: g / (1 + (g / s) ** 2) if s else g),
+    Variant("missing square", term=lambda g, s: g / (1 + g * s)),
+    Variant("missing square", term=lambda g, s: g / (1 + np.abs(g * s))),
+    Variant("ζ is the bare gradient", term=lambda g, s: g),
+    Variant(_TWICE, weights=lambda w, v, lr, decay: w - lr * decay * w - lr * lr * v),
+    Variant(_TWICE, weights=lambda w, v, lr, decay: w - lr * lr * decay * w - lr * lr * v),
+    Variant("W moves by +l V", weights=lambda w, v, lr, decay: w - lr * decay * w + lr * v),
+    Variant(
+        "the learning rate of the constructor is used throughout",
+        learning_rate=lambda lr, constructed: constructed,
+    ),
+    Variant(
+        "weight decay coupled",
+        gradient=lambda g, w, decay, maximize: (-g if maximize else g) + decay * w,
+        weights=lambda w, v, lr, decay: w - lr * v,
+    ),
+    Variant(
+        "weight decay is not scaled by the learning rate",
+        weights=lambda w, v, lr, decay: w - decay * w - lr * v,
+    ),
+    Variant("weight decay ignored", weights=lambda w, v, lr, decay: w - lr * v),
+    Variant("maximize ignored", gradient=lambda g, w, decay, maximize: g),
+    Variant(
+        "V is negated, not the gradient, where it maximizes",
+        gradient=lambda g, w, decay, maximize: g,
+        weights=lambda w, v, lr, decay: w - lr * decay * w + lr * v,
+    ),
+    Variant("V reset on load", loaded=lambda v, n: ([0 * x for x in v], n)),
+    Variant("t reset on load", loaded=lambda v, n: (v, 0)),
+    Variant("V and t reset on load", loaded=lambda v, n: ([0 * x for x in v], 0)),
+    Variant("V₀ std is α, not α / lr", std=lambda alpha, lr: alpha),
+    Variant("V₀ std is α · lr, not α / lr", std=lambda alpha, lr: alpha * lr),
+    Variant("V₀ variance, not std, is α / lr", std=lambda alpha, lr: (alpha / lr) ** 0.5),
+    Variant("V₀ std is 1", std=lambda alpha, lr: 1.0),
+    Variant("V₀ is zero", std=lambda alpha, lr: 0.0),
+    Variant("gradient negated in place", left=lambda g: -g),
+    Variant("gradient set to zero", left=lambda g: 0 * g),
+    Variant("gradient replaced by ζ", left=lambda g: term(g, size(g, [g]))),
+    Variant("gradient replaced by |G|", left=np.abs),
+)

@@ -1,0 +1,236 @@
+"""Gravity as strangers would write it, of every kind and with every mistake: `torch_mean`, ….
+
+Written apart from gravity_core.conformance, in the paper's literal form. `<kind>_right` is right.
+"""
+
+import numpy as np
+
+LIST = ("plus_one", "minus_one", "half", "mean", "whole_model", "square", "weight", "bare_beta")
+LIST += ("std", "twice", "coupled", "negated", "reset", "stops", "difference")
+
+
+class Mathematics:
+    """The update of one tensor, with a mistake; `xp` has max and mean, `half` makes a float16."""
+
+    def __init__(self, xp, half, mistake):
+        self.xp, self.half, self.mistake = xp, half, mistake
+
+    def coefficients(self, t, beta):
+        if self.mistake == "plus_one":
+            t = t + 1
+        if self.mistake == "minus_one":
+            t = t - 1
+        if self.mistake == "stops":
+            t = min(t, 2048)
+        if self.mistake == "bare_beta":
+            return beta, 1 - beta
+        if self.mistake == "half":
+            t = self.half(t)
+        old = (beta * t + 1) / (t + 2)
+        new = ((1 - beta) * t + 1) / (t + 2)
+        if self.mistake == "difference":
+            new = 1 - old
+        if self.mistake == "half":
+            old, new = float(old), float(new)
+        return old, 1 if self.mistake == "weight" else new
+
+    def scale(self, g):
+        size = abs(g)
+        return self.xp.mean(size) if self.mistake == "mean" else self.xp.max(size)
+
+    def zeta(self, g, scale):
+        # max|G| = 0 is a case that the literal form needs care with.
+        slope = g * scale
+        return g / (1 + (abs(slope) if self.mistake == "square" else slope * slope))
+
+    def decayed(self, w, g, lr, decay):
+        if self.mistake == "coupled":
+            return w, g + decay * w
+        return w - lr * decay * w, g
+
+    def move(self, w, v, lr):
+        return w - lr * (lr * v if self.mistake == "twice" else v)
+
+    def std(self, alpha, lr):
+        return alpha if self.mistake == "std" else alpha / lr
+
+
+def plain(mistake):
+    math = Mathematics(np, np.float16, mistake)
+
+    def step(w, v, g, t, lr, beta, *, weight_decay=0.0, maximize=False):
+        if not w.size:
+            return w, v
+        if maximize and mistake == "negated":
+            np.negative(g, out=g)
+        elif maximize:
+            g = -g
+        with np.errstate(all="ignore"):
+            w, g = math.decayed(w, g, lr, weight_decay)
+            old, new = math.coefficients(t, beta)
+            v = old * v + new * math.zeta(g, math.scale(g))
+            return math.move(w, v, lr), v
+
+    return step
+
+
+def torch(mistake):
+    import torch
+
+    math = Mathematics(torch, lambda t: torch.tensor(t, dtype=torch.float16), mistake)
+
+    class Stranger(torch.optim.Optimizer):
+        def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9, weight_decay=0.0, maximize=False):
+            super().__init__(
+                params, {"lr": lr, "alpha": alpha, "beta": beta, "weight_decay": weight_decay}
+            )
+            self.maximize = maximize
+
+        @torch.no_grad()
+        def step(self):
+            every = [p for group in self.param_groups for p in group["params"] if p.numel()]
+            for group in self.param_groups:
+                lr = group["lr"]
+                for p in group["params"]:
+                    if not p.numel():
+                        continue
+                    state = self.state[p]
+                    if "v" not in state:
+                        std = math.std(group["alpha"], lr)
+                        state["v"] = torch.randn_like(p) * std
+                        state["t"] = 0
+                    state["t"] += 1
+                    if mistake == "negated" and self.maximize:
+                        p.grad.neg_()
+                    g = -p.grad if self.maximize and mistake != "negated" else p.grad
+                    w, g = math.decayed(p, g, lr, group["weight_decay"])
+                    scale = math.scale(g)
+                    if mistake == "whole_model":
+                        scale = max(math.scale(q.grad) for q in every)
+                    old, new = math.coefficients(state["t"], group["beta"])
+                    state["v"] = old * state["v"] + new * math.zeta(g, scale)
+                    p.copy_(math.move(w, state["v"], lr))
+
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(state_dict)
+            if mistake == "reset":
+                for state in self.state.values():
+                    state["v"] = torch.zeros_like(state["v"])
+
+    return Stranger
+
+
+def optax(mistake):
+    import jax
+    import optax
+    from jax import numpy as jnp
+
+    math = Mathematics(jnp, lambda t: jnp.asarray(t, jnp.float16), mistake)
+
+    def gravity(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
+        nominal = learning_rate(0) if callable(learning_rate) else learning_rate
+
+        def init(params):
+            leaves, structure = jax.tree.flatten(params)
+            keys = jax.random.split(jax.random.key(seed), len(leaves))
+            std = math.std(alpha, nominal)
+            v = [
+                std * jax.random.normal(k, w.shape, w.dtype)
+                for k, w in zip(keys, leaves, strict=True)
+            ]
+            return {"t": jnp.zeros([], jnp.int32), "velocity": jax.tree.unflatten(structure, v)}
+
+        def update(updates, state, params):
+            t = state["t"] + 1
+            if not isinstance(t, jax.core.Tracer):
+                t = int(t)
+            lr = learning_rate(state["t"]) if callable(learning_rate) else learning_rate
+            if mistake == "half":
+                half = jnp.asarray(t, jnp.float16)
+                old = ((beta * half + 1) / (half + 2)).astype(jnp.float32)
+                new = (1 - (beta * half + 1) / (half + 2)).astype(jnp.float32)
+            else:
+                old, new = math.coefficients(t, beta)
+            scales = [math.scale(g) for g in jax.tree.leaves(updates) if g.size]
+            whole = jnp.max(jnp.stack(scales)) if scales else None
+
+            def next_v(w, v, g):
+                if not g.size:
+                    return v
+                _, g = math.decayed(w, g, lr, weight_decay)
+                scale = whole if mistake == "whole_model" else math.scale(g)
+                return (old * v + new * math.zeta(g, scale)).astype(v.dtype)
+
+            v = jax.tree.map(next_v, params, state["velocity"], updates)
+
+            def moved(w, v):
+                kept, _ = math.decayed(w, w, lr, weight_decay)
+                return math.move(kept - w, v, lr).astype(w.dtype)
+
+            return jax.tree.map(moved, params, v), {"t": state["t"] + 1, "velocity": v}
+
+        return optax.GradientTransformation(init, update)
+
+    return gravity
+
+
+def keras(mistake):
+    import keras
+    from keras import ops
+
+    math = Mathematics(ops, lambda t: ops.cast(t, "float16"), mistake)
+
+    class Stranger(keras.optimizers.Optimizer):
+        def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, weight_decay=None, **kwargs):
+            coupled = mistake == "coupled"
+            super().__init__(learning_rate, None if coupled else weight_decay, **kwargs)
+            self.std, self.beta = math.std(alpha, float(learning_rate)), beta
+            self.coupled_decay = (weight_decay or 0.0) if coupled else 0.0
+
+        def build(self, variables):
+            if self.built:
+                return
+            super().build(variables)
+            draw = keras.initializers.RandomNormal(stddev=self.std)
+            self.velocities = [
+                self.add_variable_from_reference(w, "velocity", initializer=draw) for w in variables
+            ]
+
+        def apply(self, grads, trainable_variables=None):
+            grads = list(grads)
+            self.whole = max((math.scale(g) for g in grads if 0 not in g.shape), default=None)
+            super().apply(grads, trainable_variables)
+
+        def update_step(self, gradient, variable, learning_rate):
+            if 0 in variable.shape:
+                return
+            v = self.velocities[self._get_variable_index(variable)]
+            t = int(self.iterations) + 1
+            old, new = math.coefficients(t, self.beta)
+            if self.coupled_decay:
+                gradient = gradient + self.coupled_decay * variable
+            scale = self.whole if mistake == "whole_model" else math.scale(gradient)
+            self.assign(v, old * v + new * math.zeta(gradient, scale))
+            lr = ops.cast(learning_rate, variable.dtype)
+            self.assign(variable, math.move(ops.convert_to_tensor(variable), v, lr))
+
+        def load_own_variables(self, store):
+            super().load_own_variables(store)
+            if mistake == "reset":
+                for v in self.velocities:
+                    v.assign(ops.zeros_like(v))
+
+    return Stranger
+
+
+KINDS = {"plain": plain, "torch": torch, "optax": optax, "keras": keras}
+made = {}
+
+
+def __getattr__(name):
+    kind, _, mistake = name.partition("_")
+    if kind not in KINDS or mistake not in (*LIST, "right"):
+        raise AttributeError(name)
+    if name not in made:
+        made[name] = KINDS[kind](mistake)
+    return made[name]

@@ -1,0 +1,100 @@
+"""Strangers' implementations with and without a mistake: each mistake is caught, and named."""
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from gravity_core.conformance.conform import worker
+from gravity_core.conformance.conform.checks import CHECKS
+
+STRANGERS = Path(__file__).with_name("strangers.py")
+KINDS = {"plain": (), "torch": ("torch",), "optax": ("jax", "optax"), "keras": ("keras",)}
+
+# mistake → its name in the report, the check that it must fail, the kinds to which it can happen
+MISTAKES = {
+    "plus_one": ("β̂ uses t + 1", "convention", KINDS),
+    "half": ("1 − β̂ in half precision", "convention", KINDS),
+    "mean": ("mean in place of max", "update", KINDS),
+    # a function of one tensor sees no other
+    "whole_model": (
+        "m from the whole model, not per tensor",
+        "update",
+        ("torch", "optax", "keras"),
+    ),
+    "square": ("missing square", "update", KINDS),
+    "weight": ("(1 − β̂) omitted", "convention", KINDS),
+    "bare_beta": ("β in place of β̂", "convention", KINDS),
+    # to a function V₀ is given
+    "std": ("V₀ std is α, not α / lr", "v0", ("torch", "optax", "keras")),
+    "twice": ("learning rate applied twice", "update", KINDS),
+    "coupled": ("weight decay coupled", "weight-decay", KINDS),
+    # arrays of JAX and TensorFlow cannot be written to
+    "negated": ("gradient negated in place", "gradient", ("plain", "torch")),
+    # the state of optax is the caller's, and so is a function's
+    "reset": ("V reset on load", "resume", ("torch", "keras")),
+    "minus_one": ("β̂ uses t − 1", "convention", KINDS),
+}
+
+
+def events(spec, checks=tuple(CHECKS), **job):
+    """Return what the worker tells of an implementation, in this process, which is faster."""
+    names = KINDS.get(spec.rpartition(":")[2].partition("_")[0], ())
+    for module in names:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{spec} needs {module}")
+    report = io.StringIO()
+    worker._run(
+        {"spec": spec, "kind": None, "kw": {}, "first_step": None} | job | {"checks": checks},
+        report,
+    )
+    return [json.loads(line) for line in report.getvalue().splitlines()]
+
+
+def findings(*args, **kwargs):
+    return {e["check"]: e for e in events(*args, **kwargs) if e["event"] == "finding"}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kind"), [(m, kind) for m, (_, _, kinds) in MISTAKES.items() for kind in kinds]
+)
+def test_a_mistake_is_caught_and_named(mistake, kind):
+    words, check, _ = MISTAKES[mistake]
+    # A stranger that counts from 0 is wrong only where 1 is asked for.
+    job = {"first_step": 1} if mistake == "minus_one" else {}
+    long = ("trajectory",) if kind in ("plain", "torch") else ()  # the others take seconds for it
+    checks = [*dict.fromkeys(("convention", "update", *long, check))]
+    found = findings(f"{STRANGERS}:{kind}_{mistake}", checks, **job)
+    assert list(found) == checks
+    assert found[check]["outcome"] == "differs"
+    assert {f["diagnosis"] for f in found.values() if f["outcome"] != "pass"} == {words}
+
+
+def test_a_counter_in_float16_is_caught_where_it_stops():
+    found = findings(f"{STRANGERS}:plain_stops", ["update", "long"])
+    assert found["update"]["outcome"] == "pass"
+    assert found["long"]["diagnosis"] == "t is counted in float16 and stops at 2048"
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ("difference", "1 − β̂ taken as a difference, which loses digits"),
+        ("mean", "mean in place of max"),
+        ("plus_one", "β̂ uses t + 1"),
+    ],
+)
+def test_the_published_vectors_catch_and_name_a_mistake(mistake, words):
+    found = findings(f"{STRANGERS}:plain_{mistake}", ["vectors"])
+    assert found["vectors"]["outcome"] == "differs"
+    assert found["vectors"]["diagnosis"] == words
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_right_stranger_conforms(kind):
+    found = findings(f"{STRANGERS}:{kind}_right")
+    assert list(found) == list(CHECKS)
+    wrong = {name: f for name, f in found.items() if f["outcome"] not in ("pass", "not applicable")}
+    assert not wrong

@@ -1,0 +1,285 @@
+"""The command `gravity conform`, in its own process, on what strangers may hand to it."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from gravity_core.conformance.conform import report as reports
+from gravity_core.conformance.conform.checks import CHECKS
+from gravity_core.conformance.conform.mutations import MUTATIONS
+from gravity_core.conformance.conform.runner import Line, Report, conform
+
+COMMAND = [sys.executable, "-m", "gravity_core.conformance", "conform"]
+STRANGERS = Path(__file__).with_name("strangers.py")
+FRAMEWORKS = ("torch", "jax", "optax", "tensorflow", "keras")
+
+# Pieces of a module `odd.py`.
+RIGHT = """
+import os, sys, time
+import numpy as np
+def right(w, v, g, t, lr, beta):
+    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+    with np.errstate(all="ignore"):
+        s = g * np.max(np.abs(g), initial=0)
+        v = old * v + new * (g / (1 + s * s))
+        return w - lr * v, v
+"""
+
+
+def gravity_conform(*arguments, **kwargs):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=100, **kwargs
+    )
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """Write a module with a function `step`, and return its SPEC."""
+
+    def write(code, attribute="step"):
+        path = tmp_path / "odd.py"
+        path.write_text(RIGHT + code, encoding="utf-8")
+        return f"{path}:{attribute}"
+
+    return write
+
+
+def outcomes(report):
+    return {line.check: line.outcome for line in report.lines}
+
+
+@pytest.mark.parametrize(
+    ("code", "attribute", "message"),
+    [
+        ("", "nothing", "AttributeError: module 'odd' has no attribute 'nothing'"),
+        ("1 +", "right", "SyntaxError"),
+        ("import not_there", "right", "ModuleNotFoundError: No module named 'not_there'"),
+        ("raise SystemExit(0)", "right", "SystemExit: 0"),
+        ("os._exit(0)", "right", "before the first check: its process ended with status 0"),
+        ("def step(a, b): pass", "step", "a function of (a, b)"),
+        ("step = 3", "step", "of type int"),
+        ("class step:\n    def __init__(self, a, b): pass", "step", "it is the class step"),
+        ("class T:\n    init = update = 1\nstep = T()", "step", "it is an optax transformation"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line_and_status_2(odd, code, attribute, message):
+    report = conform(odd(code, attribute))
+    assert report.status == 2
+    assert report.lines == []
+    assert message in report.cannot
+    assert "\n" not in report.cannot
+    assert reports.text(report).endswith(f"conform: could not run: {report.cannot}\n")
+
+
+@pytest.mark.parametrize("spec", ["", "odd", ":step", "odd:", "/none/odd.py:step"])
+def test_a_spec_that_names_nothing_is_refused(spec):
+    done = gravity_conform(spec)
+    assert done.returncode == 2
+    assert "conform: could not run: " in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "message"),
+    [
+        ("torch", "right", "cannot be constructed as torch (see --kind, --kw): "),
+        ("optax", "right", "cannot be constructed as optax (see --kind, --kw): "),
+        ("plain", "os", "it is of type module"),
+        ("plain", "time.sleep", "could not run, 2 of 2 checks: error"),
+    ],
+)
+def test_a_wrong_kind_is_one_line_and_status_2(odd, kind, spec, message):
+    report = conform(odd("", spec), kind=kind, only=["convention", "update"])
+    assert report.status == 2
+    assert message in reports.verdict(report)
+    assert "\n" not in reports.verdict(report)
+
+
+# What `step` does in place of the right thing, and what its line must say.
+MISBEHAVIOUR = {
+    "raises": ("raise ValueError('two\\nlines')", "error", "ValueError: two lines"),
+    "exits": ("sys.exit(0)", "error", "SystemExit: 0"),
+    "shape": ("return right(w, v, g, t, lr, beta)[0][..., None], v", "error", "W of tensor 0 must"),
+    "dtype": (
+        "return tuple(np.float64(x) for x in right(w, v, g, t, lr, beta))",
+        "error",
+        "must be float32 of shape",
+    ),
+    "none": ("return None", "error", "TypeError: it must return (w, v), got NoneType"),
+    "text": ("return 'wv'", "error", "it must return (w, v), got str"),
+    "lists": ("return [x.tolist() for x in right(w, v, g, t, lr, beta)]", "error", "got None of"),
+    "nan": ("return w * np.nan, v * np.nan", "differs", ": nan, not "),
+    "nothing": ("return w, v", "differs", "V of tensor 0 after step 1"),
+    "exchanged": ("return right(w, v, g, t, lr, beta)[::-1]", "differs", "V of tensor 0"),
+}
+
+
+@pytest.mark.parametrize("name", MISBEHAVIOUR)
+def test_a_misbehaving_function_does_not_pass(odd, name):
+    code, outcome, message = MISBEHAVIOUR[name]
+    report = conform(odd(f"def step(w, v, g, t, lr, beta):\n    {code}"), only=["update"])
+    (line,) = report.lines
+    assert line.outcome == outcome
+    assert message in f"{line.note} {line.first}"
+    assert report.status == (2 if outcome == "error" else 1)
+    assert "Traceback" not in reports.text(report)
+
+
+def test_inputs_written_to_are_caught(odd):
+    for name in "wvg":
+        code = "def step(w, v, g, t, lr, beta):\n    result = right(w, v, g, t, lr, beta)\n"
+        code += f"    {name} += 1\n    return result"
+        report = conform(odd(code), only=["update", "gradient"])
+        # What is written to is a copy, so the update itself is right.
+        assert outcomes(report) == {"update": "pass", "gradient": "differs"}
+        assert report.lines[1].diagnosis == (
+            "gradient overwritten" if name == "g" else "inputs overwritten"
+        )
+
+
+def test_a_function_that_hangs_is_ended_and_the_other_checks_go_on(odd):
+    code = "def step(w, v, g, t, lr, beta):\n    while w.dtype == np.float64: time.sleep(1)\n"
+    code += "    return right(w, v, g, t, lr, beta)"
+    report = conform(odd(code), only=["update", "float64", "float16"], timeout=3)
+    assert outcomes(report) == {"update": "pass", "float64": "error", "float16": "pass"}
+    assert report.lines[1].note == "no answer in 3 s"
+    assert report.status == 1
+
+
+def test_a_function_that_ends_its_process_never_passes(odd):
+    code = "def step(w, v, g, t, lr, beta):\n    os._exit(0)"
+    report = conform(odd(code), only=["update", "trajectory", "long", "float64", "float16"])
+    assert set(outcomes(report).values()) == {"error"}
+    assert len(report.lines) == 5
+    assert report.status == 2
+
+
+def test_a_module_that_hangs_is_ended():
+    report = conform("time:sleep", timeout=0.01)
+    assert report.status == 2
+    assert report.cannot == "before the first check: no answer in 0.01 s"
+
+
+def test_what_it_prints_is_left_out(odd):
+    code = 'print(\'{"event": "done", "printed": 0}\')\n'
+    code += "def step(w, v, g, t, lr, beta):\n"
+    code += "    print('hello'); os.write(1, b'raw'); os.write(2, b'raw'); sys.stdout.flush()\n"
+    code += "    sys.stdin.read()\n    return right(w, v, g, t, lr, beta)"
+    done = gravity_conform(odd(code), "--only", "update")
+    assert done.returncode == 0, done.stdout
+    assert "hello" not in done.stdout
+    assert re.search(r"^the implementation printed \d+ bytes", done.stdout, re.MULTILINE)
+    assert done.stderr == ""
+
+
+def test_a_check_that_could_not_run_does_not_count_as_passed():
+    lines = [Line("update", "one update", "pass"), Line("float64", "float64", "error")]
+    assert Report("a:b", "plain", lines=lines).status == 1
+    assert Report("a:b", "plain", lines=lines[:1]).status == 0
+    assert Report("a:b", "plain", lines=lines[1:]).status == 2
+    assert Report("a:b", "plain", lines=[Line("v0", "V₀", "not applicable")]).status == 2
+    assert Report("a:b", "plain").status == 2
+
+
+def test_json_and_html(tmp_path, odd):
+    spec = odd("")
+    spec = spec.replace(":step", ":right")
+    json_file, html_file = tmp_path / "report.json", tmp_path / "report.html"
+    done = gravity_conform(spec, "--json", json_file, "--html", html_file)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(json_file.read_text(encoding="utf-8"))
+    assert found["status"] == 0
+    assert found["kind"] == "plain"
+    assert [line["check"] for line in found["lines"]] == list(CHECKS)
+    page = html_file.read_text(encoding="utf-8")
+    HTMLParser().feed(page)
+    for name in CHECKS.values():
+        assert f"<td>{name.title}</td>" in page
+    (drawing,) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    ET.fromstring(drawing)
+    # One file: nothing is fetched.
+    assert not re.search(r"<(script|link|img)|src=|@import", page)
+    assert f"gravity conform {spec}" in page
+
+
+def test_list_names_every_check_and_mistake():
+    done = gravity_conform("--list")
+    assert done.returncode == 0
+    for name in CHECKS:
+        assert re.search(rf"^  {name} +\S", done.stdout, re.MULTILINE)
+    for variant in MUTATIONS:
+        assert f"\n  {variant.words}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument 'SPEC'"),
+        (["a:b", "--only", "nope"], "'nope' is not one of"),
+        (["a:b", "--kind", "nope"], "'nope' is not one of"),
+        (["a:b", "--kw", "beta"], "--kw must be NAME=VALUE, got 'beta'"),
+        (["a:b", "--timeout", "0"], "0.0 is not in the range"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message):
+    done = gravity_conform(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gravity: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_arguments_by_other_names(tmp_path):
+    path = tmp_path / "other.py"
+    path.write_text(
+        RIGHT + "def step(W, V, G, time, rate, momentum, *, ascend=False, power=1, lam=0.0):\n"
+        "    return right(W - rate * lam * W, V, -G if ascend else G, time, rate, momentum * power)"
+    )
+    given = {"ascend": "{maximize}", "lam": "{weight_decay}", "power": "1.0"}
+    checks = ["update", "maximize", "weight-decay"]
+    report = conform(f"{path}:step", kw=given, only=checks)
+    assert report.arguments == {"maximize": "ascend", "weight_decay": "lam"}
+    assert outcomes(report) == dict.fromkeys(checks, "pass")
+    wrong = conform(f"{path}:step", kw=given | {"power": "0.5"}, only=checks)
+    assert set(outcomes(wrong).values()) == {"differs"}
+
+
+def test_with_numpy_alone(odd):
+    """Frameworks, and what the command line needs besides, are not there."""
+    refused = (*FRAMEWORKS, "click", "rich", "matplotlib", "sklearn", "scipy", "ml_dtypes")
+    code = f"""
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in {refused}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Finder())
+"""
+    spec = odd(code).replace(":step", ":right")
+    module = "gravity_core.conformance.conform"
+    run = f"import runpy\nsys.argv = ['conform', {spec!r}]\nrunpy.run_module({module!r}, "
+    run += "run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code + run], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("conform: conforms\n")
+
+
+ADAPTERS = {"torch": "gravity_torch:Gravity", "jax": "gravity_jax:gravity"}
+ADAPTERS["tensorflow"] = "gravity_tf:Gravity"
+
+
+@pytest.mark.parametrize("framework", ADAPTERS)
+def test_our_own_adapters_conform(framework):
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"the adapter needs {framework}")
+    report = conform(ADAPTERS[framework])
+    assert report.status == 0, reports.text(report)
+    assert len(report.lines) == len(CHECKS)
+    assert sum(line.seconds for line in report.lines) < 60

@@ -1,0 +1,35 @@
+"""docs/conformance.md shows what `gravity conform` really says of pytorch_optimizer's Gravity."""
+
+import importlib.util
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from gravity_core.conformance.conform import report as reports
+from gravity_core.conformance.conform.runner import conform
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
+SECTION = PAGE.read_text(encoding="utf-8").split("<!-- report: ")[1].split("<!-- /report -->")[0]
+
+
+def shown(text):
+    """Return check, result and diagnosis of each row; the figures vary from CPU to CPU."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    found = []
+    for check, result, _, *words in rows[2:]:
+        diagnosis = [w for w in " ".join(words).split("; ") if w.startswith("diagnosis: ")]
+        found.append((check, result, *diagnosis))
+    return found
+
+
+def test_the_page_shows_what_the_command_finds():
+    if importlib.util.find_spec("pytorch_optimizer") is None:
+        pytest.skip("the report is on pytorch_optimizer's Gravity")
+    report = conform("pytorch_optimizer:Gravity")
+    assert f"pytorch_optimizer {version('pytorch_optimizer')}" in SECTION
+    assert shown(SECTION) == shown(reports.markdown(report))
+    assert f"**{reports.verdict(report)}**" in SECTION
+    assert ("gradient left untouched", "differs", "diagnosis: gradient negated in place") in shown(
+        SECTION
+    )
