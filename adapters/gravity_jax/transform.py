@@ -62,7 +62,8 @@ def scale_by_gravity(
             ones keep.
         stacked: None, or, for arrays that hold a stack of layers, how many of their leading axes
             count layers, each of which has a max|G| of its own: an integer, a pytree of integers
-            that is a prefix of the parameters, or a callable that returns one for the updates.
+            that is a prefix of the parameters, or a callable that returns one for the updates. No
+            axis of layers may be split over `axis_name`, which would mix layers.
         axis_name: the axes of a shard_map or pmap over which weights are split, and max|G| then
             reduced; `init` is called outside, where it sees whole parameters.
 
@@ -86,8 +87,11 @@ def scale_by_gravity(
     """
     std = hp.velocity_std(hp.LEARNING_RATE, hp.ALPHA) if velocity_std is None else velocity_std
     _validate(beta=beta, velocity_std=std, seed=seed, first_step=first_step)
-    if velocity_dtype is not None and not jnp.issubdtype(velocity_dtype, jnp.floating):
-        raise ValueError(f"velocity_dtype must be a floating dtype or None, got {velocity_dtype!r}")
+    if _is_traced(seed) and not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
+        raise ValueError(
+            f"seed must be an integer in [0, 2**64), got dtype {jnp.result_type(seed)}"
+        )
+    _check_velocity_dtype(velocity_dtype)
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
         if axis_name is not None:
@@ -105,6 +109,8 @@ def scale_by_gravity(
         updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByGravityState]:
         del params
+        # Two passes, the maxima of all tensors and then the velocities: so that shards need one
+        # pmax for all of them, and the coefficients are made once for each dtype.
         velocities, structure = _leaves(state.velocity, "updates")
         grads = [
             _gradient(name, grad, v)
@@ -115,7 +121,6 @@ def scale_by_gravity(
         max_abs = [_max_abs(*pair, n) for pair, n in zip(pairs, counts, strict=True)]
         if axis_name is not None:
             max_abs = jax.lax.pmax(max_abs, axis_name)  # of all tensors in one collective
-        # Once for each dtype and not for each leaf: tracing is what many leaves wait for.
         dtypes = [working_dtype(grad.dtype, v.dtype) for grad, v in pairs]
         weights = {d: _coefficients(state.count, first_step, beta, d) for d in set(dtypes)}
         velocity = [
@@ -165,7 +170,8 @@ def gravity(
             ones keep.
         stacked: None, or, for arrays that hold a stack of layers, how many of their leading axes
             count layers, each of which has a max|G| of its own: an integer, a pytree of integers
-            that is a prefix of the parameters, or a callable that returns one for the updates.
+            that is a prefix of the parameters, or a callable that returns one for the updates. No
+            axis of layers may be split over `axis_name`, which would mix layers.
         axis_name: the axes of a shard_map or pmap over which weights are split, and max|G| then
             reduced; `init` is called outside, where it sees whole parameters.
 
@@ -191,21 +197,33 @@ def gravity(
         >>> bool(loss(w) < 1e-4)
         True
     """
-    nominal = learning_rate(0) if callable(learning_rate) else learning_rate
+    nominal = learning_rate
+    if callable(learning_rate):
+        with jax.ensure_compile_time_eval():  # its value is known inside jit, too
+            nominal = learning_rate(jnp.zeros([], jnp.int32))
     _validate(
         learning_rate=nominal, alpha=alpha, weight_decay=weight_decay, velocity_std=velocity_std
     )
-    transforms = [
-        scale_by_gravity(
-            beta,
-            velocity_std=_velocity_std(nominal, alpha, velocity_std),
-            seed=seed,
-            first_step=first_step,
-            velocity_dtype=velocity_dtype,
-            stacked=stacked,
-            axis_name=axis_name,
-        )
-    ]
+    precondition = functools.partial(
+        scale_by_gravity,
+        beta,
+        seed=seed,
+        first_step=first_step,
+        velocity_dtype=velocity_dtype,
+        stacked=stacked,
+        axis_name=axis_name,
+    )
+    if isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array):
+        # optax.inject_hyperparams builds the optimizer anew for every update, by whose time the
+        # learning rate may be 0: only init has a σ to compute, and something to warn of.
+        def init_fn(params: optax.Params) -> optax.OptState:
+            std = _velocity_std(nominal, alpha, velocity_std)
+            return precondition(velocity_std=std).init(params)
+
+        update_fn = precondition(velocity_std=0.0).update
+        transforms = [optax.GradientTransformation(init_fn, update_fn)]
+    else:
+        transforms = [precondition(velocity_std=_velocity_std(nominal, alpha, velocity_std))]
     # By its type, too: the state must have one structure, whether or not a value is traced.
     if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
         transforms.append(optax.add_decayed_weights(weight_decay, mask))
@@ -224,6 +242,8 @@ def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
     if velocity_std is not None:
         return velocity_std
     if _is_traced(learning_rate) or _is_traced(alpha):
+        # In float32 also where optax.inject_hyperparams gives them the dtype of half weights.
+        learning_rate, alpha = jnp.asarray(learning_rate, float), jnp.asarray(alpha, float)
         at_rest = learning_rate == 0
         return jnp.where(at_rest, 0, alpha / jnp.where(at_rest, 1, learning_rate))
     return hp.velocity_std(learning_rate, alpha, stacklevel=4)
@@ -247,14 +267,36 @@ def _leaves(tree: Any, argument: str) -> tuple[list[tuple[str, Any]], Any]:
     return [(argument + jax.tree_util.keystr(path), leaf) for path, leaf in leaves], structure
 
 
-def _velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
-    own = jnp.result_type(param)
-    if not jnp.issubdtype(own, jnp.inexact):
+def _check_velocity_dtype(dtype: Any) -> None:
+    try:
+        floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(f"velocity_dtype must be a floating dtype or None, got {dtype!r}")
+
+
+def _dtype(name: str, leaf: Any) -> Any:
+    """Return the dtype of a leaf in which JAX can compute."""
+    try:
+        dtype = jax.typeof(leaf).dtype
+        received = f"dtype {dtype}"
+    except TypeError:
+        dtype, received = None, repr(leaf)
+    # Nor float8, which JAX promotes to no other dtype: optax.apply_updates could not add it.
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 16:
         raise TypeError(
-            f"{name} must be a floating or complex array (optax.masked leaves others out), "
-            f"got dtype {own}"
+            f"{name} must be a floating or complex array of 16 bits or more (optax.masked leaves "
+            f"others out), got {received}"
         )
-    return own if dtype is None or jnp.issubdtype(own, jnp.complexfloating) else jnp.dtype(dtype)
+    return dtype
+
+
+def _velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
+    own = _dtype(name, param)
+    if dtype is None or jnp.issubdtype(own, jnp.complexfloating):
+        return own
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def _gradient(name: str, grad: Any, v: jax.Array) -> jax.Array:
@@ -264,9 +306,7 @@ def _gradient(name: str, grad: Any, v: jax.Array) -> jax.Array:
             f"{name} is missing: a parameter without a gradient needs zeros, or optax.masked "
             "around the transformation"
         )
-    dtype = jnp.result_type(grad)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"{name} must be a floating or complex array, got dtype {dtype}")
+    dtype = _dtype(name, grad)
     if jnp.shape(grad) != v.shape or jnp.iscomplexobj(grad) != jnp.iscomplexobj(v):
         raise ValueError(
             f"{name} must have the shape of its parameter and be complex where that is, "
@@ -280,7 +320,10 @@ def _stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> lis
     if stacked is None:
         return [0] * len(grads)
     prefix = stacked(updates) if callable(stacked) else stacked
-    counts, _ = _leaves(jax.tree.broadcast(prefix, updates), "stacked")
+    try:
+        counts, _ = _leaves(jax.tree.broadcast(prefix, updates), "stacked")
+    except ValueError as error:
+        raise ValueError(f"stacked must be a pytree prefix of the updates: {error}") from error
     axes = []
     for (name, count), grad in zip(counts, grads, strict=True):
         try:

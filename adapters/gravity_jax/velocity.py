@@ -34,6 +34,8 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
     """
     if max(jnp.shape(param), default=0) > 2**32:
         raise ValueError(f"an axis must have at most 2**32 elements, got shape {jnp.shape(param)}")
+    if not jnp.size(param):
+        return jnp.zeros_like(param, dtype=dtype)
     # NumPy arrays: what jit is given by every process of a cluster alike.
     return _scaled_normal(param, _key(seed, index), normal_quantiles(), std, dtype=dtype)
 
@@ -54,6 +56,7 @@ def _key(seed: Any, index: int) -> Words:
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _scaled_normal(param: jax.Array, key: Words, quantiles: Any, std: Any, *, dtype: Any) -> Any:
+    param, quantiles = jnp.asarray(param), jnp.asarray(quantiles)  # under jax.disable_jit
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     real, wide = jnp.finfo(dtype).dtype, working_dtype(dtype)
     parts = []

@@ -147,10 +147,22 @@ def test_learning_rate_zero_starts_from_rest_and_says_so_once():
     with pytest.warns(UserWarning, match="learning_rate is 0 at construction") as record:
         optimizer = gravity(warm_up)
     assert len(record) == 1
+    assert record[0].filename == __file__  # the line of the user
     state = optimizer.init({"w": jnp.ones(4)})
     assert not state[0].velocity["w"].any()
     traced = jax.jit(lambda lr: gravity(lr).init({"w": jnp.ones(4)}))(0.0)  # silent, and finite
     assert not traced[0].velocity["w"].any()
+
+
+def test_the_value_of_a_schedule_at_its_start_is_known_under_jit():
+    # The schedule may rely on an array, and sees one also when JAX traces.
+    rate = lambda count: 0.3 * jnp.exp(-count.astype(jnp.float32))  # noqa: E731
+    w = jnp.zeros(1000)
+    plain = gravity(0.3).init(w)[0].velocity
+    assert np.array_equal(gravity(rate).init(w)[0].velocity, plain)
+    assert np.array_equal(jax.jit(lambda: gravity(rate).init(w)[0].velocity)(), plain)
+    with pytest.warns(UserWarning, match="learning_rate is 0 at construction"):
+        jax.jit(lambda: gravity(optax.linear_schedule(0.0, 0.1, 10)).init(w))()
 
 
 def test_weight_decay_is_decoupled_and_masked():
@@ -198,8 +210,54 @@ def test_velocity_dtype():
 def test_velocity_dtype_is_for_real_leaves_and_floating():
     state = gravity(velocity_dtype=jnp.bfloat16).init({"c": jnp.ones(3, jnp.complex64)})
     assert state[0].velocity["c"].dtype == jnp.complex64
-    with pytest.raises(ValueError, match="velocity_dtype must be a floating dtype or None, got"):
-        gravity(velocity_dtype=jnp.int32)
+    for bad in (jnp.int32, "foo", 3):
+        with pytest.raises(ValueError, match=r"velocity_dtype must be a floating .*, got"):
+            gravity(velocity_dtype=bad)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_double_velocity_is_single_without_x64():
+    optimizer = gravity(velocity_dtype=jnp.float64)
+    assert optimizer.init(jnp.ones(3))[0].velocity.dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert optimizer.init(jnp.ones(3))[0].velocity.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("velocity_dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_eager_steps_have_the_bits_of_the_core(dtype, velocity_dtype):
+    rng = np.random.default_rng(9)
+    with jax.enable_x64(velocity_dtype == "float64"):
+        w = jnp.ones((6, 5), dtype)
+        transform = scale_by_gravity(velocity_dtype=velocity_dtype)
+        state = transform.init(w)
+        for t in (1, 2, 3):
+            g = jnp.asarray(rng.normal(size=w.shape) * 3, dtype)
+            expected = gravity_core.update(np.asarray(g), np.asarray(state.velocity), t)
+            updates, state = transform.update(g, state)
+            assert np.asarray(state.velocity).tobytes() == expected.tobytes()
+            assert np.asarray(updates).tobytes() == expected.astype(g.dtype).tobytes()
+
+
+def test_the_count_stops_at_its_largest_value():
+    transform, largest = scale_by_gravity(), np.iinfo(np.int32).max
+    w = jnp.ones(2)
+    state = transform.init(w)._replace(count=jnp.asarray(largest, jnp.int32))
+    for update in (transform.update, jax.jit(transform.update)):
+        assert int(update(w, state)[1].count) == largest
+
+
+def test_a_traced_seed_of_more_than_32_bits():
+    with jax.enable_x64(True):
+        w = jnp.ones(20, jnp.float32)
+        traced = jax.jit(lambda seed: gravity(seed=seed).init(w)[0].velocity)
+        for seed in (2**40, 2**40 + 5, 5):
+            assert np.array_equal(traced(seed), gravity(seed=seed).init(w)[0].velocity)
+
+
+def test_a_traced_seed_that_is_no_integer_is_refused():
+    with pytest.raises(ValueError, match=r"seed must be an integer in .*got dtype float32"):
+        jax.jit(lambda seed: gravity(seed=seed).init(jnp.ones(2)))(1.0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
@@ -287,6 +345,7 @@ def test_stacked_goes_through_the_alias_and_complex_numbers():
         ({"w": -1}, r"stacked\['w'\] must be an integer in \[0, 1\].*got -1"),
         ({"w": 0.5}, r"stacked\['w'\] must be an integer.*got 0.5"),
         (lambda _: {"w": True}, r"stacked\['w'\] must be an integer.*got True"),
+        ({"v": 0}, r"^stacked must be a pytree prefix of the updates: "),
     ],
 )
 def test_bad_stacked(stacked, message):
@@ -323,20 +382,40 @@ def test_integer_parameters_are_named(dtype):
         gravity().init({"a": [jnp.ones(2), jnp.ones(2, dtype)]})
 
 
+NO_ARRAYS = {
+    "masked": (optax.MaskedNode(), r"MaskedNode\(\)"),
+    "list": ([1.0, 2.0, 3.0], r"\[1.0, 2.0, 3.0\]"),
+    "string": ("float32", "'float32'"),
+    "function": (np.sin, "<ufunc 'sin'>"),
+    "float8": (np.ones(3, jnp.float8_e4m3fn), "dtype float8_e4m3fn"),
+}
+
+
+@pytest.mark.parametrize("leaf", ["string", "function", "float8"])
+def test_leaves_that_are_no_arrays_are_named_at_init(leaf):
+    bad, received = NO_ARRAYS[leaf]
+    with pytest.raises(TypeError, match=rf"params\['w'\] must be a floating .*got {received}"):
+        gravity().init({"w": bad})
+
+
 @pytest.mark.parametrize(
     ("gradient", "error", "message"),
     [
         (
             jnp.ones(3, jnp.int32),
             TypeError,
-            r"must be a floating or complex array, got dtype int32",
+            r"must be a floating or complex array .*got dtype int32",
         ),
         (np.zeros(3, jax.dtypes.float0), TypeError, r"must be a floating .*got dtype .*float0"),
         (None, ValueError, r"is missing: a parameter without a gradient needs zeros"),
         (jnp.ones(2), ValueError, r"must have the shape of its parameter .*\(3,\).*got \(2,\)"),
         (jnp.ones(3, jnp.complex64), ValueError, r".* complex where that is, \(3,\) float32"),
+        *[
+            (leaf, TypeError, f"must be a floating or complex array .*got {received}")
+            for leaf, received in NO_ARRAYS.values()
+        ],
     ],
-    ids=["integer", "float0", "missing", "shape", "complex"],
+    ids=["integer", "float0", "missing", "shape", "complex", *NO_ARRAYS],
 )
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_bad_gradients_are_named(gradient, error, message, transform):

@@ -179,6 +179,17 @@ def test_no_nan_is_made_on_the_way(transform):
     assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
+def test_nothing_needs_jit():
+    params = {"array": jnp.ones((2, 3)), "numpy": np.ones(3, np.float32), "number": 0.5}
+    optimizer = gravity()
+    plain = optimizer.init(params)
+    with jax.disable_jit():
+        state = optimizer.init(params)
+        updates, _ = optimizer.update(params, state, params)
+    assert_same(state, plain)
+    assert_same(updates, optimizer.update(params, plain, params)[0])
+
+
 def test_strict_promotion_of_types_and_ranks():
     injected = optax.inject_hyperparams(gravity, static_args=("velocity_dtype", "stacked"))
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
@@ -322,6 +333,51 @@ def test_injected_numbers_may_be_traced():
     state.hyperparams["learning_rate"] = jnp.asarray(0.0)
     updates, _ = jax.jit(injected.update)(tree(1), state, params)
     assert not any(u.any() for u in jax.tree.leaves(updates))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_injected_schedule_that_has_decayed_to_zero_is_silent():
+    params = tree(0)
+    optimizer = optax.inject_hyperparams(gravity)(optax.linear_schedule(0.1, 0.0, 2))
+    state = optimizer.init(params)
+    for _ in range(4):
+        updates, state = optimizer.update(tree(1), state, params)
+    assert not any(u.any() for u in jax.tree.leaves(updates))
+
+
+def test_an_injected_warm_up_from_zero_warns_once():
+    params = tree(0)
+    optimizer = optax.inject_hyperparams(gravity)(optax.linear_schedule(0.0, 0.1, 2))
+    with pytest.warns(UserWarning, match="learning_rate is 0 at construction") as record:
+        state = optimizer.init(params)
+    assert len(record) == 1
+    for _ in range(2):  # where a warning is an error
+        _, state = optimizer.update(tree(1), state, params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_injected_numbers_give_half_weights_a_deviation_in_single(dtype):
+    make = optax.inject_hyperparams(gravity, static_args="velocity_dtype")
+    optimizer = make(0.1, velocity_dtype=jnp.float32)
+    w = jnp.ones(100, dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        eager = optimizer.init(w).inner_state[0].velocity
+        traced = jax.jit(optimizer.init)(w).inner_state[0].velocity
+    # a quotient and a product, each rounded once on either way
+    assert (np.abs(eager - traced) <= 4 * 2.0**-24 * np.abs(eager)).all()
+
+
+def test_injected_numbers_under_complex_weights():
+    make = optax.inject_hyperparams(gravity, hyperparam_dtype=jnp.float32)
+    injected, plain = make(0.1), gravity(0.1)
+    w = jnp.asarray([1 + 2j, 0.5j], jnp.complex64)
+    state = injected.init(w)
+    assert np.array_equal(state.inner_state[0].velocity, plain.init(w)[0].velocity)
+    expected, _ = plain.update(w, plain.init(w), w)
+    for update in (injected.update, jax.jit(injected.update)):
+        updates, _ = update(w, state, w)
+        # beta and l rounded to float32, and the bound's roundings of both runs, of l V below 1
+        assert np.abs(updates - expected).max() <= 30 * 2.0**-24
 
 
 # checkpoints and other libraries

@@ -146,6 +146,28 @@ def test_a_step_reduces_scalars_and_gathers_nothing(types):
         assert sharding.is_equivalent_to(p.sharding, p.ndim)
 
 
+@AXIS_TYPES
+def test_the_step_on_a_mesh_is_compiled_once(types):
+    """With the how-to's init, which puts the count where the step leaves it."""
+    # Without the short spec, which JAX returns in another form and compiles anew for.
+    params = put(a_replay(0).weights[:3], SPECS["both"][:3], mesh_of(types))
+    optimizer = gravity(optax.cosine_decay_schedule(0.1, 10))
+    state, step = jax.jit(optimizer.init)(params), jax.jit(stepper(optimizer))
+    for _ in range(3):
+        params, state = step(params, state, params)
+    assert step._cache_size() == 1
+
+
+@AXIS_TYPES
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_empty_leaves_on_a_mesh(types, transform):
+    arrays = [np.ones((0, 8), np.float32), np.ones((16, 8), np.float32)]
+    params = put(arrays, [P(None, "y"), P("x", "y")], mesh_of(types))
+    velocity = transform(gravity(velocity_dtype=jnp.bfloat16).init)(params)[0].velocity
+    assert velocity[0].shape == (0, 8)
+    assert velocity[0].dtype == jnp.bfloat16
+
+
 def test_maxima_of_many_tensors_are_combined():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     params = put([np.ones((16, 8), np.float32)] * 40, [P("x")] * 40, mesh)
