@@ -239,6 +239,17 @@ def test_eager_steps_have_the_bits_of_the_core(dtype, velocity_dtype):
             assert np.asarray(updates).tobytes() == expected.astype(g.dtype).tobytes()
 
 
+def test_a_double_velocity_has_double_coefficients_under_jit():
+    with jax.enable_x64(True):
+        g = jnp.asarray(np.random.default_rng(9).normal(size=30), jnp.float32)
+        transform = scale_by_gravity(velocity_dtype=jnp.float64)
+        state = transform.init(g)._replace(count=jnp.asarray(4, jnp.int32))
+        expected = gravity_core.update(np.asarray(g), np.asarray(state.velocity), 5)
+        got = jax.jit(transform.update)(g, state)[1].velocity
+        size = np.abs(state.velocity).max() + np.abs(g).max()  # which ζ does not exceed
+        assert np.abs(got - expected).max() <= 2 * ErrorBound.ROUNDINGS * 2.0**-53 * size
+
+
 def test_the_count_stops_at_its_largest_value():
     transform, largest = scale_by_gravity(), np.iinfo(np.int32).max
     w = jnp.ones(2)
