@@ -7,15 +7,17 @@ TensorFlow's CPU, eager and in tf.function, the step gives the bits of the NumPy
 (subnormal numbers apart, which TensorFlow flushes to zero, and weight decay, which Keras rounds
 elsewhere), where TensorFlow is built without fused multiply-add, as its x86-64 wheels are; under
 XLA, on GPUs and on the other backends of Keras it stays inside the certified bound. Keras keeps
-the learning rate in `keras.config.floatx()`, which should therefore be float64 for float64
-variables.
+a learning rate that is a number in `keras.config.floatx()`, which should therefore be float64 for
+float64 variables; on TensorFlow its schedules compute in float32 whatever floatx is.
 """
 
 import contextlib
 import math
+import numbers
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from gravity_core import hyperparameters as hp
@@ -43,7 +45,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     Args:
         learning_rate: l, a number >= 0, a `keras.optimizers.schedules.LearningRateSchedule`,
             or a callable without arguments. The standard deviation of V₀ is alpha / l with
-            l at construction, whatever it becomes later.
+            l at construction, whatever it becomes later. A tensor or a variable is refused, as
+            of every Keras optimizer: a callable can return its value at each step.
         alpha: α, finite and >= 0.
         beta: β in [0, 1].
         velocity_std: standard deviation of V₀, overriding alpha / l; finite and >= 0.
@@ -93,15 +96,37 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             seed=seed,
             first_step=first_step,
         )
-        if not callable(learning_rate):
-            learning_rate = float(learning_rate)
+        if isinstance(learning_rate, numbers.Real):
+            learning_rate = float(learning_rate)  # all that Keras takes as a number
+        if decay is not None:
+            # Keras's backend of TensorFlow casts it by tf.cast, which takes a plain float
+            # through float32. np.float64 is a float, too, also to json.
+            kwargs["weight_decay"] = np.float64(decay)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.alpha = float(alpha)
         self.beta = float(beta)
         self.velocity_std = hp.velocity_std(nominal, alpha, velocity_std)
         self.seed = int(seed)
         self.first_step = int(first_step)
+        # t of the step that `apply` is taking: made for every variable anew, it was a tenth of an
+        # eager step of many small ones. Outside of `apply` None.
         self._t: Any = None
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate of the next step; a number, a schedule or a callable can be assigned.
+
+        Raises:
+            ValueError: if a number is assigned that is negative or not finite.
+        """
+        value = super().learning_rate
+        return np.float64(value) if isinstance(value, float) else value  # as for weight_decay
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if isinstance(value, numbers.Real):
+            hp.validate(learning_rate=value)
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
     def build(self, variables: list[Any]) -> None:
         """Create one velocity variable for each of the model's variables."""
@@ -138,10 +163,12 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
         variables = trainable_variables or self._trainable_variables
-        if tf and len(grads) == len(variables):  # else the base class says what is wrong
+        if tf:
             # V moves in the rows without a gradient, too, and duplicate rows count as their sum.
-            grads = [_dense(g, v) for g, v in zip(grads, variables, strict=True)]
-        self._t = self._counter()  # once a step and not once a variable
+            # What one list has more than the other is kept for the base class: it raises where the
+            # variables are its own, and stops at the shorter list where they are given.
+            grads = [*map(_dense, grads, variables), *grads[len(variables) :]]
+        self._t = self._counter()
         try:
             super().apply(grads, trainable_variables)
         finally:
@@ -155,7 +182,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable from its gradient."""
         velocity = self._velocities[self._get_variable_index(variable)]
-        gradient = ops.cast(gradient, variable.dtype)
+        gradient = _shaped(ops.cast(gradient, variable.dtype), variable)
         t = self._counter() if self._t is None else self._t
         name = keras.backend.standardize_dtype(variable.dtype)
         step = self._step_by_kernel if tf and name == _wide(name) else self._step_by_ops
@@ -211,6 +238,15 @@ def _dense(gradient: Any, variable: Any) -> Any:
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
 
 
+def _shaped(gradient: Any, variable: Any) -> Any:
+    """Return a gradient with its variable's shape, which one that is traced may not know yet."""
+    shape, got = tuple(variable.shape), gradient.shape
+    if not (got.is_compatible_with(shape) if tf else tuple(got) == shape):
+        name = getattr(variable, "path", variable.name)
+        raise ValueError(f"the gradient of {name} must have its shape {shape}, got {tuple(got)}")
+    return tf.ensure_shape(gradient, shape) if tf else gradient
+
+
 def _max_abs(gradient: Any, shape: tuple[int, ...]) -> Any:
     """Return max|G| of a gradient of that shape; None where it has no elements."""
     if 0 in shape:
@@ -219,5 +255,6 @@ def _max_abs(gradient: Any, shape: tuple[int, ...]) -> Any:
         return max_abs_grad(gradient, xp=ops)
     # XLA on the CPU vectorises neither a reduction over all of (64, 64, 3, 3) nor one over its flat
     # view, which it sees through, and took most of a step for it; that over a table's rows it does.
+    # Of an odd number of elements the table has one column, and is not vectorised either.
     rows = ops.reshape(gradient, (-1, math.gcd(math.prod(shape), _LANES)))
     return ops.max(max_abs_grad(rows, axes=(0,), xp=ops))

@@ -6,6 +6,7 @@
 import copy
 import inspect
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -92,19 +93,25 @@ def test_gives_the_steps_of_the_reference(options):
     assert result.verdict in AGREES, result.first_divergence
 
 
-def test_float64():
+@pytest.mark.parametrize(
+    "given", [{}, {"weight_decay": 0.3}, {"learning_rate": lambda: 0.3}], ids=" ".join
+)
+def test_float64(given):
+    """0.3 is a number that float32 rounds, far outside of the bound of float64."""
     if BACKEND == "jax" and ops.convert_to_tensor(np.ones(1)).dtype != "float64":
         pytest.skip("JAX has float64 with JAX_ENABLE_X64 only")
     before = keras.config.floatx()
     keras.config.set_floatx("float64")  # in which Keras keeps the learning rate
     try:
-        optimizer = Gravity()
+        optimizer = Gravity(**given)
     finally:
         keras.config.set_floatx(before)
     gradients = [arrays(n, "float64") for n in range(1, 4)]
-    result = graded(optimizer, gradients, weights=arrays(0, "float64"))
+    options = {name: value() if callable(value) else value for name, value in given.items()}
+    result = graded(optimizer, gradients, weights=arrays(0, "float64"), **options)
     assert result.v0_identical
-    assert result.verdict in AGREES, result.first_divergence
+    verdicts = BOUNDED if "weight_decay" in given else AGREES
+    assert result.verdict in verdicts, result.first_divergence
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -204,6 +211,27 @@ def test_a_schedule_gets_the_step_as_a_tensor():
     assert optimizer.velocity_std == 0.01 / 0.5
     first_rates = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], [0.5, 0.25, 0.5 / 3])
     assert_same(run(optimizer), run(Gravity(first_rates)))
+
+
+def test_a_bad_number_is_not_assigned():
+    optimizer = Gravity(0.5)
+    for bad in (-1.0, float("nan"), np.float32("inf"), True):
+        with pytest.raises(ValueError, match=r"learning_rate must be a finite number >= 0, got"):
+            optimizer.learning_rate = bad
+    assert float(optimizer.learning_rate) == 0.5
+    optimizer.learning_rate = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.25, 0.0])
+    assert float(optimizer.learning_rate) == 0.25
+    with pytest.raises(TypeError, match="not settable"):
+        optimizer.learning_rate = 0.1
+    optimizer.learning_rate = lambda: 0.75
+    assert optimizer.learning_rate == 0.75
+
+
+def test_variables_are_no_learning_rates():
+    """One would be read once, and what it becomes later be lost."""
+    for rate in (keras.Variable(0.1), ops.convert_to_tensor(0.1), np.asarray(0.1)):
+        with pytest.raises(ValueError, match="`learning_rate` should be float"):
+            Gravity(rate)
 
 
 def test_a_schedule_is_followed_step_by_step():
@@ -333,13 +361,18 @@ def test_a_pickled_model_resumes_bit_for_bit(task):
     assert_same(resumed.weights, model.weights)
 
 
-@pytest.mark.parametrize("way", ["keras file", "set_weights", "load_own_variables"])
+WAYS = ["keras file", "ModelCheckpoint", "set_weights", "load_own_variables"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_resumes_bit_for_bit(way, task, tmp_path):
-    model = perceptron(Gravity(seed=3))
-    fit(model, task, 1)
-    if way == "keras file":
-        model.save(tmp_path / "model.keras")
-        resumed = keras.models.load_model(tmp_path / "model.keras")
+    model, file = perceptron(Gravity(seed=3)), tmp_path / "model.keras"
+    checkpoint = [keras.callbacks.ModelCheckpoint(file)] if way == "ModelCheckpoint" else []
+    fit(model, task, 1, callbacks=checkpoint)
+    if way in ("keras file", "ModelCheckpoint"):
+        if way == "keras file":
+            model.save(file)
+        resumed = keras.models.load_model(file)
     else:
         resumed = perceptron(Gravity(seed=99))
         resumed.set_weights(model.get_weights())
@@ -355,6 +388,26 @@ def test_resumes_bit_for_bit(way, task, tmp_path):
     assert_same(resumed.weights, model.weights)
     assert_same(resumed.optimizer.variables, model.optimizer.variables)
     assert int(resumed.optimizer.iterations) == 90
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.01, "clipnorm": 1.0, "use_ema": True, "gradient_accumulation_steps": 2},
+        {"weight_decay": 0.3, "global_clipnorm": 0.5, "gradient_accumulation_steps": 3},
+        {"clipvalue": 0.1, "use_ema": True, "ema_momentum": 0.9, "loss_scale_factor": 8.0},
+    ],
+    ids=" ".join,
+)
+def test_resumes_bit_for_bit_with_several_options(options, task, tmp_path):
+    model = perceptron(Gravity(seed=3, **options))
+    fit(model, task, 1)  # 45 batches, so the accumulator of 2 is half full
+    model.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    fit(model, task, 1)
+    fit(resumed, task, 1)
+    assert_same(resumed.weights, model.weights)
+    assert_same(resumed.optimizer.variables, model.optimizer.variables)
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -563,6 +616,29 @@ def test_a_missing_gradient_leaves_its_variable_alone():
     assert np.array_equal(after[0], before[0])
     assert not np.array_equal(after[1], before[1])
     assert_same(variables[:1], [np.ones(3, np.float32)])
+
+
+@pytest.mark.parametrize("shape", [(1,), (), (4,), (3, 1)])
+def test_a_gradient_of_another_shape_is_refused(shape):
+    (variable,) = make_variables([np.ones(3, np.float32)])
+    optimizer = Gravity()
+    optimizer.build([variable])
+    before = to_numpy([variable, *optimizer.variables])
+    message = rf"gradient of w0.* must have its shape \(3,\), got {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=message):
+        optimizer.apply([ops.ones(shape)])
+    assert_same([variable, *optimizer.variables], before)
+
+
+def test_variables_of_another_model_are_refused():
+    optimizer = Gravity()
+    known = run(optimizer)
+    unknown = make_variables(arrays(0))
+    everything = [*known, *unknown, *optimizer.variables]
+    before = to_numpy(everything)
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer.apply([ops.convert_to_tensor(g) for g in arrays(1)], unknown)
+    assert_same(everything, before)
 
 
 def test_shapes_stay():
