@@ -124,6 +124,24 @@ def distributed_steps(strategy, replica_number, compiled):
     return first + v, arrays(50, shapes=SHAPES) + w, replicas
 
 
+def fitted():
+    """Fit a model whose gradients are exact however a batch is divided; return all its numbers."""
+    import keras
+
+    from gravity_tf import Gravity
+
+    model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(4)])
+    model.build()
+    model.set_weights(arrays(60, shapes=[(12, 4), (4,)]))
+    model.compile(
+        Gravity(seed=SEED, weight_decay=0.1, use_ema=True),
+        loss=lambda y, output: keras.ops.mean(output, axis=-1),
+    )
+    (rows,) = arrays(61, shapes=[(64, 12)])
+    model.fit(rows, np.zeros(64), batch_size=8, epochs=2, shuffle=False, verbose=0)
+    return to_numpy([*model.trainable_variables, *model.optimizer.variables])
+
+
 def mirrored():
     """In a process: two logical CPUs, a loop of its own and then model.fit."""
     import keras
@@ -147,12 +165,24 @@ def mirrored():
             [keras.Input((64,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(10)]
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(Gravity(weight_decay=1e-4, clipnorm=1.0), loss, metrics=["accuracy"])
+        model.compile(Gravity(weight_decay=1e-4), loss, metrics=["accuracy"])
     model.fit(task.x_train, task.y_train, batch_size=32, epochs=6, verbose=0)
     every = [*model.trainable_variables, *velocities(model.optimizer)]
     trained = [r.numpy() for x in every for r in strategy.experimental_local_results(x.value)]
     accuracy = model.evaluate(task.x_test, task.y_test, verbose=0)[1]
-    write(v=v, w=w, eager=eager, replica=replicas, trained=trained, accuracy=[np.asarray(accuracy)])
+    one_device = fitted()
+    with strategy.scope():
+        two_devices = fitted()
+    write(
+        v=v,
+        w=w,
+        eager=eager,
+        replica=replicas,
+        trained=trained,
+        accuracy=[np.asarray(accuracy)],
+        one=one_device,
+        two=two_devices,
+    )
 
 
 def test_mirrored_strategy(tmp_path):
@@ -163,6 +193,9 @@ def test_mirrored_strategy(tmp_path):
     assert_replicas_equal(result, "replica")
     assert_replicas_equal(result, "trained")
     assert read(result, "accuracy")[0] > 0.85
+    one, two = read(result, "one"), read(result, "two")
+    assert len(one) > 4
+    assert all(map(np.array_equal, one, two))
 
 
 def workers():
