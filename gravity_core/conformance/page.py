@@ -57,7 +57,7 @@ FACTS = (
     (
         "Keras's own numbers",
         "Keras keeps the learning rate in keras.config.floatx(), which should be float64 for "
-        "float64 variables, and on TensorFlow rounds the weight decay to float32 in any case.",
+        "float64 variables; its own schedules return float32 on TensorFlow in any case.",
     ),
     (
         "Weight decay",

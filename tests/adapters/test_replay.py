@@ -87,7 +87,8 @@ def test_keeps_the_bound_among_subnormals(module, mode, expected):
     check(module, mode, "float32", -45, ["exact", "bounded"], 5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("module", "mode", "expected"), MODES)
-def test_weight_decay_keeps_the_bound(module, mode, expected):
+def test_weight_decay_keeps_the_bound(module, mode, expected, dtype):
     """Frameworks round W − l λ W in other orders, so not even the plain loops are exact."""
-    check(module, mode, "float32", -25, ["exact", "bounded"], 5, decays=True)
+    check(module, mode, dtype, -25, ["exact", "bounded"], 5, decays=True)
