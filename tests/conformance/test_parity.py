@@ -121,7 +121,12 @@ def test_an_interrupted_run_leaves_the_old_report(tmp_path):
     out = tmp_path / "out"
     arguments = ["parity", "--backend", "numpy", "--steps", "20000", "--out", str(out)]
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background of a shell ignores this signal, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not out.exists() and time.monotonic() < deadline:
