@@ -23,18 +23,19 @@ def compiled(items: list[Item], options: Options, others: Callable[..., None]) -
     batches: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     for item in items:
         views = None
-        p, grad, velocity, *_ = item
-        enough = COMPILED if p.is_cpu else GATHERED // 4
-        negated = p.is_neg() or grad.is_neg() or velocity.is_neg()  # which compiled code forgets
-        if p.numel() >= enough and p.dtype == grad.dtype == velocity.dtype and not negated:
-            views = flat(item)
+        p, grad, velocity, t, max_abs = item
+        size = p.numel()
+        if size >= COMPILED and (p.is_cpu or size >= GATHERED // 4):
+            negated = p.is_neg() or grad.is_neg() or velocity.is_neg()  # compiled code forgets it
+            if p.dtype == grad.dtype == velocity.dtype and not negated:
+                views = flat(item)
         if views is None:
             rest.append(item)
         else:
-            alone = item.max_abs is None
             # .data, because graphs are guarded by what a view is a view of.
             p, grad, velocity = (x.data for x in views)
-            batches[p.device, p.dtype, alone].append(Item(p, grad, velocity, item.t, item.max_abs))
+            kind = p.device, p.dtype, max_abs is None
+            batches[kind].append((p, grad, velocity, t, max_abs))
     decays = options.weight_decay is not None
     for kind, alike in batches.items():
         _compile_for_all_shapes(*kind, decays, options.maximize, torch.get_num_threads())
@@ -44,12 +45,12 @@ def compiled(items: list[Item], options: Options, others: Callable[..., None]) -
 
 
 def _update_batch(items: list[Item], options: Options) -> None:
-    first = items[0]
-    padding = _padding(first.p.device, first.p.dtype, first.max_abs is None)
-    ps, grads, velocities, _, maxima = map(list, zip(*items, *padding[len(items) :], strict=True))
+    p, *_, first, max_abs = items[0]
+    padding = _padding(p.device, p.dtype, max_abs is None)[len(items) :]
+    ps, grads, velocities, times, maxima = map(list, zip(*items, *padding, strict=True))
+    times[len(items) :] = [first] * len(padding)
     # What may change goes in as tensors, lest the graph be made anew.
-    times: list[Any] = [item.t for item in items] + [first.t] * (BATCH - len(items))
-    t = torch.stack(times) if isinstance(first.t, Tensor) else _float64(times)
+    t = torch.stack(times) if isinstance(first, Tensor) else _float64(times)
     lr = options.lr if isinstance(options.lr, Tensor) else _float64(options.lr)
     decay = None if options.weight_decay is None else _float64(options.weight_decay)
     changing = Options(lr, _float64(options.beta), decay, options.maximize)
@@ -68,8 +69,18 @@ def _update_all(
     t: Tensor,
     *options: Any,
 ) -> None:
-    for i, (p, grad, velocity) in enumerate(zip(params, grads, velocities, strict=True)):
-        update_item(Item(p, grad, velocity, t[i], maxima[i]), Options(*options))
+    items = zip(params, grads, velocities, t, maxima, strict=True)
+    for p, grad, velocity, t_of_it, max_abs in items:
+        if max_abs is None:
+            max_abs = _max_abs(grad)
+        update_item((p, grad, velocity, t_of_it, max_abs), Options(*options))
+
+
+def _max_abs(grad: Tensor) -> Tensor:
+    # By halves, which meet or share an element: half as many maxima that wait for the one before.
+    n = (grad.numel() + 1) // 2
+    largest = torch.maximum(grad[:n].abs(), grad[-n:].abs()).amax()
+    return largest.to(torch.promote_types(grad.dtype, torch.float32))
 
 
 @functools.cache
@@ -81,11 +92,11 @@ def _compiled_update() -> Callable[..., None]:
 def _zeros(size: int, device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:
     """Return a batch of tensors of zeros, which no update moves."""
     wide = torch.promote_types(dtype, torch.float32)
-    items = []
+    items: list[Item] = []
     for n in range(size, size + BATCH):
         p, grad, velocity = (torch.zeros(n, dtype=dtype, device=device) for _ in range(3))
         max_abs = None if alone else torch.zeros((), dtype=wide, device=device)
-        items.append(Item(p, grad, velocity, 1, max_abs))
+        items.append((p, grad, velocity, 1, max_abs))
     return items
 
 

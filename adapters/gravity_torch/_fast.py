@@ -25,9 +25,8 @@ _LARGEST = 1e30
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def _is_plain(p: Tensor) -> bool:
-    """Return False for fake tensors and other classes, which have no private kernels."""
-    return type(p) is torch.nn.Parameter or type(p) is Tensor or type(p.data) is Tensor
+# Fake tensors and other classes have no private kernels.
+_PLAIN = (torch.nn.Parameter, Tensor)
 
 
 def fast(items: list[Item], options: Options) -> None:
@@ -39,11 +38,12 @@ def fast(items: list[Item], options: Options) -> None:
     for item in items:
         p, grad, velocity, t, max_abs = item
         dtype = p.dtype
-        if not _is_plain(p) or not dtype == grad.dtype == velocity.dtype:
+        mixed = dtype is not grad.dtype or dtype is not velocity.dtype
+        if mixed or (type(p) not in _PLAIN and type(p.data) is not Tensor):
             plain.append(item)
         elif not p.is_cpu:
             elsewhere.append(item)
-        elif dtype not in _FULL or isinstance(t, Tensor):
+        elif dtype not in _FULL or type(t) is not int:
             plain.append(item)
         elif p.numel() >= SMALL:
             large.append(item)
@@ -65,12 +65,10 @@ def fast(items: list[Item], options: Options) -> None:
 
     for item in large:
         views = flat(item)
-        if views is None or not _blocked(views, item, options, scratch(item.p.dtype)):
+        if views is None or not _blocked(views, item, options, scratch(item[0].dtype)):
             for_loop([item], options)
-    for (dtype, shape, t, _), alike in stacks.items():
-        length = max(1, STACK // shape.numel())
-        for i in range(0, len(alike), length):
-            _stacked(alike[i : i + length], t, options, scratch(dtype))
+    for (dtype, *_), alike in stacks.items():
+        _stacked(alike, options, scratch(dtype))
 
 
 def _blocked(views: list[Tensor], item: Item, options: Options, scratch: Tensor) -> bool:
@@ -79,8 +77,9 @@ def _blocked(views: list[Tensor], item: Item, options: Options, scratch: Tensor)
     (1 − β̂) ζ = G / (1/(1 − β̂) + M²/(1 − β̂) · G·G) with M = max|G|: two passes over a block, and a
     third that does V and W together.
     """
-    low, high = torch.aminmax(item.grad) if item.max_abs is None else (-item.max_abs, item.max_abs)
-    old, new = coefficients(item.t, options.beta)
+    _, grad, _, t, max_abs = item
+    low, high = torch.aminmax(grad) if max_abs is None else (-max_abs, max_abs)
+    old, new = coefficients(t, options.beta)
     factor = max(-low.item(), high.item()) ** 2 / new
     if not factor < _LARGEST:  # NaN too
         return False
@@ -93,21 +92,26 @@ def _blocked(views: list[Tensor], item: Item, options: Options, scratch: Tensor)
     return True
 
 
-def _stacked(items: list[Item], t: Any, options: Options, scratch: Tensor) -> None:
-    """Update small tensors of one shape together: the product form, a tensor a row."""
-    ps, grads, velocities, _, maxima = zip(*items, strict=True)
+def _stacked(items: list[Item], options: Options, scratch: Tensor) -> None:
+    """Update small tensors of one shape and t together: the product form, a tensor a row."""
+    first, *_, t, _ = items[0]
     old, new = coefficients(t, options.beta)
-    shape = (len(items), *ps[0].shape)
-    g, s = (x.view(shape) for x in scratch[: 2 * shape[0] * ps[0].numel()].chunk(2))
-    torch.stack(grads, out=g)
-    rows = g.view(len(items), -1)
-    if maxima[0] is None:
-        m = torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True))
-    else:
-        m = torch.stack(maxima).unsqueeze(1)
-    torch.mul(rows, m, out=s.view_as(rows)).square_().add_(1.0)
-    torch.div(g, s, out=s).mul_(new)
-    _move(ps, s.unbind(), velocities, old, options)
+    size = first.numel()
+    length = min(len(items), max(1, STACK // size))
+    g, s = (x.view(length, size) for x in scratch[: 2 * length * size].chunk(2))
+    terms = s.view(length, *first.shape).unbind()
+    for i in range(0, len(items), length):
+        ps, grads, velocities, _, maxima = zip(*items[i : i + length], strict=True)
+        if len(ps) < length:
+            g, s, terms = g[: len(ps)], s[: len(ps)], terms[: len(ps)]
+        torch.stack(grads, out=g.view(len(ps), *first.shape))
+        if maxima[0] is None:
+            m = torch.maximum(g.amax(dim=1, keepdim=True), -g.amin(dim=1, keepdim=True))
+        else:
+            m = torch.stack(maxima).unsqueeze(1)
+        torch.mul(g, m, out=s).square_().add_(1.0)
+        torch.div(g, s, out=s).mul_(new)
+        _move(ps, terms, velocities, old, options)
 
 
 def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options: Options) -> None:

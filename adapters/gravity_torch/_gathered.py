@@ -18,8 +18,8 @@ def gathered(items: list[Item], options: Options) -> None:
     """Update copies of many tensors in one: few kernels, and no look from the host, for GPUs."""
     kinds: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     for item in items:
-        t = None if isinstance(item.t, Tensor) else item.t
-        kinds[item.p.device, item.p.dtype, t, item.max_abs is None].append(item)
+        p, _, _, t, max_abs = item
+        kinds[p.device, p.dtype, None if isinstance(t, Tensor) else t, max_abs is None].append(item)
     for (device, _, t, alone), alike in kinds.items():
         for portion in _portions(alike):
             ps, grads, velocities, times, maxima = zip(*portion, strict=True)
@@ -27,7 +27,7 @@ def gathered(items: list[Item], options: Options) -> None:
             spread = functools.partial(_spread, _lengths(tuple(sizes), device), sum(sizes))
             p, grad, v = (torch.cat([x.reshape(-1) for x in xs]) for xs in (ps, grads, velocities))
             max_abs = spread(torch._foreach_norm(grads, torch.inf) if alone else maxima)
-            update_item(Item(p, grad, v, spread(times) if t is None else t, max_abs), options)
+            update_item((p, grad, v, spread(times) if t is None else t, max_abs), options)
             for tensors, whole in ((ps, p), (velocities, v)):
                 parts = torch.split(whole, sizes)
                 shaped = [y.view(x.shape) for x, y in zip(tensors, parts, strict=True)]
@@ -42,11 +42,12 @@ def _portions(items: list[Item]) -> Iterator[list[Item]]:
     portion: list[Item] = []
     size = 0
     for item in items:
-        if portion and size + item.p.numel() > GATHERED:
+        elements = item[0].numel()
+        if portion and size + elements > GATHERED:
             yield portion
             portion, size = [], 0
         portion.append(item)
-        size += item.p.numel()
+        size += elements
     yield portion
 
 

@@ -241,20 +241,27 @@ def _step_group(
 ) -> None:
     """Count the step, and update on the path that the options and the tensors allow."""
     compiling = torch.compiler.is_compiling()
-    on_device = group["capturable"] or compiling  # the host must not look at the counter
-    first_step, items = group["first_step"], []
-    for p, grad, v, step in zip(params, grads, velocities, steps, strict=True):
+    # With capturable=True the host must not look at the counter.
+    on_device, first_step = group["capturable"] or compiling, group["first_step"]
+    times = [(step.double() if on_device else int(step.item())) + first_step for step in steps]
+    if steps and steps[0].is_cpu and not compiling:
+        # Counted now, while they are in the cache. A tensor, lest the number be made one for
+        # every counter; as torch's own optimizers do.
+        torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
+    elif steps:
+        torch._foreach_add_(steps, 1)
+    items: list[Item] = []
+    for p, grad, v, t in zip(params, grads, velocities, times, strict=True):
         w, max_abs = p, None
         if parts and p in parts:
             w, grad, max_abs = parts[p]
             v = _distributed.local(v)
-        t = (step.double() if on_device else int(step.item())) + first_step
         if w.is_complex():
             # Only of the gradient may a copy be made, where its conjugation is still to be done.
             grad = torch.view_as_real(grad.resolve_conj())
             w, v = torch.view_as_real(w), torch.view_as_real(v)
         if w.numel():
-            items.append(Item(w, grad, v, t, max_abs))
+            items.append((w, grad, v, t, max_abs))
     options = Options(
         lr=_as_scalar(group["lr"]),
         beta=group["beta"],
@@ -267,11 +274,6 @@ def _step_group(
         compiled(items, options, others=path)
     else:
         path(items, options)
-    if steps and steps[0].is_cpu and not compiling:
-        # A tensor, lest the number be made one for every counter; as torch's own optimizers do.
-        torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
-    elif steps:
-        torch._foreach_add_(steps, 1)
 
 
 def _counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:

@@ -305,7 +305,7 @@ def test_the_path_of_gpus_has_the_bits_of_the_plain_loop(counters, dtype, option
             with torch.no_grad():
                 path(
                     [
-                        _loop.Item(p, p.grad, v, t, m)
+                        (p, p.grad, v, t, m)
                         for p, v, t, m in zip(params, velocities, ts, maxima, strict=True)
                     ],
                     options,
