@@ -7,6 +7,9 @@ disturbance of the machine hits all alike. What is reported is the ratio of the 
 baseline's, and behind it the spread: the quartiles of the ratio within a round. Absolute times
 go into the JSON only; they hold for the machine and the moment of the run. The case gpt2 needs
 several gigabytes.
+
+`--also path.py:Gravity` or `module:Gravity` adds a torch optimizer of your own to the torch table:
+the original Gravity code, say, whose licence keeps it out of this repository.
 """
 
 import importlib
@@ -25,6 +28,7 @@ from rich.table import Table
 
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.shapes import CASES
+from gravity_core.conformance.conform.spec import SpecError, load
 
 Step = Callable[[], Any]
 # Each has a module `benchmarks.<name>_step` with contenders(shapes, threads): the steps by name,
@@ -84,14 +88,28 @@ def _versions() -> dict[str, str]:
 @click.option("--case", "cases", type=click.Choice(list(CASES)), multiple=True, help="All.")
 @click.option("--rounds", type=click.IntRange(min=2), default=15, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--also", multiple=True, metavar="SPEC", help="A torch optimizer to time, too.")
 @click.option("--json", "file", type=click.File("w", encoding="utf-8", lazy=False))
-def main(backend: str, cases: tuple[str, ...], rounds: int, threads: int, file: Any) -> None:
+def main(
+    backend: str,
+    cases: tuple[str, ...],
+    rounds: int,
+    threads: int,
+    also: tuple[str, ...],
+    file: Any,
+) -> None:
     """Time one optimizer step against the framework's own, interleaved."""
     chosen = cases or tuple(CASES)
+    if also and backend != "torch":
+        raise click.UsageError(f"--also is for --backend torch, got {backend}")
+    try:
+        others = {spec: load(spec) for spec in also}
+    except SpecError as error:
+        raise click.BadParameter(str(error), param_hint="--also") from error
     module = importlib.import_module(f"benchmarks.{backend}_step")
     results = {}
     for case in chosen:
-        contenders = module.contenders(CASES[case], threads)
+        contenders = module.contenders(CASES[case], threads, **({"also": others} if also else {}))
         results[case] = summarise(measure(contenders, rounds))
         if backend == "torch":
             for name, step in contenders.items():

@@ -1,7 +1,7 @@
 """The steps of gravity_torch.Gravity beside torch's own optimizers."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,13 @@ def parameters(shapes: list[Shape]) -> list[torch.nn.Parameter]:
     return params
 
 
-def contenders(shapes: list[Shape], threads: int) -> dict[str, Callable[[], Any]]:
-    """Return the paths of gravity_torch.Gravity, after torch's fused Adam and fused SGD."""
+def contenders(
+    shapes: list[Shape], threads: int, also: Mapping[str, Callable[..., Any]] | None = None
+) -> dict[str, Callable[[], Any]]:
+    """Return the paths of gravity_torch.Gravity, after torch's fused Adam and fused SGD.
+
+    `also` gives other optimizers by name, which are called with the parameters alone.
+    """
     torch.set_num_threads(threads)
     optimizers: dict[str, Any] = {
         "torch.optim.Adam(fused=True)": lambda p: torch.optim.Adam(p, fused=True),
@@ -35,6 +40,8 @@ def contenders(shapes: list[Shape], threads: int) -> dict[str, Callable[[], Any]
         from pytorch_optimizer import Gravity as Other
 
         optimizers["pytorch_optimizer.Gravity()"] = lambda p: Other(p)
+
+    optimizers |= also or {}
 
     def step(make: Callable[[Any], Any]) -> Callable[[], Any]:
         optimizer = make(parameters(shapes))

@@ -64,6 +64,25 @@ def test_command(backend, ours, rows, tmp_path, monkeypatch):
     assert ours in done.output
 
 
+def test_an_optimizer_of_the_users_own_is_timed_too(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="the table is torch's")
+    monkeypatch.setitem(shapes.CASES, "16M", [(8, 8), (8,)])
+    source = "import torch\nclass Other(torch.optim.SGD): pass\n"
+    (tmp_path / "other.py").write_text(source)
+    spec = f"{tmp_path / 'other.py'}:Other"
+    arguments = ["--case", "16M", "--rounds", "2", "--json", str(tmp_path / "step.json")]
+    run = CliRunner().invoke
+    done = run(step.main, ["--backend", "torch", "--also", spec, *arguments])
+    assert done.exit_code == 0, done.output
+    assert spec in json.loads((tmp_path / "step.json").read_text())["results"]["16M"]
+    done = run(step.main, ["--backend", "torch", "--also", f"{spec}s", *arguments])
+    assert done.exit_code == 2
+    assert "has no Others" in done.output
+    done = run(step.main, ["--backend", "jax", "--also", spec, *arguments])
+    assert done.exit_code == 2
+    assert "--also is for --backend torch, got jax" in done.output
+
+
 @pytest.mark.parametrize("backend", ["tf", "tf_jit"])
 def test_command_of_tensorflow(backend, tmp_path):
     pytest.importorskip("tensorflow", reason="the baseline is Keras's Adam")
