@@ -4,6 +4,8 @@ Guarantee: any implementation that evaluates the update with honest roundings st
 `ErrorBound`; two of them are at most twice the bound apart.
 """
 
+from typing import Any
+
 import numpy as np
 
 from gravity_core import hyperparameters as hp
@@ -11,12 +13,13 @@ from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
 
 
-def absolute_error(g: np.ndarray, info: np.finfo) -> np.ndarray:
+def absolute_error(g: np.ndarray, info: Any) -> np.ndarray:
     """Return what underflow and overflow may take from one update of V, whatever its roundings.
 
     Args:
         g: |G|, float64.
-        info: `numpy.finfo` of the dtype that is computed in.
+        info: `numpy.finfo` of the dtype that is computed in, or what has its max and
+            smallest_normal.
     """
     # |s| > √max / 2: s·s may overflow, and ζ, then 0, is at most |s|^(−3/2).
     with np.errstate(over="ignore"):
@@ -49,7 +52,9 @@ class ErrorBound:
     with it, and the sum. Rounding errors of second order are covered by k + 1.
 
     Args:
-        w: the weights before the first step; their shape and dtype (float32 or float64) count.
+        w: the weights before the first step; their shape and dtype count.
+        info: `numpy.finfo` of the dtype that is computed in, if it is not that of `w`; for
+            bfloat16, of which NumPy has none, any object with its eps, smallest_normal and max.
 
     Example:
         >>> from gravity_core import update
@@ -63,8 +68,8 @@ class ErrorBound:
 
     ROUNDINGS = 11
 
-    def __init__(self, w: np.ndarray) -> None:
-        self._info = np.finfo(w.dtype)
+    def __init__(self, w: np.ndarray, info: Any = None) -> None:
+        self._info = np.finfo(w.dtype) if info is None else info
         self.unit = float(self._info.eps) / 2
         self.v = np.zeros(w.shape)
         """Bound on the error of V after the steps so far, float64, >= 0."""

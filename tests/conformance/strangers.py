@@ -7,6 +7,7 @@ import numpy as np
 
 LIST = ("plus_one", "minus_one", "half", "mean", "whole_model", "square", "weight", "bare_beta")
 LIST += ("std", "twice", "coupled", "negated", "reset", "stops", "difference")
+LIST += ("hidden", "decoy", "redraws")  # torch: right, but not to be set to some V and t
 
 
 class Mathematics:
@@ -52,7 +53,9 @@ class Mathematics:
         return w - lr * (lr * v if self.mistake == "twice" else v)
 
     def std(self, alpha, lr):
-        return alpha if self.mistake == "std" else alpha / lr
+        if self.mistake == "std":
+            return alpha
+        return alpha / lr if lr else 0.0  # from rest
 
 
 def plain(mistake):
@@ -84,7 +87,8 @@ def torch(mistake):
             super().__init__(
                 params, {"lr": lr, "alpha": alpha, "beta": beta, "weight_decay": weight_decay}
             )
-            self.maximize = maximize
+            self.maximize, self.std = maximize, math.std(alpha, lr)
+            self.counts = dict.fromkeys(params, 0)
 
         @torch.no_grad()
         def step(self):
@@ -95,11 +99,12 @@ def torch(mistake):
                     if not p.numel():
                         continue
                     state = self.state[p]
-                    if "v" not in state:
-                        std = math.std(group["alpha"], lr)
-                        state["v"] = torch.randn_like(p) * std
+                    if "v" not in state or (mistake == "redraws" and not state["t"]):
+                        state["v"] = torch.randn_like(p) * self.std
                         state["t"] = 0
-                    state["t"] += 1
+                    self.counts[p] += 1
+                    state["t"] += mistake != "hidden"
+                    t = self.counts[p] if mistake in ("hidden", "decoy") else state["t"]
                     if mistake == "negated" and self.maximize:
                         p.grad.neg_()
                     g = -p.grad if self.maximize and mistake != "negated" else p.grad
@@ -107,7 +112,7 @@ def torch(mistake):
                     scale = math.scale(g)
                     if mistake == "whole_model":
                         scale = max(math.scale(q.grad) for q in every)
-                    old, new = math.coefficients(state["t"], group["beta"])
+                    old, new = math.coefficients(t, group["beta"])
                     state["v"] = old * state["v"] + new * math.zeta(g, scale)
                     p.copy_(math.move(w, state["v"], lr))
 
@@ -182,10 +187,9 @@ def keras(mistake):
 
     class Stranger(keras.optimizers.Optimizer):
         def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, weight_decay=None, **kwargs):
-            coupled = mistake == "coupled"
-            super().__init__(learning_rate, None if coupled else weight_decay, **kwargs)
+            super().__init__(learning_rate, **kwargs)  # which would round λ to float32
             self.std, self.beta = math.std(alpha, float(learning_rate)), beta
-            self.coupled_decay = (weight_decay or 0.0) if coupled else 0.0
+            self.decay = weight_decay or 0.0
 
         def build(self, variables):
             if self.built:
@@ -207,12 +211,11 @@ def keras(mistake):
             v = self.velocities[self._get_variable_index(variable)]
             t = int(self.iterations) + 1
             old, new = math.coefficients(t, self.beta)
-            if self.coupled_decay:
-                gradient = gradient + self.coupled_decay * variable
+            lr = ops.cast(learning_rate, variable.dtype)
+            w, gradient = math.decayed(ops.convert_to_tensor(variable), gradient, lr, self.decay)
             scale = self.whole if mistake == "whole_model" else math.scale(gradient)
             self.assign(v, old * v + new * math.zeta(gradient, scale))
-            lr = ops.cast(learning_rate, variable.dtype)
-            self.assign(variable, math.move(ops.convert_to_tensor(variable), v, lr))
+            self.assign(variable, math.move(w, v, lr))
 
         def load_own_variables(self, store):
             super().load_own_variables(store)

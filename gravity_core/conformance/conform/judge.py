@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from gravity_core.coefficients import beta_hat
-from gravity_core.conformance.conform.drivers import Arrays, Driver
+from gravity_core.conformance.conform.drivers import Driver
 from gravity_core.conformance.conform.mutations import MUTATIONS, REFERENCE, Variant
+from gravity_core.conformance.conform.session import Arrays, Session
+from gravity_core.conformance.vectors.exact import FORMATS
 from gravity_core.error_bound import ErrorBound, absolute_error
 
 # Of a mistaken update no bound is certified. It is allowed this many times the roundings of the
@@ -21,25 +23,44 @@ SLACK = 4
 _FEW = 8  # steps
 
 
+class _Bfloat16:
+    """What `numpy.finfo` tells of other dtypes."""
+
+    eps = float(2 * FORMATS["bfloat16"].unit)
+    smallest_normal = float(FORMATS["bfloat16"].smallest_normal)
+    max = float(FORMATS["bfloat16"].max)
+
+
 @dataclass(frozen=True)
 class Case:
     """What an implementation is fed.
 
     Attributes:
-        weights: W₀ of each tensor, float16, float32 or float64.
+        weights: W of each tensor before the first step, float16, float32 or float64.
         gradients: for every step the gradient of each tensor.
         options: learning_rate, beta, weight_decay, maximize, …, by our names.
+        velocity: V before the first step; None leaves V₀ to the implementation.
+        count: with a velocity, the number of steps made before the first.
         rates: the learning rate of every step, if it is not ``options["learning_rate"]``.
         reload_after: the number of steps after which the state is saved and loaded.
         fast: whether it may be compiled.
+        bfloat16: whether float32 stands for bfloat16.
     """
 
     weights: Arrays
     gradients: Sequence[Arrays]
     options: Mapping[str, Any]
+    velocity: Arrays | None = None
+    count: int = 0
     rates: Sequence[float] | None = None
     reload_after: int | None = None
     fast: bool = False
+    bfloat16: bool = False
+
+    @property
+    def info(self) -> Any:
+        """What `numpy.finfo` tells of the dtype."""
+        return _Bfloat16 if self.bfloat16 else np.finfo(self.weights[0].dtype)
 
     def rate(self, number: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -90,21 +111,28 @@ def perform(driver: Driver, case: Case, *, at_rest: bool) -> Run:
         ValueError: for arrays of another shape or dtype than the weights'.
         whatever the implementation raises.
     """
-    rates = None if case.rates is None else list(case.rates)
-    session = driver.start(case.weights, case.options, rates, case.fast)
+
+    def start(weights: Arrays) -> Session:
+        how = {"schedule": case.rates, "begun": case.count, "fast": case.fast}
+        return driver.start(weights, case.options, bfloat16=case.bfloat16, **how)
+
+    session = start(case.weights)
     kinds = [(w.shape, w.dtype) for w in case.weights]
     v, count, uncertain = session.velocity(), 0, [np.zeros(w.shape) for w in case.weights]
     w = session.weights()
-    if v is None and at_rest:
+    if case.velocity is not None:
+        session.begin(case.velocity, case.count)
+        v, count = case.velocity, case.count
+    elif v is None and at_rest:
         v = [np.zeros_like(x) for x in case.weights]
     elif v is None:
         lr = case.rate(0)
-        session = driver.start([0 * x for x in case.weights], case.options, rates, case.fast)
+        session = start([0 * x for x in case.weights])
         session.step([0 * x for x in case.weights], lr)
         v, w, count = session.velocity(), session.weights(), 1
         if v is None:
             v = [np.asarray(-x / x.dtype.type(lr)) for x in w]
-            uncertain = [3 * np.finfo(x.dtype).eps * np.abs(x).astype(np.float64) for x in v]
+            uncertain = [3 * float(case.info.eps) * np.abs(x).astype(np.float64) for x in v]
     _check_velocity(v, kinds, 0)
     run = Run(count, (v, w), uncertain)
     for number, grads in enumerate(case.gradients):
@@ -181,7 +209,7 @@ def compare(
         what: "V" compares V alone where it is shown.
     """
     result = Verdict()
-    bounds = [ErrorBound(w) for w in case.weights]
+    bounds = [ErrorBound(w, case.info) for w in case.weights]
     for bound, error in zip(bounds, run.uncertain, strict=True):
         bound.v = bound.v + error
     # Roundings of the mistaken update that the bound does not know of, in V and W.
@@ -245,9 +273,14 @@ def _look(
     if result.first is None:
         k = tuple(int(n) for n in np.argwhere(outside)[0])
         result.first = (
-            f"{where}, element {list(k)}: {float(got[k]):.9g}, not {float(expected[k]):.9g} "
-            f"± {float(allowed[k]):.1g}"
+            f"{where}, element {list(k)}: {number(got[k], got.dtype)}, "
+            f"not {number(expected[k], got.dtype)} ± {float(allowed[k]):.1g}"
         )
+
+
+def number(x: Any, dtype: np.dtype) -> str:
+    """Return a number with the digits that a dtype has."""
+    return f"{float(x):.{17 if dtype == np.float64 else 9}g}"
 
 
 def worst(case: Case, run: Run, first_step: int) -> float:
@@ -256,10 +289,10 @@ def worst(case: Case, run: Run, first_step: int) -> float:
     Each update is taken from the implementation's own V and W before it. For W, S is
     |W| + l |V|; where V is not shown, it is that of the simulated update.
     """
-    simulated = simulate(REFERENCE, case, run, first_step)
+    simulated, info = simulate(REFERENCE, case, run, first_step), case.info
     (before_v, before_w), greatest = run.start, 0.0
     for number, (grads, (v, w)) in enumerate(zip(case.gradients, run.states, strict=True)):
-        one = Case([], [grads], case.options, [case.rate(number)])
+        one = Case([], [grads], case.options, rates=[case.rate(number)])
         here = Run(run.count + number, (before_v, before_w), [])
         ((exact_v, exact_w),) = simulate(REFERENCE, one, here, first_step).states
         sizes = Case([], [[np.abs(g) for g in grads]], {**case.options, "maximize": False})
@@ -268,7 +301,6 @@ def worst(case: Case, run: Run, first_step: int) -> float:
         assert exact_v is not None
         assert scales is not None
         for i, grad in enumerate(grads):
-            info = np.finfo(grad.dtype)
             tiny = absolute_error(np.abs(grad.astype(np.float64)), info)
             moved = np.abs(before_w[i].astype(np.float64)) + case.rate(number) * np.abs(exact_v[i])
             pairs = [(w[i], exact_w[i], moved)]
@@ -313,10 +345,10 @@ def diagnose(case: Case, run: Run, first_step: int, *, what: str = "VW") -> str 
             continue
         if compare(case, run, wrong, first_step, slack=SLACK, what=what).inside:
             found.append(variant.words)
-    if not found and all(w.dtype != np.float16 for w in case.weights):
-        # Half types round 2¹³ times as coarsely as float32, in ways too many to list.
-        coarse = max(float(np.finfo(np.float16).eps / np.finfo(w.dtype).eps) for w in case.weights)
+    # Half types round 2¹³ times as coarsely as float32, in ways too many to list.
+    coarse = float(np.finfo(np.float16).eps / case.info.eps)
+    if not found and coarse > 1:
         rounded = compare(case, run, right, first_step, slack=coarse, what=what).inside
-        if rounded and worst(case, run, first_step) > coarse / 64:
+        if rounded and coarse / 64 < worst(case, run, first_step) < np.inf:
             return "something in half precision"
     return " or ".join(found) or None

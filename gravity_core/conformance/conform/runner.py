@@ -24,7 +24,7 @@ _LIVES = 3  # processes; an implementation that ends two of them ends the third 
 
 @dataclass
 class Line:
-    """One check in the report; attributes as of `checks.Finding`."""
+    """One check in the report; attributes as of `subject.Finding`."""
 
     check: str
     title: str

@@ -126,9 +126,11 @@ def parameters(found: Any) -> dict[str, inspect.Parameter]:
     for base in found.__mro__[1:] if isinstance(found, type) else ():
         if not any(p.kind is p.VAR_KEYWORD for p in named.values()) or base is object:
             break
+        if (construct := vars(base).get("__init__")) is None:
+            continue
         named = {n: p for n, p in named.items() if p.kind is not p.VAR_KEYWORD}
-        inherited = inspect.signature(base).parameters
-        named |= {n: p for n, p in inherited.items() if n not in named}
+        inherited = inspect.signature(construct).parameters
+        named |= {n: p for n, p in list(inherited.items())[1:] if n not in named}
     return named
 
 

@@ -21,8 +21,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from gravity_core.conformance.conform import spec as specs
-from gravity_core.conformance.conform.checks import CHECKS, Finding, Subject
+from gravity_core.conformance.conform.checks import CHECKS
 from gravity_core.conformance.conform.drivers import driver
+from gravity_core.conformance.conform.subject import Finding, Subject
 from gravity_core.conformance.guard import ANYTHING, one_line, redirected
 
 
@@ -72,7 +73,7 @@ def _run(job: dict[str, Any], report: TextIO) -> None:
         "ready",
         kind=kind,
         arguments=arguments.names,
-        versions=_versions(found, started.frameworks),
+        versions=_versions(found, started.session.frameworks),
     )
     for name in job["checks"]:
         _tell(report, "start", check=name)

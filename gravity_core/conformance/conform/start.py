@@ -1,0 +1,85 @@
+"""Checks of how an implementation starts: from which t, and from which V₀."""
+
+from typing import Any
+
+import numpy as np
+
+from gravity_core import hyperparameters as hp
+from gravity_core.coefficients import beta_hat
+from gravity_core.conformance.conform.inputs import normal
+from gravity_core.conformance.conform.judge import Case
+from gravity_core.conformance.conform.mutations import MUTATIONS, REFERENCE
+from gravity_core.conformance.conform.session import Arrays
+from gravity_core.conformance.conform.subject import Finding, Subject, found
+from gravity_core.velocity import initial_velocity
+
+
+def convention(subject: Subject) -> Finding:
+    """Does t start from 1 or 0?"""
+    finding = subject.convention[1]
+    if finding.outcome != "pass" or not subject.offers("first_step") or subject.driver.stateless:
+        return finding
+    weights, gradients = normal(4)
+    case = Case(weights, gradients, subject.options() | {"first_step": 0})
+    other = found(case, subject.run(case), 0, "with first_step=0")
+    if other.outcome == "pass":
+        other.note, other.worst = f"{finding.note}; from 0 by first_step=0", finding.worst
+    return other
+
+
+def v0(subject: Subject) -> Finding:
+    """V₀: its standard deviation and distribution, and whether two constructions agree."""
+    if subject.driver.stateless:
+        return Finding("not applicable", "V is the caller's")
+    first, _ = subject.convention
+    options = {k: v for k, v in subject.options().items() if k not in ("alpha", "velocity_std")}
+    options["learning_rate"] = 0.05
+    if subject.offers("alpha"):
+        options["alpha"] = 0.02
+    options |= subject.driver.arguments.fixed
+    alpha, lr = float(options.get("alpha", hp.ALPHA)), float(options["learning_rate"])
+    drawn = [_v0(subject, options, first) for _ in range(2)]
+    std = float(subject.driver.arguments.fixed.get("velocity_std", REFERENCE.std(alpha, lr)))
+    z = drawn[0][0].reshape(-1).astype(np.float64)
+    measured, within = float(np.std(z)), float(np.mean(np.abs(z) <= std))
+
+    def fits(expected: float) -> bool:  # six standard errors of a normal sample
+        return bool(abs(measured - expected) <= 6 * expected / (2 * z.size) ** 0.5)
+
+    agree = all(a.tobytes() == b.tobytes() for a, b in zip(*drawn, strict=True))
+    note = f"std {measured:.4g} for α / l = {std:.4g}; "
+    if agree and measured:
+        ours = all(
+            a.tobytes()
+            == initial_velocity(a.shape, a.dtype, std=std, seed=hp.SEED, index=i).tobytes()
+            for i, a in enumerate(drawn[0])
+        )
+        note += "own seed, two constructions agree" + (", the bits of gravity_core" if ours else "")
+    elif measured:
+        note += "from a global random state, two constructions differ"
+    if not fits(std):
+        words = [m.words for m in MUTATIONS if m.std is not REFERENCE.std]
+        stds = [m.std(alpha, lr) for m in MUTATIONS if m.std is not REFERENCE.std]
+        known = [w for w, s in zip(words, stds, strict=True) if fits(s)]
+        first_words = f"std {measured:.4g}, not {std:.4g}"
+        return Finding("differs", note, None, first_words, " or ".join(known) or None)
+    if abs(float(z.mean())) > 6 * std / z.size**0.5 or abs(within - 0.6827) > 3 / z.size**0.5:
+        words_ = f"{100 * within:.1f} % within one σ, not 68.3; mean {float(z.mean()):.3g}, not 0"
+        return Finding("differs", note, None, words_, "V₀ is not normal")
+    if subject.offers("seed") and not agree:
+        return Finding("differs", note, None, "one seed gives two V₀")
+    return Finding("pass", note)
+
+
+def _v0(subject: Subject, options: dict[str, Any], first: int) -> Arrays:
+    zeros = [np.zeros((100, 120), np.float32), np.zeros(7, np.float32)]
+    session = subject.driver.start(zeros, options)
+    v = session.velocity()
+    if v is not None:
+        return v
+    lr = float(options["learning_rate"])
+    session.step([z.copy() for z in zeros], lr)
+    v = session.velocity()
+    if v is None:
+        v = [-w / np.float32(lr) for w in session.weights()]
+    return [x / np.float32(beta_hat(first, float(options["beta"]))) for x in v]
