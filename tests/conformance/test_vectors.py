@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gravity_core import ErrorBound, coefficients, hyperparameters, update, velocity
+from gravity_core.conformance.conform.mutations import MUTATIONS, REFERENCE
 from gravity_core.conformance.vectors import Expected, exact, files, load_vectors, writing
 from gravity_core.conformance.vectors.answers import decimal, hexadecimal, value
 from gravity_core.conformance.vectors.check import check
@@ -41,134 +42,84 @@ def vectors_of(kind, but=None):
     ]
 
 
-# Each implementation below is correct but for one mistake; "" is the one without.
+# Mistakes that are not in the update: in how V₀ is drawn, and in the dtype that is computed in.
+# The others are `MUTATIONS`; tests/conformance/test_mutations.py holds those to numbers by hand.
+BESIDE = ("std_from_schedule", "velocity_shared", "half_overflow")
 
 
-def weights_of_average(t, beta, mistake, real):
-    if mistake == "coefficient_half":
-        with np.errstate(all="ignore"):
-            t, b, one = np.float16(t), np.float16(beta), np.float16(1)
-            return (b * t + one) / (t + 2), ((one - b) * t + one) / (t + 2)
-    t += {"t_off_by_one-": -1, "t_off_by_one+": 1}.get(mistake, 0)
-    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
-    if mistake == "beta_for_beta_hat":
-        old, new = beta, 1 - beta
-    if mistake == "coefficient_difference":
-        new = real(1) - real(old)
-    if mistake == "one_minus_beta_hat_omitted":
-        new = 1.0
-    return old, new
+def mistakes(test):
+    """Yield each mistake that a vector is flagged with, as arguments of `accepted`."""
+    for flag in test.flags:
+        if NOTES[flag]["kind"] == "mistake":
+            variants = [variant for variant in MUTATIONS if variant.flag == flag]
+            yield from ((variant, "") for variant in variants)
+            if not variants:
+                assert flag in BESIDE
+                yield REFERENCE, flag
 
 
-def max_abs(g, grads, mistake):
-    if not g.size:
-        return g
-    size = np.abs(g)
-    return {
-        "mean_for_max": size.mean(),
-        "signed_max": g.max(),
-        "axis_max": size.max(axis=-1, keepdims=True) if g.ndim else size,
-        "global_max": max(np.abs(x).max(initial=0) for x in grads),
-    }.get(mistake, size.max())
-
-
-def gradient_term(g, grads, mistake):
-    s = g * np.asarray(max_abs(g, grads, mistake), g.dtype)
-    if mistake == "missing_square":
-        return g / (1 + np.abs(s))
-    return g / (1 + s * s + (1e-8 if mistake == "epsilon" else 0))
-
-
-def first_velocity(test, dtype, mistake):
+def first_velocity(test, dtype, variant, beside):
     options = test.hyperparameters
     if options.seed is None:
         return [v.astype(dtype) for v in test.v]
-    rate = test.steps[0].learning_rate if mistake == "std_from_schedule" else options.learning_rate
+    rate = test.steps[0].learning_rate if beside == "std_from_schedule" else options.learning_rate
     std = options.velocity_std
     if std is None:
-        std = options.alpha / rate if rate else 0.0
-    if mistake == "std_alpha":
-        std = options.alpha
+        std = variant.std(options.alpha, rate) if rate else 0.0
     return [
         velocity.initial_velocity(
             w.shape,
             dtype,
             std=std,
             seed=options.seed,
-            index=0 if mistake == "velocity_shared" else i,
+            index=0 if beside == "velocity_shared" else i,
         )
         for i, w in enumerate(test.w)
     ]
 
 
-def accepted(test, dtype, mistake=""):
+def accepted(test, dtype, variant=REFERENCE, beside=""):
     """Make the updates of a test; tell whether all that comes out is within its tolerance."""
-    real = numpy_dtype(dtype)
-    options = test.hyperparameters
+    real, options = numpy_dtype(dtype), test.hyperparameters
     working = np.float64 if dtype == "float64" else np.float32
-    if mistake == "half_overflow":
+    if beside == "half_overflow":
         working = np.float16
-    w, v = [w.astype(real) for w in test.w], first_velocity(test, real, mistake)
-    fresh, start = [x.copy() for x in v], 0
+    w, v = [x.astype(real) for x in test.w], first_velocity(test, real, variant, beside)
+    start, count = v, test.steps[0].t - options.first_step
     right = []
     if options.seed is not None:
         right += [np.array_equal(x.astype(np.float64), y) for x, y in zip(v, test.v, strict=True)]
-    given = [g.astype(real) for g in test.steps[0].g]
-    for n, step in enumerate(test.steps):
-        if step.reload and mistake == "velocity_reset":
-            v = [x.copy() for x in fresh]
-        if step.reload and mistake == "t_reset":
-            start = n
-        buffers = given if test.same_gradients else [g.astype(real) for g in step.g]
-        t, lr = step.t - start, step.learning_rate
-        old, new = (working(c) for c in weights_of_average(t, options.beta, mistake, working))
-        grads = [x.astype(working) for x in buffers]
+    buffers = [g.astype(real) for g in test.steps[0].g]
+    for step in test.steps:
+        if step.reload:
+            v, count = variant.loaded(v, count, start)
+        if not test.same_gradients:
+            buffers = [g.astype(real) for g in step.g]
         with np.errstate(all="ignore"):
-            for i, g in enumerate(grads):
-                v[i], w[i] = one_update(g, grads, v[i], w[i], old, new, lr, options, mistake)
-                if mistake == "gradient_changed":
-                    changed = -g if options.maximize else gradient_term(g, grads, "")
-                    buffers[i] = changed.astype(real)
-        for i in range(len(w)):
-            right += [step.v[i].accepts(v[i]).all(), step.w[i].accepts(w[i]).all()]
+            w, v, _ = variant.step(
+                *([x.astype(working) for x in arrays] for arrays in (w, v, buffers)),
+                count=count,
+                first_step=options.first_step,
+                lr=step.learning_rate,
+                constructed=options.learning_rate,
+                beta=options.beta,
+                weight_decay=options.weight_decay,
+                maximize=options.maximize,
+            )
+            w, v = ([x.astype(real) for x in arrays] for arrays in (w, v))
+            buffers = [variant.left(g) for g in buffers]
+        count += 1
+        right += [e.accepts(x).all() for e, x in zip([*step.v, *step.w], [*v, *w], strict=True)]
     return all(right)
-
-
-def one_update(g, grads, v, w, old, new, lr, options, mistake):
-    stored, working = w.dtype, g.dtype
-    decay, w = options.weight_decay, w.astype(working)
-    if options.maximize and mistake != "maximize_ignored":
-        g = -g
-    if mistake == "nan_filtered":
-        g = np.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
-    if mistake == "weight_decay_coupled":
-        g, decay = g + working.type(decay) * w, 0.0
-    zeta = gradient_term(g, grads, mistake)
-    if mistake == "learning_rate_twice":
-        zeta = working.type(lr) * zeta
-    v = (old * v.astype(working) + new * zeta).astype(stored)
-    move = working.type(lr) * v.astype(working)
-    late = mistake == "weight_decay_after_step"
-    if late:
-        w = w - move
-    if decay:
-        rate = decay if mistake == "weight_decay_without_learning_rate" else lr * decay
-        w = w - working.type(rate) * w
-    return v, (w if late else w - move).astype(stored)
-
-
-VARIANTS = {"t_off_by_one": ["t_off_by_one-", "t_off_by_one+"]}
 
 
 @pytest.mark.parametrize(("dtype", "test"), vectors_of("update"))
 def test_the_reference_passes_and_every_mistake_that_is_flagged_fails(dtype, test):
     assert accepted(test, dtype)
-    mistakes = [flag for flag in test.flags if NOTES[flag]["kind"] == "mistake"]
     passed = [
-        variant
-        for flag in mistakes
-        for variant in VARIANTS.get(flag, [flag])
-        if accepted(test, dtype, variant)
+        (variant.words, beside)
+        for variant, beside in mistakes(test)
+        if accepted(test, dtype, variant, beside)
     ]
     assert passed == []
 
@@ -197,17 +148,17 @@ def test_every_mistake_is_caught_by_some_vector_and_every_note_is_used():
 def test_coefficients_are_sharp(dtype, test):
     real = np.dtype(dtype).type
 
-    def right(mistake=""):
-        old, new = weights_of_average(test.t, test.beta, mistake, real)
-        return bool(test.beta_hat.accepts(real(old)) and test.one_minus_beta_hat.accepts(real(new)))
+    def right(variant=REFERENCE):
+        with np.errstate(all="ignore"):
+            t = np.float64(variant.counter(test.t, 0, 0, 1))
+            old, new = map(real, variant.coefficients(t, np.float64(test.beta)))
+        return bool(test.beta_hat.accepts(old) and test.one_minus_beta_hat.accepts(new))
 
     assert right()
     in_graph = coefficients(np.asarray(test.t, dtype), test.beta)  # four roundings each
     assert test.beta_hat.accepts(in_graph[0])
     assert test.one_minus_beta_hat.accepts(in_graph[1])
-    mistakes = [flag for flag in test.flags if NOTES[flag]["kind"] == "mistake"]
-    variants = [v for flag in mistakes for v in VARIANTS.get(flag, [flag])]
-    assert [v for v in variants if right(v)] == []
+    assert [variant.words for variant, _ in mistakes(test) if right(variant)] == []
 
 
 def v0_by_hand(test, dtype, mistake=""):
@@ -231,8 +182,8 @@ def test_initial_velocities_are_sharp(dtype, test):
         return np.array_equal(v.astype(test.v.dtype), test.v)
 
     assert right(v0_by_hand(test, dtype))
-    mistakes = [flag for flag in test.flags if NOTES[flag]["kind"] == "mistake"]
-    assert [m for m in mistakes if right(v0_by_hand(test, dtype, m))] == []
+    flagged = [flag for flag in test.flags if NOTES[flag]["kind"] == "mistake"]
+    assert [flag for flag in flagged if right(v0_by_hand(test, dtype, flag))] == []
 
 
 @pytest.mark.parametrize(("dtype", "test"), vectors_of("initial_velocity"))

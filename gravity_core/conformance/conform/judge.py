@@ -184,7 +184,7 @@ def simulate(variant: Variant, case: Case, run: Run, first_step: int) -> Run:
     result, count = Run(run.count, (v, w), run.uncertain), run.count
     for number, grads in enumerate(case.gradients):
         if number == case.reload_after:
-            v, count = variant.loaded(v, count)
+            v, count = variant.loaded(v, count, result.start[0])
         given = [g.astype(w[0].dtype) for g in grads]
         lr = case.rate(number)
         w, v, s = variant.step(w, v, given, count=count, first_step=first_step, lr=lr, **options)

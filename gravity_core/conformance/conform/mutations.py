@@ -42,7 +42,7 @@ def gradient(grad: np.ndarray, w: np.ndarray, decay: Any, maximize: bool) -> Any
 
 def weights(w: np.ndarray, v: np.ndarray, lr: Any, decay: Any) -> Any:
     """Return the next W."""
-    return w - lr * decay * w - lr * v
+    return (1 - lr * decay) * w - lr * v  # so that without decay nothing comes of ∞
 
 
 def learning_rate(lr: float, constructed: float) -> float:
@@ -55,8 +55,8 @@ def std(alpha: float, lr: float) -> float:
     return alpha / lr
 
 
-def loaded(v: Arrays, count: int) -> tuple[Arrays, int]:
-    """Return V and the number of steps made, after they were saved and loaded."""
+def loaded(v: Arrays, count: int, start: Arrays) -> tuple[Arrays, int]:
+    """Return V and the number of steps made, after they were saved and loaded; V₀ was `start`."""
     return v, count
 
 
@@ -71,10 +71,12 @@ class Variant:
 
     Attributes:
         words: what a report calls it.
+        flag: what the vectors that catch it are flagged with; some mistakes have none.
         others: the functions of this module, or what replaces them.
     """
 
     words: str
+    flag: str = ""
     counter: Callable[..., Any] = counter
     coefficients: Callable[..., Any] = coefficients
     size: Callable[..., Any] = size
@@ -89,7 +91,7 @@ class Variant:
     @property
     def replaced(self) -> set[str]:
         """The names of the parts that are not those of Algorithm 1."""
-        parts = {part.name: part.default for part in fields(self) if part.name != "words"}
+        parts = {part.name: part.default for part in fields(self) if callable(part.default)}
         return {name for name, right in parts.items() if getattr(self, name) is not right}
 
     def step(
@@ -108,7 +110,7 @@ class Variant:
     ) -> tuple[Arrays, Arrays, Arrays]:
         """Return the next W and V of every tensor, and S, the size of what V was added from.
 
-        All arrays are of one wide dtype.
+        All arrays are of one dtype, a wide one where the step stands for the exact update.
         """
         wide = w[0].dtype.type
         rate, decay = wide(self.learning_rate(lr, constructed)), wide(weight_decay)
@@ -179,41 +181,66 @@ def _per_element(grad: np.ndarray, size: Any) -> Any:
     return grad / (1 + grad * grad * grad * grad)
 
 
-_HALF = "1 − β̂ in half precision"
-_TWICE = "learning rate applied twice"
+def _along_the_last_axis(grad: np.ndarray, grads: Sequence[np.ndarray]) -> Any:
+    return np.max(np.abs(grad), axis=-1, keepdims=True) if grad.ndim and grad.size else abs(grad)
+
+
+_HALF = ("1 − β̂ in half precision", "coefficient_half")
+_TWICE = ("learning rate applied twice", "learning_rate_twice")
+_SQUARE = ("missing square", "missing_square")
+_V_LOST = ("V reset on load", "velocity_reset")
 
 # In the order in which they are tried; those with the same words are ways to make one mistake.
 MUTATIONS = (
-    Variant("β̂ uses t − 1", counter=lambda n, first, i, k: n + first - 1),
-    Variant("β̂ uses t + 1", counter=lambda n, first, i, k: n + first + 1),
+    Variant("β̂ uses t − 1", "t_off_by_one", counter=lambda n, first, i, k: n + first - 1),
+    Variant("β̂ uses t + 1", "t_off_by_one", counter=lambda n, first, i, k: n + first + 1),
     Variant("t counts tensors, not steps", counter=lambda n, first, i, k: n * k + i + first),
     Variant("t stands still", counter=lambda n, first, i, k: first),
     Variant("t is counted in float16 and stops at 2048", counter=_half_counter),
     Variant("t is rounded to float16", coefficients=_t_in_half),
-    Variant(_HALF, coefficients=_half_steps(exact_beta=True, difference=True)),
-    Variant(_HALF, coefficients=_half_steps(exact_beta=True, difference=False)),
-    Variant(_HALF, coefficients=_half_steps(exact_beta=False, difference=True)),
-    Variant(_HALF, coefficients=_half_steps(exact_beta=False, difference=False)),
-    Variant(_HALF, coefficients=_rounded_coefficients),
-    Variant(_HALF, coefficients=_rounded_pair),
-    Variant("1 − β̂ taken as a difference, which loses digits", coefficients=_difference),
-    Variant("β in place of β̂", coefficients=lambda t, beta: (beta, 1 - beta)),
-    Variant("(1 − β̂) omitted", coefficients=lambda t, b: (coefficients(t, b)[0], 1)),
+    Variant(*_HALF, coefficients=_half_steps(exact_beta=True, difference=True)),
+    Variant(*_HALF, coefficients=_half_steps(exact_beta=True, difference=False)),
+    Variant(*_HALF, coefficients=_half_steps(exact_beta=False, difference=True)),
+    Variant(*_HALF, coefficients=_half_steps(exact_beta=False, difference=False)),
+    Variant(*_HALF, coefficients=_rounded_coefficients),
+    Variant(_HALF[0], coefficients=_rounded_pair),
+    Variant(
+        "1 − β̂ taken as a difference, which loses digits",
+        "coefficient_difference",
+        coefficients=_difference,
+    ),
+    Variant("β in place of β̂", "beta_for_beta_hat", coefficients=lambda t, beta: (beta, 1 - beta)),
+    Variant(
+        "(1 − β̂) omitted",
+        "one_minus_beta_hat_omitted",
+        coefficients=lambda t, b: (coefficients(t, b)[0], type(t)(1)),
+    ),
     Variant("β̂ and 1 − β̂ exchanged", coefficients=lambda t, b: coefficients(t, b)[::-1]),
-    Variant("mean in place of max", size=lambda g, gs: np.mean(np.abs(g)) if g.size else 0),
-    Variant("max|G| is the max of G", size=lambda g, gs: np.max(g) if g.size else 0),
+    Variant(
+        "mean in place of max",
+        "mean_for_max",
+        size=lambda g, gs: np.mean(np.abs(g)) if g.size else 0,
+    ),
+    Variant("max|G| is the max of G", "signed_max", size=lambda g, gs: np.max(g) if g.size else 0),
+    Variant("max|G| along the last axis only", "axis_max", size=_along_the_last_axis),
     Variant("norm in place of max", size=lambda g, gs: np.sqrt(np.sum(g * g))),
     Variant(
         "m from the whole model, not per tensor",
+        "global_max",
         size=lambda g, gs: max(np.max(np.abs(x), initial=0) for x in gs),
     ),
     Variant("m per element, not per tensor", term=_per_element),
     Variant("m is max|G|, not 1 / max|G|", term=lambda g, s: g / (1 + (g / s) ** 2) if s else g),
-    Variant("missing square", term=lambda g, s: g / (1 + g * s)),
-    Variant("missing square", term=lambda g, s: g / (1 + np.abs(g * s))),
+    Variant(*_SQUARE, term=lambda g, s: g / (1 + g * s)),
+    Variant(*_SQUARE, term=lambda g, s: g / (1 + np.abs(g * s))),
+    Variant(
+        "1e-8 is added to the denominator",
+        "epsilon",
+        term=lambda g, s: g / (1e-8 + 1 + (g * s) ** 2),
+    ),
     Variant("ζ is the bare gradient", term=lambda g, s: g),
-    Variant(_TWICE, weights=lambda w, v, lr, decay: w - lr * decay * w - lr * lr * v),
-    Variant(_TWICE, weights=lambda w, v, lr, decay: w - lr * lr * decay * w - lr * lr * v),
+    Variant(*_TWICE, weights=lambda w, v, lr, decay: w - lr * decay * w - lr * lr * v),
+    Variant(*_TWICE, weights=lambda w, v, lr, decay: w - lr * lr * decay * w - lr * lr * v),
     Variant("W moves by +l V", weights=lambda w, v, lr, decay: w - lr * decay * w + lr * v),
     Variant(
         "the learning rate of the constructor is used throughout",
@@ -221,30 +248,44 @@ MUTATIONS = (
     ),
     Variant(
         "weight decay coupled",
+        "weight_decay_coupled",
         gradient=lambda g, w, decay, maximize: (-g if maximize else g) + decay * w,
         weights=lambda w, v, lr, decay: w - lr * v,
     ),
     Variant(
         "weight decay is not scaled by the learning rate",
+        "weight_decay_without_learning_rate",
         weights=lambda w, v, lr, decay: w - decay * w - lr * v,
     ),
+    Variant(
+        "weight decay after the step, not beside it",
+        "weight_decay_after_step",
+        weights=lambda w, v, lr, decay: (w - lr * v) * (1 - lr * decay),
+    ),
     Variant("weight decay ignored", weights=lambda w, v, lr, decay: w - lr * v),
-    Variant("maximize ignored", gradient=lambda g, w, decay, maximize: g),
+    Variant("maximize ignored", "maximize_ignored", gradient=lambda g, w, decay, maximize: g),
     Variant(
         "V is negated, not the gradient, where it maximizes",
         gradient=lambda g, w, decay, maximize: g,
         weights=lambda w, v, lr, decay: w - lr * decay * w + lr * v,
     ),
-    Variant("V reset on load", loaded=lambda v, n: ([0 * x for x in v], n)),
-    Variant("t reset on load", loaded=lambda v, n: (v, 0)),
-    Variant("V and t reset on load", loaded=lambda v, n: ([0 * x for x in v], 0)),
-    Variant("V₀ std is α, not α / lr", std=lambda alpha, lr: alpha),
+    Variant(
+        "what is not finite is replaced by 0",
+        "nan_filtered",
+        gradient=lambda g, w, decay, maximize: np.where(np.isfinite(g), -g if maximize else g, 0),
+    ),
+    Variant(*_V_LOST, loaded=lambda v, n, start: ([0 * x for x in v], n)),
+    Variant(*_V_LOST, loaded=lambda v, n, start: (start, n)),
+    Variant("t reset on load", "t_reset", loaded=lambda v, n, start: (v, 0)),
+    Variant("V and t reset on load", loaded=lambda v, n, start: ([0 * x for x in v], 0)),
+    Variant("V and t reset on load", loaded=lambda v, n, start: (start, 0)),
+    Variant("V₀ std is α, not α / lr", "std_alpha", std=lambda alpha, lr: alpha),
     Variant("V₀ std is α · lr, not α / lr", std=lambda alpha, lr: alpha * lr),
     Variant("V₀ variance, not std, is α / lr", std=lambda alpha, lr: (alpha / lr) ** 0.5),
     Variant("V₀ std is 1", std=lambda alpha, lr: 1.0),
     Variant("V₀ is zero", std=lambda alpha, lr: 0.0),
-    Variant("gradient negated in place", left=lambda g: -g),
-    Variant("gradient set to zero", left=lambda g: 0 * g),
-    Variant("gradient replaced by ζ", left=lambda g: term(g, size(g, [g]))),
-    Variant("gradient replaced by |G|", left=np.abs),
+    Variant("gradient negated in place", "gradient_changed", left=lambda g: -g),
+    Variant("gradient set to zero", "gradient_changed", left=lambda g: 0 * g),
+    Variant("gradient replaced by ζ", "gradient_changed", left=lambda g: term(g, size(g, [g]))),
+    Variant("gradient replaced by |G|", "gradient_changed", left=np.abs),
 )
