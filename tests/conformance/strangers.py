@@ -137,12 +137,8 @@ def optax(mistake):
 
         def init(params):
             leaves, structure = jax.tree.flatten(params)
-            keys = jax.random.split(jax.random.key(seed), len(leaves))
-            std = math.std(alpha, nominal)
-            v = [
-                std * jax.random.normal(k, w.shape, w.dtype)
-                for k, w in zip(keys, leaves, strict=True)
-            ]
+            rng, std = np.random.default_rng(seed), math.std(alpha, nominal)
+            v = [jnp.asarray(std * rng.standard_normal(w.shape), w.dtype) for w in leaves]
             return {"t": jnp.zeros([], jnp.int32), "velocity": jax.tree.unflatten(structure, v)}
 
         def update(updates, state, params):
