@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gravity_core.conformance.finite import finite
 from gravity_core.conformance.parity import Report
 
 FILES = ("parity.json", "parity.md", "parity.png")
@@ -124,7 +125,7 @@ def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 
 def write(report: Report, directory: Path) -> list[Path]:
     """Write parity.json, parity.md and parity.png into `directory`; return their paths."""
-    text = json.dumps(_finite(report.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(report.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
     writers: tuple[Callable[[Path], Any], ...] = (
         lambda path: path.write_text(text + "\n", encoding="utf-8"),
         lambda path: path.write_text(markdown(report), encoding="utf-8"),
@@ -158,15 +159,6 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no number for by its name."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draw(report: Report, path: Path) -> None:

@@ -180,11 +180,12 @@ def test_what_it_prints_is_left_out(odd):
 
 
 def test_a_check_that_could_not_run_does_not_count_as_passed():
-    lines = [Line("update", "one update", "pass"), Line("float64", "float64", "error")]
+    lines = [Line(outcome, check="update", title="one update") for outcome in ("pass", "error")]
     assert Report("a:b", "plain", lines=lines).status == 1
     assert Report("a:b", "plain", lines=lines[:1]).status == 0
     assert Report("a:b", "plain", lines=lines[1:]).status == 2
-    assert Report("a:b", "plain", lines=[Line("v0", "V₀", "not applicable")]).status == 2
+    none = Line("not applicable", check="v0", title="V₀")
+    assert Report("a:b", "plain", lines=[none]).status == 2
     assert Report("a:b", "plain").status == 2
 
 

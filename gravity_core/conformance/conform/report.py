@@ -5,12 +5,12 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import gravity_core
 from gravity_core.conformance.conform.checks import CHECKS
 from gravity_core.conformance.conform.mutations import MUTATIONS
 from gravity_core.conformance.conform.runner import Line, Report
+from gravity_core.conformance.finite import finite
 
 HEADER = ("check", "result", "worst u·S", "what was found")
 LEGEND = (
@@ -89,15 +89,7 @@ def markdown(report: Report) -> str:
 
 def as_json(report: Report) -> str:
     """Return the report as JSON; what it has no number for comes as its name."""
-    return json.dumps(_finite(report.to_json()), indent=1, ensure_ascii=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(report.to_json()), indent=1, ensure_ascii=False) + "\n"
 
 
 _PAGE = """<!DOCTYPE html>

@@ -17,23 +17,18 @@ from typing import Any
 import gravity_core
 from gravity_core.conformance.conform.checks import CHECKS
 from gravity_core.conformance.conform.spec import Kind
+from gravity_core.conformance.conform.subject import Finding
 
 TIMEOUT = 60.0
 _LIVES = 3  # processes; an implementation that ends two of them ends the third as well
 
 
-@dataclass
-class Line:
-    """One check in the report; attributes as of `subject.Finding`."""
+@dataclass(kw_only=True)
+class Line(Finding):
+    """One check in the report: its name, its title, what was found and how long it took."""
 
     check: str
     title: str
-    outcome: str
-    note: str = ""
-    worst: float | None = None
-    first: str | None = None
-    diagnosis: str | None = None
-    plot: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -113,7 +108,7 @@ def conform(
             return report
     for name in left:
         why = f"not run: the implementation ended its process {_LIVES} times"
-        report.lines.append(Line(name, CHECKS[name].title, "error", why))
+        report.lines.append(Line("error", why, check=name, title=CHECKS[name].title))
     return report
 
 
@@ -155,7 +150,7 @@ def _live(
         report.cannot = f"before the first check: {why}"
         return left
     left.remove(under_way)
-    report.lines.append(Line(under_way, CHECKS[under_way].title, "error", why))
+    report.lines.append(Line("error", why, check=under_way, title=CHECKS[under_way].title))
     return left
 
 
