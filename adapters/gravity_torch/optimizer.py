@@ -286,7 +286,10 @@ def _counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def _as_scalar(lr: float | Tensor) -> float | Tensor:
-    return lr.reshape(()) if isinstance(lr, Tensor) else lr
+    if not isinstance(lr, Tensor):
+        return lr
+    # In float64, as a number is, so that l λ is rounded once; MPS has none.
+    return lr.reshape(()) if lr.is_mps else lr.reshape(()).double()
 
 
 def _checked(group: dict[str, Any]) -> dict[str, Any]:

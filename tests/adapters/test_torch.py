@@ -13,6 +13,7 @@ import gravity_core  # noqa: E402
 from gravity_core.conformance.digits import digits_task  # noqa: E402
 from gravity_torch import Gravity, _fast, _gathered, _loop, backend  # noqa: E402
 from tests.adapters.arguments import BAD_LR  # noqa: E402
+from tests.adapters.torch_reference import to_numpy  # noqa: E402
 
 
 def parameters(*shapes, dtype=torch.float32):
@@ -26,20 +27,7 @@ def give_gradients(params, number, scale=1.0):
         p.grad = torch.tensor(scale * rng.normal(size=tuple(p.shape))).to(p.dtype)
 
 
-def to_numpy(x):
-    if x.dtype == torch.bfloat16:
-        ml_dtypes = pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 from ml_dtypes")
-        return x.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
-    return x.detach().numpy().copy()
-
-
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# A compilation takes seconds, so for the compiled path two dtypes stand for the four.
-PATHS = [
-    (path, dtype)
-    for path in ({}, {"foreach": True}, {"capturable": True}, {"fused": True})
-    for dtype in (DTYPES if "fused" not in path else [torch.float32, torch.bfloat16])
-] + [({"capturable": True, "fused": True}, torch.float32)]
 
 
 def needs_a_compiler(path):
@@ -91,51 +79,6 @@ def test_the_plain_loop_has_the_bits_of_the_numpy_optimizer(decay, dtype):
         optimizer.step()
     for p, w in zip(params, reference, strict=True):
         assert to_numpy(p).tobytes() == w.tobytes()
-
-
-@pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1, "lr": 3.0}])
-@pytest.mark.parametrize(("path", "dtype"), PATHS, ids=str)
-def test_paths_agree(path, dtype, options):
-    """Every path against the plain loop, over all kinds of tensors in one call."""
-    needs_a_compiler(path)
-    shapes = (
-        (3, 4),
-        (),
-        (0,),
-        (7,),
-        (7,),
-        (7,),
-        (300, 500),
-        (_fast.SMALL + 1,),
-        (_fast.BLOCK + 1,),
-    )
-    start = parameters(*shapes, dtype=dtype)
-    start.append(torch.nn.Parameter(start[6].detach().t().contiguous().t()))  # other strides
-    start.append(torch.nn.Parameter(torch.zeros(2, 3, 4, 5, dtype=dtype)))
-    start[-1].data = start[-1].data.to(memory_format=torch.channels_last)
-    runs = []
-    for kind in (path, {"foreach": False}):
-        params = [torch.nn.Parameter(p.detach().clone()) for p in start]
-        optimizer = Gravity(params, **options, **kind)
-        for number in range(5):
-            give_gradients(params, number, scale=10.0 ** (number - 2))
-            params[3].grad = None if number == 0 else params[3].grad  # a late gradient
-            params[4].grad = torch.ones(()).expand(7).to(dtype)
-            params[-2].grad = params[-2].grad.t().contiguous().t()
-            grads = [None if p.grad is None else p.grad.clone() for p in params]
-            optimizer.step()
-            for p, g in zip(params, grads, strict=True):
-                assert g is None or torch.equal(p.grad, g)
-        runs.append((params, [optimizer.state[p]["velocity"] for p in params]))
-    for got, expected in zip(*(ps + vs for ps, vs in runs), strict=True):
-        if not got.numel():
-            continue
-        # Five updates of at most ROUNDINGS each, and as many in the other path, of values
-        # that do not exceed the largest |V| + |W| seen; half types are rounded to after each.
-        units = 2 * 5 * (gravity_core.ErrorBound.ROUNDINGS + 4)
-        scale = max(1.0, *(float(x.detach().abs().max()) for x in (got, expected)))
-        bound = units * torch.finfo(dtype).eps / 2 * 2 * scale
-        assert (got.double() - expected.double()).abs().max() <= bound
 
 
 def test_complex_parameters_are_pairs_of_reals():
@@ -258,30 +201,6 @@ def test_huge_and_non_finite_gradients(path, size, largest):
     else:
         assert np.array_equal(got, expected, equal_nan=True)
         assert np.isnan(got[5])
-
-
-def test_the_fast_path_without_torchs_private_kernel(monkeypatch):
-    runs = []
-    for kernel in (_fast._fused_sgd, None):
-        monkeypatch.setattr(_fast, "_fused_sgd", kernel)
-        params = parameters((_fast.SMALL + 1,), (7,), (7,))
-        run(Gravity(params, weight_decay=0.1, maximize=True), params, range(3))
-        runs.append(values(params))
-    for a, b in zip(*runs, strict=True):
-        # three updates, of fewer roundings than the bound counts, of values below 8
-        assert (a - b).abs().max() <= 2 * 3 * gravity_core.ErrorBound.ROUNDINGS * 2.0**-24 * 8
-
-
-def test_many_small_tensors_are_stacked_in_portions():
-    number = _fast.STACK // 5000 + 3
-    runs = []
-    for path in ({}, {"foreach": False}):
-        params = parameters(*[(5000,)] * number, *[(50, 100)] * 2, (5000,))
-        run(Gravity(params, **path), params, range(2))
-        runs.append(values(params))
-    for a, b in zip(*runs, strict=True):
-        # two updates, of fewer roundings than the bound counts, of values below 8
-        assert (a - b).abs().max() <= 2 * 2 * gravity_core.ErrorBound.ROUNDINGS * 2.0**-24 * 8
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,208 @@
+"""Every path of gravity_torch.Gravity against the NumPy reference, element by element."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
+
+import gravity_torch  # noqa: E402
+from gravity_torch import _compiled, _fast, _gathered, backend  # noqa: E402
+from tests.adapters.torch_reference import Reference, to_numpy  # noqa: E402
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+# The options of each path, and what is put in place of a module's own.
+GPU = [(gravity_torch.optimizer, "fast", _gathered.gathered)]
+PATHS: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "loop": ({"foreach": False}, []),
+    "default": ({}, []),
+    "default without torch's private kernel": ({}, [(_fast, "_fused_sgd", None)]),
+    "capturable": ({"capturable": True}, []),
+    "fused": ({"fused": True}, []),
+    "fused and capturable": ({"fused": True, "capturable": True}, []),
+    "of GPUs": ({}, GPU),
+    "of GPUs, capturable": ({"capturable": True}, GPU),
+}
+# In place of thousands of elements, so that small tensors meet every branch; in the true order.
+THRESHOLDS = [
+    (_fast, "SMALL", 24),
+    (_fast, "STACK", 40),
+    (_fast, "BLOCK", 100),
+    (_gathered, "GATHERED", 100),
+    (_compiled, "COMPILED", 30),
+]
+SHAPES = [(), (0,), (2, 0), (1,), (3,), (7,), (3, 4), (23,), (5, 6), (2, 3, 4, 5), (100,), (333,)]
+LAYOUTS = ["contiguous", "transposed", "strided", "expanded"]
+
+
+class Kind(NamedTuple):
+    """Parameters that are alike: how many, and how they and their gradients lie in memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    number: int = 1
+    layout: str = "contiguous"
+    grad_layout: str = "contiguous"
+
+
+class Group(NamedTuple):
+    kinds: list[Kind]
+    options: dict[str, Any] = {}  # noqa: RUF012
+    lr_dtype: torch.dtype | None = None  # of a tensor
+
+
+class Step(NamedTuple):
+    exponent: int  # of the gradients' size
+    lrs: tuple[float, float, float]  # of the groups
+    missing: int = 0  # every so many parameters have no gradient; 0: all have one
+
+
+def laid_out(values, layout):
+    """Return the values (of an expanded tensor the first one) in a layout of memory."""
+    if layout == "transposed":
+        return values.mT.contiguous().mT if values.ndim > 1 else values
+    if layout == "strided":
+        return torch.stack([values, values], dim=-1)[..., 0]
+    if layout == "expanded" and values.numel():
+        return values.flatten()[0].expand(values.shape)
+    return values
+
+
+def values(rng, shape, dtype, scale=1.0):
+    real, imaginary = (torch.tensor(scale * rng.normal(size=shape)) for _ in range(2))
+    return (torch.complex(real, imaginary) if dtype.is_complex else real).to(dtype)
+
+
+def check(path, groups, steps, seed=0):
+    """Step a list of parameters on a path, and each parameter beside it in the reference."""
+    rng = np.random.default_rng(seed)
+    arguments, patches = PATHS[path]
+    members, param_groups = [], []
+    for number, (kinds, options, lr_dtype) in enumerate(groups):
+        lr = steps[0].lrs[number]
+        own = [
+            (torch.nn.Parameter(laid_out(values(rng, k.shape, k.dtype), k.layout)), k)
+            for k in kinds
+            for _ in range(k.number)
+        ]
+        std = 0.01 / lr if lr else 0.02  # which 0 would leave at rest, and warn
+        given = {"lr": lr if lr_dtype is None else torch.tensor(lr, dtype=lr_dtype)}
+        given["velocity_std"] = None if lr else std
+        param_groups.append({"params": [p for p, _ in own], **given, **options})
+        for p, kind in own:
+            reference = Reference(p, std, seed=7, index=len(members), **options)
+            members.append((p, kind, number, reference))
+    with pytest.MonkeyPatch.context() as patch:
+        for where in patches:
+            patch.setattr(*where)
+        optimizer = gravity_torch.Gravity(param_groups, seed=7, **arguments)
+        for exponent, lrs, missing in steps:
+            rates = []
+            for group, lr in zip(optimizer.param_groups, lrs, strict=False):
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
+                rates.append(float(group["lr"]))
+            grads = {}
+            for i, (p, kind, group, reference) in enumerate(members):
+                p.grad = None
+                if missing and i % missing == 0:
+                    continue
+                grad = laid_out(
+                    values(rng, kind.shape, kind.dtype, 10.0**exponent), kind.grad_layout
+                )
+                p.grad, grads[p] = grad, to_numpy(grad)
+                reference.step(grads[p], rates[group])
+            optimizer.step()
+            for p, _, _, reference in members:
+                if p in grads:  # gradients are never written to
+                    assert to_numpy(p.grad).tobytes() == grads[p].tobytes()
+                if reference.steps:
+                    reference.check(p, optimizer.state[p], exact=path == "loop")
+                else:
+                    assert p not in optimizer.state
+
+
+def needs_a_compiler(path):
+    reason = backend.modes()["fused"].unavailable
+    if "fused" in path and reason:
+        pytest.skip(reason)
+
+
+kinds = st.builds(
+    Kind,
+    st.sampled_from(SHAPES),
+    st.sampled_from(DTYPES),
+    st.integers(1, 5),
+    st.sampled_from(LAYOUTS[:-1]),
+    st.sampled_from(LAYOUTS),
+)
+group_options = st.fixed_dictionaries(
+    {},
+    optional={
+        "beta": st.sampled_from([0.0, 0.5, 1.0]),
+        "weight_decay": st.sampled_from([0.01, 0.3]),
+        "maximize": st.booleans(),
+        "first_step": st.sampled_from([0, 1]),
+    },
+)
+lr_dtypes = st.sampled_from([None, torch.float32, torch.float64])
+lists = st.lists(
+    st.builds(Group, st.lists(kinds, min_size=1, max_size=4), group_options, lr_dtypes),
+    min_size=1,
+    max_size=3,
+)
+rates = st.sampled_from([0.0, 0.001, 0.1, 2.0])
+sequences = st.lists(
+    st.builds(Step, st.integers(-3, 2), st.tuples(rates, rates, rates), st.integers(0, 3)),
+    min_size=1,
+    max_size=4,
+)
+
+# All at once: every kind in every dtype, of tensors enough for several portions.
+EVERYTHING = [
+    Group([Kind(s, d, 2, k, g) for s in SHAPES for d in DTYPES], options, lr_dtype)
+    for options, k, g, lr_dtype in (
+        ({}, "contiguous", "contiguous", None),
+        (
+            {"weight_decay": 0.1, "maximize": True, "beta": 0.5},
+            "transposed",
+            "transposed",
+            torch.float32,
+        ),
+        ({"weight_decay": 0.1, "first_step": 0}, "strided", "expanded", torch.float64),
+    )
+]
+STEPS = [Step(0, (0.1, 0.3, 0.1), 2), Step(-2, (0.0, 0.2, 0.1)), Step(1, (0.1, 2.0, 0.1), 3)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@example(EVERYTHING, STEPS, 0)
+@given(lists, sequences, st.integers(0, 2**32))
+def test_every_path_stays_inside_the_bound(path, groups, steps, seed):
+    needs_a_compiler(path)
+    with pytest.MonkeyPatch.context() as patch:
+        for threshold in THRESHOLDS:
+            patch.setattr(*threshold)
+        check(path, groups, steps, seed)
+
+
+@pytest.mark.parametrize("path", ["loop", "default", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_tensors_as_large_as_each_path_asks_for(path, dtype):
+    """Without thresholds put down, where kernels are vectorised and run in several threads."""
+    needs_a_compiler(path)
+    kinds = [
+        Kind((3, 4), dtype, 3),
+        Kind((5000,), dtype, _fast.STACK // 5000 + 3),
+        Kind((300, 500), dtype, 1, "transposed", "transposed"),
+        Kind((_fast.SMALL + 1,), dtype, 2),
+        Kind((_fast.BLOCK + 1,), dtype, 1),
+        Kind((_compiled.COMPILED + 3,), dtype, _compiled.BATCH + 1),
+    ]
+    options = {"weight_decay": 0.1, "maximize": True}
+    check(path, [Group(kinds), Group(kinds[::2], options)], STEPS)

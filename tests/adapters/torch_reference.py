@@ -1,0 +1,91 @@
+"""One parameter of gravity_torch in the pure functions of NumPy, with its certified bound."""
+
+import numpy as np
+import pytest
+import torch
+
+import gravity_core
+
+
+def to_numpy(x):
+    """Return a copy of a tensor, complex numbers as pairs of reals."""
+    x = x.detach().resolve_conj()
+    x = torch.view_as_real(x) if x.is_complex() else x
+    if x.dtype == torch.bfloat16:
+        ml_dtypes = pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 from ml_dtypes")
+        return x.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
+    return x.numpy().copy()
+
+
+class ErrorBound(gravity_core.ErrorBound):
+    """The running bound; for the half types that of float32, with one rounding of V and of W.
+
+    A rounding to nearest is off by at most u |result| or half the smallest subnormal number,
+    and the result of any implementation is at most twice the bound away from the reference's.
+    """
+
+    def __init__(self, w):
+        self.stored = torch.finfo(getattr(torch, w.dtype.name)) if w.itemsize == 2 else None
+        super().__init__(w.astype(np.float32) if self.stored else w)
+
+    def step(self, grad, v, v_next, w, w_next, *, learning_rate, **options):
+        super().step(grad, v, v_next, w, w_next, learning_rate=learning_rate, **options)
+        if self.stored:
+            before, self.v = self.v, self._rounded(self.v, v_next)
+            # W moves by l times the V that has been rounded, with at most five roundings.
+            moved = learning_rate * (self.v - before) * (1 + 2 * self._gamma(5))
+            self.w = self._rounded(self.w + moved, w_next)
+
+    def _rounded(self, error, result):
+        """Return e for which e = error + u (|result| + 2 e) + half a subnormal number."""
+        u = self.stored.eps / 2
+        subnormal = self.stored.smallest_normal * self.stored.eps
+        return (error + u * np.abs(result.astype(np.float64)) + subnormal / 2) / (1 - 2 * u)
+
+
+class Reference:
+    """One parameter, stepped by `gravity_core.update` beside what it is the reference of.
+
+    Args:
+        p: the parameter before its first step.
+        std: σ.
+        seed: as given to the optimizer.
+        index: the parameter's position among all.
+        options: beta, weight_decay, maximize, first_step.
+    """
+
+    def __init__(self, p, std, seed, index, **options):
+        self.w = to_numpy(p)
+        shape = (*p.shape, 2) if p.is_complex() else p.shape
+        self.v = gravity_core.initial_velocity(shape, self.w.dtype, std=std, seed=seed, index=index)
+        self.steps, self.first_step = 0, options.pop("first_step", 1)
+        self.maximize = options.pop("maximize", False)
+        self.options = {"beta": 0.9, "weight_decay": 0.0} | options
+        self.bound = ErrorBound(self.w)
+
+    def step(self, grad, lr):
+        """Step with a gradient, as `to_numpy` gives it."""
+        g, t = -grad if self.maximize else grad, self.steps + self.first_step
+        v = np.asarray(gravity_core.update(g, self.v, t, beta=self.options["beta"]))
+        wide = self.w.astype(np.promote_types(self.w.dtype, np.float32))
+        decay = lr * self.options["weight_decay"]
+        shrunk = wide - decay * wide if decay else wide
+        w = np.asarray(shrunk - lr * v.astype(wide.dtype), self.w.dtype)
+        self.bound.step(g, self.v, v, self.w, w, t=t, learning_rate=lr, **self.options)
+        self.w, self.v, self.steps = w, v, self.steps + 1
+
+    def check(self, p, state, *, exact=False):
+        """Assert that V and W are element by element within twice the bound, or the same bits."""
+        assert state["step"] == self.steps
+        for name, got, expected, limit in (
+            ("V", state["velocity"], self.v, self.bound.v),
+            ("W", p, self.w, self.bound.w),
+        ):
+            got = to_numpy(got).astype(np.float64)
+            assert got.shape == expected.shape
+            distance = np.abs(got - expected.astype(np.float64))
+            outside = ~(distance <= (0 * limit if exact else 2 * limit))
+            assert not outside.any(), (
+                f"{name} of {tuple(p.shape)} {p.dtype} after {self.steps} steps is off by up to "
+                f"{(distance[outside] / limit[outside]).max():.3g} times the bound"
+            )
