@@ -1,6 +1,7 @@
 """The compiled path: the core through `torch.compile`, one graph for all shapes."""
 
 import functools
+import types
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,8 @@ def compiled(items: list[Item], options: Options, others: Callable[..., None]) -
 
 def _update_batch(items: list[Item], options: Options) -> None:
     p, *_, first, max_abs = items[0]
-    padding = _padding(p.device, p.dtype, max_abs is None)[len(items) :]
+    kind = p.device, p.dtype, max_abs is None
+    padding = _padding(*kind)[len(items) :]
     ps, grads, velocities, times, maxima = map(list, zip(*items, *padding, strict=True))
     times[len(items) :] = [first] * len(padding)
     # What may change goes in as tensors, lest the graph be made anew.
@@ -54,7 +56,7 @@ def _update_batch(items: list[Item], options: Options) -> None:
     lr = options.lr if isinstance(options.lr, Tensor) else _float64(options.lr)
     decay = None if options.weight_decay is None else _float64(options.weight_decay)
     changing = Options(lr, _float64(options.beta), decay, options.maximize)
-    _compiled_update()(ps, grads, velocities, maxima, t, *changing)
+    _compiled_update(*kind, decay is not None, options.maximize)(ps, grads, velocities, maxima, t, *changing)
 
 
 def _float64(numbers: Any) -> Tensor:
@@ -84,9 +86,12 @@ def _max_abs(grad: Tensor) -> Tensor:
 
 
 @functools.cache
-def _compiled_update() -> Callable[..., None]:
+def _compiled_update(*kind: Any) -> Callable[..., None]:
+    # Of a code object torch keeps eight graphs, and then compiles no more: one for each kind.
+    code = _update_all.__code__.replace()
+    function = types.FunctionType(code, _update_all.__globals__)
     # Without emulated casts V would be rounded to half precision in memory, but not for W.
-    return torch.compile(_update_all, dynamic=True, options={"emulate_precision_casts": True})
+    return torch.compile(function, dynamic=True, options={"emulate_precision_casts": True})
 
 
 def _zeros(size: int, device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:

@@ -1,5 +1,7 @@
 """Every path of gravity_torch.Gravity against the NumPy reference, element by element."""
 
+import contextlib
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +35,7 @@ THRESHOLDS = [
     (_fast, "BLOCK", 100),
     (_gathered, "GATHERED", 100),
     (_compiled, "COMPILED", 30),
+    (_compiled, "BATCH", 2),
 ]
 SHAPES = [(), (0,), (2, 0), (1,), (3,), (7,), (3, 4), (23,), (5, 6), (2, 3, 4, 5), (100,), (333,)]
 LAYOUTS = ["contiguous", "transposed", "strided", "expanded"]
@@ -127,6 +130,19 @@ def check(path, groups, steps, seed=0):
                     assert p not in optimizer.state
 
 
+@contextlib.contextmanager
+def cleared_graphs():
+    """Let what is compiled inside, with other numbers or another compiler, stay inside."""
+    caches = [f for f in vars(_compiled).values() if hasattr(f, "cache_clear")]
+    try:
+        for cache in caches:
+            cache.cache_clear()
+        yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
 def needs_a_compiler(path):
     reason = backend.modes()["fused"].unavailable
     if "fused" in path and reason:
@@ -177,18 +193,28 @@ EVERYTHING = [
         ({"weight_decay": 0.1, "first_step": 0}, "strided", "expanded", torch.float64),
     )
 ]
-STEPS = [Step(0, (0.1, 0.3, 0.1), 2), Step(-2, (0.0, 0.2, 0.1)), Step(1, (0.1, 2.0, 0.1), 3)]
+STEPS = [Step(0, (0.1, 0.3, 0.1), 7), Step(-2, (0.0, 0.2, 0.1)), Step(1, (0.1, 2.0, 0.1), 3)]
 
 
-@pytest.mark.parametrize("path", PATHS)
-@example(EVERYTHING, STEPS, 0)
-@given(lists, sequences, st.integers(0, 2**32))
-def test_every_path_stays_inside_the_bound(path, groups, steps, seed):
-    needs_a_compiler(path)
-    with pytest.MonkeyPatch.context() as patch:
+@pytest.fixture
+def low_thresholds(monkeypatch):
+    with cleared_graphs():
         for threshold in THRESHOLDS:
-            patch.setattr(*threshold)
+            monkeypatch.setattr(*threshold)
+        yield
+
+
+@pytest.mark.usefixtures("low_thresholds")
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_stays_inside_the_bound(path):
+    needs_a_compiler(path)
+
+    @example(EVERYTHING, STEPS, 0)
+    @given(lists, sequences, st.integers(0, 2**32))
+    def stays_inside(groups, steps, seed):
         check(path, groups, steps, seed)
+
+    stays_inside()
 
 
 @pytest.mark.parametrize("path", ["loop", "default", "fused"])
@@ -206,3 +232,26 @@ def test_tensors_as_large_as_each_path_asks_for(path, dtype):
     ]
     options = {"weight_decay": 0.1, "maximize": True}
     check(path, [Group(kinds), Group(kinds[::2], options)], STEPS)
+
+
+def test_every_kind_of_tensors_has_a_graph_of_its_own(monkeypatch):
+    """torch compiles eight for a function, and then runs it as it is, for the rest of the process.
+
+    Counted with a compiler that leaves the operations as they are.
+    """
+    from torch._dynamo.testing import CompileCounter
+
+    counter, compile_with = CompileCounter(), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **_: compile_with(f, backend=counter, dynamic=True)
+    )
+    monkeypatch.setattr(_compiled, "BATCH", 1)  # quicker
+    counts = []
+    with cleared_graphs():
+        for _ in range(2):
+            for dtype, decay, maximize in itertools.product(DTYPES[:3], [0.0, 0.1], [False, True]):
+                kinds = [Kind((size,), dtype) for size in (5000, 6000)]
+                group = Group(kinds, {"weight_decay": decay, "maximize": maximize})
+                check("fused", [group], STEPS[:2])
+            counts.append(counter.frame_count)
+    assert counts == [12, 12]
