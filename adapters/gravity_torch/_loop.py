@@ -30,7 +30,7 @@ class Options(NamedTuple):
 def update_item(item: Item, options: Options) -> None:
     """Update one tensor with the core's functions: what every other path is tested against."""
     p, grad, velocity, t, max_abs = item
-    # Wide, because compilers before torch 2.9 cannot negate half types with emulated casts.
+    # Wide, because torch 2.7 cannot compile a negation of half types with emulated casts.
     grad = -grad.to(torch.promote_types(grad.dtype, torch.float32)) if options.maximize else grad
     v = update(grad, velocity, t, beta=options.beta, max_abs=max_abs, xp=xp)
     velocity.copy_(v)

@@ -50,10 +50,10 @@ def model_and_data():
         return model, torch.randn(4, 8, 5)
 
 
-def train(model, optimizer, batches):
+def train(model, optimizer, batches, scale=1.0):
     for x in batches:
         optimizer.zero_grad()
-        (model(x) - 1).square().mean().backward()
+        (scale * (model(x) - 1).square().mean()).backward()
         optimizer.step()
 
 
@@ -88,6 +88,16 @@ def test_replicas_stay_equal_whatever_their_random_numbers(crew):
 # FSDP2
 
 
+def gradient_scale(world):
+    """Return 1, or `world` where gloo gives sums for the means that FSDP2 asks for.
+
+    So it does in older versions of torch (github.com/pytorch/pytorch/issues/162338).
+    """
+    mean = torch.zeros(1)
+    torch.distributed.reduce_scatter_tensor(mean, torch.ones(world), torch.distributed.ReduceOp.AVG)
+    return mean.item()
+
+
 def fsdp(rank, world, options):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -110,7 +120,7 @@ def fsdp(rank, world, options):
         replay.gradients.append(whole(p.grad for p in params))
         velocities = whole(optimizer.state[p]["velocity"] for p in params)
         steps.append(Step(velocities, whole(params)))
-    train(single, Gravity(single.parameters(), **options), batches)
+    train(single, Gravity(single.parameters(), **options), batches, gradient_scale(world))
     return replay, steps, weights(single), [tuple(p.to_local().shape) for p in params]
 
 
@@ -291,31 +301,34 @@ def odd_gradients(rank, world):
     from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (world,))
-
-    def parameter(values, placement=None):
-        return nn.Parameter(distribute_tensor(values, mesh, [placement or Shard(0)]))
-
-    # One part is NaN, and the other hears of it through the maximum.
-    poisoned = parameter(torch.ones(4))
-    poisoned.grad = distribute_tensor(torch.tensor([1.0, 2.0, 3.0, float("nan")]), mesh, [Shard(0)])
-    # A gradient that is still to be summed over the processes.
-    partial = parameter(torch.ones(4))
-    partial.grad = DTensor.from_local(torch.arange(4.0) / world, mesh, [Partial()])
     complex_values = torch.complex(torch.arange(6.0), torch.ones(6)).view(3, 2)
-    parts = [parameter(complex_values, Shard(1)), parameter(torch.ones(4).bfloat16())]
-    for p in parts:
-        p.grad = distribute_tensor(p.full_tensor().detach() / 8, mesh, p.placements)
-    params = [poisoned, partial, *parts]
-    wholes = [nn.Parameter(p.full_tensor().detach()) for p in params]
+    half_values = torch.ones(4).bfloat16()
+    cases = [  # values, gradients, placements
+        # One part is NaN, and the other hears of it through the maximum.
+        (torch.ones(4), torch.tensor([1.0, 2.0, 3.0, float("nan")]), [Shard(0)]),
+        (torch.ones(4), torch.arange(4.0), [Shard(0)]),
+        (complex_values, complex_values / 8, [Shard(1)]),
+        (half_values, half_values / 8, [Shard(0)]),
+    ]
+    params = [nn.Parameter(distribute_tensor(w, mesh, split)) for w, _, split in cases]
+    for p, (_, grad, split) in zip(params, cases, strict=True):
+        p.grad = distribute_tensor(grad, mesh, split)
+    # A gradient that is still to be summed over the processes.
+    params[1].grad = DTensor.from_local(cases[1][1] / world, mesh, [Partial()])
+    wholes = [nn.Parameter(w.clone()) for w, *_ in cases]
+    for q, (_, grad, _) in zip(wholes, cases, strict=True):
+        q.grad = grad
     optimizer, alone = (Gravity(ps, foreach=False) for ps in (params, wholes))
-    for p, q in zip(params, wholes, strict=True):
-        q.grad = p.grad.full_tensor()
     optimizer.step()
     alone.step()
+
+    def part(q, split):  # not gathered, which gloo cannot for all dtypes in older versions
+        return distribute_tensor(q.detach(), mesh, split).to_local()
+
     return [
-        torch.allclose(p.full_tensor(), q, rtol=0, atol=0, equal_nan=True)
-        for p, q in zip(params, wholes, strict=True)
-    ], optimizer.state[poisoned]["velocity"].to_local().isnan().all().item()
+        torch.allclose(p.to_local(), part(q, split), rtol=0, atol=0, equal_nan=True)
+        for p, q, (*_, split) in zip(params, wholes, cases, strict=True)
+    ], optimizer.state[params[0]]["velocity"].to_local().isnan().all().item()
 
 
 def test_nan_partial_complex_and_half_gradients_of_split_tensors(crew):
@@ -378,6 +391,7 @@ def checkpoint(rank, world, folder, way):
         return model, Gravity(model.parameters(), lr=0.3, foreach=False), batches
 
     model, optimizer, batches = sharded()
+    scale = gradient_scale(world)  # which all processes find together
     train(model, optimizer, batches[:2])
     options = StateDictOptions(full_state_dict=way == "full", cpu_offload=way == "full")
     states = copy.deepcopy(get_state_dict(model, optimizer, options=options))
@@ -387,7 +401,7 @@ def checkpoint(rank, world, folder, way):
         again = Gravity(resumed.parameters(), foreach=False)
         if rank == 0:
             set_state_dict(resumed, again, model_state_dict=states[0], optim_state_dict=states[1])
-            train(resumed, again, batches[2:])
+            train(resumed, again, batches[2:], scale)
             single = weights(resumed)
         else:
             single = None

@@ -38,6 +38,12 @@ from tests.adapters.test_torch import (  # noqa: E402
     values,
 )
 
+# Of older versions of torch (2.8, say), inside themselves.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning"),
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
+]
+
 SHAPES = ((3, 4), (4,), (4,), ())
 LR = 0.1  # of the optimizers, when they are constructed
 PATHS = pytest.mark.parametrize("path", [{}, {"foreach": False}], ids=["default", "plain"])
