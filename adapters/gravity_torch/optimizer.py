@@ -224,10 +224,9 @@ class Gravity(torch.optim.Optimizer):
         return number
 
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
+        velocity = initial_velocity(p, group["velocity_std"], group["seed"], index)
         state: dict[str, Any] = self.state[p]
-        if not state:
-            velocity = initial_velocity(p, group["velocity_std"], group["seed"], index)
-            state.update(step=_counter(0.0, p, group), velocity=velocity)
+        state.update(step=_counter(0.0, p, group), velocity=velocity)
         return state
 
 
