@@ -56,7 +56,8 @@ def _update_batch(items: list[Item], options: Options) -> None:
     lr = options.lr if isinstance(options.lr, Tensor) else _float64(options.lr)
     decay = None if options.weight_decay is None else _float64(options.weight_decay)
     changing = Options(lr, _float64(options.beta), decay, options.maximize)
-    _compiled_update(*kind, decay is not None, options.maximize)(ps, grads, velocities, maxima, t, *changing)
+    update = _compiled_update(*kind, decay is not None, options.maximize)
+    update(ps, grads, velocities, maxima, t, *changing)
 
 
 def _float64(numbers: Any) -> Tensor:
