@@ -93,9 +93,13 @@ def _blocked(views: list[Tensor], item: Item, options: Options, scratch: Tensor)
 
 
 def _stacked(items: list[Item], options: Options, scratch: Tensor) -> None:
-    """Update small tensors of one shape and t together: the product form, a tensor a row."""
+    """Update small tensors of one shape and t together, a tensor a row.
+
+    (1 − β̂) ζ = G / (1/(1 − β̂) + s·s/(1 − β̂)) with s = G M: no M² that could overflow.
+    """
     first, *_, t, _ = items[0]
     old, new = coefficients(t, options.beta)
+    constant = torch.tensor(1 / new, dtype=scratch.dtype, device=scratch.device)
     size = first.numel()
     length = min(len(items), max(1, STACK // size))
     g, s = (x.view(length, size) for x in scratch[: 2 * length * size].chunk(2))
@@ -109,8 +113,9 @@ def _stacked(items: list[Item], options: Options, scratch: Tensor) -> None:
             m = torch.maximum(g.amax(dim=1, keepdim=True), -g.amin(dim=1, keepdim=True))
         else:
             m = torch.stack(maxima).unsqueeze(1)
-        torch.mul(g, m, out=s).square_().add_(1.0)
-        torch.div(g, s, out=s).mul_(new)
+        torch.mul(g, m, out=s)
+        torch.addcmul(constant, s, s, value=1 / new, out=s)
+        torch.div(g, s, out=s)
         _move(ps, terms, velocities, old, options)
 
 

@@ -242,7 +242,10 @@ def _step_group(
     compiling = torch.compiler.is_compiling()
     # With capturable=True the host must not look at the counter.
     on_device, first_step = group["capturable"] or compiling, group["first_step"]
-    times = [(step.double() if on_device else int(step.item())) + first_step for step in steps]
+    if on_device:
+        times: list[Any] = [step.double() + first_step for step in steps]
+    else:
+        times = [int(step.item()) + first_step for step in steps]
     if steps and steps[0].is_cpu and not compiling:
         # Counted now, while they are in the cache. A tensor, lest the number be made one for
         # every counter; as torch's own optimizers do.
