@@ -19,7 +19,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
-from gravity_core.update import gradient_term, max_abs_grad
+from gravity_core.update import gradient_term
+from gravity_jax.reduction import largest_magnitude
 from gravity_jax.velocity import initial_velocity, working_dtype
 
 
@@ -348,8 +349,7 @@ def _max_abs(grad: jax.Array, v: jax.Array, stacked: int) -> Any:
     """Return max|G|, or that of each layer; None for an empty gradient."""
     if not grad.size:
         return None
-    axes = tuple(range(stacked, grad.ndim)) if stacked else None
-    largest = [max_abs_grad(part, axes=axes, xp=jnp) for part in _parts(grad)]
+    largest = [largest_magnitude(part, stacked) for part in _parts(grad)]
     return functools.reduce(jnp.maximum, largest).astype(working_dtype(grad.dtype, v.dtype))
 
 

@@ -13,7 +13,7 @@ optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 import jax.numpy as jnp  # noqa: E402
 
 import gravity_core  # noqa: E402
-from gravity_core import ErrorBound, initial_velocity  # noqa: E402
+from gravity_core import ErrorBound, coefficients, initial_velocity  # noqa: E402
 from gravity_core.conformance.digits import digits_task  # noqa: E402
 from gravity_core.conformance.grading import grade  # noqa: E402
 from gravity_core.conformance.protocol import Replay  # noqa: E402
@@ -286,6 +286,47 @@ def test_complex_gradients_share_one_maximum():
     pairs = np.asarray([[1, 2], [0, -3]], np.float32)
     expected = gravity_core.update(pairs, np.zeros_like(pairs), 1)
     assert np.array_equal(np.stack([updates[0].real, updates[0].imag], axis=-1), expected)
+
+
+# max|G| in one pass (arrays of one or two axes) and in two
+
+
+@pytest.mark.parametrize("at", [0, 500, 1999])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(2000,), (40, 50), (20, 10, 10)])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_one_number_that_is_not_finite_reaches_all(transform, shape, value, at):
+    g = np.random.default_rng(1).normal(size=2000).astype(np.float32)
+    g[at] = value
+    transform_ = scale_by_gravity(velocity_std=0.0)
+    g = jnp.asarray(g.reshape(shape))
+    updates, _ = transform(transform_.update)(g, transform_.init(g))
+    expected = gravity_core.update(np.asarray(g), np.zeros(shape, np.float32), 1)
+    assert np.array_equal(np.isnan(updates), np.isnan(expected))
+    assert not np.any(updates, where=~np.isnan(updates))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_derivatives_by_the_gradient(dtype):
+    """As a learned optimizer or an unrolled training takes them."""
+    g = jnp.asarray([0.5, -2.0, 1.0, 0.25, -0.75, 1.5], dtype)
+    transform = scale_by_gravity(velocity_std=0.0, velocity_dtype=jnp.float32)
+
+    def velocity(g):
+        return transform.update(g, transform.init(g))[1].velocity
+
+    for shape in ((6,), (2, 3), (1, 2, 3)):
+        by_g = jax.jit(jax.jacrev(velocity))(g.reshape(shape)).reshape(6, 6)
+        x, m = np.asarray(g, np.float64), 2.0  # max|G| is −g₁
+        s = (m * x) ** 2
+        zeta_by_m = -2 * m * x**3 / (1 + s) ** 2
+        zeta_by_g = np.diag((1 - s) / (1 + s) ** 2)
+        zeta_by_g[:, 1] -= zeta_by_m
+        expected = coefficients(1, 0.9)[1] * zeta_by_g
+        # The derivative in G's dtype is a sum of at most three terms below 1, of at most ten
+        # roundings each, and is itself rounded to that dtype, as each term may be.
+        u = 2.0**-24 if dtype == jnp.float32 else 2.0**-8
+        assert np.abs(np.asarray(by_g, np.float64) - expected).max() <= (3 * 10 * 2.0**-24 + 6 * u)
 
 
 # stacked
