@@ -168,6 +168,17 @@ def test_empty_leaves_on_a_mesh(types, transform):
     assert velocity[0].dtype == jnp.bfloat16
 
 
+@AXIS_TYPES
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_tree_of_empty_leaves_on_a_mesh(types, transform):
+    params = put([np.ones((0, 8), np.float32)], [P(None, "y")], mesh_of(types))
+    optimizer = gravity()
+    state = transform(optimizer.init)(params)
+    assert state[0].velocity[0].shape == (0, 8)
+    (w,), _ = jax.jit(stepper(optimizer))(params, state, params)
+    assert w.shape == (0, 8)
+
+
 def test_maxima_of_many_tensors_are_combined():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     params = put([np.ones((16, 8), np.float32)] * 40, [P("x")] * 40, mesh)
