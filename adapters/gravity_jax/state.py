@@ -11,9 +11,6 @@ from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_jax.transform import ScaleByGravityState
 
-# States of optax that count the steps of a learning rate schedule.
-_COUNTED = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
-
 
 def export_state(opt_state: Any, **hyperparameters: Any) -> State:
     """Return a copy of the state of `gravity` or `scale_by_gravity`, however it is wrapped.
@@ -22,7 +19,7 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
         opt_state: an optax state that holds one `ScaleByGravityState`.
         **hyperparameters: the arguments that `gravity` was called with, which an optax state
             does not know; those of JAX only (``mask``, ``velocity_dtype``) are left out. A
-            schedule as ``learning_rate`` is evaluated at the state's count. With a rate that
+            schedule is evaluated at the state's count. With a learning rate that
             has been changed since (`optax.inject_hyperparams`), give ``velocity_std`` too.
 
     Raises:
@@ -39,13 +36,13 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
     """
     own = _own_state(opt_state)
     count = int(own.count)
-    schedule = hyperparameters.get("learning_rate")
-    if callable(schedule):
-        hyperparameters["learning_rate"] = hp.as_float(schedule(count))
-        if hyperparameters.get("velocity_std") is None:
-            hyperparameters["velocity_std"] = hp.velocity_std(
-                schedule(0), hyperparameters.get("alpha", hp.ALPHA)
-            )
+    rate = hyperparameters.get("learning_rate")
+    if callable(rate) and hyperparameters.get("velocity_std") is None:
+        alpha = hyperparameters.get("alpha", hp.ALPHA)
+        hyperparameters["velocity_std"] = hp.velocity_std(rate(0), alpha)
+    for name in ("learning_rate", "weight_decay"):
+        if callable(hyperparameters.get(name)):
+            hyperparameters[name] = hp.as_float(hyperparameters[name](count))
     velocities = [np.asarray(v) for v in jax.tree.leaves(own.velocity)]
     return State(count, velocities, hyperparameters)
 
@@ -82,7 +79,7 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
     def replaced(node: Any) -> Any:
         if isinstance(node, ScaleByGravityState):
             return own
-        if isinstance(node, _COUNTED):
+        if _counts_a_schedule(node):
             node = node._replace(count=count)
         children, one_level = jax.tree.flatten(node, is_leaf=lambda x: x is not node)
         if len(children) == 1 and children[0] is node:  # an array
@@ -102,6 +99,13 @@ def _own_state(opt_state: Any) -> ScaleByGravityState:
         raise ValueError(f"opt_state must hold one ScaleByGravityState, got {len(found)}")
     own: ScaleByGravityState = found[0]
     return own
+
+
+def _counts_a_schedule(node: Any) -> bool:
+    # optax has no public name for the state of a weight decay by schedule, which is its count.
+    return isinstance(node, optax.InjectStatefulHyperparamsState) or (
+        getattr(node, "_fields", None) == optax.ScaleByScheduleState._fields
+    )
 
 
 def _like(old: jax.Array, v: np.ndarray) -> jax.Array:

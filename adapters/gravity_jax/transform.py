@@ -142,7 +142,7 @@ def gravity(
     alpha: ArrayLike = hp.ALPHA,
     beta: ArrayLike = hp.BETA,
     *,
-    weight_decay: ArrayLike = hp.WEIGHT_DECAY,
+    weight_decay: optax.ScalarOrSchedule = hp.WEIGHT_DECAY,
     mask: Any = None,
     velocity_std: ArrayLike | None = None,
     seed: ArrayLike = hp.SEED,
@@ -161,7 +161,7 @@ def gravity(
             alpha / l with l at step 0, whatever it becomes later.
         alpha: α, finite and >= 0.
         beta: β in [0, 1].
-        weight_decay: λ, finite and >= 0; decoupled.
+        weight_decay: λ, finite and >= 0, or an optax schedule; decoupled.
         mask: as in `optax.add_decayed_weights`: which parameters decay.
         velocity_std: standard deviation of V₀, overriding alpha / l.
         seed: an integer in [0, 2**64). V₀ depends on it and on each leaf's position, so
@@ -198,12 +198,12 @@ def gravity(
         >>> bool(loss(w) < 1e-4)
         True
     """
-    nominal = learning_rate
-    if callable(learning_rate):
-        with jax.ensure_compile_time_eval():  # its value is known inside jit, too
-            nominal = learning_rate(jnp.zeros([], jnp.int32))
+    nominal = _at_start(learning_rate)
     _validate(
-        learning_rate=nominal, alpha=alpha, weight_decay=weight_decay, velocity_std=velocity_std
+        learning_rate=nominal,
+        alpha=alpha,
+        weight_decay=_at_start(weight_decay),
+        velocity_std=velocity_std,
     )
     precondition = functools.partial(
         scale_by_gravity,
@@ -229,6 +229,14 @@ def gravity(
     if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
         transforms.append(optax.add_decayed_weights(weight_decay, mask))
     return optax.chain(*transforms, optax.scale_by_learning_rate(learning_rate))
+
+
+def _at_start(value: Any) -> Any:
+    """Return a schedule's value at step 0, which is then known inside jit, too."""
+    if not callable(value):
+        return value
+    with jax.ensure_compile_time_eval():
+        return value(jnp.zeros([], jnp.int32))
 
 
 def _is_traced(value: Any) -> bool:

@@ -283,7 +283,8 @@ def test_jax_goes_on_in_its_schedule(jax):
     from gravity_jax import export_state, gravity, import_state
 
     schedule = optax.linear_schedule(0.4, 0.0, 10)
-    optimizer, w = gravity(schedule, weight_decay=0.1), jax.numpy.ones(3)
+    decay = optax.linear_schedule(0.5, 0.0, 10)
+    optimizer, w = gravity(schedule, weight_decay=decay), jax.numpy.ones(3)
     state = optimizer.init(w)
 
     def steps(n, w, state):
@@ -293,7 +294,8 @@ def test_jax_goes_on_in_its_schedule(jax):
         return w, state
 
     middle, state = steps(4, w, state)
-    exported = export_state(state, learning_rate=schedule, weight_decay=0.1)
+    exported = export_state(state, learning_rate=schedule, weight_decay=decay)
+    assert exported.hyperparameters["weight_decay"] == pytest.approx(0.3)
     assert exported.hyperparameters["learning_rate"] == pytest.approx(0.24)
     assert exported.hyperparameters["velocity_std"] == 0.01 / 0.4
     moved = import_state(optimizer.init(w), exported)

@@ -175,6 +175,19 @@ def test_weight_decay_is_decoupled_and_masked():
     assert not updates["b"].any()
 
 
+def test_weight_decay_by_a_schedule():
+    w = jnp.full(4, 2.0)
+    decay = optax.linear_schedule(0.5, 0.0, 2)
+    optimizer = gravity(0.1, weight_decay=decay, velocity_std=0.0)
+    state = optimizer.init(w)
+    for rate in (0.5, 0.25, 0.0):
+        updates, state = jax.jit(optimizer.update)(jnp.zeros(4), state, w)
+        # λ, l and two products, each rounded once
+        assert np.allclose(updates, -0.1 * rate * 2.0, rtol=4 * 2.0**-24, atol=0)
+    with pytest.raises(ValueError, match=r"weight_decay must be a finite number >= 0, got .*-1"):
+        gravity(weight_decay=optax.constant_schedule(-1))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.complex64])
 def test_dtypes_are_kept(dtype):
     params = {"w": jnp.ones(5, dtype)}
