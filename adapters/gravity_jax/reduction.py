@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from gravity_core.update import max_abs_grad
-from gravity_jax.velocity import working_dtype
 
 Pair = tuple[Any, Any]
 
@@ -23,9 +22,14 @@ def largest_magnitude(grad: jax.Array, stacked: int) -> Any:
         grad: G, real and not empty.
         stacked: how many leading axes count layers.
     """
-    # XLA on CPU makes two kernels or more of each maximum of a vector, and one of this pair. Over
-    # more than two axes the pair's loop is slow, and on a mesh the pair is gathered, not reduced.
-    in_one = grad.ndim - stacked in (1, 2) and jax.typeof(grad).sharding.mesh.empty
+    # XLA on CPU makes two kernels or more of each maximum of a vector, and one of this pair. But
+    # its loop is slow over half numbers and over more than two axes, and on a mesh the pair is
+    # gathered, not reduced.
+    in_one = (
+        grad.ndim - stacked in (1, 2)
+        and jnp.finfo(grad.dtype).bits >= 32
+        and jax.typeof(grad).sharding.mesh.empty
+    )
     return (_in_one_pass if in_one else _in_two_passes)(grad, stacked)
 
 
@@ -39,7 +43,7 @@ def _in_one_pass(grad: jax.Array, stacked: int) -> jax.Array:
     axes = tuple(range(stacked, grad.ndim))
     zero = grad.dtype.type(0)
     high, low = jax.lax.reduce((grad, grad), (zero, zero), _high_and_low, axes)
-    largest = abs(jax.lax.max(high, -low)).astype(working_dtype(grad.dtype))
+    largest = abs(jax.lax.max(high, -low))
     return jnp.expand_dims(largest, axes) if stacked else largest
 
 

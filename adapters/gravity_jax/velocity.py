@@ -35,7 +35,9 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
     if max(jnp.shape(param), default=0) > 2**32:
         raise ValueError(f"an axis must have at most 2**32 elements, got shape {jnp.shape(param)}")
     if not jnp.size(param):
-        return jnp.array(param, dtype)  # not zeros_like: jit knows a mesh by arrays that are used
+        if isinstance(param, jax.core.Tracer):
+            return param.astype(dtype)  # jit finds a mesh of explicit axes by what is used only
+        return jnp.zeros_like(param, dtype=dtype)
     # NumPy arrays: what jit is given by every process of a cluster alike.
     return _scaled_normal(param, _key(seed, index), normal_quantiles(), std, dtype=dtype)
 
