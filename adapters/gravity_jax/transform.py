@@ -61,12 +61,8 @@ def scale_by_gravity(
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
         velocity_dtype: floating dtype of V; None takes that of each parameter, which complex
             ones keep.
-        stacked: None, or, for arrays that hold a stack of layers, how many of their leading axes
-            count layers, each of which has a max|G| of its own: an integer, a pytree of integers
-            that is a prefix of the parameters, or a callable that returns one for the updates. No
-            axis of layers may be split over `axis_name`, which would mix layers.
-        axis_name: the axes of a shard_map or pmap over which weights are split, and max|G| then
-            reduced; `init` is called outside, where it sees whole parameters.
+        stacked: as in `gravity`.
+        axis_name: as in `gravity`.
 
     Returns:
         The corresponding `optax.GradientTransformation`, with state `ScaleByGravityState`.

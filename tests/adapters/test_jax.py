@@ -390,8 +390,10 @@ def test_stacked_as_a_prefix_and_as_a_callable(stacked):
         apart = layers_apart(
             g["blocks"][name], g["blocks"][name], state.velocity["blocks"][name], 1
         )
-        # eight roundings on either way of terms below max|V| + max|ζ|, see the error bound
-        assert np.abs(updates["blocks"][name] - apart).max() <= 2 * 12 * 2.0**-24 * 5
+        # the bound's roundings on either way, of |β̂V| + |(1 − β̂)ζ| <= max|V| + max|G|
+        size = np.abs(state.velocity["blocks"][name]).max() + np.abs(g["blocks"][name]).max()
+        units = 2 * ErrorBound.ROUNDINGS
+        assert np.abs(updates["blocks"][name] - apart).max() <= units * 2.0**-24 * size
 
 
 def test_stacked_goes_through_the_alias_and_complex_numbers():
