@@ -28,7 +28,7 @@ from gravity_core.conformance.protocol import Kind
 from gravity_core.conformance.vectors import writing
 from gravity_core.conformance.vectors.check import check
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -162,7 +162,9 @@ def parity(
     type=click.FloatRange(0, min_open=True),
     help="Seconds for the import and for each check.",
 )
-@click.option("--json", "json_file", type=_FILE, help="Write the report as JSON.")
+@click.option(
+    "--json", "json_file", type=_FILE, help="Write the report as JSON; - prints it, and no table."
+)
 @click.option("--html", "html_file", type=_FILE, help="Write it as a page with plots.")
 def conform(
     spec: str | None,
@@ -192,6 +194,12 @@ def conform(
             raise click.UsageError(f"--kw must be NAME=VALUE, got {item!r}")
     if html_file is not None and importlib.util.find_spec("matplotlib") is None:
         raise click.UsageError("--html needs matplotlib: pip install 'gravity-optimizer[cli]'")
+    if html_file == Path("-"):
+        raise click.UsageError("--html must be a file, got '-'")
+    to_stdout = json_file == Path("-")
+    for option, file in (("--json", None if to_stdout else json_file), ("--html", html_file)):
+        if file is not None and not file.exists():
+            _check_writable(f"{option} must be a file in", file.parent, [file.name])
     report = conforming.conform(
         spec,
         kind=kind,
@@ -201,13 +209,15 @@ def conform(
         timeout=timeout,
         progress=_on_terminal,
     )
-    click.echo(conform_reports.text(report), nl=False)
+    # Without its surrogates, which a terminal's encoding has not.
+    shown = conform_reports.as_json(report) if to_stdout else conform_reports.text(report)
+    click.echo(shown.encode("utf-8", "backslashreplace").decode("utf-8"), nl=False)
     command = shlex.join(["gravity", *sys.argv[1:]])
     try:
-        if json_file is not None:
-            json_file.write_text(conform_reports.as_json(report), encoding="utf-8")
+        if json_file is not None and not to_stdout:
+            reports.replace(json_file, conform_reports.as_json(report))
         if html_file is not None:
-            html_file.write_text(conform_reports.page(report, command), encoding="utf-8")
+            reports.replace(html_file, conform_reports.page(report, command))
     except OSError as error:
         raise click.UsageError(f"the report cannot be written: {error}") from error
     sys.exit(report.status)

@@ -8,10 +8,33 @@ from collections.abc import Iterator
 # What a stranger's code may raise: it is that code's result, never the command's end.
 ANYTHING = (Exception, SystemExit)
 
+_LONGEST = 500  # characters of a message
+
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's type and message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    """Return an exception's type and message in one line, whatever its ``__str__`` does."""
+    try:
+        message = str(error)
+    except BaseException:
+        message = "(it has no message: its __str__ raises)"
+    return clean(f"{type(error).__name__}: {message}").removesuffix(":")
+
+
+def clean(text: str) -> str:
+    r"""Return a stranger's text as one line of bounded length that any file and terminal can show.
+
+    Characters that cannot be printed (NUL, ESC, lone surrogates) come as their escapes.
+
+    Example:
+        >>> clean("two\nlines, \x1b[31mred")
+        'two lines, \\x1b[31mred'
+    """
+    line = " ".join(text[: 4 * _LONGEST].split())
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line
+    )
+    whole = len(text) <= 4 * _LONGEST and len(shown) <= _LONGEST
+    return shown if whole else f"{shown[: _LONGEST - 1]}…"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from html import escape
 from gravity_core.conformance import report as reports
 from gravity_core.conformance.parity import Report
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# Nothing is fetched, and nothing runs.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
@@ -98,7 +99,7 @@ def page(report: Report, picture: bytes) -> str:
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
         f"<title>Gravity: parity</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"

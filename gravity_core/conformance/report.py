@@ -142,10 +142,14 @@ def write(report: Report, directory: Path) -> list[Path]:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all; lone surrogates, which UTF-8 has not, escaped."""
+    data = text.encode("utf-8", "backslashreplace")
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, a pipe
+        path.write_bytes(data)
+        return
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".parity-") as scratch:
         whole = Path(scratch, "text")
-        whole.write_text(text, encoding="utf-8")
+        whole.write_bytes(data)
         os.replace(whole, path)
 
 

@@ -4,6 +4,7 @@ import html
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 
 import gravity_core
@@ -93,7 +94,9 @@ def as_json(report: Report) -> str:
 
 
 _PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>gravity conform: {title}</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>gravity conform: {title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem }}
 table {{ border-collapse: collapse }} td, th {{ padding: .3rem .7rem; text-align: left;
@@ -112,6 +115,8 @@ svg {{ max-width: 100%; height: auto }}
 
 def page(report: Report, command: str) -> str:
     """Return the report as one self-contained page; `command` is what makes it."""
+    from gravity_core.conformance.page import POLICY
+
     cells = []
     for row in rows(report):
         kind = row[1].split()[0]
@@ -128,6 +133,7 @@ def page(report: Report, command: str) -> str:
         if line.plot
     ]
     return _PAGE.format(
+        policy=html.escape(POLICY),
         title=html.escape(report.spec),
         head=html.escape(head(report)),
         mood="pass" if report.status == 0 else "differs",
@@ -167,6 +173,9 @@ def _svg(plot: dict[str, list[float]]) -> str:
             axis.grid(alpha=0.3)
             axis.legend(fontsize="small")
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=nothing)
     drawing = file.getvalue()
-    return drawing[drawing.index("<svg") :]  # a page has no XML declaration inside
+    drawing = drawing[drawing.index("<svg") :]  # a page has no XML declaration inside,
+    drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing)  # and needs no names for SVG
+    return drawing.replace(" xlink:href=", " href=")

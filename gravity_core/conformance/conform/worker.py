@@ -1,9 +1,12 @@
-"""The process in which a stranger's code runs: one JSON line for every event.
+"""The process in which a stranger's code runs: one line for every event, token and JSON.
 
-    {"event": "ready", …}  {"event": "finding", "check": …, …}  {"event": "cannot", "message": …}
+    {"event": "ready", …}  {"event": "start", "check": …}  {"event": "finding", "check": …, …}
+    {"event": "cannot", "message": …}  {"event": "done"}
 
-The last ends the process. Whatever the implementation prints goes to a file of its own, so that
-it cannot be taken for a finding.
+The job comes by the standard input. The lines go to a descriptor that is out of the way of those
+that programs commonly write to or close, and begin with a token that only `runner` and this module
+know, so that nothing that an implementation prints or writes by mistake is taken for a finding.
+That guards against accidents, not against malice: code in the same process can reach everything.
 """
 
 import contextlib
@@ -12,11 +15,10 @@ import json
 import os
 import random
 import sys
-import tempfile
 import time
 import warnings
 from dataclasses import asdict
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,43 +26,80 @@ from gravity_core.conformance.conform import spec as specs
 from gravity_core.conformance.conform.checks import CHECKS
 from gravity_core.conformance.conform.drivers import driver
 from gravity_core.conformance.conform.subject import Finding, Subject
-from gravity_core.conformance.guard import ANYTHING, one_line, redirected
+from gravity_core.conformance.guard import one_line
+
+# Also what is no Exception, KeyboardInterrupt for one: nobody interrupts this process by a key.
+_ANYTHING = BaseException
+
+
+class Writer(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object:
+        """Write a line."""
+
+    def flush(self) -> object:
+        """See that it is written."""
+
+
+class _Channel:
+    """The standard output, moved to where `runner` alone reads it."""
+
+    def __init__(self, token: str) -> None:
+        self._token, self._process = token, os.getpid()
+        self._file = os.fdopen(_moved(1), "w", encoding="ascii")
+        os.dup2(2, 1)
+
+    def write(self, text: str) -> None:
+        """Write a line, which begins anew even after what is not ours."""
+        if os.getpid() == self._process:  # and not a fork's
+            self._file.write(f"\n{self._token} {text}")
+
+    def flush(self) -> None:
+        """See that it is written."""
+        self._file.flush()
+
+
+def _moved(descriptor: int) -> int:
+    """Return a copy of a descriptor, high and hard to guess."""
+    try:
+        import fcntl
+        import resource
+    except ImportError:  # Windows
+        return os.dup(descriptor)
+    limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1024)
+    lowest = random.SystemRandom().randrange(limit // 2, limit)
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest)
 
 
 def main() -> None:
-    """Run the checks that ``sys.argv[1]`` asks for."""
-    job = json.loads(sys.argv[1])
-    # The first descriptor above those that a stranger would write to.
-    with (
-        os.fdopen(os.dup(1), "w", encoding="utf-8") as report,
-        tempfile.TemporaryFile() as said,
-        redirected(1, said.fileno()),
-        redirected(2, said.fileno()),
-        warnings.catch_warnings(),
-    ):
+    """Run the checks that the job on the standard input asks for."""
+    job = json.load(sys.stdin)
+    report = _Channel(job.pop("token"))
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             _run(job, report)
         except specs.SpecError as error:
             _tell(report, "cannot", message=str(error))
-        except ANYTHING as error:
+        except _ANYTHING as error:
             _tell(report, "cannot", message=f"SPEC cannot be used: {one_line(error)}")
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
-        _tell(report, "done", printed=os.fstat(said.fileno()).st_size)
+    _tell(report, "done")
 
 
-def _tell(report: TextIO, event: str, **values: Any) -> None:
+def _tell(report: Writer, event: str, **values: Any) -> None:
     report.write(json.dumps({"event": event, **values}) + "\n")
     report.flush()
 
 
-def _run(job: dict[str, Any], report: TextIO) -> None:
+def _run(job: dict[str, Any], report: Writer) -> None:
     found = specs.load(job["spec"])
     try:
         asked = job["kind"] if callable(found) else None
         kind: specs.Kind = asked or specs.recognise(found)
-    except ANYTHING as error:
+    except _ANYTHING as error:
         if isinstance(error, specs.SpecError):
             raise
         raise specs.SpecError(f"SPEC cannot be looked at: {one_line(error)}") from error
@@ -81,7 +120,7 @@ def _run(job: dict[str, Any], report: TextIO) -> None:
         _seed()
         try:
             finding = CHECKS[name].function(subject)
-        except ANYTHING as error:
+        except _ANYTHING as error:
             finding = Finding("error", one_line(error))
         _tell(
             report,
@@ -106,7 +145,7 @@ def _try(subject: Subject, kind: str) -> None:
     """Construct the implementation once; what cannot be constructed cannot be checked."""
     try:
         subject.driver.start([np.ones(3, np.float32)], subject.options())
-    except ANYTHING as error:
+    except _ANYTHING as error:
         raise specs.SpecError(
             f"it cannot be constructed as {kind} (see --kind, --kw): {one_line(error)}"
         ) from error
@@ -119,7 +158,3 @@ def _versions(found: Any, frameworks: tuple[str, ...]) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,327 @@
+"""`gravity conform` and the process of a stranger's code: what gets through, and when it ends."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from gravity_core.conformance.conform import report as reports
+from gravity_core.conformance.conform import runner
+from gravity_core.conformance.conform.runner import conform
+from gravity_core.conformance.guard import clean, one_line
+
+COMMAND = [sys.executable, "-m", "gravity_core.conformance", "conform"]
+SCHEMA = json.loads(
+    (resources.files("gravity_core.conformance.conform") / "schema.json").read_text("utf-8")
+)
+
+RIGHT = """
+import os, subprocess, sys, time
+import numpy as np
+def right(w, v, g, t, lr, beta):
+    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+    with np.errstate(all="ignore"):
+        s = g * np.max(np.abs(g), initial=0)
+        v = old * v + new * (g / (1 + s * s))
+        return w - lr * v, v
+"""
+STEP = "def step(w, v, g, t, lr, beta):\n    "
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """Write a module with a function `step`, and return its SPEC."""
+
+    def write(code):
+        path = tmp_path / "odd.py"
+        path.write_text(RIGHT + code, encoding="utf-8")
+        return f"{path}:step"
+
+    return write
+
+
+def gravity_conform(*arguments, **kwargs):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        encoding="utf-8",
+        **kwargs,
+    )
+
+
+# Exceptions that resist
+
+RAISES = {
+    "surrogate": (r"raise ValueError('\udcff \0 \x1b[31m')", r"ValueError: \udcff \x00 \x1b[31m"),
+    "GeneratorExit": ("raise GeneratorExit('bye')", "GeneratorExit: bye"),
+    "KeyboardInterrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    "no message": (
+        "class Bad(Exception):\n        def __str__(self): raise RuntimeError\n    raise Bad",
+        "Bad: (it has no message: its __str__ raises)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAISES)
+def test_whatever_is_raised_is_shown_in_one_line(odd, name, tmp_path):
+    code, message = RAISES[name]
+    files = ["--json", tmp_path / "a.json", "--html", tmp_path / "a.html"]
+    done = gravity_conform(odd(STEP + code), "--only", "update", *files)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert message in done.stdout
+    (line,) = json.loads((tmp_path / "a.json").read_text("utf-8"))["lines"]
+    assert (line["outcome"], line["note"]) == ("error", message)
+    assert message.replace("'", "&#x27;") in (tmp_path / "a.html").read_text("utf-8")
+
+
+def test_an_import_that_ends_by_no_exception_is_shown(odd):
+    assert conform(odd("raise GeneratorExit('bye')")).cannot == (
+        "SPEC cannot be used: GeneratorExit: bye"
+    )
+
+
+def test_messages_are_bounded():
+    assert one_line(ValueError("x" * 10**6)) == f"ValueError: {'x' * 487}…"
+    assert len(clean("\x1b" * 10**6)) == 500
+    assert clean("β̂ ≠ 1 — “ok”\n") == "β̂ ≠ 1 — “ok”"
+
+
+def test_lone_surrogates_in_a_spec_leave_whole_files(tmp_path):
+    done = gravity_conform(b"/none/\xff.py:step".decode("utf-8", "surrogateescape"), "--json", "-")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert json.loads(done.stdout)["spec"] == "/none/\udcff.py:step"
+
+
+def test_a_report_that_cannot_be_written_is_no_part_of_one(odd, tmp_path, monkeypatch):
+    target = tmp_path / "a.json"
+    target.write_text("old")
+    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        reports_replace(target, "new")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def reports_replace(path, text):
+    from gravity_core.conformance.report import replace
+
+    replace(path, text)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named pipes are of POSIX")
+def test_what_is_no_regular_file_is_written_to_and_not_replaced(tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.touch()
+    link.symlink_to(real)
+    reports_replace(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+
+
+# What is written where the worker's lines go
+
+FINDING = {"event": "finding", "check": "update", "outcome": "pass", "note": "", "worst": None}
+FINDING |= {"first": None, "diagnosis": None, "plot": {}, "seconds": 0.0}
+WRITTEN = {
+    "forged": json.dumps(FINDING).encode() + b"\n",
+    "not UTF-8": b"\xff\xfe no\n[1]\n3\n",
+    "no end of line": b"0123456789abcdef" * 10,
+    "deep": b"[" * 100_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_to_every_descriptor_is_no_finding(odd, name):
+    code = f"{STEP}for fd in range(1, 5000):\n        try: os.write(fd, {WRITTEN[name]!r})\n"
+    code += "        except OSError: pass\n    return "
+    only = ["update", "float16"]
+    report = conform(odd(code + "right(w, v, g, t, lr, beta)"), only=only)
+    assert [(line.check, line.outcome) for line in report.lines] == [(c, "pass") for c in only]
+    report = conform(odd(code + "w, v"), only=only)
+    assert [(line.check, line.outcome) for line in report.lines] == [(c, "differs") for c in only]
+
+
+def test_closed_descriptors_do_not_matter(odd):
+    report = conform(
+        odd(STEP + "os.closerange(0, 50); return right(w, v, g, t, lr, beta)"), only=["update"]
+    )
+    assert report.status == 0
+    closed = conform(
+        odd(STEP + "os.closerange(3, 5000); return right(w, v, g, t, lr, beta)"), only=["update"]
+    )
+    (line,) = closed.lines
+    assert line.outcome == "error"
+    assert "Bad file descriptor" in line.note
+
+
+def test_lines_are_told_by_their_token():
+    found = []
+    lines = runner._Lines("token", found.append)
+    for chunk in (b"other {}\ngarbage", b'\ntoken {"a"', b": 1}\n", b"token no\n", b"\xff\n"):
+        lines.take(chunk)
+    lines.take(b"x" * 10**6)
+    assert len(lines._rest) < 10
+    lines.take(b"\ntoken [2]\ntoken null\ntoken {}\n")
+    assert found == [{"a": 1}, {}]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [3, None],
+        [{"event": "finding", "check": "update", "outcome": "pass"}],
+        [{"event": "start", "check": "none"}, {"event": "finding", "check": "none"}],
+        [{"event": "start", "check": "update"}, {"event": "finding", "check": "update"}],
+        [{"event": "start", "check": "update"}, FINDING | {"note": 3}],
+        [{"event": "start", "check": "update"}, FINDING | {"outcome": 3}],
+        [{"event": "ready"}, {"event": "cannot", "message": 3}, {}],
+    ],
+    ids=str,
+)
+def test_events_out_of_turn_and_out_of_form_are_left_out(events, monkeypatch, tmp_path):
+    """Whoever has the token can lie; but not make a traceback, nor skip a check."""
+    program = "import json, sys\njob = json.load(sys.stdin)\n"
+    program += f"for event in {[*events, {'event': 'done'}]!r}:\n"
+    program += "    print(job['token'], json.dumps(event))\n"
+    monkeypatch.setattr(runner, "_program", lambda: program)
+    report = conform("a:b", only=["update"])
+    assert report.status == 2
+    assert [line.outcome for line in report.lines] == ["error"]
+    assert reports.text(report)
+
+
+# Ends
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sessions are of POSIX")
+@pytest.mark.parametrize("how", ["fork", "popen"])
+def test_nobody_waits_for_what_an_implementation_leaves_behind(odd, how):
+    leave = {
+        "fork": "if not os.fork():\n    os.setsid(); time.sleep(30); os._exit(0)\n",
+        "popen": "subprocess.Popen(['sleep', '30'], start_new_session=True)\n",
+    }[how]
+    start = time.monotonic()
+    report = conform(odd(f"{leave}step = right"), only=["update"])
+    assert report.status == 0
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a process forks in POSIX")
+def test_a_fork_that_goes_on_reports_nothing(odd):
+    code = STEP + "if not hasattr(os, 'mine'): os.mine = os.fork()\n    "
+    report = conform(odd(code + "return right(w, v, g, t, lr, beta)"), only=["update"])
+    assert [line.outcome for line in report.lines] == ["pass"]
+
+
+def test_the_last_words_of_a_process_are_its_reason(odd):
+    code = STEP + "os.write(2, b'first\\nlibfoo: out of memory\\n\\n'); os._exit(3)"
+    (line,) = conform(odd(code), only=["update"]).lines
+    assert line.note == "its process ended with status 3; its last words: libfoo: out of memory"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
+def test_the_signal_that_ended_a_process_is_its_reason(odd):
+    (line,) = conform(odd(STEP + "os.kill(os.getpid(), 11)"), only=["update"]).lines
+    assert line.note == "its process was ended by SIGSEGV"
+
+
+def test_what_is_printed_is_counted_and_not_kept(odd, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        runner._Said,
+        "take",
+        lambda self, chunk, take=runner._Said.take: (
+            take(self, chunk),
+            taken.append(len(self._end)),
+        ),
+    )
+    report = conform(odd("print('x' * 10**7)\nstep = right"), only=["update"])
+    assert report.status == 0
+    assert report.printed == 10**7 + 1
+    assert max(taken) <= 4096
+
+
+# The current directory
+
+
+@pytest.mark.parametrize("name", ["json", "random", "numpy", "dataclasses"])
+def test_modules_of_the_current_directory_are_not_taken_for_others(tmp_path, name):
+    inside = tmp_path / "here"
+    inside.mkdir()
+    (inside / f"{name}.py").write_text("raise SystemError('the wrong module')")
+    (tmp_path / "odd.py").write_text(RIGHT)
+    (inside / "port.py").write_text(RIGHT)
+    run = "import sys; sys.path.pop(0); sys.path[:0] = [p for p in sys.argv.pop(1).split('|') if p]"
+    run += "; from gravity_core.conformance.__main__ import main; main()"
+    root = str(Path(runner.gravity_core.__file__).parents[1])
+    for spec in ("../odd.py:right", "port.py:right", "port:right"):
+        command = [sys.executable, "-c", run, root, "conform", spec, "--only", "update"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=inside)
+        assert done.returncode == 0, (spec, done.stdout, done.stderr)
+
+
+# The report
+
+
+def test_json_on_standard_output_and_nothing_else(odd):
+    done = gravity_conform(odd("print('hello')\nstep = right"), "--json", "-", "--only", "update")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["format"], found["version"], found["printed"]) == ("gravity-conform", 1, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--html", "-"], "--html must be a file, got '-'"),
+        (["--json", "file/a.json"], "--json must be a file in a writable folder, got "),
+    ],
+    ids=str,
+)
+def test_a_report_that_has_no_place_is_refused_before_the_run(odd, arguments, message, tmp_path):
+    (tmp_path / "file").touch()
+    spec = odd("open('ran', 'w')\nstep = right")
+    done = gravity_conform(spec, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"gravity: {message}")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "step = right",
+        STEP + "raise ValueError('\\udcff')",
+        STEP + "return w * np.inf, v * np.nan",
+        STEP + "os._exit(1)",
+        "raise OSError",
+    ],
+)
+def test_the_json_is_as_its_schema_says(odd, code):
+    only = ["update", "trajectory", "v0"]
+    report = conform(odd(code), only=only)
+    text = reports.as_json(report)
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    jsonschema.validate(found, SCHEMA)
+    for name in found:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({k: v for k, v in found.items() if k != name}, SCHEMA)
+
+
+def test_the_page_fetches_nothing_and_names_no_other_place(odd):
+    report = conform(odd("step = right"), only=["trajectory"])
+    page = reports.page(report, "gravity conform")
+    policy = "default-src &#x27;none&#x27;; img-src data:; style-src &#x27;unsafe-inline&#x27;"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page
+    assert "<svg" in page
+    assert not re.search("http:|https:|<metadata|rdf:|xlink", page)
