@@ -43,7 +43,7 @@ function update(g, v, w, t, lr, beta, decay, fl) {
     const s = fl(x * largest);
     const zeta = fl(x / fl(1 + fl(s * s)));
     v[i] = fl(fl(old * v[i]) + fl(next * zeta));
-    if (decay) w[i] = fl(w[i] - fl(fl(lr * decay) * w[i]));
+    w[i] = fl(fl(1 - fl(lr * decay)) * w[i]);
     w[i] = fl(w[i] - fl(fl(lr) * v[i]));
   });
 }

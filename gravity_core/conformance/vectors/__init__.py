@@ -216,9 +216,13 @@ def load_vectors() -> list[Group]:
 def _groups(file: Traversable) -> Iterator[Group]:
     content = json.loads(file.read_text(encoding="utf-8"))
     for group in content["groups"]:
-        read = _READERS[group["type"]]
-        tests = [read(test, group["dtype"]) for test in group["tests"]]
+        tests = [read_test(test, group["type"], group["dtype"]) for test in group["tests"]]
         yield Group(file.name, group["type"], group["dtype"], tests, content["notes"])
+
+
+def read_test(test: Any, kind: str, dtype: str) -> Any:
+    """Return one test of a file; `kind` and `dtype` are those of its group."""
+    return _READERS[kind](test, dtype)
 
 
 def _common(test: Any) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def initial_velocities(dtype: str) -> Iterator[Json]:
     yield v0("the defaults: σ = 0.01/0.1", ["std_alpha", "default_velocity"])
     yield v0("σ = α/l with other numbers", ["std_alpha"], learning_rate=0.003, alpha=0.05)
     yield v0("learning rate 1, where σ is α", [], learning_rate=1.0)
-    yield v0("velocity_std overrides α/l", ["std_alpha"], velocity_std=0.25)
+    yield v0("velocity_std overrides α/l", [], velocity_std=0.25)
     yield v0("a seed of 64 bits", ["seed_ignored", "seed_truncated"], seed=0x0123456789ABCDEF)
     yield v0("the largest seed", ["seed_ignored", "seed_truncated"], seed=2**64 - 1)
     yield v0("the second tensor", ["velocity_shared"], index=1)

@@ -1,7 +1,8 @@
 """Verifying a file of vectors: against the schema, and against the mathematics.
 
 Guarantee: a file without faults can be relied on, whoever made it: every result in it is the one
-that exact arithmetic gives for the inputs in it, and every number means the same in both notations.
+that exact arithmetic gives for the inputs in it, every number means the same in both notations, and
+every mistake that a test is flagged with has been tried and is caught by it.
 """
 
 import json
@@ -11,7 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gravity_core.conformance.vectors import flags, read_test
 from gravity_core.conformance.vectors.answers import ANSWERS, FaultError, Json, value
+from gravity_core.conformance.vectors.notes import NOTES
 
 
 def check(path: Path) -> list[str]:
@@ -81,6 +84,9 @@ def _bookkeeping_faults(content: Json) -> Iterator[str]:
         yield _line(f"notes: the flag {flag!r} is used, and not explained")
     for flag in sorted(content["notes"].keys() - used):
         yield _line(f"notes: the flag {flag!r} is explained, and not used")
+    for flag, note in content["notes"].items():
+        if flag in NOTES and note["kind"] != NOTES[flag]["kind"]:
+            yield _line(f"notes: the flag {flag!r} is of kind {NOTES[flag]['kind']}")
 
 
 def _test_faults(content: Json) -> Iterator[str]:
@@ -96,6 +102,19 @@ def _test_faults(content: Json) -> Iterator[str]:
             if found:
                 more = f" ({len(found) - 1} more in this test)" if len(found) > 1 else ""
                 yield _line(f"{place}: {found[0]}{more}")
+                continue
+            yield from (_line(f"{place}: {fault}") for fault in _flag_faults(test, group, content))
+
+
+def _flag_faults(test: Json, group: Json, content: Json) -> Iterator[str]:
+    of = {flag: content["notes"].get(flag, {}).get("kind") for flag in test["flags"]}
+    mistakes = [flag for flag, kind in of.items() if kind == "mistake"]
+    read = read_test(test, group["type"], group["dtype"])
+    for flag in flags.untrue(read, group["dtype"], mistakes):
+        if flag in NOTES:
+            yield f"flags: {flag!r} is untrue, an implementation with that mistake passes"
+        else:
+            yield f"flags: {flag!r} is of a mistake that is not known here, so it was not tried"
 
 
 def _differences(given: Any, wanted: Any, path: list[str | int]) -> Iterator[str]:

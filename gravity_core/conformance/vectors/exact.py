@@ -155,7 +155,7 @@ class Tensor:
     def step(
         self, g: Sequence[Value], t: int, rate: Fraction, beta: Fraction, decay: Fraction
     ) -> None:
-        """Make one step: V ← β̂ V + (1 − β̂) ζ, W ← W − l λ W − l V."""
+        """Make one step: V ← β̂ V + (1 − β̂) ζ, W ← (1 − l λ) W − l V."""
         old, new = coefficients(t, beta)
         self.zeta = gradient_term(g)
         v, w = self.v, self.w
