@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from gravity_core import hyperparameters as hp
+from gravity_core._json import loads
 
 _FORMAT, _VERSION = "gravity-state", 1
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
@@ -122,11 +123,14 @@ class State:
             )
         return self.t
 
-    def check(self, parameters: Sequence[tuple[tuple[int, ...], str]]) -> None:
+    def check(
+        self, parameters: Sequence[tuple[tuple[int, ...], str]], *, largest_t: int | None = None
+    ) -> None:
         """Raise ValueError unless there is a velocity for each parameter, in shape and dtype.
 
         Args:
             parameters: the shape and the dtype's name of each velocity that is wanted.
+            largest_t: what the optimizer's own counter can count to.
         """
         if len(parameters) != len(self.velocities):
             raise ValueError(
@@ -139,6 +143,8 @@ class State:
                     f"velocities[{i}] must be {wanted[1]} of shape {wanted[0]}, as its parameter "
                     f"asks for, got {self.dtypes[i]} of shape {v.shape}"
                 )
+        if largest_t is not None and (t := max(self.counts, default=0)) > largest_t:
+            raise ValueError(f"t must be at most {largest_t}, which this counts to, got {t}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz file to `path`, replacing what is there only when all is written."""
@@ -245,6 +251,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         file.seek(0)
         try:
             with np.load(file, allow_pickle=False) as archive:
+                if len(set(archive.files)) < len(archive.files):
+                    raise ValueError(f"one of its arrays is there twice: {sorted(archive.files)}")
                 return {name: np.asarray(archive[name]) for name in archive.files}
         except Exception as error:  # a damaged archive can make zipfile raise almost anything
             raise ValueError(f"must be an .npz file without pickled objects: {error}") from error
@@ -253,10 +261,10 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _checked_header(array: np.ndarray | None) -> dict[str, Any]:
     if array is None or array.dtype.kind != "U" or array.ndim:
         raise ValueError(f"header must be a string of JSON, got {array!r}")
-    header = json.loads(str(array))
+    header = loads(str(array))
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ValueError(f"header must say format {_FORMAT!r}, got {str(array)[:80]!r}")
-    if header.get("version") != _VERSION:
+    if type(header.get("version")) is not int or header["version"] != _VERSION:
         raise ValueError(
             f"version must be {_VERSION}, which this release reads, got {header.get('version')!r}"
         )

@@ -60,7 +60,7 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
         state: of any framework.
 
     Raises:
-        ValueError: if the state does not fit, naming what.
+        ValueError: if the state does not fit, naming what, or its t is no int32.
 
     Example:
         >>> from gravity_jax import gravity
@@ -71,7 +71,8 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
         10
     """
     leaves, structure = jax.tree.flatten(_own_state(opt_state).velocity)
-    state.check([(v.shape, jnp.dtype(v.dtype).name) for v in leaves])
+    largest = int(jnp.iinfo(jnp.int32).max)
+    state.check([(v.shape, jnp.dtype(v.dtype).name) for v in leaves], largest_t=largest)
     velocity = [_like(old, v) for old, v in zip(leaves, state.velocities, strict=True)]
     count = jnp.asarray(state.count, jnp.int32)
     own = ScaleByGravityState(count, jax.tree.unflatten(structure, velocity))

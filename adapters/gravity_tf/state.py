@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from gravity_core import State
@@ -70,7 +71,9 @@ def import_state(optimizer: Gravity, state: State) -> None:
         (10, 0.20000000298023224)
     """
     velocities = _velocities(optimizer)
-    state.check([(tuple(v.shape), _name(v)) for v in velocities])
+    every = optimizer.gradient_accumulation_steps or 1
+    largest = int(np.iinfo(_name(optimizer._iterations)).max) // every
+    state.check([(tuple(v.shape), _name(v)) for v in velocities], largest_t=largest)
     count = state.count
     values = dict(state.hyperparameters)
     learning_rate = values.pop("learning_rate")
@@ -82,7 +85,7 @@ def import_state(optimizer: Gravity, state: State) -> None:
         setattr(optimizer, name, value)
     for own, v in zip(velocities, state.velocities, strict=True):
         own.assign(ops.cast(ops.convert_to_tensor(v), own.dtype))
-    optimizer._iterations.assign(count * (optimizer.gradient_accumulation_steps or 1))
+    optimizer._iterations.assign(count * every)
     for accumulated in getattr(optimizer, "_accumulated_gradients", ()):
         accumulated.assign(ops.zeros_like(accumulated))
 

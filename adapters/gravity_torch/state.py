@@ -1,5 +1,6 @@
 """Hand-over of a `gravity_torch.Gravity` to and from other frameworks, as `gravity_core.State`."""
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ _NAMES = {
     "learning_rate": "lr",
     **{n: n for n in ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")},
 }
+
+_LARGEST_T = 2**24  # to which float32 counts, as torch's own optimizers do
 
 
 def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
@@ -78,7 +81,8 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
         group: which parameter group; None takes all, and gives them the same hyper-parameters.
 
     Raises:
-        ValueError: if the state does not fit, naming what; nothing has then changed.
+        ValueError: if the state does not fit, naming what, or its t is above 2²⁴, to which
+            PyTorch's counter counts; nothing has then changed.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(3))
@@ -89,10 +93,13 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
     """
     groups = _groups(optimizer, group)
     params = [(i, p) for values, start in groups for i, p in enumerate(values["params"], start)]
-    state.check([(tuple(p.shape), _name(p)) for _, p in params])
+    state.check([(tuple(p.shape), _name(p)) for _, p in params], largest_t=_LARGEST_T)
     whole = optimizer.state_dict()
     for (i, p), v, t in zip(params, state.velocities, state.counts, strict=True):
-        whole["state"][i] = {"step": torch.tensor(float(t)), "velocity": _like(p, v)}
+        whole["state"][i] = {
+            "step": torch.tensor(float(t), dtype=torch.float32),
+            "velocity": _like(p, v),
+        }
     positions = range(len(optimizer.param_groups)) if group is None else [group]
     for position in positions:
         values = whole["param_groups"][position]
@@ -110,7 +117,8 @@ def _groups(optimizer: Gravity, group: int | None) -> list[tuple[dict[str, Any],
         start += len(values["params"])
     if group is None:
         return found
-    if group not in range(len(found)):
+    whole = isinstance(group, Integral) and not isinstance(group, bool)
+    if not whole or group not in range(len(found)):
         raise ValueError(f"group must be None or in [0, {len(found)}), got {group!r}")
     return [found[group]]
 

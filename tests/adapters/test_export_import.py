@@ -77,7 +77,7 @@ def test_torch_groups_that_differ_go_one_at_a_time(torch):
     step(torch, optimizer, dict.fromkeys(params, 1.0))
     with pytest.raises(ValueError, match=r"lr must be the same in all .* got 0.2 and 0.5; pass"):
         export_state(optimizer)
-    for group in (2, -1, "0"):
+    for group in (2, -1, "0", True, 1.0):
         with pytest.raises(ValueError, match=r"group must be None or in \[0, 2\), got"):
             export_state(optimizer, group=group)
     first, second = (export_state(optimizer, group=i) for i in range(2))
@@ -91,7 +91,7 @@ def test_torch_groups_that_differ_go_one_at_a_time(torch):
     assert other.param_groups[0]["lr"] == 0.9
     import_state(other, first, group=0)
     assert same(export_state(other, group=0), first)
-    assert same(export_state(other, group=1), second)
+    assert same(export_state(other, group=np.int64(1)), second)
     step(torch, optimizer, dict.fromkeys(params, 1.0))
     step(torch, other, dict.fromkeys(fresh, 1.0))
     assert torch.equal(other.state[fresh[2]]["velocity"], optimizer.state[params[2]]["velocity"])
@@ -112,9 +112,28 @@ def test_torch_keeps_its_own_options_and_layout(torch):
     assert np.array_equal(optimizer.state[w]["velocity"].numpy(), v)
 
 
+def test_torch_takes_every_t_that_its_counter_knows(torch):
+    from gravity_torch import Gravity as Torch
+    from gravity_torch import export_state, import_state
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        optimizer = Torch(parameters(torch, 3, dtype=torch.float32))
+        import_state(optimizer, State(2**24, [np.ones(3, np.float32)]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert export_state(optimizer).t == 2**24
+    (state,) = optimizer.state.values()
+    assert state["step"].dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
+        (
+            State(2**24 + 1, [np.ones(3, np.float32)]),
+            "t must be at most 16777216, which this counts to, got 16777217",
+        ),
         (State(1, []), "velocities must be one per parameter, 1, got 0"),
         (State(1, [np.ones(3)]), r"velocities\[0\] must be float32 of shape \(3,\), .* float64"),
         (State(1, [np.ones((1, 3), np.float32)]), r"velocities\[0\] .* got float32 of shape \(1, "),
@@ -320,6 +339,12 @@ def test_jax_refuses_what_it_cannot_tell(jax):
     wide = gravity(velocity_dtype="float16").init(w)
     with pytest.raises(ValueError, match=r"velocities\[0\] must be float16 .* got float32"):
         import_state(wide, State(1, [np.ones(2, np.float32)]))
+    largest = 2**31 - 1
+    taken = import_state(gravity().init(w), State(largest, [np.ones(2, np.float32)]))
+    assert export_state(taken).t == largest
+    for t in (2**31, 2**70):
+        with pytest.raises(ValueError, match=f"t must be at most {largest}, .* got {t}"):
+            import_state(gravity().init(w), State(t, [np.ones(2, np.float32)]))
     with pytest.raises(ValueError, match=r"must be one number .* got \(1, 2\)"):
         import_state(gravity().init([w, w]), State((1, 2), [np.ones(2, np.float32)] * 2))
 
@@ -415,6 +440,7 @@ def test_keras_trains_on_where_another_model_stopped(keras):
     ("state", "message"),
     [
         (State(1, [np.float32([1, 2])] * 2), "velocities must be one per parameter, 1, got 2"),
+        (State(2**63, [np.ones(2, np.float32)]), f"t must be at most {2**63 - 1}, .* got {2**63}"),
         (State(1, [np.ones(2)], {"beta": 0.1}), r"velocities\[0\] must be float32 .* got float64"),
     ],
 )

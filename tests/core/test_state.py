@@ -172,7 +172,11 @@ def spoilt(name, value):
         ("{", {}, "Expecting property name"),
         ("[]", {}, "header must say format 'gravity-state', got '\\[\\]'"),
         ({"format": "other"}, {}, "header must say format 'gravity-state', got .*other"),
+        ("[" * 100_000, {}, "it is nested too deeply"),
+        ('{"t": 1, "t": 7}', {}, "the key 't' appears twice in one object"),
         ({"version": 2}, {}, "version must be 1, which this release reads, got 2"),
+        ({"version": True}, {}, "version must be 1, which this release reads, got True"),
+        ({"version": 1.0}, {}, "version must be 1, which this release reads, got 1.0"),
         ({"t": -1}, {}, "t must be an integer >= 0, or one for each velocity, got -1"),
         ({"t": 1.5}, {}, "t must be in the header, got 1.5"),
         ({"t": True}, {}, "t must be an integer >= 0, .* got True"),
@@ -219,6 +223,18 @@ def test_what_is_no_archive_is_refused(tmp_path):
         State.load(path)
     with pytest.raises(FileNotFoundError):
         State.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["header.npy", "velocity_0.npy", "velocity_0"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")  # zipfile warns of what is done here
+def test_an_array_that_is_there_twice_is_refused(tmp_path, name):
+    path = tmp_path / "twice"
+    GOOD.save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        array = archive.read(f"{name.removesuffix('.npy')}.npy")
+        archive.writestr(name, array)
+    with pytest.raises(ValueError, match=f"^{path}: .* one of its arrays is there twice: "):
+        State.load(path)
 
 
 def test_no_damage_to_a_file_goes_unnoticed(tmp_path):
