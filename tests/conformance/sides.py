@@ -1,7 +1,8 @@
 """Torch, JAX, TensorFlow and NumPy as optimizers of one interface, and the reference beside them.
 
-A side is made of weights and hyper-parameters, or of weights and a `State`; it steps, and it
-saves and loads itself as its framework's users do. All of it exchanges NumPy arrays.
+A side is made of weights and hyper-parameters, or of weights and a `State`; it steps at the rate
+that it has, by one of these or by `change_rate`, and it saves and loads itself as its framework's
+users do. All of it exchanges NumPy arrays.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import pickle
 
 import ml_dtypes
 import numpy as np
+from hypothesis import Phase, settings
 
 import gravity_core
 from gravity_core import Gravity, State
@@ -81,8 +83,10 @@ class Numpy:
         self.optimizer = Gravity(**options)
         self.optimizer.init(self.w)
 
-    def step(self, gradients, lr):
+    def change_rate(self, lr):
         self.optimizer.learning_rate = lr
+
+    def step(self, gradients):
         self.optimizer.step(self.w, gradients)
 
     def export(self):
@@ -125,10 +129,12 @@ class Torch:
             host = host.float()
         return host.numpy().astype(self.dtype)
 
-    def step(self, gradients, lr):
+    def change_rate(self, lr):
+        self.optimizer.param_groups[0]["lr"] = lr
+
+    def step(self, gradients):
         for p, g in zip(self.params, gradients, strict=True):
             p.grad = self.tensor(g)
-        self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
 
     def export(self):
@@ -187,6 +193,7 @@ class Jax:
         with self.jax.enable_x64(self.double):
             self.params = [self.jax.numpy.array(w) for w in weights]
             self.state = self.optimizer.init(self.params)
+        self.change_rate(options.get("learning_rate", gravity_core.Gravity().learning_rate))
 
     def make(self, options):
         # σ is that of the first rate, whatever the rate becomes.
@@ -195,14 +202,17 @@ class Jax:
         compiled = self.options | {"learning_rate": 1.0}
         self.optimizer, self.compiled = jax_optimizer(self.double, tuple(sorted(compiled.items())))
 
-    def step(self, gradients, lr):
+    def change_rate(self, lr):
         with self.jax.enable_x64(self.double):
             self.state.hyperparams["learning_rate"] = self.jax.numpy.asarray(
                 lr, self.params[0].dtype
             )
+        self.options["learning_rate"] = lr
+
+    def step(self, gradients):
+        with self.jax.enable_x64(self.double):
             gradients = [self.jax.numpy.array(g) for g in gradients]
             self.params, self.state = self.compiled(gradients, self.state, self.params)
-        self.options["learning_rate"] = lr
 
     def export(self):
         return self.adapter.export_state(self.state, **self.options)
@@ -211,6 +221,8 @@ class Jax:
         self.make(state.hyperparameters)
         with self.jax.enable_x64(self.double):
             self.state = self.adapter.import_state(self.optimizer.init(self.params), state)
+        # As gravity(**state.hyperparameters) has it, which would be compiled anew for every rate.
+        self.change_rate(state.hyperparameters["learning_rate"])
 
     def reload(self):
         serialization = importlib.import_module("flax.serialization")
@@ -252,8 +264,10 @@ class TensorFlow:
             self.optimizer = self.adapter.Gravity(**options)
             self.optimizer.build(self.variables)
 
-    def step(self, gradients, lr):
+    def change_rate(self, lr):
         self.optimizer.learning_rate = lr
+
+    def step(self, gradients):
         self.optimizer.apply([self.keras.ops.convert_to_tensor(g) for g in gradients])
 
     def export(self):
@@ -286,6 +300,12 @@ class TensorFlow:
 
 # Keras rounds the weight decay to float32 even for float64 variables, so these are exact in it.
 WEIGHT_DECAYS = (0.0, 0.0625)
+
+# A failing run is short as it is. To look for a shorter one, with four frameworks to start at every
+# try, takes minutes.
+AS_FOUND = settings(
+    deadline=None, phases=[p for p in Phase if p not in (Phase.shrink, Phase.explain)]
+)
 
 SIDES = (Numpy, Torch, Jax, TensorFlow)
 NEEDED = ("torch", "jax", "optax", "flax", "keras", "tensorflow")

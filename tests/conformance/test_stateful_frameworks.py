@@ -48,12 +48,15 @@ class Frameworks(RuleBasedStateMachine):
             gradients[i] *= 0
         self.reference.step(gradients, self.lr)
         for side in self.sides:
-            side.step(gradients, self.lr)
+            side.step(gradients)
         self.updates += 1
 
     @rule(lr=st.sampled_from([0.0, 0.05, 0.5, 2.0]))
     def change_the_learning_rate(self, lr):
+        """Until it is changed again, it goes along with every hand-over."""
         self.lr = lr
+        for side in self.sides:
+            side.change_rate(lr)
 
     @rule(index=SIDE)
     def save_and_load_natively(self, index):
@@ -87,4 +90,4 @@ class Frameworks(RuleBasedStateMachine):
 
 
 TestFrameworks = Frameworks.TestCase
-TestFrameworks.settings = settings(stateful_step_count=16, deadline=None)
+TestFrameworks.settings = settings(sides.AS_FOUND, stateful_step_count=16)
