@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from gravity_core import State
 from gravity_core import hyperparameters as hp
@@ -14,6 +15,9 @@ from gravity_jax.transform import ScaleByGravityState
 
 def export_state(opt_state: Any, **hyperparameters: Any) -> State:
     """Return a copy of the state of `gravity` or `scale_by_gravity`, however it is wrapped.
+
+    Of arrays that are spread over several processes the whole V is exported, which is a
+    collective operation: every process has to ask for it.
 
     Args:
         opt_state: an optax state that holds one `ScaleByGravityState`.
@@ -43,7 +47,7 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
     for name in ("learning_rate", "weight_decay"):
         if callable(hyperparameters.get(name)):
             hyperparameters[name] = hp.as_float(hyperparameters[name](count))
-    velocities = [np.asarray(v) for v in jax.tree.leaves(own.velocity)]
+    velocities = [_whole(v) for v in jax.tree.leaves(own.velocity)]
     return State(count, velocities, hyperparameters)
 
 
@@ -109,7 +113,13 @@ def _counts_a_schedule(node: Any) -> bool:
     )
 
 
+def _whole(v: Any) -> np.ndarray:
+    if isinstance(v, jax.Array) and not (v.is_fully_addressable or v.is_fully_replicated):
+        v = multihost_utils.process_allgather(v, tiled=True)
+    return np.asarray(v)
+
+
 def _like(old: jax.Array, v: np.ndarray) -> jax.Array:
     new = jnp.array(v, old.dtype)  # a copy
-    # An array on one device stays uncommitted, as `init` makes it, and follows the parameters.
-    return jax.device_put(new, old.sharding) if len(old.sharding.device_set) > 1 else new
+    # What is not committed to its devices stays so, as `init` makes it, and follows the parameters.
+    return jax.device_put(new, old.sharding) if old.committed else new

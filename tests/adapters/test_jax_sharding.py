@@ -19,10 +19,10 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import AxisType, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from gravity_core import initial_velocity  # noqa: E402
+from gravity_core import State, initial_velocity  # noqa: E402
 from gravity_core.conformance.grading import grade  # noqa: E402
 from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
-from gravity_jax import gravity  # noqa: E402
+from gravity_jax import export_state, gravity, import_state  # noqa: E402
 
 SHAPES = [(16, 8), (8,), (8, 4, 16), (8, 3)]
 SPECS = {
@@ -272,6 +272,32 @@ def test_elements_beyond_32_bits_have_their_own_numbers():
         assert got == [e % 2**64 for e in expected]
 
 
+@SPLITS
+@AXIS_TYPES
+def test_split_velocities_are_handed_over_whole_and_back_into_their_places(split, types):
+    mesh, optimizer, replay = mesh_of(types), gravity(seed=7), a_replay(seed=7)
+    params = put(replay.weights, SPECS[split], mesh)
+    step = jax.jit(stepper(optimizer))
+    params, state = step(params, optimizer.init(params), params)
+    exported = export_state(state, seed=7)
+    again = import_state(optimizer.init(params), exported)
+    for v, old, new in zip(exported.velocities, state[0].velocity, again[0].velocity, strict=True):
+        assert v.tobytes() == np.asarray(old).tobytes()
+        assert new.sharding == old.sharding
+    for a, b in zip(step(params, state, params)[0], step(params, again, params)[0], strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_an_imported_velocity_is_where_the_parameters_are():
+    w = np.ones(3, np.float32)
+    handed = State(5, [w])
+    for device in (None, jax.devices()[3]):
+        leaf = jax.device_put(w, device)
+        velocity = import_state(gravity().init(leaf), handed)[0].velocity
+        assert velocity.devices() == leaf.devices()
+        assert velocity.committed == leaf.committed
+
+
 _WORKER = """
 import sys
 import jax
@@ -280,7 +306,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from gravity_jax import gravity
+from gravity_jax import export_state, gravity, import_state
 from tests.adapters.test_jax_sharding import SPECS, a_replay, collectives, mesh_of, stepper
 from jax.sharding import NamedSharding
 
@@ -308,6 +334,14 @@ for gradients in [None, *replay.gradients]:
             whole[shard.index] = shard.data
         kept.append(whole)
 np.savez(f"{folder}/{rank}.npz", *kept)
+exported = export_state(state, seed=7)
+exported.save(f"{folder}/state{rank}.npz")
+again = import_state(optimizer.init(params), exported)
+for old, new in zip(state[0].velocity, again[0].velocity):
+    assert new.sharding == old.sharding
+    for a, b in zip(old.addressable_shards, new.addressable_shards):
+        assert np.array_equal(a.data, b.data)
+assert step(params, again, place(replay.gradients[0]))[1][0].count == state[0].count + 1
 """
 
 
@@ -343,3 +377,7 @@ def test_two_processes_train_to_the_same_weights(tmp_path):
     result = grade(a_replay(seed=7), steps)
     assert result.v0_identical
     assert result.verdict in ("exact", "bounded"), result.first_divergence
+    for exported in (State.load(tmp_path / f"state{rank}.npz") for rank in range(2)):
+        assert exported.t == len(arrays) // (2 * n) - 1
+        for v, whole in zip(exported.velocities, arrays[-2 * n : -n], strict=True):
+            assert v.tobytes() == whole.tobytes()
