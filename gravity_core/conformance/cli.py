@@ -241,7 +241,8 @@ def vectors(out: Path | None, files: tuple[Path, ...]) -> None:
     """Write the conformance vectors, or verify files of them.
 
     Expected values come from exact arithmetic, not from an implementation. The exit status
-    is 1 if a file that was checked has a fault, by the schema or by the mathematics.
+    is 1 if a file that was checked has a fault, by the schema, by the mathematics, or because
+    a test does not catch a mistake that it is flagged with.
     """
     if (out is None) == (not files):
         raise click.UsageError("vectors takes --out DIR, or --check FILE one or more times")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 # What a stranger's code may raise: it is that code's result, never the command's end.
 ANYTHING = (Exception, SystemExit)
 
-_LONGEST = 500  # characters of a message
+_LONGEST = 500  # characters of an exception's message
 
 
 def one_line(error: BaseException) -> str:
@@ -20,7 +20,7 @@ def one_line(error: BaseException) -> str:
     return clean(f"{type(error).__name__}: {message}").removesuffix(":")
 
 
-def clean(text: str) -> str:
+def clean(text: str, longest: int = _LONGEST) -> str:
     r"""Return a stranger's text as one line of bounded length that any file and terminal can show.
 
     Characters that cannot be printed (NUL, ESC, lone surrogates) come as their escapes.
@@ -29,12 +29,12 @@ def clean(text: str) -> str:
         >>> clean("two\nlines, \x1b[31mred")
         'two lines, \\x1b[31mred'
     """
-    line = " ".join(text[: 4 * _LONGEST].split())
+    line = " ".join(text[: 4 * longest].split())
     shown = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line
     )
-    whole = len(text) <= 4 * _LONGEST and len(shown) <= _LONGEST
-    return shown if whole else f"{shown[: _LONGEST - 1]}…"
+    whole = len(text) <= 4 * longest and len(shown) <= longest
+    return shown if whole else f"{shown[: longest - 1]}…"
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from gravity_core.conformance.guard import clean
 TIMEOUT = 60.0
 _LIVES = 3  # processes; an implementation that ends two of them ends the third as well
 _PATIENCE = 1.0  # seconds for what a process that has ended has written to be read
+_LONGEST = 2000  # characters of a note, which can have several exceptions
 _TAIL = 4096  # bytes kept of what an implementation prints
 
 
@@ -137,8 +138,8 @@ def _live(
                 case None:
                     why = _ended(process.returncode, said.last_line)
                     break
-                case {"event": "ready", "kind": kind, "arguments": dict(), "versions": dict()}:
-                    report.kind = kind
+                case {"event": "ready", "kind": str(), "arguments": dict(), "versions": dict()}:
+                    report.kind = event["kind"]
                     report.arguments, report.versions = event["arguments"], event["versions"]
                 case {"event": "start", "check": str(name)} if name in left:
                     under_way = name
@@ -158,7 +159,7 @@ def _live(
                     under_way = None
                     report.lines.append(_line(event))
                 case {"event": "cannot", "message": str(message)}:
-                    report.cannot = clean(message)
+                    report.cannot = clean(message, _LONGEST)
                 case {"event": "done"}:
                     break
     report.printed += said.size  # all of it, now that the process has ended
@@ -173,7 +174,8 @@ def _live(
 
 
 def _line(event: dict[str, Any]) -> Line:
-    texts = {name: clean(event[name]) for name in ("note", "first", "diagnosis") if event[name]}
+    names = [name for name in ("note", "first", "diagnosis") if event[name]]
+    texts = {name: clean(event[name], _LONGEST) for name in names}
     values = {item.name: event[item.name] for item in fields(Line) if item.name in event}
     return Line(**values | texts | {"title": CHECKS[event["check"]].title})
 
