@@ -3,6 +3,8 @@
 Written apart from gravity_core.conformance, in the paper's literal form. `<kind>_right` is right.
 """
 
+import collections
+
 import numpy as np
 
 LIST = ("plus_one", "minus_one", "half", "mean", "whole_model", "square", "weight", "bare_beta")
@@ -14,7 +16,7 @@ class Mathematics:
     """The update of one tensor, with a mistake; `xp` has max and mean, `half` makes a float16."""
 
     def __init__(self, xp, half, mistake):
-        self.xp, self.half, self.mistake = xp, half, mistake
+        self.xp, self.half, self.mistake, self.narrow = xp, half, mistake, np.float32
 
     def coefficients(self, t, beta):
         if self.mistake == "plus_one":
@@ -30,7 +32,7 @@ class Mathematics:
         old = (beta * t + 1) / (t + 2)
         new = ((1 - beta) * t + 1) / (t + 2)
         if self.mistake == "difference":
-            new = 1 - old
+            new = self.narrow(1) - self.narrow(old)
         if self.mistake == "half":
             old, new = float(old), float(new)
         return old, 1 if self.mistake == "weight" else new
@@ -64,15 +66,18 @@ def plain(mistake):
     def step(w, v, g, t, lr, beta, *, weight_decay=0.0, maximize=False):
         if not w.size:
             return w, v
+        dtype = w.dtype
         if maximize and mistake == "negated":
             np.negative(g, out=g)
         elif maximize:
             g = -g
+        w, v, g = (x.astype(np.result_type(dtype, np.float32)) for x in (w, v, g))
+        math.narrow = g.dtype.type
         with np.errstate(all="ignore"):
             w, g = math.decayed(w, g, lr, weight_decay)
             old, new = math.coefficients(t, beta)
             v = old * v + new * math.zeta(g, math.scale(g))
-            return math.move(w, v, lr), v
+            return math.move(w, v, lr).astype(dtype), v.astype(dtype)
 
     return step
 
@@ -88,15 +93,16 @@ def torch(mistake):
                 params, {"lr": lr, "alpha": alpha, "beta": beta, "weight_decay": weight_decay}
             )
             self.maximize, self.std = maximize, math.std(alpha, lr)
-            self.counts = dict.fromkeys(params, 0)
+            self.counts = collections.defaultdict(int)
 
         @torch.no_grad()
         def step(self):
-            every = [p for group in self.param_groups for p in group["params"] if p.numel()]
+            every = [p for group in self.param_groups for p in group["params"]]
+            every = [p for p in every if p.numel() and p.grad is not None]
             for group in self.param_groups:
                 lr = group["lr"]
                 for p in group["params"]:
-                    if not p.numel():
+                    if not p.numel() or p.grad is None:
                         continue
                     state = self.state[p]
                     if "v" not in state or (mistake == "redraws" and not state["t"]):
@@ -108,13 +114,15 @@ def torch(mistake):
                     if mistake == "negated" and self.maximize:
                         p.grad.neg_()
                     g = -p.grad if self.maximize and mistake != "negated" else p.grad
-                    w, g = math.decayed(p, g, lr, group["weight_decay"])
+                    wide = torch.promote_types(p.dtype, torch.float32)
+                    w, g = math.decayed(p.to(wide), g.to(wide), lr, group["weight_decay"])
                     scale = math.scale(g)
                     if mistake == "whole_model":
                         scale = max(math.scale(q.grad) for q in every)
                     old, new = math.coefficients(t, group["beta"])
-                    state["v"] = old * state["v"] + new * math.zeta(g, scale)
-                    p.copy_(math.move(w, state["v"], lr))
+                    v = old * state["v"].to(wide) + new * math.zeta(g, scale)
+                    state["v"] = v.to(p.dtype)
+                    p.copy_(math.move(w, v, lr))
 
         def load_state_dict(self, state_dict):
             super().load_state_dict(state_dict)
@@ -158,9 +166,10 @@ def optax(mistake):
             def next_v(w, v, g):
                 if not g.size:
                     return v
-                _, g = math.decayed(w, g, lr, weight_decay)
+                wide = jnp.promote_types(w.dtype, jnp.float32)
+                _, g = math.decayed(w, g.astype(wide), lr, weight_decay)
                 scale = whole if mistake == "whole_model" else math.scale(g)
-                return (old * v + new * math.zeta(g, scale)).astype(v.dtype)
+                return (old * v.astype(wide) + new * math.zeta(g, scale)).astype(v.dtype)
 
             v = jax.tree.map(next_v, params, state["velocity"], updates)
 
@@ -191,27 +200,31 @@ def keras(mistake):
             if self.built:
                 return
             super().build(variables)
-            draw = keras.initializers.RandomNormal(stddev=self.std)
+            numbers = keras.random.SeedGenerator()  # with a seed each tensor would have the same
+            draw = keras.initializers.RandomNormal(stddev=self.std, seed=numbers)
             self.velocities = [
                 self.add_variable_from_reference(w, "velocity", initializer=draw) for w in variables
             ]
 
         def apply(self, grads, trainable_variables=None):
             grads = list(grads)
-            self.whole = max((math.scale(g) for g in grads if 0 not in g.shape), default=None)
+            if mistake == "whole_model":
+                self.whole = max((math.scale(g) for g in grads if 0 not in g.shape), default=None)
             super().apply(grads, trainable_variables)
 
         def update_step(self, gradient, variable, learning_rate):
             if 0 in variable.shape:
                 return
             v = self.velocities[self._get_variable_index(variable)]
-            t = int(self.iterations) + 1
+            wide = "float64" if variable.dtype == "float64" else "float32"
+            t, lr = ops.cast(self.iterations, wide) + 1, ops.cast(learning_rate, wide)
             old, new = math.coefficients(t, self.beta)
-            lr = ops.cast(learning_rate, variable.dtype)
-            w, gradient = math.decayed(ops.convert_to_tensor(variable), gradient, lr, self.decay)
+            given = ops.cast(variable, wide), ops.cast(gradient, wide)
+            w, gradient = math.decayed(*given, lr, self.decay)
             scale = self.whole if mistake == "whole_model" else math.scale(gradient)
-            self.assign(v, old * v + new * math.zeta(gradient, scale))
-            self.assign(variable, math.move(w, v, lr))
+            new_v = old * ops.cast(v, wide) + new * math.zeta(gradient, scale)
+            self.assign(v, ops.cast(new_v, v.dtype))
+            self.assign(variable, ops.cast(math.move(w, new_v, lr), variable.dtype))
 
         def load_own_variables(self, store):
             super().load_own_variables(store)

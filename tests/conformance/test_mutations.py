@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gravity_core.conformance.conform.mutations import MUTATIONS, REFERENCE
+from gravity_core.conformance.conform.mutations import COARSE, MUTATIONS, REFERENCE, TOLERATED
 from gravity_core.conformance.vectors.notes import NOTES
 
 # One step of two tensors with G = (1, −2) and G = (4), V = (3, 6), W = (1, −1), β = 1, the second
@@ -135,19 +135,39 @@ def test_what_is_not_finite_is_replaced():
 
 # Spacings of float16: 2⁻¹¹ in [1/2, 1), 2⁻¹⁴ in [1/16, 1/8), 2⁻⁷ in [8, 16), 1/16 in [64, 128).
 OLD = Fraction(1827, 2048)  # 91/102 in float16
-HALVES = [1 - OLD, Fraction(1767, 16384)] * 2 + [
-    1 - OLD,
-    Fraction(1767, 16384),
-]  # as a difference; 11/102
+# Of bfloat16: 2⁻⁸ in [1/2, 1), 2⁻¹¹ in [1/16, 1/8), and 100 · 0.9 and 0.1 are 90 and 10 there, too.
+OLD_16 = Fraction(228, 256)
+# As a difference, or 11/102.
+HALVES = [(OLD, 1 - OLD), (OLD, Fraction(1767, 16384))] * 3
+HALVES += [(OLD_16, 1 - OLD_16), (OLD_16, Fraction(221, 2048))] * 3
 
 
 def test_coefficients_in_half_precision():
-    for variant, new in zip(variants("1 − β̂ in half precision"), HALVES, strict=True):
-        assert variant.coefficients(np.float64(100), np.float64(0.9)) == (float(OLD), float(new))
+    for variant, pair in zip(variants("1 − β̂ in half precision"), HALVES, strict=True):
+        assert variant.coefficients(np.float64(100), np.float64(0.9)) == tuple(map(float, pair))
     (variant,) = variants("t is rounded to float16")
     assert variant.coefficients(np.float64(2049), np.float64(1)) == (2049 / 2050, 1 / 2050)
     (variant,) = variants("t is counted in float16 and stops at 2048")
     assert [variant.counter(n, 1, 0, 1) for n in (5, 2047, 2048, 9999)] == [6, 2048, 2048, 2048]
+    (variant,) = variants("t is rounded to bfloat16")  # 257 lies between 256 and 258
+    assert variant.coefficients(np.float64(257), np.float64(1)) == (257 / 258, 1 / 258)
+    (variant,) = variants("t is counted in bfloat16 and stops at 256")
+    assert [variant.counter(n, 1, 0, 1) for n in (5, 255, 256, 9999)] == [6, 256, 256, 256]
+
+
+def test_zeta_in_half_precision():
+    (variant,) = variants("ζ is rounded to float16")
+    # ζ = (1/5, −2/17); spacings of 2⁻¹³ in [1/8, 1/4) and 2⁻¹⁴ in [1/16, 1/8)
+    assert variant.term(np.asarray([1.0, -2.0]), 2.0).tolist() == [1638 / 2**13, -1928 / 2**14]
+
+
+def test_what_is_tolerated():
+    letter, decay = TOLERATED
+    # What is nearest to 1000001/1000002, and what is left of 1.
+    old, new = letter.coefficients(np.longdouble(10**6), np.longdouble(1))
+    nearest = Fraction(round(Fraction(1000001, 1000002) * 2**53), 2**53)
+    assert (Fraction(float(old)), Fraction(float(new))) == (nearest, 1 - nearest)
+    assert decay.weights(1.0, 0.0, 1.0, np.float64(0.1)) == 1 - 13421773 / 2**27
 
 
 def test_a_difference_loses_digits():
@@ -156,7 +176,8 @@ def test_a_difference_loses_digits():
     assert variant.coefficients(np.float64(10**6), np.float64(1)) == (1 - 17 / 2**24, 17 / 2**24)
 
 
-STDS = {  # of α = 0.02, l = 0.5
+STDS = {  # of α = 0.02, l = 0.5, and 0.25 at the first step
+    "σ from the first step's learning rate, not the constructor's": 0.08,
     "V₀ std is α, not α / lr": 0.02,
     "V₀ std is α · lr, not α / lr": 0.01,
     "V₀ variance, not std, is α / lr": 0.2,
@@ -166,9 +187,9 @@ STDS = {  # of α = 0.02, l = 0.5
 
 
 def test_mistakes_of_v0():
-    assert REFERENCE.std(0.02, 0.5) == 0.04
+    assert REFERENCE.std(0.02, 0.5, 0.25) == 0.04
     for words, std in STDS.items():
-        assert variants(words)[0].std(0.02, 0.5) == pytest.approx(std, rel=1e-15)
+        assert variants(words)[0].std(0.02, 0.5, 0.25) == pytest.approx(std, rel=1e-15)
 
 
 def test_mistakes_of_loading():
@@ -203,6 +224,10 @@ def test_no_mistake_is_missing_above():
         "what is not finite is replaced by 0",
         "1 − β̂ in half precision",
         "t is rounded to float16",
+        "t is rounded to bfloat16",
+        "t is counted in bfloat16 and stops at 256",
+        "ζ is rounded to float16",
+        COARSE.words,
         "t is counted in float16 and stops at 2048",
         "1 − β̂ taken as a difference, which loses digits",
         "V reset on load",

@@ -14,6 +14,7 @@ class Check(NamedTuple):
     function: Callable[[Subject], Finding]
 
 
+# The last one has seen the gradients of all others.
 CHECKS: dict[str, Check] = {
     "convention": Check("convention of t", start.convention),
     "v0": Check("V₀", start.v0),
@@ -25,6 +26,8 @@ CHECKS: dict[str, Check] = {
     "float64": Check("float64", gradients.double),
     "float16": Check("float16", gradients.float16),
     "bfloat16": Check("bfloat16", gradients.bfloat16),
+    "compiled": Check("compiled", gradients.compiled),
+    "groups": Check("groups, a missing gradient", gradients.groups),
     "schedule": Check("scheduled learning rate", gradients.schedule),
     "zero": Check("zero gradients", gradients.zero),
     "huge": Check("huge gradients", gradients.huge),
@@ -34,7 +37,7 @@ CHECKS: dict[str, Check] = {
     "empty": Check("empty tensors", gradients.empty),
     "0-d": Check("0-d tensors", gradients.scalar),
     "resume": Check("state saved and loaded", behaviour.resume),
-    "gradient": Check("gradient left untouched", behaviour.gradient),
     "maximize": Check("maximize", behaviour.maximize),
     "weight-decay": Check("weight decay", behaviour.weight_decay),
+    "gradient": Check("gradient left untouched", behaviour.gradient),
 }

@@ -4,6 +4,7 @@ Guarantee: a framework is imported only for an implementation of its kind.
 """
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +13,14 @@ import numpy as np
 
 from gravity_core.conformance.conform.frameworks import KerasSession, OptaxSession, TorchSession
 from gravity_core.conformance.conform.session import Arrays, Session, Setup
-from gravity_core.conformance.conform.spec import Arguments, Kind, parameters
+from gravity_core.conformance.conform.spec import (
+    ARGUMENTS,
+    Arguments,
+    Kind,
+    SpecError,
+    positional,
+)
+from gravity_core.conformance.guard import one_line
 
 
 class PlainSession(Session):
@@ -120,16 +128,39 @@ class Driver:
             weights: W₀.
             options: by our names; what is not offered is left out.
             bfloat16: whether float32 stands for bfloat16.
-            how: schedule, begun and fast of `Setup`.
+            how: schedule, begun, fast and grouped of `Setup`.
         """
         dtype = "bfloat16" if bfloat16 else weights[0].dtype.name
         return self.session(Setup(self.found, self.arguments, options, dtype, **how), weights)
 
 
 def driver(found: Any, kind: Kind, arguments: Arguments) -> Driver:
-    """Return the driver of a kind."""
+    """Return the driver of a kind.
+
+    Raises:
+        SpecError: for a function that cannot be called with the six arguments.
+    """
     if kind == "plain":  # The six come by position, whatever their names.
-        first = list(parameters(found))[:6]
+        first = positional(found)[: len(ARGUMENTS)]
         names = arguments.names.items()
         arguments.names = {ours: theirs for ours, theirs in names if theirs not in first}
+        try:
+            signature = inspect.signature(found)
+        except (TypeError, ValueError):  # not written in Python
+            signature = None
+        try:
+            if signature is not None:
+                signature.bind(*ARGUMENTS, **arguments.extra)
+        except TypeError as error:
+            raise SpecError(
+                f"it cannot be called as plain (see --kw): {one_line(error)}"
+            ) from error
+        if sorted(first) == sorted(ARGUMENTS):
+            found = _in_order(found, first)
     return Driver(found, arguments, SESSIONS[kind])
+
+
+def _in_order(found: Any, names: Sequence[str]) -> Any:
+    """Return the function of `ARGUMENTS` in their order, if its own has the same names."""
+    places = [ARGUMENTS.index(name) for name in names]
+    return lambda *six, **keywords: found(*(six[k] for k in places), **keywords)

@@ -17,13 +17,20 @@ from gravity_core.conformance.conform.session import Arrays, Setup, StateSession
 class TorchSession(StateSession):
     """A `torch.optim.Optimizer` class."""
 
+    groups: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ("torch",)
 
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Construct it for parameters."""
         self.setup, self._torch = setup, importlib.import_module("torch")
         self._params = [self._torch.nn.Parameter(self._tensor(w)) for w in weights]
-        self._optimizer = setup.construct(self._params)
+        self._still: Any = None
+        groups: Any = self._params
+        if setup.grouped:
+            self._still = self._torch.nn.Parameter(self._tensor(weights[0]))
+            first, *rest = self._params
+            groups = [{"params": [first]}, {"params": [*rest, self._still]}]
+        self._optimizer = setup.construct(groups)
 
     def _tensor(self, array: np.ndarray) -> Any:
         return self._torch.tensor(array, dtype=getattr(self._torch, self.setup.dtype))
@@ -35,13 +42,17 @@ class TorchSession(StateSession):
 
     def step(self, grads: Sequence[np.ndarray], lr: float) -> Arrays:
         """Set the learning rate of every group, and step."""
-        name = self.setup.arguments.names.get("learning_rate", "lr")
+        own = self.setup.arguments.names.get("learning_rate", "lr")
         for group in self._optimizer.param_groups:
-            group[name] = lr
+            # As torch's schedulers, whatever the constructor calls it.
+            group["lr" if "lr" in group or own not in group else own] = lr
         tensors = [self._tensor(g) for g in grads]
         for p, g in zip(self._params, tensors, strict=True):
             p.grad = g
+        before = None if self._still is None else self._still.detach().clone()
         self._optimizer.step()
+        if before is not None and not self._torch.equal(before, self._still.detach()):
+            raise ValueError("it changes a parameter that has no gradient")
         return [self._numpy(g) for g in tensors]
 
     def weights(self) -> Arrays:
@@ -55,7 +66,8 @@ class TorchSession(StateSession):
             tensors = {
                 str(name): value
                 for name, value in self._optimizer.state.get(p, {}).items()
-                if getattr(value, "shape", None) == p.shape
+                if self._torch.is_tensor(value)
+                and value.shape == p.shape
                 and value.dtype.is_floating_point
                 and not (str(name) in ("step", "t") and not p.shape)
             }
@@ -114,6 +126,8 @@ class TorchSession(StateSession):
 class OptaxSession(StateSession):
     """A function that makes an `optax.GradientTransformation`."""
 
+    compiles: ClassVar[bool] = True
+    steps_at_given_rate: ClassVar[bool] = False
     frameworks: ClassVar[tuple[str, ...]] = ("jax", "optax")
 
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
@@ -192,8 +206,14 @@ class OptaxSession(StateSession):
         return {
             path: float(x)
             for path, _, x in self._nodes()[0]
-            if not self._like_params(x) and np.shape(x) == () and np.asarray(x).dtype.kind in "iuf"
+            if not self._like_params(x) and not self._is_key(x)
+            if np.shape(x) == () and np.asarray(x).dtype.kind in "iuf"
         }
+
+    def _is_key(self, x: Any) -> bool:
+        """Tell a typed random key, of which NumPy has no array."""
+        dtypes = self._jax.dtypes
+        return hasattr(x, "dtype") and bool(dtypes.issubdtype(x.dtype, dtypes.prng_key))
 
     def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
         """Put another tree in the place of the state."""
@@ -214,17 +234,20 @@ class OptaxSession(StateSession):
     def reloaded(self) -> "OptaxSession":
         """Save and load the leaves of the state."""
         session = OptaxSession(self.setup, self.weights())
-        leaves = [np.array(x) for x in self._jax.tree.leaves(self._state)]
+        structure, asarray = self._jax.tree.structure(session._state), self._jax.numpy.asarray
         with self._x64():
-            session._state = self._jax.tree.unflatten(
-                self._jax.tree.structure(session._state), map(self._jax.numpy.asarray, leaves)
-            )
+            leaves = [
+                x if self._is_key(x) else asarray(np.array(x))
+                for x in self._jax.tree.leaves(self._state)
+            ]
+            session._state = self._jax.tree.unflatten(structure, leaves)
         return session
 
 
 class KerasSession(StateSession):
     """A `keras.optimizers.Optimizer` class."""
 
+    compiles: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ("keras", "tensorflow")
 
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
@@ -234,6 +257,27 @@ class KerasSession(StateSession):
             self._variables = [self._keras.Variable(w, dtype=setup.dtype) for w in weights]
             self._optimizer = setup.construct()
             self._optimizer.build(self._variables)
+        self._model = self._trained() if setup.fast else None
+
+    def _trained(self) -> Any:
+        """Return a model of the variables, the gradients of which are its inputs.
+
+        ``train_on_batch`` is one step of ``fit``, compiled in the same way.
+        """
+        keras, variables = self._keras, self._variables
+
+        class Sum(keras.Model):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.given = variables
+
+            def call(self, inputs: Any) -> Any:
+                sums = [keras.ops.sum(x[0] * w) for x, w in zip(inputs, self.given, strict=True)]
+                return keras.ops.reshape(sum(sums), (1, 1))
+
+        model = Sum()
+        model.compile(optimizer=self._optimizer, loss=lambda _, y: keras.ops.sum(y))
+        return model
 
     @contextmanager
     def _floatx(self) -> Iterator[None]:
@@ -254,6 +298,10 @@ class KerasSession(StateSession):
         """Set the learning rate, and apply the gradients."""
         self._optimizer.learning_rate = lr
         dtype = self.setup.dtype
+        if self._model is not None:
+            with self._floatx():
+                self._model.train_on_batch(tuple(g[None] for g in grads), np.zeros((1, 1)))
+            return list(grads)
         tensors = [self._keras.ops.convert_to_tensor(g, dtype=dtype) for g in grads]
         with self._floatx():
             self._optimizer.apply(tensors, self._variables)

@@ -1,22 +1,36 @@
 """Checks that feed gradients, and judge every element of V and W after every step."""
 
-import importlib
+from dataclasses import replace
 
 import numpy as np
 
-from gravity_core.conformance.conform import judge
-from gravity_core.conformance.conform.inputs import SHAPES, normal
+from gravity_core import hyperparameters as hp
+from gravity_core.conformance.conform.inputs import (
+    NO_BFLOAT16,
+    SCALES,
+    SHAPES,
+    has_bfloat16,
+    normal,
+)
 from gravity_core.conformance.conform.judge import Case, Run
-from gravity_core.conformance.conform.subject import Finding, Subject, found
+from gravity_core.conformance.conform.subject import Finding, Subject
 
-LONG = 2_200  # steps: a counter in float16 stops at 2048
+LARGE = ((2, 3, 4, 5), (5_000,))
+LONG = 2_200  # steps: a counter in float16 stops at 2048, one in bfloat16 at 256
+LATE = 2_100
 
 
 def update(subject: Subject) -> Finding:
-    """One update of three tensors."""
-    weights, gradients = normal(1)
-    v = subject.some_velocity(weights)
-    return subject.judged(Case(weights, gradients, subject.options(), v))
+    """One update of three tensors, and of two with more axes and more elements."""
+    findings = []
+    for shapes, scales in ((SHAPES, SCALES), (LARGE, (3.0, 1.0))):
+        weights, gradients = normal(1, shapes, scales)
+        gradients[0][-1].flat[-1] = 9.0  # the last is the greatest
+        v = subject.some_velocity(weights)
+        findings.append(subject.judged(Case(weights, gradients, subject.options(), v)))
+        if findings[-1].outcome != "pass":
+            return findings[-1]
+    return max(findings, key=lambda finding: finding.worst or 0.0)
 
 
 def trajectory(subject: Subject) -> Finding:
@@ -33,8 +47,10 @@ def drawn(subject: Subject) -> Finding:
         return Finding("not applicable", "V is the caller's")
     weights, gradients = normal(10, seed=5)
     options = {k: v for k, v in subject.options().items() if k not in subject.resting}
+    if subject.offers("alpha"):
+        options["alpha"] = subject.driver.arguments.fixed.get("alpha", hp.ALPHA)
     case = Case(weights, gradients, options)
-    return found(case, judge.perform(subject.driver, case, at_rest=False), subject.convention[0])
+    return subject.found(case, subject.run(case, at_rest=False), subject.convention[0])
 
 
 def long(subject: Subject) -> Finding:
@@ -50,22 +66,53 @@ def double(subject: Subject) -> Finding:
 
 
 def float16(subject: Subject) -> Finding:
-    """A trajectory in float16."""
+    """A trajectory in float16, and steps that it cannot count."""
     weights, gradients = normal(20, dtype=np.float16, seed=8)
-    return subject.judged(Case(weights, gradients, subject.options()))
+    return _half(subject, Case(weights, gradients, subject.options()))
 
 
 def bfloat16(subject: Subject) -> Finding:
-    """A trajectory in bfloat16."""
-    if subject.driver.stateless:
-        try:
-            importlib.import_module("ml_dtypes")
-        except ModuleNotFoundError:
-            why = "NumPy has bfloat16 by the package ml_dtypes only, which is not installed"
-            return Finding("not applicable", why)
+    """A trajectory in bfloat16, and steps that it cannot count."""
+    if subject.driver.stateless and not has_bfloat16():
+        return Finding("not applicable", NO_BFLOAT16)
     weights, gradients = normal(20, seed=22)
     rounded = [_to_bfloat16(x) for x in weights], [[_to_bfloat16(g) for g in x] for x in gradients]
-    return subject.judged(Case(*rounded, subject.options(), bfloat16=True))
+    return _half(subject, Case(*rounded, subject.options(), bfloat16=True))
+
+
+def _half(subject: Subject, case: Case) -> Finding:
+    """Judge a trajectory in a half type, and if that is right three steps late in another.
+
+    With β = 1, 1 − β̂ is small there, and with V = 0 before them no rounding hides it.
+    """
+    finding = subject.judged(case)
+    if finding.outcome != "pass" or not subject.at_rest:
+        return finding
+    options = subject.options(beta=1.0)
+    if (why := subject.refused(beta=1.0)) is not None:
+        options, finding.note = subject.options(), f"it refuses β = 1: {why}"
+    weights, gradients = normal(3, ((3,), (2,)), (1.0, 5.0), seed=25)
+    to_half = _to_bfloat16 if case.bfloat16 else _to_float16
+    weights = [to_half(w) for w in weights]
+    gradients = [[to_half(g) for g in grads] for grads in gradients]
+    v = [0 * w for w in weights]
+    if subject.unwritable is None:
+        late = Case(weights, gradients, options, v, LATE, bfloat16=case.bfloat16)
+        run = subject.run(late)
+    else:
+        late = Case(weights, [v] * LATE + gradients, options, fast=True, bfloat16=case.bfloat16)
+        run = subject.run(late)
+        v_late, w_late = run.states[LATE - 1]
+        late = replace(late, gradients=gradients)
+        run = Run(LATE, (v_late or v, w_late), run.uncertain, run.states[LATE:])
+    other = subject.found(late, run, subject.convention[0], f"after {LATE} steps")
+    if other.outcome == "pass":
+        other.note, other.worst = finding.note, max(other.worst or 0.0, finding.worst or 0.0)
+    return other
+
+
+def _to_float16(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float16)
 
 
 def _to_bfloat16(array: np.ndarray) -> np.ndarray:
@@ -74,8 +121,26 @@ def _to_bfloat16(array: np.ndarray) -> np.ndarray:
     return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def compiled(subject: Subject) -> Finding:
+    """Steps as users compile them: jax.jit, Keras's own trainer."""
+    if not subject.driver.session.compiles:
+        return Finding("not applicable", "nothing is compiled")
+    weights, gradients = normal(12, seed=26)
+    return subject.judged(Case(weights, gradients, subject.options(), fast=True))
+
+
+def groups(subject: Subject) -> Finding:
+    """Two groups of parameters, of which one has no gradient."""
+    if not subject.driver.session.groups:
+        return Finding("not applicable", "it has no groups")
+    weights, gradients = normal(4, seed=27)
+    return subject.judged(Case(weights, gradients, subject.options(), grouped=True))
+
+
 def schedule(subject: Subject) -> Finding:
     """A learning rate that changes from step to step, through zero."""
+    if subject.unschedulable is not None:
+        return Finding("not applicable", subject.unschedulable)
     weights, gradients = normal(12, seed=9)
     rates = [0.1, 0.1, 0.05, 0.2, 0.0, 0.1, 0.3, 0.01, 0.02, 0.04, 0.08, 0.16]
     options = subject.options(learning_rate=rates[0])
@@ -128,7 +193,7 @@ def nonfinite(subject: Subject) -> Finding:
             run.uncertain[1:],
             [(None if v is None else v[1:], w[1:]) for v, w in run.states],
         )
-        finding = found(case, other, first)
+        finding = subject.found(case, other, first)
         if finding.outcome != "pass":
             if finding.diagnosis is None and not np.isfinite(run.states[-1][1][1]).all():
                 finding.diagnosis = "m from the whole model, not per tensor"

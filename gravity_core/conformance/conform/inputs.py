@@ -1,5 +1,6 @@
 """The weights and gradients that are fed to an implementation: normal numbers, by seed."""
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from gravity_core.conformance.conform.session import Arrays
 
+NO_BFLOAT16 = "NumPy has bfloat16 by the package ml_dtypes only, which is not installed"
 SHAPES = ((4, 3), (5,), (2, 2, 2))
 SCALES = (1.0, 30.0, 0.02)  # of their gradients, so that one maximum for all is another number
 
@@ -26,3 +28,12 @@ def normal(
         for _ in range(steps)
     ]
     return weights, gradients
+
+
+def has_bfloat16() -> bool:
+    """Tell whether there are NumPy arrays of bfloat16."""
+    try:
+        importlib.import_module("ml_dtypes")
+    except ModuleNotFoundError:
+        return False
+    return True

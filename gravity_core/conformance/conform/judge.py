@@ -1,7 +1,8 @@
 """Hold what an implementation did to the exact update, and find the mistake that it made.
 
 Guarantee: what passes lies inside `gravity_core.ErrorBound` around the update in a wider dtype,
-in every element of V (where it is shown) and W after every step; NaN lies outside.
+in every element of V (where it is shown) and W after every step; NaN lies outside. Half types
+are held to `bounds.HalfBound`: computed in float32, and rounded once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from gravity_core.coefficients import beta_hat
+from gravity_core.conformance.conform.bounds import HalfBound, MistakenBound
 from gravity_core.conformance.conform.drivers import Driver
-from gravity_core.conformance.conform.mutations import MUTATIONS, REFERENCE, Variant
-from gravity_core.conformance.conform.session import Arrays, Session
+from gravity_core.conformance.conform.mutations import (
+    COARSE,
+    MUTATIONS,
+    REFERENCE,
+    TOLERATED,
+    Variant,
+)
+from gravity_core.conformance.conform.session import Arrays, CannotWriteError, Session
 from gravity_core.conformance.vectors.exact import FORMATS
 from gravity_core.error_bound import ErrorBound, absolute_error
 
-# Of a mistaken update no bound is certified. It is allowed this many times the roundings of the
-# right one, which covers a mean over the few elements of a case, and what is added to more.
-SLACK = 4
 _FEW = 8  # steps
 
 
@@ -45,6 +49,7 @@ class Case:
         reload_after: the number of steps after which the state is saved and loaded.
         fast: whether it may be compiled.
         bfloat16: whether float32 stands for bfloat16.
+        grouped: whether the parameters come in groups, with one that has no gradient (torch).
     """
 
     weights: Arrays
@@ -56,6 +61,12 @@ class Case:
     reload_after: int | None = None
     fast: bool = False
     bfloat16: bool = False
+    grouped: bool = False
+
+    @property
+    def half(self) -> bool:
+        """Whether the dtype is a half type."""
+        return self.bfloat16 or self.weights[0].dtype == np.float16
 
     @property
     def info(self) -> Any:
@@ -98,7 +109,7 @@ class Verdict:
     bound: list[float] = field(default_factory=list)
 
 
-def perform(driver: Driver, case: Case, *, at_rest: bool) -> Run:
+def perform(driver: Driver, case: Case, *, at_rest: bool, hidden: bool = False) -> Run:
     """Feed a case to an implementation.
 
     Args:
@@ -106,21 +117,32 @@ def perform(driver: Driver, case: Case, *, at_rest: bool) -> Run:
         case: what to feed.
         at_rest: whether V₀ is 0 by `case.options`. Else V is made known by a step with zero
             gradients first, where the implementation does not show V₀ itself.
+        hidden: whether what the state shows is not V.
 
     Raises:
-        ValueError: for arrays of another shape or dtype than the weights'.
+        ValueError: for arrays of another type, shape or dtype than the weights'.
         whatever the implementation raises.
     """
+    kinds = [(w.shape, w.dtype) for w in case.weights]
 
     def start(weights: Arrays) -> Session:
         how = {"schedule": case.rates, "begun": case.count, "fast": case.fast}
+        how["grouped"] = case.grouped
         return driver.start(weights, case.options, bfloat16=case.bfloat16, **how)
 
+    def look(session: Session, number: int) -> tuple[Arrays | None, Arrays]:
+        v = None if hidden else session.velocity()
+        return (
+            v if v is None else _checked("V", v, kinds, number),
+            _checked("W", session.weights(), kinds, number),
+        )
+
     session = start(case.weights)
-    kinds = [(w.shape, w.dtype) for w in case.weights]
-    v, count, uncertain = session.velocity(), 0, [np.zeros(w.shape) for w in case.weights]
-    w = session.weights()
+    count, uncertain = 0, [np.zeros(w.shape) for w in case.weights]
+    v, w = look(session, 0)
     if case.velocity is not None:
+        if hidden:
+            raise CannotWriteError("its state does not show V")
         session.begin(case.velocity, case.count)
         v, count = case.velocity, case.count
     elif v is None and at_rest:
@@ -129,40 +151,37 @@ def perform(driver: Driver, case: Case, *, at_rest: bool) -> Run:
         lr = case.rate(0)
         session = start([0 * x for x in case.weights])
         session.step([0 * x for x in case.weights], lr)
-        v, w, count = session.velocity(), session.weights(), 1
+        (v, w), count = look(session, 1), 1
         if v is None:
             v = [np.asarray(-x / x.dtype.type(lr)) for x in w]
             uncertain = [3 * float(case.info.eps) * np.abs(x).astype(np.float64) for x in v]
-    _check_velocity(v, kinds, 0)
     run = Run(count, (v, w), uncertain)
     for number, grads in enumerate(case.gradients):
         if number == case.reload_after:
             session = session.reloaded()
         run.left.append(session.step([g.copy() for g in grads], case.rate(number)))
-        v, w = session.velocity(), session.weights()
-        _check("W", [(np.shape(x), getattr(x, "dtype", None)) for x in w], kinds, number + 1)
-        if v is not None:
-            _check_velocity(v, kinds, number + 1)
-        run.states.append((v, w))
+        run.states.append(look(session, number + 1))
     return run
 
 
-def _check_velocity(v: Arrays, kinds: Any, number: int) -> None:
-    """Raise for another shape than the weights'; V may well be kept in a wider dtype."""
-    shown = []
-    for x, (_, dtype) in zip(v, kinds, strict=True):
+def _checked(name: str, arrays: Arrays, kinds: Any, number: int) -> Arrays:
+    """Return copies; raise for what is not an array like the weights, but V may be wider."""
+    copies = []
+    for i, (x, (shape, dtype)) in enumerate(zip(arrays, kinds, strict=True)):
         own = getattr(x, "dtype", None)
-        shown.append((np.shape(x), dtype if own is not None and own.kind == "f" else own))
-    _check("V", shown, kinds, number)
-
-
-def _check(name: str, got: Any, wanted: Any, number: int) -> None:
-    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
-        if a != b:
-            kind, expected = (f"{x[1]} of shape {x[0]}" for x in (a, b))
+        wider = name == "V" and own is not None and own.kind == "f"
+        if (np.shape(x), own) != (shape, own if wider else dtype):
             raise ValueError(
-                f"{name} of tensor {i} must be {expected} after step {number}, got {kind}"
+                f"{name} of tensor {i} must be {dtype} of shape {shape} after step {number}, "
+                f"got {own} of shape {np.shape(x)}"
             )
+        if type(x) is not np.ndarray:  # whose arithmetic may be its own, as that of a masked array
+            raise ValueError(
+                f"{name} of tensor {i} must be a plain numpy.ndarray after step {number}, "
+                f"got {type(x).__module__}.{type(x).__qualname__}"
+            )
+        copies.append(x.copy())
+    return copies
 
 
 def _wide(arrays: Sequence[np.ndarray]) -> Arrays:
@@ -195,64 +214,69 @@ def simulate(variant: Variant, case: Case, run: Run, first_step: int) -> Run:
 
 
 def compare(
-    case: Case, run: Run, exact: Run, first_step: int, *, slack: float = 1.0, what: str = "VW"
+    case: Case,
+    run: Run,
+    exact: Run,
+    first_step: int,
+    *,
+    mistaken: bool = False,
+    coarse: bool = False,
+    what: str = "VW",
+    beside: Run | None = None,
 ) -> Verdict:
-    """Compare a run with the simulated one, `exact`, by the certified bound times `slack`.
+    """Compare a run with the simulated one, `exact`, by the certified bound.
 
     Args:
         case: what both were fed.
         run: of the implementation.
         exact: of `simulate`.
         first_step: t of the first update, by which the bound has its coefficients.
-        slack: 1 for the right update, `SLACK` for a mistaken one, to which the bound of the
-            right one is too narrow where it makes greater numbers: they count, too.
+        mistaken: whether `exact` is of a mistaken variant, to whose own roundings the bound of
+            the right update is too narrow where it makes greater numbers: they count, too.
+        coarse: whether every operation may be rounded to the half type, if it is one.
         what: "V" compares V alone where it is shown.
+        beside: with another simulated run, that one is compared with `exact`.
     """
-    result = Verdict()
-    bounds = [ErrorBound(w, case.info) for w in case.weights]
+    result, beta = Verdict(), float(case.options["beta"])
+    make = HalfBound if case.half and not coarse else ErrorBound
+    bounds = [make(w, case.info) for w in case.weights]
+    own = [MistakenBound(w, b, case.info, beta) for w, b in zip(case.weights, bounds, strict=True)]
     for bound, error in zip(bounds, run.uncertain, strict=True):
         bound.v = bound.v + error
-    # Roundings of the mistaken update that the bound does not know of, in V and W.
-    more = [(np.zeros(w.shape), np.zeros(w.shape)) for w in case.weights]
     before_v, before_w = exact.start
-    for number, ((v, w), (exact_v, exact_w)) in enumerate(
-        zip(run.states, exact.states, strict=True)
-    ):
-        t = run.count + number + first_step
+    states = run.states if beside is None else beside.states
+    for number, ((v, w), (exact_v, exact_w)) in enumerate(zip(states, exact.states, strict=True)):
+        t, rate = run.count + number + first_step, case.rate(number)
         assert exact_v is not None
         deviation, limit = [0.0], [0.0]
         for i, bound in enumerate(bounds):
-            grad = case.gradients[number][i]
             with np.errstate(all="ignore"):
                 bound.step(
-                    grad,
+                    case.gradients[number][i],
                     before_v[i],
                     exact_v[i],
                     before_w[i],
                     exact_w[i],
                     t=t,
-                    learning_rate=case.rate(number),
-                    beta=float(case.options["beta"]),
+                    learning_rate=rate,
+                    beta=beta,
                     weight_decay=float(case.options.get("weight_decay", 0.0)),
                 )
-            if slack > 1:
-                own = bound.ROUNDINGS * bound.unit * exact.sizes[number][i].astype(np.float64)
-                more_v = beta_hat(t, float(case.options["beta"])) * more[i][0] + own
-                rounding = bound.unit * np.abs(exact_w[i].astype(np.float64))
-                more[i] = more_v, more[i][1] + case.rate(number) * more_v + rounding
-            allowed_v, allowed_w = (
-                slack * (b + extra) for b, extra in zip((bound.v, bound.w), more[i], strict=True)
-            )
+                allowed_v, allowed_w = bound.v, bound.w
+                if mistaken:
+                    own[i].step(exact.sizes[number][i], exact_v[i], before_w[i], exact_w[i], rate)
+                    allowed_v, allowed_w = bound.v + own[i].v, bound.w + own[i].w
+                if beside is not None:  # each of the two may be as far from what was seen
+                    allowed_v, allowed_w = allowed_v + bound.v, allowed_w + bound.w
+                off = np.abs(np.asarray(w[i], np.float64) - exact_w[i].astype(np.float64))
             arrays = [] if v is None else [("V", v[i], exact_v[i], allowed_v)]
             if what != "V" or v is None:
                 arrays.append(("W", w[i], exact_w[i], allowed_w))
             for name, got, expected, allowed in arrays:
                 where = f"{name} of tensor {i} after step {number + 1}"
                 _look(result, got, expected, allowed, where)
-            with np.errstate(all="ignore"):
-                off = np.abs(np.asarray(w[i], np.float64) - exact_w[i].astype(np.float64))
             deviation.append(float(np.max(off, initial=0.0)))
-            limit.append(float(np.max(bound.w, initial=0.0)))
+            limit.append(float(np.max(allowed_w, initial=0.0)))
         result.deviation.append(max(deviation))
         result.bound.append(max(limit))
         before_v, before_w = exact_v, exact_w
@@ -266,21 +290,24 @@ def _look(
         error = np.abs(np.asarray(got, expected.dtype) - expected).astype(np.float64)
         # Nothing is inside a bound that has overflowed.
         inside = (error <= allowed) & np.isfinite(allowed)
-        outside = ~(inside | (np.isnan(got) & np.isnan(expected)))
-    if not outside.any():
+        inside |= np.isnan(got) & np.isnan(expected)
+    if inside.all():
         return
     result.inside = False
     if result.first is None:
-        k = tuple(int(n) for n in np.argwhere(outside)[0])
-        result.first = (
-            f"{where}, element {list(k)}: {number(got[k], got.dtype)}, "
-            f"not {number(expected[k], got.dtype)} ± {float(allowed[k]):.1g}"
-        )
+        k = tuple(int(n) for n in np.argwhere(~inside)[0])
+        result.first = f"{where}, element {list(k)}: {difference(got[k], expected[k], allowed[k])}"
 
 
-def number(x: Any, dtype: np.dtype) -> str:
-    """Return a number with the digits that a dtype has."""
-    return f"{float(x):.{17 if dtype == np.float64 else 9}g}"
+def difference(got: Any, expected: Any, allowed: Any) -> str:
+    """Return in words how a number is not the expected one, with the digits that tell."""
+    allowed = float(allowed)
+    for digits in range(9, 18):
+        texts = [f"{float(x):.{digits}g}" for x in (got, expected)]
+        if texts[0] != texts[1]:
+            break
+    # What 17 digits do not tell apart differs beyond float64.
+    return f"{texts[0]}, not {texts[1]} ± {allowed:.1g}"
 
 
 def worst(case: Case, run: Run, first_step: int) -> float:
@@ -326,39 +353,81 @@ def _idle(variant: Variant, case: Case) -> bool:
     return variant.replaced <= unused
 
 
-def _same(run: Run, other: Run) -> bool:
-    return all(
-        np.array_equal(a, b, equal_nan=True)
-        for (_, w), (_, x) in zip(run.states, other.states, strict=True)
-        for a, b in zip(w, x, strict=True)
+def tolerated(case: Case, run: Run, first_step: int) -> str | None:
+    """Return in words which of `TOLERATED` explains a run in float64; None if none does."""
+    if case.weights[0].dtype != np.float64:
+        return None
+    for variant in TOLERATED:
+        if compare(case, run, simulate(variant, case, run, first_step), first_step).inside:
+            return variant.words
+    return None
+
+
+@dataclass
+class Diagnosis:
+    """What may have become of a run that the right update does not explain.
+
+    Attributes:
+        words: the mistakes that explain it, and that it tells from the right update.
+        possible: all mistakes that it may have, told or not.
+    """
+
+    words: list[str]
+    possible: set[str]
+
+
+def common(diagnoses: Sequence[Diagnosis]) -> list[str]:
+    """Return the mistakes that explain one of several runs and are possible in all of them."""
+    told = dict.fromkeys(words for each in diagnoses for words in each.words)
+    return [words for words in told if all(words in each.possible for each in diagnoses)]
+
+
+def refuted(words: str, case: Case, run: Run, first_step: int) -> bool:
+    """Tell whether a run shows that its implementation does not make this mistake."""
+    return words != COARSE.words and not any(
+        compare(
+            case, run, simulate(variant, case, run, first_step), first_step, mistaken=True
+        ).inside
+        for variant in MUTATIONS
+        if variant.words == words
     )
 
 
-def diagnose(case: Case, run: Run, first_step: int, *, what: str = "VW") -> str | None:
-    """Return in words the mistake that explains a run which the right update does not."""
+def diagnose(case: Case, run: Run, first_step: int, *, what: str = "VW") -> Diagnosis:
+    """Find the mistakes that explain a run which the right update does not."""
+    found = _explanations(case, run, first_step, what, coarse=False)
+    if not case.half:
+        return found
+    coarse = _explanations(case, run, first_step, what, coarse=True)
     right = simulate(REFERENCE, case, run, first_step)
-    found: list[str] = []
+    possible = found.possible | coarse.possible
+    if compare(case, run, right, first_step, coarse=True, what=what).inside:
+        possible |= {COARSE.words}
+        return Diagnosis(found.words or [COARSE.words], possible)
+    return Diagnosis(found.words or coarse.words, possible)
+
+
+def _explanations(case: Case, run: Run, first_step: int, what: str, *, coarse: bool) -> Diagnosis:
+    how: dict[str, Any] = {"mistaken": True, "coarse": coarse, "what": what}
+    right = simulate(REFERENCE, case, run, first_step)
+    told: list[str] = []
+    hardly: list[str] = []
     # Most mistakes are out of the question after a few steps of a long trajectory.
     short = replace(case, gradients=case.gradients[:_FEW])
     begun = replace(run, states=run.states[:_FEW])
     for variant in MUTATIONS:
-        if variant.words in found or _idle(variant, case):
+        if variant.words in told or _idle(variant, case):
             continue
         start = simulate(variant, short, begun, first_step)
-        if not compare(short, begun, start, first_step, slack=SLACK, what=what).inside:
+        if not compare(short, begun, start, first_step, **how).inside:
             continue
         wrong = simulate(variant, case, run, first_step)
-        # One that this case does not tell from the right update explains nothing.
-        if _same(wrong, right) or (
-            compare(case, wrong, right, first_step, slack=2 * SLACK, what=what).inside
-        ):
+        if not compare(case, run, wrong, first_step, **how).inside:
             continue
-        if compare(case, run, wrong, first_step, slack=SLACK, what=what).inside:
-            found.append(variant.words)
-    # Half types round 2¹³ times as coarsely as float32, in ways too many to list.
-    coarse = float(np.finfo(np.float16).eps / case.info.eps)
-    if not found and coarse > 1:
-        rounded = compare(case, run, right, first_step, slack=coarse, what=what).inside
-        if rounded and coarse / 64 < worst(case, run, first_step) < np.inf:
-            return "something in half precision"
-    return " or ".join(found) or None
+        # Where the bounds around the mistake and around the right update meet, a run that is in one
+        # of them tells little.
+        if not compare(case, run, wrong, first_step, beside=right, **how).inside:
+            told.append(variant.words)
+        else:
+            hardly.append(variant.words)
+    return Diagnosis(told, {*told, *hardly})

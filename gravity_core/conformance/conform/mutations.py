@@ -50,8 +50,8 @@ def learning_rate(lr: float, constructed: float) -> float:
     return lr
 
 
-def std(alpha: float, lr: float) -> float:
-    """Return σ, the standard deviation of V₀."""
+def std(alpha: float, lr: float, first: float) -> float:
+    """Return σ, the standard deviation of V₀; `first` is l of the first step."""
     return alpha / lr
 
 
@@ -123,6 +123,8 @@ class Variant:
                 kept, added = old * y, new * self.term(g, self.size(g, seen))
                 velocity.append(np.asarray(kept + added))
                 sizes.append(np.asarray(np.abs(kept) + np.abs(added)))
+                if self.gradient is not gradient:  # a sum, which may cancel before ζ is made of it
+                    sizes[-1] = sizes[-1] + np.abs(new) * (np.abs(grads[i]) + decay * np.abs(x))
                 moved.append(np.asarray(self.weights(x, velocity[-1], rate, decay)))
         return moved, velocity, sizes
 
@@ -130,40 +132,72 @@ class Variant:
 REFERENCE = Variant("Algorithm 1")
 
 
-def _half_counter(count: int, first_step: int, tensor: int, tensors: int) -> int:
-    # Counting in float16 ends where 2048 + 1 = 2048; conversion of an exact counter rounds.
-    return min(count + first_step, 2048)
+def _letter(t: Any, beta: Any) -> tuple[Any, Any]:
+    # In float64, one operation after another: what that loses is the point.
+    old = (np.float64(beta) * np.float64(t) + 1) / (np.float64(t) + 2)
+    return type(t)(old), type(t)(1 - old)
 
 
-def _half_steps(exact_beta: bool, difference: bool) -> Callable[..., Any]:
-    """Return coefficients evaluated in float16 throughout.
+def _float32_decay(w: np.ndarray, v: np.ndarray, lr: Any, decay: Any) -> Any:
+    return weights(w, v, lr, type(decay)(np.float32(decay)))
 
-    Frameworks differ in whether a Python number β is rounded to float16 before the product.
+
+# No mistakes, and judged by the same bound: float64 arithmetic by the letter of Algorithm 1; and
+# what the base class of Keras optimizers does.
+TOLERATED = (
+    Variant(
+        "1 − β̂ taken as a float64 difference, which loses digits for large t", coefficients=_letter
+    ),
+    Variant("λ rounded to float32, as by the base class of Keras", weights=_float32_decay),
+)
+# The reference, but judged with the unit roundoff of the half type for every operation.
+COARSE = Variant("computed in half precision, not in float32 and rounded once")
+
+
+def bfloat16(x: Any) -> np.float64:
+    """Return the number of bfloat16 nearest to one of float32, ties to even."""
+    bits = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    bits += 0x7FFF + ((bits >> 16) & 1)
+    return np.float64((bits & 0xFFFF0000).astype(np.uint32).view(np.float32))
+
+
+def _float16(x: Any) -> np.float64:
+    return np.float64(np.float16(x))
+
+
+def _stopping(last: int) -> Callable[..., int]:
+    """Return a counter in a half type: it ends where last + 1 is rounded to last."""
+    return lambda count, first_step, tensor, tensors: min(count + first_step, last)
+
+
+def _half_steps(half: Callable[[Any], Any], exact_beta: bool, subtract: bool) -> Callable[..., Any]:
+    """Return coefficients evaluated in a half type throughout, to which `half` rounds.
+
+    Frameworks differ in whether a Python number β is rounded to the type before the product.
     """
 
     def in_half(t: Any, beta: Any) -> tuple[Any, Any]:
-        half, wide = np.float16, type(t)
+        wide, t, beta = type(t), half(t), np.float64(beta)
 
         def times(b: Any) -> Any:
-            return half(b * t) if exact_beta else half(b) * half(t)
+            return half((b if exact_beta else half(b)) * t)
 
-        t = wide(half(t))
-        bottom = half(t) + half(2)
-        old = (times(beta) + half(1)) / bottom
-        new = half(1) - old if difference else (times(1 - beta) + half(1)) / bottom
+        bottom = half(t + 2)
+        old = half(half(times(beta) + 1) / bottom)
+        new = half(1 - old) if subtract else half(half(times(1 - beta) + 1) / bottom)
         return wide(old), wide(new)
 
     return in_half
 
 
-def _rounded_coefficients(t: Any, beta: Any) -> tuple[Any, Any]:
-    old = np.float16(coefficients(t, beta)[0])
-    return type(t)(old), type(t)(1 - old)
+def _rounded(half: Callable[[Any], Any], subtract: bool) -> Callable[..., Any]:
+    """Return coefficients that are rounded to a half type."""
 
+    def coefficients_in_half(t: Any, beta: Any) -> tuple[Any, Any]:
+        old, new = coefficients(t, beta)
+        return type(t)(half(old)), type(t)(1 - half(old) if subtract else half(new))
 
-def _rounded_pair(t: Any, beta: Any) -> tuple[Any, Any]:
-    old, new = coefficients(t, beta)
-    return type(t)(np.float16(old)), type(t)(np.float16(new))
+    return coefficients_in_half
 
 
 def _difference(t: Any, beta: Any) -> tuple[Any, Any]:
@@ -173,8 +207,12 @@ def _difference(t: Any, beta: Any) -> tuple[Any, Any]:
     return type(t)(old), type(t)(narrow(1) - old)
 
 
-def _t_in_half(t: Any, beta: Any) -> tuple[Any, Any]:
-    return coefficients(type(t)(np.float16(t)), beta)
+def _t_in(half: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda t, beta: coefficients(type(t)(half(t)), beta)
+
+
+def _term_in_half(grad: np.ndarray, size: Any) -> Any:
+    return np.asarray(term(grad, size)).astype(np.float16).astype(grad.dtype)
 
 
 def _per_element(grad: np.ndarray, size: Any) -> Any:
@@ -196,14 +234,25 @@ MUTATIONS = (
     Variant("β̂ uses t + 1", "t_off_by_one", counter=lambda n, first, i, k: n + first + 1),
     Variant("t counts tensors, not steps", counter=lambda n, first, i, k: n * k + i + first),
     Variant("t stands still", counter=lambda n, first, i, k: first),
-    Variant("t is counted in float16 and stops at 2048", counter=_half_counter),
-    Variant("t is rounded to float16", coefficients=_t_in_half),
-    Variant(*_HALF, coefficients=_half_steps(exact_beta=True, difference=True)),
-    Variant(*_HALF, coefficients=_half_steps(exact_beta=True, difference=False)),
-    Variant(*_HALF, coefficients=_half_steps(exact_beta=False, difference=True)),
-    Variant(*_HALF, coefficients=_half_steps(exact_beta=False, difference=False)),
-    Variant(*_HALF, coefficients=_rounded_coefficients),
-    Variant(_HALF[0], coefficients=_rounded_pair),
+    Variant("t is counted in float16 and stops at 2048", counter=_stopping(2048)),
+    Variant("t is counted in bfloat16 and stops at 256", counter=_stopping(256)),
+    Variant("t is rounded to float16", coefficients=_t_in(_float16)),
+    Variant("t is rounded to bfloat16", coefficients=_t_in(bfloat16)),
+    *(
+        Variant(*_HALF, coefficients=_half_steps(_float16, exact_beta, subtract))
+        for exact_beta in (True, False)
+        for subtract in (True, False)
+    ),
+    Variant(*_HALF, coefficients=_rounded(_float16, subtract=True)),
+    Variant(_HALF[0], coefficients=_rounded(_float16, subtract=False)),
+    *(
+        Variant(_HALF[0], coefficients=_half_steps(bfloat16, exact_beta, subtract))
+        for exact_beta in (True, False)
+        for subtract in (True, False)
+    ),
+    *(Variant(_HALF[0], coefficients=_rounded(bfloat16, subtract)) for subtract in (True, False)),
+    Variant("ζ is rounded to float16", term=_term_in_half),
+    COARSE,
     Variant(
         "1 − β̂ taken as a difference, which loses digits",
         "coefficient_difference",
@@ -279,11 +328,15 @@ MUTATIONS = (
     Variant("t reset on load", "t_reset", loaded=lambda v, n, start: (v, 0)),
     Variant("V and t reset on load", loaded=lambda v, n, start: ([0 * x for x in v], 0)),
     Variant("V and t reset on load", loaded=lambda v, n, start: (start, 0)),
-    Variant("V₀ std is α, not α / lr", "std_alpha", std=lambda alpha, lr: alpha),
-    Variant("V₀ std is α · lr, not α / lr", std=lambda alpha, lr: alpha * lr),
-    Variant("V₀ variance, not std, is α / lr", std=lambda alpha, lr: (alpha / lr) ** 0.5),
-    Variant("V₀ std is 1", std=lambda alpha, lr: 1.0),
-    Variant("V₀ is zero", std=lambda alpha, lr: 0.0),
+    Variant("V₀ std is α, not α / lr", "std_alpha", std=lambda alpha, lr, first: alpha),
+    Variant(
+        "σ from the first step's learning rate, not the constructor's",
+        std=lambda alpha, lr, first: alpha / first,
+    ),
+    Variant("V₀ std is α · lr, not α / lr", std=lambda alpha, lr, first: alpha * lr),
+    Variant("V₀ variance, not std, is α / lr", std=lambda alpha, lr, first: (alpha / lr) ** 0.5),
+    Variant("V₀ std is 1", std=lambda alpha, lr, first: 1.0),
+    Variant("V₀ is zero", std=lambda alpha, lr, first: 0.0),
     Variant("gradient negated in place", "gradient_changed", left=lambda g: -g),
     Variant("gradient set to zero", "gradient_changed", left=lambda g: 0 * g),
     Variant("gradient replaced by ζ", "gradient_changed", left=lambda g: term(g, size(g, [g]))),

@@ -33,6 +33,7 @@ class Setup:
         schedule: the learning rates of all steps, where they change.
         begun: the number of steps before the first of the schedule.
         fast: whether to compile, where users do.
+        grouped: whether the parameters come in two groups, with one more that has no gradient.
     """
 
     found: Any
@@ -42,6 +43,7 @@ class Setup:
     schedule: Sequence[float] | None = None
     begun: int = 0
     fast: bool = False
+    grouped: bool = False
 
     def construct(self, *args: Any, **instead: Any) -> Any:
         """Call the implementation, with the options or what comes `instead` of them."""
@@ -54,10 +56,16 @@ class Session(ABC):
     Attributes:
         setup: what it was made of.
         stateless: whether V and t are the caller's, so that there is no V₀ and no state.
+        compiles: whether users compile the step.
+        groups: whether parameters may come in groups.
+        steps_at_given_rate: whether a step takes its learning rate without a schedule.
         frameworks: distributions whose versions belong into a report.
     """
 
     stateless: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
+    groups: ClassVar[bool] = False
+    steps_at_given_rate: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ()
     setup: Setup
 

@@ -1,6 +1,7 @@
 """Find an implementation, what kind it is, and what it calls its hyper-parameters."""
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -79,8 +80,9 @@ def recognise(found: Any) -> Kind:
     Raises:
         SpecError: if it is none of them.
     """
-    if isinstance(found, type):
-        for base in found.__mro__:
+    made = found.func if isinstance(found, functools.partial) else found
+    if isinstance(made, type):
+        for base in made.__mro__:
             top = base.__module__.partition(".")[0]
             if base.__name__ == "Optimizer" and top == "torch":
                 return "torch"
@@ -88,18 +90,25 @@ def recognise(found: Any) -> Kind:
                 return "keras"
     if not callable(found):
         what = "an optax transformation, not the function that makes it"
-        made = hasattr(found, "init") and hasattr(found, "update")
-        raise _wrong_kind(what if made else f"of type {type(found).__name__}")
-    required = [p for p in parameters(found).values() if p.default is p.empty and _positional(p)]
-    if len(required) >= len(ARGUMENTS):
+        has_both = hasattr(found, "init") and hasattr(found, "update")
+        raise _wrong_kind(what if has_both else f"of type {type(found).__name__}")
+    if isinstance(made, type):
+        raise _wrong_kind(f"the class {made.__name__}")
+    named = parameters(found)
+    places = positional(found)
+    required = [name for name in places if named[name].default is inspect.Parameter.empty]
+    # w, v, g and t have no sensible defaults, and no factory asks for four arguments.
+    if len(places) >= len(ARGUMENTS) and len(required) >= 4:
         return "plain"
-    if len(required) <= 1 and "optax" in sys.modules and not isinstance(found, type):
+    ours = {alias for aliases in ALIASES.values() for alias in aliases}
+    anything = any(p.kind is p.VAR_POSITIONAL for p in named.values())
+    if (
+        "optax" in sys.modules
+        and not anything
+        and (len(required) <= 1 or ours.issuperset(required))
+    ):
         return "optax"
-    raise _wrong_kind(
-        f"the class {found.__name__}"
-        if isinstance(found, type)
-        else f"a function of ({', '.join(parameters(found))})"
-    )
+    raise _wrong_kind(f"a function of ({', '.join(map(str, named.values()))})")
 
 
 def _wrong_kind(what: str) -> SpecError:
@@ -110,8 +119,10 @@ def _wrong_kind(what: str) -> SpecError:
     )
 
 
-def _positional(parameter: inspect.Parameter) -> bool:
-    return parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+def positional(found: Any) -> list[str]:
+    """Return the names of the parameters that can be given by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, p in parameters(found).items() if p.kind in kinds]
 
 
 def parameters(found: Any) -> dict[str, inspect.Parameter]:

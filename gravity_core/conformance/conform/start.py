@@ -10,7 +10,7 @@ from gravity_core.conformance.conform.inputs import normal
 from gravity_core.conformance.conform.judge import Case
 from gravity_core.conformance.conform.mutations import MUTATIONS, REFERENCE
 from gravity_core.conformance.conform.session import Arrays
-from gravity_core.conformance.conform.subject import Finding, Subject, found
+from gravity_core.conformance.conform.subject import Finding, Subject
 from gravity_core.velocity import initial_velocity
 
 
@@ -21,7 +21,7 @@ def convention(subject: Subject) -> Finding:
         return finding
     weights, gradients = normal(4)
     case = Case(weights, gradients, subject.options() | {"first_step": 0})
-    other = found(case, subject.run(case), 0, "with first_step=0")
+    other = subject.found(case, subject.run(case), 0, "with first_step=0")
     if other.outcome == "pass":
         other.note, other.worst = f"{finding.note}; from 0 by first_step=0", finding.worst
     return other
@@ -39,7 +39,7 @@ def v0(subject: Subject) -> Finding:
     options |= subject.driver.arguments.fixed
     alpha, lr = float(options.get("alpha", hp.ALPHA)), float(options["learning_rate"])
     drawn = [_v0(subject, options, first) for _ in range(2)]
-    std = float(subject.driver.arguments.fixed.get("velocity_std", REFERENCE.std(alpha, lr)))
+    std = float(subject.driver.arguments.fixed.get("velocity_std", REFERENCE.std(alpha, lr, _RATE)))
     z = drawn[0][0].reshape(-1).astype(np.float64)
     measured, within = float(np.std(z)), float(np.mean(np.abs(z) <= std))
 
@@ -59,27 +59,44 @@ def v0(subject: Subject) -> Finding:
         note += "from a global random state, two constructions differ"
     if not fits(std):
         words = [m.words for m in MUTATIONS if m.std is not REFERENCE.std]
-        stds = [m.std(alpha, lr) for m in MUTATIONS if m.std is not REFERENCE.std]
+        stds = [m.std(alpha, lr, _RATE) for m in MUTATIONS if m.std is not REFERENCE.std]
         known = [w for w, s in zip(words, stds, strict=True) if fits(s)]
         first_words = f"std {measured:.4g}, not {std:.4g}"
         return Finding("differs", note, None, first_words, " or ".join(known) or None)
     if abs(float(z.mean())) > 6 * std / z.size**0.5 or abs(within - 0.6827) > 3 / z.size**0.5:
         words_ = f"{100 * within:.1f} % within one σ, not 68.3; mean {float(z.mean()):.3g}, not 0"
         return Finding("differs", note, None, words_, "V₀ is not normal")
+    one, other = (x.astype(np.float64) / std for x in drawn[0])
+    for what, a, b in (
+        ("rows", one[1:], one[:-1]),
+        ("columns", one[:, 1:], one[:, :-1]),
+        ("tensors", one, other),
+    ):
+        # The mean of n products of independent numbers of variance 1 has the standard error 1 / √n.
+        if abs(correlation := float(np.mean(a * b))) > 6 / a.size**0.5:
+            said = (
+                f"two {what} that follow each other have the correlation {correlation:.2g}, not 0"
+            )
+            return Finding("differs", note, None, said, f"V₀ of several {what} is not independent")
     if subject.offers("seed") and not agree:
         return Finding("differs", note, None, "one seed gives two V₀")
     return Finding("pass", note)
 
 
+_RATE = 0.025  # the learning rate of the first step, which has nothing to say in V₀
+
+
 def _v0(subject: Subject, options: dict[str, Any], first: int) -> Arrays:
-    zeros = [np.zeros((100, 120), np.float32), np.zeros(7, np.float32)]
+    zeros = [np.zeros((100, 120), np.float32), np.zeros((100, 120), np.float32)]
     session = subject.driver.start(zeros, options)
-    v = session.velocity()
+    v = None if subject.hidden else session.velocity()
     if v is not None:
         return v
-    lr = float(options["learning_rate"])
-    session.step([z.copy() for z in zeros], lr)
-    v = session.velocity()
+    session.step([z.copy() for z in zeros], _RATE)
+    v = None if subject.hidden else session.velocity()
     if v is None:
-        v = [-w / np.float32(lr) for w in session.weights()]
+        # W moved by the l of this step; a transformation has a schedule for it, and none here.
+        steps = subject.driver.session.steps_at_given_rate
+        rate = _RATE if steps else float(options["learning_rate"])
+        v = [-w / np.float32(rate) for w in session.weights()]
     return [x / np.float32(beta_hat(first, float(options["beta"]))) for x in v]
