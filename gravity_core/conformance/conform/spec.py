@@ -171,7 +171,7 @@ def arguments(found: Any, given: Mapping[str, str]) -> Arguments:
     A value ``{beta}`` says that what we call beta goes by this name; others are Python literals,
     or strings.
     """
-    offered = parameters(found)
+    offered = {n for n, p in parameters(found).items() if p.kind is not p.VAR_POSITIONAL}
     result = Arguments()
     for ours, aliases in ALIASES.items():
         theirs = next((alias for alias in aliases if alias in offered), None)

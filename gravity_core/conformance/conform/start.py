@@ -57,16 +57,7 @@ def v0(subject: Subject) -> Finding:
         note += "own seed, two constructions agree" + (", the bits of gravity_core" if ours else "")
     elif measured:
         note += "from a global random state, two constructions differ"
-    if not fits(std):
-        words = [m.words for m in MUTATIONS if m.std is not REFERENCE.std]
-        stds = [m.std(alpha, lr, _RATE) for m in MUTATIONS if m.std is not REFERENCE.std]
-        known = [w for w, s in zip(words, stds, strict=True) if fits(s)]
-        first_words = f"std {measured:.4g}, not {std:.4g}"
-        return Finding("differs", note, None, first_words, " or ".join(known) or None)
-    if abs(float(z.mean())) > 6 * std / z.size**0.5 or abs(within - 0.6827) > 3 / z.size**0.5:
-        words_ = f"{100 * within:.1f} % within one σ, not 68.3; mean {float(z.mean()):.3g}, not 0"
-        return Finding("differs", note, None, words_, "V₀ is not normal")
-    one, other = (x.astype(np.float64) / std for x in drawn[0])
+    one, other = (x.astype(np.float64) / (measured or 1.0) for x in drawn[0])
     for what, a, b in (
         ("rows", one[1:], one[:-1]),
         ("columns", one[:, 1:], one[:, :-1]),
@@ -78,6 +69,15 @@ def v0(subject: Subject) -> Finding:
                 f"two {what} that follow each other have the correlation {correlation:.2g}, not 0"
             )
             return Finding("differs", note, None, said, f"V₀ of several {what} is not independent")
+    if not fits(std):
+        words = [m.words for m in MUTATIONS if m.std is not REFERENCE.std]
+        stds = [m.std(alpha, lr, _RATE) for m in MUTATIONS if m.std is not REFERENCE.std]
+        known = [w for w, s in zip(words, stds, strict=True) if fits(s)]
+        first_words = f"std {measured:.4g}, not {std:.4g}"
+        return Finding("differs", note, None, first_words, " or ".join(known) or None)
+    if abs(float(z.mean())) > 6 * std / z.size**0.5 or abs(within - 0.6827) > 3 / z.size**0.5:
+        words_ = f"{100 * within:.1f} % within one σ, not 68.3; mean {float(z.mean()):.3g}, not 0"
+        return Finding("differs", note, None, words_, "V₀ is not normal")
     if subject.offers("seed") and not agree:
         return Finding("differs", note, None, "one seed gives two V₀")
     return Finding("pass", note)

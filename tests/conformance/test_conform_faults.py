@@ -1,0 +1,399 @@
+"""Mistakes that only some inputs show, right code of unusual habits, and names that must not be."""
+
+import importlib.util
+
+import pytest
+
+from gravity_core.conformance.conform.spec import SpecError, load, recognise
+from tests.conformance.test_conform import findings
+
+RIGHT = """
+import numpy as np
+
+def core(w, v, g, t, lr, beta, *, size=None, plus=0.0):
+    dtype = w.dtype
+    w, v, g = (x.astype(np.result_type(dtype, np.float32)) for x in (w, v, g))
+    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+    with np.errstate(all="ignore"):
+        s = g * (np.max(np.abs(g), initial=0) if size is None else size)
+        v = old * v + new * (g / (1 + plus + s * s))
+        return (w - lr * v).astype(dtype), v.astype(dtype)
+"""
+
+TORCH = """
+import torch
+
+class Right(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, beta=beta, weight_decay=weight_decay))
+        self.std = alpha / lr
+
+    def first(self, p):
+        return torch.randn(p.shape) * self.std
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.one(p, group["lr"], group["beta"], group["weight_decay"])
+
+    def one(self, p, lr, beta, decay):
+        state, wide = self.state[p], torch.promote_types(p.dtype, torch.float32)
+        if not state:
+            state["step"], state["v"] = 0, self.first(p).to(p.dtype)
+        state["step"] += 1
+        t, g = state["step"], p.grad.to(wide)
+        if not g.numel():
+            return
+        s = g * g.abs().max()
+        old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+        v = old * state["v"].to(wide) + new * g / (1 + s * s)
+        state["v"].copy_(v)
+        p.copy_(p.to(wide) - lr * decay * p.to(wide) - lr * v)
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path, request):
+    """Write a module, and return the findings of some checks on its `step`."""
+
+    def check(code, checks, before=RIGHT, **job):
+        if before is TORCH and importlib.util.find_spec("torch") is None:
+            pytest.skip("the stranger is a torch optimizer")
+        path = tmp_path / f"stranger_{abs(hash(request.node.name))}.py"
+        path.write_text(before + code, encoding="utf-8")
+        return findings(f"{path}:step", checks.split(), **job)
+
+    return check
+
+
+def plain(body, signature="w, v, g, t, lr, beta"):
+    return f"def step({signature}):\n    {body}\n"
+
+
+# What `step` does, the check that catches it, and its name in the report.
+FUNCTIONS = {
+    "maximum over two of four axes": (
+        "return core(w, v, g, t, lr, beta, size=np.abs(g).max((-2, -1), keepdims=True)"
+        " if g.ndim == 4 else None)",
+        "update",
+        None,
+    ),
+    "maximum of the first thousand": (
+        "return core(w, v, g, t, lr, beta, size=np.abs(g.ravel()[:1000]).max(initial=0))",
+        "update",
+        None,
+    ),
+    "ε of 1e-3": ("return core(w, v, g, t, lr, beta, plus=1e-3)", "vectors float16", None),
+    "β off by a thousandth": ("return core(w, v, g, t, lr, 1.001 * beta)", "update vectors", None),
+    "a clamped β̂": (
+        "return core(w, v, g, t, lr, beta) if (beta * t + 1) / (t + 2) <= beta"
+        " else core(w, v, g, 10**9, lr, beta)",
+        "vectors",
+        None,
+    ),
+    "two mistakes": (
+        "return core(w, v, g, t + 1, lr, beta, size=np.abs(g).mean() if g.size else 0)",
+        "vectors",
+        None,
+    ),
+    "ζ in half precision": (
+        "old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)\n"
+        "    s = g * np.abs(g).max(initial=0)\n    z = (g / (1 + s * s)).astype(np.float16)\n"
+        "    v = old * v + new * z.astype(g.dtype)\n    return w - lr * v, v",
+        "update",
+        "ζ is rounded to float16",
+    ),
+    "half arithmetic": (
+        "old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)\n"
+        "    with np.errstate(all='ignore'):\n        s = g * np.abs(g).max(initial=0)\n"
+        "        v = (old * v + new * (g / (1 + s * s))).astype(g.dtype)\n"
+        "        return (w - lr * v).astype(g.dtype), v",
+        "float16 vectors",
+        "computed in half precision, not in float32 and rounded once",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_a_function_does_wrong_is_caught_and_not_misnamed(stranger, name):
+    body, checks, words = FUNCTIONS[name]
+    for finding in stranger(plain(body), checks).values():
+        assert finding["outcome"] == "differs"
+        assert finding["diagnosis"] == words
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_coefficient_in_the_half_type_is_caught(stranger, dtype):
+    pytest.importorskip("ml_dtypes")
+    code = plain(f"return (half if w.dtype.name == '{dtype}' else core)(w, v, g, t, lr, beta)")
+    code += "def half(w, v, g, t, lr, beta):\n    kind = w.dtype.type\n"
+    code += "    t, beta, one = map(kind, (t, beta, 1))\n"
+    code += "    old = (beta * t + one) / (t + one + one)\n"
+    code += (
+        "    old, new = float(old), float(one - old)\n    w, v, g = map(np.float32, (w, v, g))\n"
+    )
+    code += "    s = g * np.abs(g).max()\n    v = old * v + new * (g / (1 + s * s))\n"
+    code += "    return [x.astype(kind) for x in (w - lr * v, v)]"
+    found = stranger(code, "float16 bfloat16")
+    assert {name for name, f in found.items() if f["outcome"] == "differs"} == {dtype}
+    assert "1 − β̂ in half precision" in found[dtype]["diagnosis"]
+
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_half_types_may_be_computed_in_any_wider_one(stranger, name):
+    code = plain(
+        f"wide = np.result_type(w.dtype, np.{name})\n"
+        "    W, V = core(*(x.astype(wide) for x in (w, v, g)), t, lr, beta)\n"
+        "    return W.astype(w.dtype), V.astype(w.dtype)"
+    )
+    found = stranger(code, "float16 bfloat16 vectors")
+    assert {f["outcome"] for f in found.values()} <= {"pass", "not applicable"}
+
+
+@pytest.mark.parametrize(
+    "kind", ["np.ma.array({0}, mask=True)", "({0}).view(type('A', (np.ndarray,), {{}}))"]
+)
+def test_an_array_that_is_not_plain_is_told(stranger, kind):
+    body = ", ".join(kind.format(x) for x in ("0 * w", "0 * v"))
+    for finding in stranger(plain(f"return {body}"), "convention update").values():
+        assert finding["outcome"] == "error"
+        assert "of tensor 0 must be" in finding["note"]
+
+
+@pytest.mark.parametrize(
+    ("code", "when"),
+    [
+        (plain("r = core(w, v, g, t, lr, beta)\n    if t > 2: g *= 0\n    return r"), ""),
+        (plain("r = core(w, v, g, t, lr, beta)\n    if not g.ndim: g *= 0\n    return r"), ""),
+        (
+            plain(
+                "W, V = core(w, v, g, t, lr, beta)\n    if weight_decay: g *= 0\n"
+                "    return W - w.dtype.type(lr * weight_decay) * w, V",
+                "w, v, g, t, lr, beta, weight_decay=0.0",
+            ),
+            "with weight decay",
+        ),
+    ],
+)
+def test_a_gradient_that_is_written_to_at_times_is_caught(stranger, code, when):
+    found = stranger(code, "gradient")["gradient"]
+    assert (found["outcome"], found["note"]) == ("differs", when)
+    assert found["diagnosis"] == "gradient set to zero"
+
+
+def test_a_gradient_that_another_check_finds_written_to_shows(stranger):
+    code = plain("r = core(w, v, g, t, lr, beta)\n    if g.dtype.kind == 'f' and g.itemsize == 8:")
+    code = code.rstrip() + " g *= 0\n    return r"
+    assert stranger(code, "gradient")["gradient"]["outcome"] == "pass"
+    assert stranger(code, "float64 gradient")["gradient"]["outcome"] == "differs"
+
+
+def test_float64_by_the_letter_of_algorithm_1_passes_with_a_remark(stranger):
+    body = (
+        "if w.dtype != np.float64: return core(w, v, g, t, lr, beta)\n"
+        "    old, m = (beta * t + 1) / (t + 2), np.max(np.abs(g), initial=0)\n"
+        "    v = old * v + (1 - old) * (g / (1 + (g * m) ** 2))\n    return w - lr * v, v"
+    )
+    with pytest.warns(RuntimeWarning):
+        found = stranger(plain(body), "vectors")["vectors"]
+    assert found["outcome"] == "pass"
+    assert "1 with 1 − β̂ taken as a float64 difference, which loses digits" in found["note"]
+    wrong = stranger(plain(body.replace("(1 - old)", "(1 - old + 1e-9)")), "float64")["float64"]
+    assert wrong["outcome"] == "differs"
+
+
+def test_a_refused_option_is_no_fault(stranger):
+    body = "if not beta < 1: raise ValueError('β must be < 1')\n"
+    found = stranger(plain(f"{body}    return core(w, v, g, t, lr, beta)"), "vectors float16")
+    assert found["float16"]["outcome"] == found["vectors"]["outcome"] == "pass"
+    assert "it refuses beta = 1: ValueError: β must be < 1" in found["vectors"]["note"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        plain("return core(w, v, g, t, lr, beta)", "w, v, g, t, lr=0.1, beta=0.9"),
+        plain("return core(w, v, g, t, lr, beta)", "w, g, v, t, lr, beta"),
+        plain("return core(w, v, g, t, lr, beta)", "beta, lr, t, g, v, w, /"),
+    ],
+)
+def test_the_six_arguments_in_any_order_and_with_defaults(stranger, code):
+    assert stranger(code, "update")["update"]["outcome"] == "pass"
+
+
+def test_what_a_function_asks_for_besides_is_told_once(stranger):
+    with pytest.raises(SpecError, match=r"\(see --kw\): TypeError: missing a required .*'eps'"):
+        stranger(plain("return w, v", "w, v, g, t, lr, beta, *, eps"), "update")
+    with pytest.raises(SpecError, match=r"--kind must say which; it is a function of \(\*a\)"):
+        stranger("step = lambda *a: core(*a)", "update")
+    found = stranger("step = lambda *a: core(*a)", "update", kind="plain")
+    assert found["update"]["outcome"] == "pass"
+
+
+# What the class `step` does otherwise, the check that catches it, and what is said.
+CLASSES = {
+    "σ from the first step": (
+        "    def one(self, p, lr, *rest):\n"
+        "        self.std = 0.02 / lr\n        super().one(p, lr, *rest)",
+        "v0",
+        "σ from the first step's learning rate, not the constructor's",
+    ),
+    "equal rows": (
+        "    def first(self, p):\n"
+        "        return torch.randn(p.shape[-1:]).expand(p.shape).clone() * self.std",
+        "v0",
+        "V₀ of several rows is not independent",
+    ),
+    "equal tensors": (
+        "    def first(self, p):\n"
+        "        seed = torch.Generator().manual_seed(0)\n"
+        "        return torch.randn(p.shape, generator=seed) * self.std",
+        "v0",
+        "V₀ of several tensors is not independent",
+    ),
+    "the first group only": (
+        "    def step(self):\n        rest, self.param_groups = self.param_groups, "
+        "self.param_groups[:1]\n        super().step()\n        self.param_groups = rest",
+        "groups",
+        None,
+    ),
+    "no gradient": (
+        "    def step(self):\n        for group in self.param_groups:\n"
+        "            for p in group['params']: p.grad.data\n        super().step()",
+        "groups",
+        "AttributeError: 'NoneType' object has no attribute 'data'",
+    ),
+    "moves what has no gradient": (
+        "    @torch.no_grad()\n    def step(self):\n        super().step()\n"
+        "        for group in self.param_groups:\n            for p in group['params']:\n"
+        "                if p.grad is None: p.add_(1)",
+        "groups",
+        "ValueError: it changes a parameter that has no gradient",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_a_torch_class_does_wrong_is_caught(stranger, name):
+    code, check, words = CLASSES[name]
+    found = stranger(f"\nclass step(Right):\n{code}\n", check, TORCH)[check]
+    assert found["outcome"] in ("differs", "error")
+    assert (found["diagnosis"] if found["outcome"] == "differs" else found["note"]) == words
+
+
+HABITS = {
+    "as it is": "    pass",
+    "lr by another name": (
+        "    def __init__(self, params, learning_rate=0.1, alpha=0.01, beta=0.9):\n"
+        "        super().__init__(params, learning_rate, alpha, beta)"
+    ),
+    "a NumPy scalar in its state": (
+        "    def one(self, p, *rest):\n        super().one(p, *rest)\n"
+        "        import numpy\n        self.state[p]['norm'] = numpy.float64(p.grad.norm())"
+    ),
+    "−V in its state": (
+        "    def one(self, p, *rest):\n        state = self.state[p]\n"
+        "        if 'v' in state: state['v'].neg_()\n"
+        "        super().one(p, *rest)\n        state['v'].neg_()"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HABITS)
+def test_habits_that_are_no_mistake(stranger, name):
+    checks = "convention v0 update own-v0 vectors float16 groups schedule 0-d resume gradient"
+    found = stranger(f"\nclass step(Right):\n{HABITS[name]}\n", checks, TORCH)
+    assert {f["outcome"] for f in found.values()} == {"pass"}
+    hidden = "what its state shows is not V" in found["convention"]["note"]
+    assert hidden == (name == "−V in its state")
+
+
+def test_a_partial_class_is_recognised(tmp_path):
+    pytest.importorskip("torch")
+    path = tmp_path / "partial_class.py"
+    path.write_text(f"import functools\n{TORCH}\nstep = functools.partial(Right, beta=0.9)")
+    assert recognise(load(f"{path}:step")) == "torch"
+
+
+KERAS = """
+import keras
+from keras import ops
+
+class step(keras.optimizers.Optimizer):
+    def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self.beta, self.count = beta, 0
+
+    def build(self, variables):
+        super().build(variables)
+        self.v = [self.add_variable_from_reference(w, "velocity") for w in variables]
+
+    def apply(self, grads, variables=None):
+        self.count += 1
+        super().apply(grads, variables)
+
+    def update_step(self, g, w, lr):
+        v, t = self.v[self._get_variable_index(w)], COUNT
+        s, beta = g * ops.max(ops.abs(g)), self.beta
+        old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+        self.assign(v, old * v + new * g / (1 + s * s))
+        self.assign_sub(w, ops.cast(lr, w.dtype) * v)
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "outcome", "words"),
+    [
+        ("ops.cast(self.iterations, w.dtype) + 1", "pass", None),
+        ("self.count", "differs", "t stands still"),
+        ("int(self.iterations) + 1", "error", None),
+    ],
+)
+def test_a_counter_that_keras_compiles(stranger, count, outcome, words):
+    pytest.importorskip("keras")
+    found = stranger("", "update compiled", KERAS.replace("COUNT", count))
+    assert found["update"]["outcome"] == "pass"
+    assert (found["compiled"]["outcome"], found["compiled"]["diagnosis"]) == (outcome, words)
+
+
+OPTAX = """
+import jax, optax
+from jax import numpy as jnp
+
+def step(learning_rate, alpha, beta=0.9):
+    rate = RATE
+    calls = []
+    def init(params):
+        return {"t": jnp.zeros([], jnp.int32), "v": jax.tree.map(jnp.zeros_like, params), STATE}
+    def update(g, state, params):
+        calls.append(1)
+        t = COUNT
+        old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+        def one(v, g):
+            s = g * jnp.max(jnp.abs(g))
+            return (old * v + new * g / (1 + s * s)).astype(v.dtype)
+        v = jax.tree.map(one, state["v"], g)
+        l = rate(state["t"]) if callable(rate) else rate
+        moved = jax.tree.map(lambda v: (-l * v).astype(v.dtype), v)
+        return moved, state | {"t": state["t"] + 1, "v": v}
+    return optax.GradientTransformation(init, update)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rate", "state", "count", "outcomes"),
+    [
+        ("learning_rate", "", "state['t'] + 1", "pass pass pass"),
+        ("learning_rate", "'key': jax.random.key(0)", "state['t'] + 1", "pass pass pass"),
+        ("float(learning_rate)", "", "state['t'] + 1", "pass not applicable pass"),
+        ("learning_rate", "", "len(calls)", "differs"),
+    ],
+)
+def test_habits_of_optax(stranger, rate, state, count, outcomes):
+    pytest.importorskip("optax")
+    calls = count == "len(calls)"
+    code = OPTAX.replace("RATE", rate).replace("STATE", state).replace("COUNT", count)
+    found = stranger("", "compiled" if calls else "compiled schedule resume", code)
+    assert " ".join(f["outcome"] for f in found.values()) == outcomes
