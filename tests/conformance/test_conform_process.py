@@ -27,10 +27,12 @@ import os, subprocess, sys, time
 import numpy as np
 def right(w, v, g, t, lr, beta):
     old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+    dtype = w.dtype
+    w, v, g = (x.astype(np.result_type(dtype, np.float32)) for x in (w, v, g))
     with np.errstate(all="ignore"):
         s = g * np.max(np.abs(g), initial=0)
         v = old * v + new * (g / (1 + s * s))
-        return w - lr * v, v
+        return (w - lr * v).astype(dtype), v.astype(dtype)
 """
 STEP = "def step(w, v, g, t, lr, beta):\n    "
 

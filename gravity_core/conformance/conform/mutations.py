@@ -51,8 +51,8 @@ def learning_rate(lr: float, constructed: float) -> float:
 
 
 def std(alpha: float, lr: float, first: float) -> float:
-    """Return σ, the standard deviation of V₀; `first` is l of the first step."""
-    return alpha / lr
+    """Return σ, the standard deviation of V₀; `first` is l of the first step. 0 for l = 0."""
+    return alpha / lr if lr else 0.0
 
 
 def loaded(v: Arrays, count: int, start: Arrays) -> tuple[Arrays, int]:
@@ -331,7 +331,8 @@ MUTATIONS = (
     Variant("V₀ std is α, not α / lr", "std_alpha", std=lambda alpha, lr, first: alpha),
     Variant(
         "σ from the first step's learning rate, not the constructor's",
-        std=lambda alpha, lr, first: alpha / first,
+        "std_from_schedule",
+        std=lambda alpha, lr, first: std(alpha, first, first),
     ),
     Variant("V₀ std is α · lr, not α / lr", std=lambda alpha, lr, first: alpha * lr),
     Variant("V₀ variance, not std, is α / lr", std=lambda alpha, lr, first: (alpha / lr) ** 0.5),

@@ -24,7 +24,7 @@ Arrays = list[np.ndarray]
 
 # Mistakes that are not in the update but in how V₀ is drawn, and in the dtype that is computed in.
 BESIDE = {
-    UpdateTest: ("std_from_schedule", "velocity_shared", "half_overflow"),
+    UpdateTest: ("velocity_shared", "half_overflow"),
     InitialVelocityTest: (
         *("velocity_shared", "seed_ignored", "seed_truncated"),
         *("element_truncated", "counter_truncated"),
@@ -114,10 +114,9 @@ def _first_velocity(test: UpdateTest, dtype: str, variant: Variant, beside: str)
     options = test.hyperparameters
     if options.seed is None:
         return test.v
-    rate = test.steps[0].learning_rate if beside == "std_from_schedule" else options.learning_rate
     std = options.velocity_std
     if std is None:
-        std = variant.std(options.alpha, rate) if rate else 0.0
+        std = variant.std(options.alpha, options.learning_rate, test.steps[0].learning_rate)
     found = []
     for i, w in enumerate(test.w):
         key = exact.tensor_key(options.seed, 0 if beside == "velocity_shared" else i)
@@ -147,5 +146,5 @@ def _initial_velocity(test: InitialVelocityTest, dtype: str, variant: Variant, b
     elements = (i % wrap for i in range(test.first_element, test.first_element + test.elements))
     std = test.velocity_std
     if std is None:
-        std = variant.std(test.alpha, test.learning_rate) if test.learning_rate else 0.0
+        std = variant.std(test.alpha, test.learning_rate, test.learning_rate)
     return np.array_equal(_draw(key, elements, std, dtype), test.v)
