@@ -1,5 +1,6 @@
 """The command `gravity conform`, in its own process, on what strangers may hand to it."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -15,42 +16,15 @@ from gravity_core.conformance.conform import report as reports
 from gravity_core.conformance.conform.checks import CHECKS
 from gravity_core.conformance.conform.mutations import MUTATIONS
 from gravity_core.conformance.conform.runner import Line, Report, conform
+from tests.conformance.command import RIGHT, gravity_conform, written
 
-COMMAND = [sys.executable, "-m", "gravity_core.conformance", "conform"]
 STRANGERS = Path(__file__).with_name("strangers.py")
 FRAMEWORKS = ("torch", "jax", "optax", "tensorflow", "keras")
-
-# Pieces of a module `odd.py`.
-RIGHT = """
-import os, sys, time
-import numpy as np
-def right(w, v, g, t, lr, beta):
-    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
-    dtype = w.dtype
-    w, v, g = (x.astype(np.result_type(dtype, np.float32)) for x in (w, v, g))
-    with np.errstate(all="ignore"):
-        s = g * np.max(np.abs(g), initial=0)
-        v = old * v + new * (g / (1 + s * s))
-        return (w - lr * v).astype(dtype), v.astype(dtype)
-"""
-
-
-def gravity_conform(*arguments, **kwargs):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=100, **kwargs
-    )
 
 
 @pytest.fixture
 def odd(tmp_path):
-    """Write a module with a function `step`, and return its SPEC."""
-
-    def write(code, attribute="step"):
-        path = tmp_path / "odd.py"
-        path.write_text(RIGHT + code, encoding="utf-8")
-        return f"{path}:{attribute}"
-
-    return write
+    return functools.partial(written, tmp_path)
 
 
 def outcomes(report):

@@ -1,5 +1,6 @@
 """`gravity conform` and the process of a stranger's code: what gets through, and when it ends."""
 
+import functools
 import json
 import os
 import re
@@ -16,48 +17,18 @@ from gravity_core.conformance.conform import report as reports
 from gravity_core.conformance.conform import runner
 from gravity_core.conformance.conform.runner import conform
 from gravity_core.conformance.guard import clean, one_line
+from tests.conformance.command import RIGHT, gravity_conform, written
 
-COMMAND = [sys.executable, "-m", "gravity_core.conformance", "conform"]
 SCHEMA = json.loads(
     (resources.files("gravity_core.conformance.conform") / "schema.json").read_text("utf-8")
 )
 
-RIGHT = """
-import os, subprocess, sys, time
-import numpy as np
-def right(w, v, g, t, lr, beta):
-    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
-    dtype = w.dtype
-    w, v, g = (x.astype(np.result_type(dtype, np.float32)) for x in (w, v, g))
-    with np.errstate(all="ignore"):
-        s = g * np.max(np.abs(g), initial=0)
-        v = old * v + new * (g / (1 + s * s))
-        return (w - lr * v).astype(dtype), v.astype(dtype)
-"""
 STEP = "def step(w, v, g, t, lr, beta):\n    "
 
 
 @pytest.fixture
 def odd(tmp_path):
-    """Write a module with a function `step`, and return its SPEC."""
-
-    def write(code):
-        path = tmp_path / "odd.py"
-        path.write_text(RIGHT + code, encoding="utf-8")
-        return f"{path}:step"
-
-    return write
-
-
-def gravity_conform(*arguments, **kwargs):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        encoding="utf-8",
-        **kwargs,
-    )
+    return functools.partial(written, tmp_path)
 
 
 # Exceptions that resist

@@ -1,0 +1,38 @@
+"""The command `gravity conform` in a process of its own, and a function to write faults around."""
+
+import subprocess
+import sys
+
+COMMAND = [sys.executable, "-m", "gravity_core.conformance", "conform"]
+
+# The beginning of a module `odd.py`.
+RIGHT = """
+import os, subprocess, sys, time
+import numpy as np
+def right(w, v, g, t, lr, beta):
+    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+    dtype = w.dtype
+    w, v, g = (x.astype(np.result_type(dtype, np.float32)) for x in (w, v, g))
+    with np.errstate(all="ignore"):
+        s = g * np.max(np.abs(g), initial=0)
+        v = old * v + new * (g / (1 + s * s))
+        return (w - lr * v).astype(dtype), v.astype(dtype)
+"""
+
+
+def gravity_conform(*arguments, **kwargs):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        encoding="utf-8",
+        **kwargs,
+    )
+
+
+def written(folder, code, attribute="step"):
+    """Write a module that begins with `right` and has `step` too, and return its SPEC."""
+    path = folder / "odd.py"
+    path.write_text(RIGHT + code, encoding="utf-8")
+    return f"{path}:{attribute}"
