@@ -7,8 +7,15 @@ import numpy as np
 
 from gravity_core import hyperparameters as hp
 from gravity_core.conformance.conform import judge
+from gravity_core.conformance.conform.diagnosis import (
+    Diagnosis,
+    common,
+    diagnose,
+    how_tolerated,
+    refuted,
+)
 from gravity_core.conformance.conform.inputs import NO_BFLOAT16, has_bfloat16
-from gravity_core.conformance.conform.judge import Case, Diagnosis, Run
+from gravity_core.conformance.conform.judge import Case, Run
 from gravity_core.conformance.conform.session import CannotWriteError
 from gravity_core.conformance.conform.subject import Finding, Subject
 from gravity_core.conformance.guard import ANYTHING, one_line
@@ -56,12 +63,12 @@ def vectors(subject: Subject) -> Finding:
             if (outside := _outside(test, run)) is None:
                 passed.append((group.dtype, (case, run, first)))
                 continue
-            if (how := judge.tolerated(case, run, first)) is not None:
+            if (how := how_tolerated(case, run, first)) is not None:
                 tolerated[how] += 1
                 continue
             # A mistake is known in exact arithmetic, not by where it overflows.
             if all(np.isfinite(w).all() for w in run.states[-1][1]):
-                explained.append(judge.diagnose(case, run, first))
+                explained.append(diagnose(case, run, first))
                 dtypes.add(group.dtype)
             worst = judge.worst(case, run, first)
             differing.append(Finding("differs", "", worst, f"{where}: {outside}"))
@@ -81,11 +88,7 @@ def vectors(subject: Subject) -> Finding:
     # A mistake may be made in one dtype only; in that, what passes must allow for it, too.
     same = [fed for dtype, fed in passed if dtype in dtypes]
     finding.diagnosis = subject.named(
-        [
-            words
-            for words in judge.common(explained)
-            if not any(judge.refuted(words, *fed) for fed in same)
-        ]
+        [words for words in common(explained) if not any(refuted(words, *fed) for fed in same)]
     )
     return finding
 

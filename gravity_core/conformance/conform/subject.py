@@ -8,6 +8,7 @@ import numpy as np
 
 from gravity_core import hyperparameters as hp
 from gravity_core.conformance.conform import judge
+from gravity_core.conformance.conform.diagnosis import diagnose, how_tolerated
 from gravity_core.conformance.conform.drivers import Driver
 from gravity_core.conformance.conform.inputs import normal
 from gravity_core.conformance.conform.judge import Case, Run, Verdict
@@ -170,11 +171,11 @@ class Subject:
         verdict = judge.compare(case, run, exact, first_step, what=what)
         finding = Finding("pass", note, judge.worst(case, run, first_step))
         if not verdict.inside:
-            if (tolerated := judge.tolerated(case, run, first_step)) is not None:
+            if (tolerated := how_tolerated(case, run, first_step)) is not None:
                 finding.note = "; ".join(filter(None, (note, tolerated)))
             else:
                 finding.outcome, finding.first = "differs", verdict.first
-                diagnosis = judge.diagnose(case, run, first_step, what=what)
+                diagnosis = diagnose(case, run, first_step, what=what)
                 finding.diagnosis = self.named(diagnosis.words)
         elif what != "V" and any(
             d > b for d, b in zip(verdict.deviation, verdict.bound, strict=True)
