@@ -8,6 +8,7 @@ weight decay, which optax rounds elsewhere); under jit it stays inside the certi
 """
 
 import functools
+import itertools
 import operator
 from collections.abc import Hashable
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from jax.typing import ArrayLike, DTypeLike
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
-from gravity_jax.reduction import largest_magnitude
+from gravity_jax.reduction import largest_magnitudes
 from gravity_jax.velocity import initial_velocity, working_dtype
 
 
@@ -115,7 +116,7 @@ def scale_by_gravity(
         ]
         counts = _stacked_axes(stacked, updates, grads)
         pairs = [(grad, v) for grad, (_, v) in zip(grads, velocities, strict=True)]
-        max_abs = [_max_abs(*pair, n) for pair, n in zip(pairs, counts, strict=True)]
+        max_abs = _max_abs(pairs, counts)
         if axis_name is not None:
             max_abs = jax.lax.pmax(max_abs, axis_name)  # of all tensors in one collective
         dtypes = [working_dtype(grad.dtype, v.dtype) for grad, v in pairs]
@@ -349,12 +350,19 @@ def _parts(array: jax.Array) -> list[jax.Array]:
     return [array.real, array.imag] if jnp.iscomplexobj(array) else [array]
 
 
-def _max_abs(grad: jax.Array, v: jax.Array, stacked: int) -> Any:
-    """Return max|G|, or that of each layer; None for an empty gradient."""
-    if not grad.size:
-        return None
-    largest = [largest_magnitude(part, stacked) for part in _parts(grad)]
-    return functools.reduce(jnp.maximum, largest).astype(working_dtype(grad.dtype, v.dtype))
+def _max_abs(pairs: list[tuple[jax.Array, jax.Array]], stacked: list[int]) -> list[Any]:
+    """Return max|G| of every gradient, or of each layer of it; None for an empty one."""
+    parts = [_parts(grad) if grad.size else [] for grad, _ in pairs]
+    layers = tuple(n for n, own in zip(stacked, parts, strict=True) for _ in own)
+    found = iter(largest_magnitudes(tuple(itertools.chain(*parts)), layers))
+    return [
+        functools.reduce(jnp.maximum, (next(found) for _ in own)).astype(
+            working_dtype(grad.dtype, v.dtype)
+        )
+        if own
+        else None
+        for (grad, v), own in zip(pairs, parts, strict=True)
+    ]
 
 
 def _coefficients(count: Any, first_step: Any, beta: Any, dtype: Any) -> tuple[Any, Any]:

@@ -4,6 +4,8 @@ What other code makes of it is tested in test_jax_composition.py, and several de
 test_jax_sharding.py.
 """
 
+import math
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,7 @@ from gravity_jax import (  # noqa: E402
     gravity,
     scale_by_gravity,
 )
+from gravity_jax.reduction import SMALL, TOGETHER, largest_magnitudes  # noqa: E402
 from tests.adapters.arguments import BAD  # noqa: E402
 
 
@@ -301,20 +304,49 @@ def test_complex_gradients_share_one_maximum():
     assert np.array_equal(np.stack([updates[0].real, updates[0].imag], axis=-1), expected)
 
 
-# max|G| in one pass (arrays of one or two axes) and in two
+# max|G|: of small arrays together
 
 
-@pytest.mark.parametrize("at", [0, 500, 1999])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("shape", [(2000,), (40, 50), (20, 10, 10)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_one_number_that_is_not_finite_reaches_all(transform, shape, value, at):
-    g = np.random.default_rng(1).normal(size=2000).astype(np.float32)
+def test_every_gradient_has_its_own_maximum(transform, dtype):
+    rng = np.random.default_rng(2)
+    grads = []
+    for size in (1, 2, 60, SMALL, SMALL + 1):
+        for i, shape in enumerate([(size,), (1, size), (size, 1, 1)] * 3):
+            g = rng.normal(size=(2, *shape)) * 10.0 ** rng.integers(-4, 4)
+            mixed = "float32" if i == 4 else dtype
+            grads.append(jnp.asarray(g[0] + 1j * g[1] if mixed == "complex64" else g[0], mixed))
+    found = transform(lambda *g: largest_magnitudes(g, (0,) * len(g)))(*[g.real for g in grads])
+    expected = [np.abs(np.asarray(g.real, np.float32)).max() for g in grads]
+    assert [float(m) for m in found] == [float(m) for m in expected]
+    # And each gradient gets its own, a complex one that of both its parts.
+    transform_ = scale_by_gravity(velocity_std=0.0)
+    updates, _ = transform_.update(grads, transform_.init(grads))
+    for g, update in zip(grads, updates, strict=True):
+        pairs = np.stack([g.real, g.imag], axis=-1) if jnp.iscomplexobj(g) else np.asarray(g)
+        velocity = gravity_core.update(pairs, np.zeros_like(pairs), 1)
+        assert np.array_equal(velocity[..., 0] if jnp.iscomplexobj(g) else velocity, update.real)
+
+
+def test_small_gradients_of_one_size_share_reductions():
+    grads = [jnp.ones(shape) for shape in [(12,), (3, 4), (2, 2, 3)] * 4 + [(SMALL + 1,)] * 2]
+    lowered = jax.jit(lambda *g: largest_magnitudes(g, (0,) * len(g))).lower(*grads)
+    assert lowered.as_text().count("stablehlo.reduce(") == 12 / TOGETHER + 2
+
+
+@pytest.mark.parametrize("at", [0, -1])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(2000,), (20_000,), (400, 50), (20, 10, 100)])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_one_number_that_is_not_finite_reaches_all(transform, shape, dtype, value, at):
+    g = np.random.default_rng(1).normal(size=math.prod(shape)).astype(np.float32)
     g[at] = value
     transform_ = scale_by_gravity(velocity_std=0.0)
-    g = jnp.asarray(g.reshape(shape))
+    g = jnp.asarray(g.reshape(shape), dtype)
     updates, _ = transform(transform_.update)(g, transform_.init(g))
-    expected = gravity_core.update(np.asarray(g), np.zeros(shape, np.float32), 1)
+    expected = gravity_core.update(np.asarray(g), np.zeros(shape, g.dtype), 1)
     assert np.array_equal(np.isnan(updates), np.isnan(expected))
     assert not np.any(updates, where=~np.isnan(updates))
 

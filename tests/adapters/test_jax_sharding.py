@@ -188,6 +188,21 @@ def test_maxima_of_many_tensors_are_combined():
     assert [len(shapes) for shapes in operands(collectives(compiled))] == [40, 40]
 
 
+@pytest.mark.parametrize("stacked", [0, 1])
+def test_shardings_that_only_jit_is_told(stacked):
+    """No mesh is in sight when the step is traced, only when it is compiled."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    optimizer = gravity(stacked=stacked)
+    params = [jax.ShapeDtypeStruct((4, 16, 8), jnp.float32)] * 10
+    arguments = params, jax.eval_shape(optimizer.init, params), params
+    split, whole = NamedSharding(mesh, P(None, "x")), NamedSharding(mesh, P())
+    shardings = jax.tree.map(lambda leaf: split if leaf.ndim else whole, arguments)
+    step = jax.jit(stepper(optimizer), in_shardings=shardings, out_shardings=shardings[:2])
+    found = collectives(step.lower(*arguments).compile())
+    assert {name for name, _ in found} == {"all-reduce"}
+    assert operands(found) == 2 * [10 * ["f32[4]" if stacked else "f32[]"]]
+
+
 def test_the_count_of_collectives_finds_a_gather():
     (w,) = put([np.ones((16, 8), np.float32)], [P(None, "x")], mesh_of())
     flat = jax.jit(lambda w: w * abs(w.reshape(-1)[::-1]).reshape(w.shape))
