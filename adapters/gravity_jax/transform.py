@@ -22,6 +22,7 @@ from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
 from gravity_jax.reduction import largest_magnitudes
+from gravity_jax.structure import MISSING, leaves_up_to
 from gravity_jax.velocity import initial_velocity, working_dtype
 
 
@@ -112,7 +113,9 @@ def scale_by_gravity(
         velocities, structure = _leaves(state.velocity, "updates")
         grads = [
             _gradient(name, grad, v)
-            for (name, v), grad in zip(velocities, structure.flatten_up_to(updates), strict=True)
+            for (name, v), grad in zip(
+                velocities, leaves_up_to(state.velocity, updates), strict=True
+            )
         ]
         counts = _stacked_axes(stacked, updates, grads)
         pairs = [(grad, v) for grad, (_, v) in zip(grads, velocities, strict=True)]
@@ -308,10 +311,7 @@ def _velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
 def _gradient(name: str, grad: Any, v: jax.Array) -> jax.Array:
     """Return a gradient as an array, once it is known to fit its velocity."""
     if grad is None:
-        raise ValueError(
-            f"{name} is missing: a parameter without a gradient needs zeros, or optax.masked "
-            "around the transformation"
-        )
+        raise ValueError(f"{name} {MISSING}")
     dtype = _dtype(name, grad)
     if jnp.shape(grad) != v.shape or jnp.iscomplexobj(grad) != jnp.iscomplexobj(v):
         raise ValueError(
