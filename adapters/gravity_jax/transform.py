@@ -70,8 +70,9 @@ def scale_by_gravity(
         The corresponding `optax.GradientTransformation`, with state `ScaleByGravityState`.
 
     Raises:
-        ValueError: naming the argument and the value received; from `update`, for gradients that
-            are missing or of another shape, naming their place in the tree.
+        ValueError: naming the argument and the value received, or, for a traced one, its shape;
+            from `update`, for gradients that are missing, superfluous or of another shape, naming
+            their place in the tree.
         TypeError: from `init` and `update`, likewise, for parameters and gradients that are
             neither floating nor complex.
 
@@ -93,21 +94,32 @@ def scale_by_gravity(
     _check_velocity_dtype(velocity_dtype)
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
-        if axis_name is not None:
-            _refuse_inside(axis_name)
+        if axis_name is not None and _is_inside(axis_name):  # a shard knows not its part of V₀
+            raise ValueError(
+                "init must be called outside the shard_map or pmap of axis_name, where it sees "
+                f"whole parameters, got a call inside the axis {axis_name!r}"
+            )
         leaves, structure = _leaves(params, "params")
         velocity = [
             initial_velocity(leaf, std, seed, i, _velocity_dtype(name, leaf, velocity_dtype))
             for i, (name, leaf) in enumerate(leaves)
         ]
-        return ScaleByGravityState(
+        state = ScaleByGravityState(
             count=jnp.zeros([], jnp.int32), velocity=jax.tree.unflatten(structure, velocity)
         )
+        if velocity:  # optax.tree.map_params calls init with a placeholder that has no leaves
+            _stacked_axes(stacked, state.velocity, velocity)  # a bad one is known before `update`
+        return state
 
     def update_fn(
         updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByGravityState]:
         del params
+        if axis_name is not None and not _is_inside(axis_name):
+            raise ValueError(
+                "update must be called inside a shard_map or pmap with the axis of axis_name, got "
+                f"a call outside the axis {axis_name!r}"
+            )
         # Two passes, the maxima of all tensors and then the velocities: so that shards need one
         # pmax for all of them, and the coefficients are made once for each dtype.
         velocities, structure = _leaves(state.velocity, "updates")
@@ -171,17 +183,19 @@ def gravity(
             ones keep.
         stacked: None, or, for arrays that hold a stack of layers, how many of their leading axes
             count layers, each of which has a max|G| of its own: an integer, a pytree of integers
-            that is a prefix of the parameters, or a callable that returns one for the updates. No
-            axis of layers may be split over `axis_name`, which would mix layers.
+            (None is 0) that is a prefix of the parameters, or a callable that returns one for the
+            updates (in `init`, for V₀). No axis of layers may be split over `axis_name`, which
+            would mix layers.
         axis_name: the axes of a shard_map or pmap over which weights are split, and max|G| then
-            reduced; `init` is called outside, where it sees whole parameters.
+            reduced; `init` is called outside, where it sees whole parameters, and `update` inside.
 
     Returns:
         The corresponding `optax.GradientTransformation`.
 
     Raises:
-        ValueError: naming the argument and the value received; from `update`, for gradients that
-            are missing or of another shape, naming their place in the tree.
+        ValueError: naming the argument and the value received, or, for a traced one, its shape;
+            from `update`, for gradients that are missing, superfluous or of another shape, naming
+            their place in the tree.
         TypeError: from `init` and `update`, likewise, for parameters and gradients that are
             neither floating nor complex.
 
@@ -244,6 +258,9 @@ def _is_traced(value: Any) -> bool:
 
 
 def _validate(**values: Any) -> None:
+    for name, value in values.items():
+        if _is_traced(value) and jnp.shape(value):
+            raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
     hp.validate(**{name: value for name, value in values.items() if not _is_traced(value)})
 
 
@@ -258,16 +275,13 @@ def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
     return hp.velocity_std(learning_rate, alpha, stacklevel=4)
 
 
-def _refuse_inside(axis_name: Hashable) -> None:
-    """Raise where the axis exists: a shard does not know which part of V₀ is its own."""
+def _is_inside(axis_name: Hashable) -> bool:
+    """Return whether the caller runs inside a shard_map or pmap (or vmap) of this axis."""
     try:
         jax.lax.axis_size(axis_name)
     except NameError:
-        return
-    raise ValueError(
-        "init must be called outside the shard_map or pmap of axis_name, where it sees whole "
-        f"parameters, got a call inside the axis {axis_name!r}"
-    )
+        return False
+    return True
 
 
 def _leaves(tree: Any, argument: str) -> tuple[list[tuple[str, Any]], Any]:
@@ -326,6 +340,8 @@ def _stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> lis
     if stacked is None:
         return [0] * len(grads)
     prefix = stacked(updates) if callable(stacked) else stacked
+    # None is an empty tree to JAX, which fits no leaf.
+    prefix = jax.tree.map(lambda n: 0 if n is None else n, prefix, is_leaf=lambda n: n is None)
     try:
         counts, _ = _leaves(jax.tree.broadcast(prefix, updates), "stacked")
     except ValueError as error:

@@ -23,7 +23,7 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
     """Return V₀ = σ z in the shape and sharding of a parameter.
 
     Args:
-        param: the parameter; its numbers do not matter.
+        param: the parameter, or a `jax.ShapeDtypeStruct`; its numbers do not matter.
         std: σ >= 0, which may be traced.
         seed: an integer in [0, 2**64), which may be traced.
         index: the parameter's position among the leaves of the tree, from 0.
@@ -32,12 +32,15 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
     Raises:
         ValueError: for an axis of more than 2**32 elements.
     """
-    if max(jnp.shape(param), default=0) > 2**32:
-        raise ValueError(f"an axis must have at most 2**32 elements, got shape {jnp.shape(param)}")
-    if not jnp.size(param):
+    shape = jnp.shape(param)
+    if any(isinstance(n, int) and n > 2**32 for n in shape):  # jax.export has symbols, too
+        raise ValueError(f"an axis must have at most 2**32 elements, got shape {shape}")
+    if 0 in shape:
         if isinstance(param, jax.core.Tracer):
             return param.astype(dtype)  # jit finds a mesh of explicit axes by what is used only
         return jnp.zeros_like(param, dtype=dtype)
+    if isinstance(param, jax.ShapeDtypeStruct):
+        param = jnp.zeros_like(param)  # on the devices of its sharding
     # NumPy arrays: what jit is given by every process of a cluster alike.
     return _scaled_normal(param, _key(seed, index), normal_quantiles(), std, dtype=dtype)
 
@@ -82,9 +85,11 @@ def _element_numbers(param: jax.Array, parts: int) -> list[Words]:
 
 def _times_plus(hi: jax.Array, lo: jax.Array, n: int, i: Any) -> tuple[jax.Array, jax.Array]:
     """Return (hi, lo) · n + i for 64-bit numbers in two words; JAX may have no longer ones."""
-    n0, n1 = np.uint32(n & 0xFFFF), np.uint32(n >> 16)
+    # Arrays, and by % and //: n is a symbol where jax.export leaves the length of an axis open.
+    n0, n1 = jnp.asarray(n % 2**16, jnp.uint32), jnp.asarray(n // 2**16, jnp.uint32)
+    n_low = (n1 << 16) | n0
     a0, a1 = lo & 0xFFFF, lo >> 16
     middle = a1 * n0 + (a0 * n0 >> 16)
     carry = a1 * n1 + (middle >> 16) + ((a0 * n1 + (middle & 0xFFFF)) >> 16)
-    lo = lo * np.uint32(n & 0xFFFFFFFF) + i
-    return hi * np.uint32(n & 0xFFFFFFFF) + carry + (lo < i).astype(jnp.uint32), lo
+    lo = lo * n_low + i
+    return hi * n_low + carry + (lo < i).astype(jnp.uint32), lo

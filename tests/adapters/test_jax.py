@@ -287,6 +287,24 @@ def test_a_traced_seed_that_is_no_integer_is_refused():
         jax.jit(lambda seed: gravity(seed=seed).init(jnp.ones(2)))(1.0)
 
 
+NUMBERS = ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,)])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_traced_number_that_is_no_scalar_is_refused(name, shape):
+    w = jnp.ones(2)  # with which two numbers would broadcast
+
+    def step(number):
+        optimizer = gravity(**{name: number})
+        return optimizer.update(w, optimizer.init(w), w)[0]
+
+    numbers = jnp.ones(shape, jnp.int32 if name in ("seed", "first_step") else jnp.float32)
+    with pytest.raises(ValueError, match=rf"^{name} must be a scalar, got shape \({shape[0]},\)"):
+        jax.jit(step)(numbers)
+    assert jax.vmap(step)(numbers).shape == (*shape, 2)  # where each is a scalar
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
 def test_the_first_velocity_of_every_dtype_is_the_references(dtype):
     w = jnp.ones((5, 3), dtype)
@@ -451,7 +469,24 @@ def test_bad_stacked(stacked, message):
     params = {"w": jnp.ones(3)}
     transform = scale_by_gravity(stacked=stacked)
     with pytest.raises(ValueError, match=message):
-        transform.update(params, transform.init(params))
+        transform.init(params)
+    with pytest.raises(ValueError, match=message):
+        transform.update(params, scale_by_gravity().init(params))
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_none_in_stacked_is_no_stack(transform):
+    params = {"blocks": jnp.ones((2, 3)), "head": {"w": jnp.ones(3), "b": None}}
+    for none in ({"blocks": 1, "head": None}, {"blocks": 1, "head": {"w": None, "b": None}}):
+        a, b = (scale_by_gravity(stacked=s) for s in (none, {"blocks": 1, "head": 0}))
+        state = a.init(params)
+        assert_same(transform(a.update)(params, state), transform(b.update)(params, state))
+
+
+def test_a_callable_for_stacked_sees_arrays_at_init_too():
+    params = {"blocks": np.ones((2, 3)), "number": 0.5}
+    transform = scale_by_gravity(stacked=lambda updates: jax.tree.map(lambda g: g.ndim, updates))
+    assert transform.init(params).velocity["number"].shape == ()
 
 
 # leaves that are no arrays, and errors

@@ -9,6 +9,7 @@ jax = pytest.importorskip("jax", reason="gravity_jax needs jax")
 optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 
 import jax.numpy as jnp  # noqa: E402
+from jax import export  # noqa: E402
 
 from gravity_core import ErrorBound, coefficients  # noqa: E402
 from gravity_core.conformance.grading import grade  # noqa: E402
@@ -170,6 +171,37 @@ def test_init_under_transformations():
         assert_same(one, plain)
 
 
+def test_init_of_shapes_outside_jit_is_that_of_arrays():
+    """As `optax.adam` has it: a state of arrays."""
+    params = {**tree(0), "half": jnp.ones(7, jnp.bfloat16), "empty": jnp.ones((0, 3))}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    state = gravity(seed=9).init(shapes)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    assert_same(state, gravity(seed=9).init(params))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"), [("b, 4", (5, 4)), ("3, b, 2*b", (3, 5, 10)), ("b, c", (5, 70_001))]
+)
+@pytest.mark.parametrize("stacked", [0, 1])
+def test_axes_of_any_length_are_exported(spec, shape, stacked):
+    optimizer = gravity(0.1, seed=9, stacked=stacked)
+
+    def step(w):
+        state = optimizer.init(w)
+        return state[0].velocity, optimizer.update(w, state, w)[0]
+
+    open_shape = jax.ShapeDtypeStruct(export.symbolic_shape(spec), jnp.float32)
+    w = np.ones(shape, np.float32)
+    velocity, updates = export.export(jax.jit(step))(open_shape).call(w)
+    expected_velocity, expected_updates = step(w)
+    assert np.array_equal(velocity, expected_velocity)
+    # −l V: the bound's roundings on either way, l's own and the product's, of l S, where |ζ| <= 1
+    units = 2 * (ErrorBound.ROUNDINGS + 2)
+    size = 0.1 * (np.abs(velocity).max() + 1)
+    assert np.abs(updates - expected_updates).max() <= units * 2.0**-24 * size
+
+
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_no_nan_is_made_on_the_way(transform):
     params = {"zero": jnp.zeros(4), "huge": jnp.full(4, 3e38), "mixed": jnp.asarray([3e38, 0, 1])}
@@ -253,8 +285,9 @@ def test_hyper_gradients_are_finite_at_learning_rate_zero():
 # optax's wrappers
 
 
-def test_map_params_reaches_the_velocity_only():
-    optimizer = gravity(weight_decay=0.1, mask={"a": True, "b": False})
+@pytest.mark.parametrize("stacked", [None, {"a": 1, "b": 0}, lambda g: {"a": g["a"].ndim, "b": 0}])
+def test_map_params_reaches_the_velocity_only(stacked):
+    optimizer = gravity(weight_decay=0.1, mask={"a": True, "b": False}, stacked=stacked)
     state = optimizer.init(tree(0))
     mapped = optax.tree.map_params(optimizer, lambda v: v + 1, state)
     assert_same(mapped[0].velocity, jax.tree.map(lambda v: v + 1, state[0].velocity))

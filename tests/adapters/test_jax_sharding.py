@@ -268,6 +268,24 @@ def test_init_with_axis_name_wants_whole_parameters():
         init(jnp.ones(8))
 
 
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_update_with_axis_name_wants_the_axis(transform):
+    optimizer, w = gravity(axis_name=("x", "y")), jnp.ones(8)
+    state = optimizer.init(w)
+    with pytest.raises(ValueError, match=r"update must be called inside .* axis \('x', 'y'\)"):
+        transform(optimizer.update)(w, state, w)
+
+
+@AXIS_TYPES
+def test_init_of_shapes_that_are_split(types):
+    arrays = put(a_replay(0).weights, SPECS["both"], mesh_of(types))
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for a in arrays]
+    velocities = (gravity().init(params)[0].velocity for params in (arrays, shapes))
+    for a, b in zip(*velocities, strict=True):
+        assert b.sharding == a.sharding
+        assert np.array_equal(a, b)
+
+
 def test_init_of_replicated_parameters_inside_shard_map():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     init = jax.shard_map(gravity().init, mesh=mesh, in_specs=P(), out_specs=P())
