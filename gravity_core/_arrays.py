@@ -38,14 +38,19 @@ def namespace(xp: Namespace | None, **arrays: Array) -> Namespace:
         ) from error
 
 
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype of any library, such as float32."""
+    # "torch.float32", "array_api_strict.float32" and "<dtype: 'float32'>"
+    return str(dtype).rstrip("'>").replace("'", ".").rpartition(".")[2]
+
+
 def float_name(array: Array, argument: str, *, long_double: bool = False) -> str:
     """Return the dtype's name: float16, bfloat16, float32 or float64; NumPy's longer ones if asked.
 
     Raises:
         TypeError: naming `argument`, for every other dtype.
     """
-    # "float32", "torch.float32", "array_api_strict.float32" and "<dtype: 'float32'>"
-    name = str(array.dtype).rstrip("'>").replace("'", ".").rpartition(".")[2]
+    name = dtype_name(array.dtype)
     if name not in _WIDTH or (_WIDTH[name] > 64 and not long_double):
         raise TypeError(
             f"{argument} must be a real floating-point array (float16, bfloat16, float32 or "

@@ -8,11 +8,16 @@ Source of the defaults: Bahrami and Pouriyan Zadeh, 2021, arXiv 2101.09192, sect
 
 import math
 import operator
+import re
+import statistics
 import warnings
 from collections.abc import Callable
+from decimal import ROUND_DOWN, Context
 from typing import Any
 
 import numpy as np
+
+from gravity_core._arrays import dtype_name
 
 LEARNING_RATE = 0.1
 ALPHA = 0.01
@@ -20,6 +25,9 @@ BETA = 0.9
 WEIGHT_DECAY = 0.0
 SEED = 0
 FIRST_STEP = 1
+
+NORMAL_LEVELS = 65_536
+"""How many values z in V₀ = σ z has: Φ⁻¹((k + ½) / 65 536)."""
 
 
 def _is_finite_and_not_negative(value: Any) -> bool:
@@ -38,7 +46,36 @@ def _is_first_step(value: Any) -> bool:
     return operator.index(value) in (0, 1)
 
 
-_LARGEST_STD = float(np.finfo(np.float32).max) / 5  # |V₀| < 5 σ
+_NUMBER_DTYPES = re.compile(r"u?int\d+|b?float(16|32|64|96|128)")  # not bool, complex, float8
+
+
+def _may_be_a_number(value: Any) -> bool:
+    if isinstance(value, (str, bytes, bool)):
+        return False
+    dtype = getattr(value, "dtype", None)
+    # NumPy's own name says nothing of the byte order.
+    name = getattr(dtype, "name", None) or dtype_name(dtype)
+    return dtype is None or bool(_NUMBER_DTYPES.fullmatch(name))
+
+
+_LARGEST_Z = statistics.NormalDist().inv_cdf(1 - 0.5 / NORMAL_LEVELS)
+_LARGEST = {"float16": float(np.finfo(np.float16).max), "bfloat16": (2 - 2.0**-7) * 2.0**127}
+
+
+def largest_velocity_std(dtype: str = "float32") -> float:
+    """Return the largest σ that is accepted for V₀ in a dtype, by its name.
+
+    It is the largest finite number over the largest |z|; for float64 that of float32, so that a
+    run can change its dtype.
+
+    Example:
+        >>> largest_velocity_std("float16"), largest_velocity_std()
+        (15100.0, 7.86e+37)
+    """
+    largest = _LARGEST.get(dtype, float(np.finfo(np.float32).max))
+    # Rounded down to three digits: for the messages, and because σ and σ z are rounded, too.
+    return float(Context(prec=3, rounding=ROUND_DOWN).create_decimal(largest / _LARGEST_Z))
+
 
 _FINITE = (_is_finite_and_not_negative, "a finite number >= 0")
 
@@ -48,8 +85,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "beta": (_is_in_unit_interval, "a number in [0, 1]"),
     "weight_decay": _FINITE,
     "velocity_std": (
-        lambda value: value is None or 0.0 <= float(value) <= _LARGEST_STD,
-        f"None or a number in [0, {_LARGEST_STD:.1e}]",  # beyond, V₀ overflows float32
+        lambda value: value is None or 0.0 <= float(value) <= largest_velocity_std(),
+        f"None or a number in [0, {largest_velocity_std():g}]",  # beyond, V₀ overflows float32
     ),
     "seed": (_is_seed, "an integer in [0, 2**64)"),
     "first_step": (_is_first_step, "0 (the original Keras code) or 1 (Algorithm 1)"),
@@ -80,7 +117,7 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> None:
     for argument, value in values.items():
         is_valid, requirement = _RULES[argument]
         try:
-            valid = not isinstance(value, (str, bytes, bool)) and is_valid(value)
+            valid = _may_be_a_number(value) and is_valid(value)
         except (TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
@@ -126,7 +163,7 @@ def velocity_std(
         with a UserWarning that says so unless α = 0 too.
 
     Raises:
-        ValueError: if V₀ would overflow float32.
+        ValueError: if V₀ would overflow float32; `check_velocity_std` is for other dtypes.
 
     Example:
         >>> velocity_std(0.1, 0.01)
@@ -148,9 +185,48 @@ def velocity_std(
             )
         return 0.0
     std = alpha / learning_rate
-    if std > _LARGEST_STD:
-        raise ValueError(
-            f"{name} must not be so small that alpha / {name} overflows (pass velocity_std), "
-            f"got {learning_rate!r}"
-        )
+    check_velocity_std(std, learning_rate=learning_rate, alpha=alpha, names=names)
     return std
+
+
+def check_velocity_std(
+    std: float,
+    dtype: str = "float32",
+    *,
+    learning_rate: Any = None,
+    alpha: Any = None,
+    names: dict[str, str] | None = None,
+) -> None:
+    """Raise if V₀ = σ z would overflow its dtype.
+
+    Args:
+        std: σ, >= 0.
+        dtype: of V₀, by its name; of a complex V₀ that of its parts.
+        learning_rate: where σ is `alpha` over it, it is the argument that is named, else
+            `velocity_std` is.
+        alpha: α.
+        names: as in `validate`.
+
+    Raises:
+        ValueError: naming the argument and the value received.
+
+    Example:
+        >>> check_velocity_std(2e4)
+        >>> check_velocity_std(2e4, "float16")
+        Traceback (most recent call last):
+        ...
+        ValueError: velocity_std must be in [0, 15100] for V₀ in float16, got 20000.0
+    """
+    largest = largest_velocity_std(dtype)
+    if std <= largest:
+        return
+    names = names or {}
+    rate = learning_rate and as_float(learning_rate)
+    if rate and as_float(alpha) / rate == std:
+        name = names.get("learning_rate", "learning_rate")
+        raise ValueError(
+            f"{name} must not be so small that alpha / {name} overflows {dtype} in V₀ "
+            f"(pass velocity_std), got {rate!r}"
+        )
+    name = names.get("velocity_std", "velocity_std")
+    raise ValueError(f"{name} must be in [0, {largest:g}] for V₀ in {dtype}, got {std!r}")

@@ -140,7 +140,18 @@ class Gravity:
         self._learning_rate = float(value)
 
     def init(self, params: Sequence[np.ndarray]) -> None:
-        """Draw V₀ for `params`; `step` does so itself at its first call."""
+        """Draw V₀ for `params`; `step` does so itself at its first call.
+
+        Raises:
+            ValueError: if V₀ would overflow the dtype of a parameter.
+        """
+        for w in params:
+            hp.check_velocity_std(
+                self.velocity_std,
+                w.real.dtype.name,
+                learning_rate=self._learning_rate,
+                alpha=self.alpha,
+            )
         self.velocity = [
             initial_velocity(w.shape, w.dtype, std=self.velocity_std, seed=self.seed, index=i)
             for i, w in enumerate(params)
@@ -156,7 +167,7 @@ class Gravity:
 
         Raises:
             ValueError: if lengths, shapes, dtypes or the parameters of earlier steps do not
-                match, or a parameter is read-only.
+                match, a parameter is read-only, or V₀ would overflow its dtype.
             TypeError: if an array is no NumPy array, or not of a floating dtype.
             All are raised before any parameter or velocity has changed.
         """

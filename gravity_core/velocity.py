@@ -29,11 +29,10 @@ from typing import Any
 import numpy as np
 
 from gravity_core._arrays import Array, float_name, namespace
-from gravity_core.hyperparameters import SEED, validate
+from gravity_core.hyperparameters import NORMAL_LEVELS, SEED, check_velocity_std, validate
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA  # of the key schedule; from the paper on Threefry
-_LEVELS = 65_536  # values of one halfword
 _CHUNK = 16_384  # blocks generated at a time: the scratch arrays stay in the cache
 
 Words = tuple[Array, Array]
@@ -116,7 +115,7 @@ def normal_quantiles() -> np.ndarray:
         ((65536,), 'float32', True)
     """
     inv_cdf = statistics.NormalDist().inv_cdf
-    z = np.asarray([inv_cdf((k + 0.5) / _LEVELS) for k in range(_LEVELS)], np.float32)
+    z = np.asarray([inv_cdf((k + 0.5) / NORMAL_LEVELS) for k in range(NORMAL_LEVELS)], np.float32)
     z.flags.writeable = False  # one table is shared by every caller
     return z
 
@@ -251,7 +250,7 @@ def initial_velocity(
         index: the tensor's position among the optimizer's parameters, from 0.
 
     Raises:
-        ValueError: if std, seed or index is outside its range.
+        ValueError: if std, seed or index is outside its range, or V₀ would overflow the dtype.
         TypeError: for a dtype that is not floating.
 
     Source: arXiv 2101.09192, Algorithm 1 (V₀); the generator is ours, see the module.
@@ -269,7 +268,7 @@ def initial_velocity(
         pairs = initial_velocity((*shape, 2), real, std=std, seed=seed, index=index)
         return np.asarray(pairs.view(dtype)[..., 0])
     v = np.empty(shape, dtype)
-    float_name(v, "dtype")
+    check_velocity_std(std, float_name(v, "dtype"), names={"velocity_std": "std"})
     flat = v.reshape(-1)
     scale = np.float64(std) if dtype == np.float64 else np.float32(std)
     for a, b, z in standard_normal(0, math.prod(shape), seed=seed, index=index):

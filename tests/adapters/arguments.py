@@ -7,7 +7,7 @@ BAD = [
     ({"alpha": -1}, "alpha must be a finite number >= 0, got -1"),
     ({"beta": 1.5}, r"beta must be a number in \[0, 1\], got 1.5"),
     ({"weight_decay": -1}, "weight_decay must be a finite number >= 0, got -1"),
-    ({"velocity_std": -1}, r"velocity_std must be None or a number in \[0, 6.8e\+37\], got -1"),
+    ({"velocity_std": -1}, r"velocity_std must be None or a number in \[0, 7.86e\+37\], got -1"),
     ({"velocity_std": 1e39}, r"velocity_std must be None or a number in .*, got 1e\+39"),
     ({"seed": -1}, r"seed must be an integer in \[0, 2\*\*64\), got -1"),
     ({"seed": 0.5}, r"seed must be an integer in \[0, 2\*\*64\), got 0.5"),

@@ -5,6 +5,7 @@ import math
 import warnings
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from gravity_core import Gravity
 from gravity_core import hyperparameters as hp
+from gravity_core.velocity import normal_quantiles
 from tests.core import exact
 
 NOT_NUMBERS = ["0.1", None, [], 1j, float("nan")]
@@ -124,3 +126,73 @@ def test_the_number_that_was_written_is_read_from_float32(written):
 def test_a_first_velocity_that_would_overflow_float32_is_refused(learning_rate):
     with pytest.raises(ValueError, match="learning_rate must not be so small that alpha"):
         hp.velocity_std(learning_rate)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_the_largest_first_velocity_is_finite_and_a_larger_one_is_not(dtype):
+    name, z = np.dtype(dtype).name, normal_quantiles().max()
+
+    def largest(std):
+        with np.errstate(over="ignore"):
+            return (np.float32(std) * z).astype(dtype)
+
+    std = hp.largest_velocity_std(name)
+    assert np.isfinite(largest(std))
+    assert not np.isfinite(largest(1.01 * std))  # given by three digits, rounded down
+    hp.check_velocity_std(std, name)
+    for over in (1.001 * std, float("inf")):
+        message = rf"^velocity_std must be in \[0, {std:g}\] for V₀ in {name}, got {over!r}$"
+        with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+            hp.check_velocity_std(over, name)
+
+
+def test_what_the_standard_deviation_came_from_is_named():
+    given = {"learning_rate": 1e-7, "alpha": 0.01, "names": {"learning_rate": "lr"}}
+    with pytest.raises(ValueError, match=r"^lr must not .* overflows float16 .* got 1e-07$"):
+        hp.check_velocity_std(0.01 / 1e-7, "float16", **given)
+    with pytest.raises(ValueError, match=r"^velocity_std must be in .* got 20000.0$"):
+        hp.check_velocity_std(2e4, "float16", **given)
+    hp.check_velocity_std(2e4, "float64", **given)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.complex64, np.float32])
+def test_the_reference_refuses_a_first_velocity_that_overflows(dtype):
+    w = np.ones(1000, dtype)
+    half = dtype is np.float16
+    for optimizer, message in (
+        (Gravity(1e-7), "learning_rate must not be so small .* float16 .* got 1e-07"),
+        (Gravity(velocity_std=2e4), r"velocity_std must be in \[0, 15100\] .* got 20000.0"),
+    ):
+        if not half:
+            optimizer.step([w.copy()], [w])
+            continue
+        with pytest.raises(ValueError, match=message):
+            optimizer.step([np.ones(3, np.float32), w], [np.ones(3, np.float32), w])
+        assert optimizer.velocity is None
+        assert optimizer.count == 0
+        assert (w == 1).all()
+
+
+NO_NUMBERS = [
+    np.asarray(True),
+    np.bool_(True),
+    np.asarray(0.1j),
+    np.complex64(0.1),
+    np.asarray(0.1, ml_dtypes.float8_e4m3fn),
+    np.asarray("0.1"),
+]
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "alpha", "beta", "velocity_std", "seed"])
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_arrays_of_what_is_no_real_number_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be ") as caught:
+        hp.validate(**{name: value})
+    assert str(caught.value).endswith(f", got {value!r}")
+
+
+@pytest.mark.parametrize(
+    "value", [np.asarray(1), np.uint8(1), np.asarray(0.5, ">f4"), ml_dtypes.bfloat16(0.5)], ids=repr
+)
+def test_arrays_of_one_real_number_pass(value):
+    hp.validate(learning_rate=value, alpha=value, beta=value, velocity_std=value)
