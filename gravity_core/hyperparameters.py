@@ -49,7 +49,13 @@ def _is_first_step(value: Any) -> bool:
 _NUMBER_DTYPES = re.compile(r"u?int\d+|b?float(16|32|64|96|128)")  # not bool, complex, float8
 
 
-def _may_be_a_number(value: Any) -> bool:
+def may_be_a_number(value: Any) -> bool:
+    """Return False for text, and for a bool, complex or float8 number or array of any library.
+
+    Example:
+        >>> may_be_a_number(np.float32(0.1)), may_be_a_number(np.asarray(True))
+        (True, False)
+    """
     if isinstance(value, (str, bytes, bool)):
         return False
     dtype = getattr(value, "dtype", None)
@@ -117,7 +123,7 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> None:
     for argument, value in values.items():
         is_valid, requirement = _RULES[argument]
         try:
-            valid = _may_be_a_number(value) and is_valid(value)
+            valid = may_be_a_number(value) and is_valid(value)
         except (TypeError, ValueError, OverflowError):
             valid = False
         if not valid:

@@ -7,6 +7,7 @@ has moved; gradients are never written to. The plain loop gives the bits of the 
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, overload
 
 import torch
@@ -21,6 +22,7 @@ from gravity_torch._loop import Item, Options, for_loop
 from gravity_torch._velocity import initial_velocity
 
 _NAMES = {"learning_rate": "lr"}
+_SMALL_STD = hp.largest_velocity_std("float16")  # in no dtype does V₀ overflow
 _CHECKED = ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")
 _DEFAULTS = {
     "lr": hp.LEARNING_RATE,
@@ -56,10 +58,12 @@ class Gravity(torch.optim.Optimizer):
         params: parameters, parameter groups or named parameters to optimize.
         lr: l, finite and >= 0; a number, or a Tensor with one element.
         alpha: α, finite and >= 0; the standard deviation of V₀ is alpha / lr with the lr
-            that the group was added with, whatever a scheduler does later.
+            that the group was added with, whatever a scheduler does later. Where that is a
+            small start of a warm-up, give velocity_std.
         beta: β in [0, 1]; the running average covers up to 1 / (1 − β) gradients.
         weight_decay: λ, finite and >= 0; decoupled, as in AdamW.
-        velocity_std: standard deviation of V₀, overriding alpha / lr; finite and >= 0.
+        velocity_std: standard deviation of V₀, overriding alpha / lr; >= 0, and such that V₀
+            does not overflow the parameters' dtype.
         seed: integer in [0, 2**64). V₀ depends on it and on the parameter's position among
             all parameters, so data-parallel replicas start alike; several optimizers for
             parts of one model want a seed each.
@@ -69,7 +73,8 @@ class Gravity(torch.optim.Optimizer):
         maximize: maximize the objective instead of minimizing it.
         capturable: keep the step count on the parameter's device and never look at it from
             the host, as CUDA graphs require.
-        differentiable: let autograd differentiate through the step, in W, V and a Tensor lr.
+        differentiable: let autograd differentiate through the step, in W, V and a Tensor lr;
+            the standard deviation of V₀ is a constant to it, also where it is alpha / lr.
         fused: True compiles the update with `torch.compile`.
 
     Raises:
@@ -90,6 +95,8 @@ class Gravity(torch.optim.Optimizer):
         >>> sorted(optimizer.state[model.bias])
         ['step', 'velocity']
     """
+
+    _has_warned = False  # of a start from rest
 
     def __init__(
         self,
@@ -128,28 +135,49 @@ class Gravity(torch.optim.Optimizer):
         """Add a group; its V₀ has the standard deviation alpha / lr of this moment."""
         if isinstance(param_group, dict):
             param_group.update(_checked(self.defaults | param_group))
-            # From rest, as a group before this one that has said so.
-            said = any(g["velocity_std"] == 0 for g in self.param_groups)
-            if not (said and _number(param_group["lr"]) == 0):
-                _fix_velocity_std(param_group)
-            elif param_group["velocity_std"] is None:
-                param_group["velocity_std"] = 0.0
+            self._fix_velocity_std(param_group, param_group["lr"])
         super().add_param_group(param_group)
+        try:
+            self._check_velocity_std(param_group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore from a pickle or a state_dict; options that it does not know get defaults."""
+        """Restore from a pickle or a state_dict; options that it does not know get defaults.
+
+        σ is no default: it stays that of the group that the state is loaded into. A pickle has
+        none, and σ comes from the rate that a scheduler started with, where there is one.
+        """
+        fixed = [group.get("velocity_std") for group in self.__dict__.get("param_groups", ())]
         for group in state["param_groups"]:
             for p in group["params"]:
                 _check_state(p, state["state"].get(p, {}))
         super().__setstate__(state)
         self.defaults = _DEFAULTS | self.defaults  # which come from the pickle, too
-        for group in self.param_groups:
+        for i, group in enumerate(self.param_groups):
+            if group.get("velocity_std") is None:
+                group["velocity_std"] = fixed[i] if i < len(fixed) else None
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-            _fix_velocity_std(group)
+            self._fix_velocity_std(group, group.get("initial_lr", group["lr"]))
             for p in group["params"]:
                 if values := self.state.get(p, {}):
                     values["step"] = _counter(values["step"], p, group)  # a number in other codes
+
+    def _check_velocity_std(self, group: dict[str, Any]) -> None:
+        """Raise if the V₀ that a parameter of the group is still to get would overflow."""
+        if group["velocity_std"] <= _SMALL_STD:
+            return
+        for p in group["params"]:
+            if not self.state.get(p):
+                hp.check_velocity_std(
+                    group["velocity_std"],
+                    str(p.dtype.to_real()).removeprefix("torch."),
+                    learning_rate=_number(group["lr"]),
+                    alpha=group["alpha"],
+                    names=_NAMES,
+                )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, also one of the original Gravity code or of pytorch_optimizer's.
@@ -157,6 +185,21 @@ class Gravity(torch.optim.Optimizer):
         Those call the velocity ``v``, and count the steps per group, as ``t`` or ``step``.
         """
         super().load_state_dict(_translated(state_dict))
+
+    def _fix_velocity_std(self, group: dict[str, Any], lr: float | Tensor) -> None:
+        """Fix σ of a group; the first that has none, and starts from rest, says so."""
+        undefined = group["velocity_std"] is None and _number(lr) == 0 and group["alpha"] != 0
+        if undefined and self._has_warned:
+            group["velocity_std"] = 0.0
+            return
+        self._has_warned = self._has_warned or undefined
+        group["velocity_std"] = hp.velocity_std(
+            _number(lr),
+            group["alpha"],
+            group["velocity_std"],
+            names=_NAMES,
+            stacklevel=_level_of_user() + 1 if undefined else 1,
+        )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -179,6 +222,8 @@ class Gravity(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            self._check_velocity_std(group)
         batches = []
         for group in self.param_groups:
             params: list[Tensor] = []
@@ -317,23 +362,24 @@ def _checked(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(lr: Any) -> Any:
-    if not isinstance(lr, Tensor):
+    """Return a Tensor of a number as NumPy's; what is none comes back as it is, to be refused."""
+    if not isinstance(lr, Tensor) or not hp.may_be_a_number(lr):
         return lr
     lr = lr.detach().cpu()
     return (lr.float() if lr.dtype == torch.bfloat16 else lr).numpy().reshape(())[()]
 
 
-def _fix_velocity_std(group: dict[str, Any]) -> None:
-    level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("torch", __package__):
-        level, frame = level + 1, frame.f_back  # to the user's line
-    group["velocity_std"] = hp.velocity_std(
-        _number(group["lr"]),
-        group["alpha"],
-        group["velocity_std"],
-        names=_NAMES,
-        stacklevel=level + 1,
-    )
+def _level_of_user() -> int:
+    """Return how far above its caller the user's code is, for `warnings.warn`."""
+    level, frame = 0, sys._getframe()
+    # Code that is run by `exec` may have no name.
+    while frame.f_back and _package(frame) in ("torch", __package__):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _check_state(p: Tensor, state: dict[str, Any]) -> None:

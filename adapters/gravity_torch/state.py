@@ -56,6 +56,7 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
                 )
     counts, velocities, dtypes = [], [], []
     for values, start in groups:
+        optimizer._check_velocity_std(values)
         for index, p in enumerate(values["params"], start=start):
             state = optimizer.state.get(p)
             if state:
