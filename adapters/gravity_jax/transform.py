@@ -23,7 +23,7 @@ from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
 from gravity_jax.reduction import largest_magnitudes
 from gravity_jax.structure import MISSING, leaves_up_to
-from gravity_jax.velocity import initial_velocity, working_dtype
+from gravity_jax.velocity import check_velocity_std, initial_velocity, working_dtype
 
 
 class ScaleByGravityState(NamedTuple):
@@ -58,7 +58,8 @@ def scale_by_gravity(
 
     Args:
         beta: β in [0, 1].
-        velocity_std: σ, finite and >= 0. None gives that of the defaults of `gravity`, 0.01 / 0.1.
+        velocity_std: σ, >= 0, and such that V₀ does not overflow. None gives that of the defaults
+            of `gravity`, 0.01 / 0.1.
         seed: an integer in [0, 2**64); a traced integer works too.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
         velocity_dtype: floating dtype of V; None takes that of each parameter, which complex
@@ -170,12 +171,14 @@ def gravity(
 
     Args:
         learning_rate: l, a number >= 0 or an optax schedule. The standard deviation of V₀ is
-            alpha / l with l at step 0, whatever it becomes later.
+            alpha / l with l at step 0, whatever it becomes later: where that is a small start
+            of a warm-up, give velocity_std.
         alpha: α, finite and >= 0.
         beta: β in [0, 1].
         weight_decay: λ, finite and >= 0, or an optax schedule; decoupled.
         mask: as in `optax.add_decayed_weights`: which parameters decay.
-        velocity_std: standard deviation of V₀, overriding alpha / l.
+        velocity_std: standard deviation of V₀, overriding alpha / l; >= 0, and such that V₀
+            does not overflow its dtype, which `init` knows.
         seed: an integer in [0, 2**64). V₀ depends on it and on each leaf's position, so
             transformations of parts of one model (`optax.partition`) want a seed each.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
@@ -228,17 +231,20 @@ def gravity(
         stacked=stacked,
         axis_name=axis_name,
     )
-    if isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array):
-        # optax.inject_hyperparams builds the optimizer anew for every update, by whose time the
-        # learning rate may be 0: only init has a σ to compute, and something to warn of.
-        def init_fn(params: optax.Params) -> optax.OptState:
-            std = _velocity_std(nominal, alpha, velocity_std)
-            return precondition(velocity_std=std).init(params)
+    # optax.inject_hyperparams builds the optimizer anew for every update, by whose time the
+    # learning rate may be 0: only init has then a σ to compute, and something to warn of.
+    injected = isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array)
+    fixed_std = None if injected else _velocity_std(nominal, alpha, velocity_std)
+    origin = {"learning_rate": nominal, "alpha": alpha} if velocity_std is None else {}
 
-        update_fn = precondition(velocity_std=0.0).update
-        transforms = [optax.GradientTransformation(init_fn, update_fn)]
-    else:
-        transforms = [precondition(velocity_std=_velocity_std(nominal, alpha, velocity_std))]
+    def init_fn(params: optax.Params) -> optax.OptState:
+        std = _velocity_std(nominal, alpha, velocity_std) if injected else fixed_std
+        for name, leaf in _leaves(params, "params")[0]:
+            check_velocity_std(std, _velocity_dtype(name, leaf, velocity_dtype), **origin)
+        return precondition(velocity_std=std).init(params)
+
+    update_fn = precondition(velocity_std=0.0).update
+    transforms = [optax.GradientTransformation(init_fn, update_fn)]
     # By its type, too: the state must have one structure, whether or not a value is traced.
     if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
         transforms.append(optax.add_decayed_weights(weight_decay, mask))

@@ -14,9 +14,25 @@ import numpy as np
 from jax.experimental.shard_alike import shard_alike
 from jax.typing import ArrayLike
 
+from gravity_core import hyperparameters as hp
 from gravity_core.velocity import element_halfwords, fold_in, normal_quantiles, tensor_key
 
 Words = tuple[Any, Any]
+
+
+def check_velocity_std(std: Any, dtype: Any, **origin: Any) -> None:
+    """Raise if V₀ would overflow its dtype; of a traced σ nothing is known.
+
+    Args:
+        std: σ >= 0.
+        dtype: of V₀, floating or complex.
+        **origin: `learning_rate` and `alpha`, where σ is their quotient.
+
+    Raises:
+        ValueError: naming the argument and the value received.
+    """
+    if not isinstance(std, jax.core.Tracer):
+        hp.check_velocity_std(hp.as_float(std), jnp.finfo(dtype).dtype.name, **origin)
 
 
 def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: Any) -> Any:
@@ -30,8 +46,9 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
         dtype: of V₀, floating or complex.
 
     Raises:
-        ValueError: for an axis of more than 2**32 elements.
+        ValueError: for an axis of more than 2**32 elements, and where V₀ would overflow.
     """
+    check_velocity_std(std, dtype)
     shape = jnp.shape(param)
     if any(isinstance(n, int) and n > 2**32 for n in shape):  # jax.export has symbols, too
         raise ValueError(f"an axis must have at most 2**32 elements, got shape {shape}")

@@ -561,6 +561,59 @@ def test_bad_gradients_are_named(gradient, error, message, transform):
         transform(lambda: optimizer.update(bad, state))()
 
 
+SMALL = "learning_rate must not be so small that alpha / learning_rate overflows float16"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda **k: gravity(1e-7, **k), SMALL + " .* got 1e-07"),
+        (lambda **k: gravity(jnp.asarray(1e-7), **k), SMALL + " .* got 1e-07"),
+        (lambda **k: gravity(optax.linear_schedule(1e-7, 0.1, 10), **k), SMALL),
+        (lambda **k: gravity(velocity_std=2e4, **k), "^velocity_std must be .* got 20000.0"),
+        (lambda **k: scale_by_gravity(velocity_std=2e4, **k), "^velocity_std must be .* 20000.0"),
+    ],
+)
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_first_velocity_that_overflows_is_refused(make, message, transform):
+    whole, half = jnp.ones(1000), jnp.ones(3, jnp.float16)
+    for params, options in (
+        ([whole, half], {}),
+        ([whole], {"velocity_dtype": jnp.float16}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            transform(make(**options).init)(params)
+    for params, options in (
+        ([whole, half], {"velocity_dtype": jnp.float32}),
+        ([whole, half.astype(jnp.bfloat16), half.astype(jnp.complex64)], {}),
+    ):
+        state = transform(make(**options).init)(params)
+        assert all(jnp.isfinite(v).all() for v in jax.tree.leaves(state))
+
+
+def test_a_traced_standard_deviation_is_not_refused():
+    state = jax.jit(lambda rate: gravity(rate).init(jnp.ones(3, jnp.float16)))(1e-12)
+    assert jnp.isinf(state[0].velocity).any()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [jnp.asarray(True), jnp.asarray(0.1j), jnp.asarray(0.1, jnp.float8_e4m3fn), np.asarray(True)],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", ["learning_rate", "alpha", "beta", "velocity_std"])
+def test_arrays_of_what_is_no_real_number_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be ") as caught:
+        gravity(**{name: value})
+    assert str(caught.value).endswith(f", got {value!r}")
+
+
+def test_a_schedule_of_what_is_no_real_number_is_refused():
+    for value in (jnp.asarray(True), jnp.asarray(0.1j)):
+        with pytest.raises(ValueError, match=r"^learning_rate must be a .*, got Array"):
+            gravity(lambda count, value=value: value)
+
+
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
