@@ -74,7 +74,8 @@ class Gravity:
     position (`gravity_core.velocity`). Pickle and copy.deepcopy keep the whole state.
 
     Args:
-        learning_rate: l, finite and >= 0. May be assigned between steps; σ keeps the first value.
+        learning_rate: l, finite and >= 0. May be assigned between steps; σ keeps the first value:
+            where that is a small start of a warm-up, give velocity_std.
         alpha: α, finite and >= 0; sets σ = α / l.
         beta: β in [0, 1].
         weight_decay: λ, finite and >= 0; decoupled.

@@ -45,11 +45,13 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     Args:
         learning_rate: l, a number >= 0, a `keras.optimizers.schedules.LearningRateSchedule`,
             or a callable without arguments. The standard deviation of V₀ is alpha / l with
-            l at construction, whatever it becomes later. A tensor or a variable is refused, as
+            l at construction, whatever it becomes later: where that is a small start of a
+            warm-up, give velocity_std. A tensor or a variable is refused, as
             of every Keras optimizer: a callable can return its value at each step.
         alpha: α, finite and >= 0.
         beta: β in [0, 1].
-        velocity_std: standard deviation of V₀, overriding alpha / l; finite and >= 0.
+        velocity_std: standard deviation of V₀, overriding alpha / l; >= 0, and such that V₀
+            does not overflow the variables' dtype.
         seed: an integer in [0, 2**64). V₀ depends on it and on the variable's position, so
             the replicas of a distributed job start alike, and optimizers of parts of one
             model want a seed each.
@@ -106,6 +108,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         self.alpha = float(alpha)
         self.beta = float(beta)
         self.velocity_std = hp.velocity_std(nominal, alpha, velocity_std)
+        self._first_rate = hp.as_float(nominal)
         self.seed = int(seed)
         self.first_step = int(first_step)
         # t of the step that `apply` is taking: made for every variable anew, it was a tenth of an
@@ -124,14 +127,25 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        if isinstance(value, numbers.Real):
+        if isinstance(value, (numbers.Real, np.ndarray, np.generic)):
             hp.validate(learning_rate=value)
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
     def build(self, variables: list[Any]) -> None:
-        """Create one velocity variable for each of the model's variables."""
+        """Create one velocity variable for each of the model's variables.
+
+        Raises:
+            ValueError: if V₀ would overflow the dtype of a variable; nothing has then changed.
+        """
         if self.built:
             return
+        for variable in variables:
+            hp.check_velocity_std(
+                self.velocity_std,
+                keras.backend.standardize_dtype(variable.dtype),
+                learning_rate=self._first_rate,
+                alpha=self.alpha,
+            )
         # In a tf.function V₀ would be a constant of its graph, which has a limit of 2 GB.
         with tf.init_scope() if tf else contextlib.nullcontext():
             super().build(variables)
@@ -220,10 +234,13 @@ def _nominal(learning_rate: Any) -> Any:
     """Return the learning rate at step 0, by which V₀ is scaled."""
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         start = ops.convert_to_tensor(0, dtype="int")  # as Keras passes it, not a Python number
-        return hp.as_float(ops.convert_to_numpy(learning_rate(start)))
-    if callable(learning_rate):
-        return hp.as_float(ops.convert_to_numpy(learning_rate()))
-    return learning_rate
+        learning_rate = learning_rate(start)
+    elif callable(learning_rate):
+        learning_rate = learning_rate()
+    else:
+        return learning_rate
+    value = ops.convert_to_numpy(learning_rate)
+    return hp.as_float(value) if hp.may_be_a_number(value) else value
 
 
 def _wide(dtype: str) -> str:

@@ -657,6 +657,51 @@ def test_bad_arguments(arguments, message):
         Gravity(**arguments)
 
 
+NO_NUMBERS = [np.asarray(True), np.bool_(True), np.complex64(0.1), np.asarray(0.1j)]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_arrays_of_what_is_no_real_number_are_refused(value):
+    optimizer = Gravity(0.5)
+    for name in ("learning_rate", "alpha", "beta", "velocity_std", "weight_decay"):
+        with pytest.raises(ValueError, match=f"^{name} must be ") as caught:
+            Gravity(**{name: value})
+        assert str(caught.value).endswith(f", got {value!r}")
+    with pytest.raises(ValueError, match=r"^learning_rate must be a finite number >= 0, got"):
+        Gravity(lambda: ops.convert_to_tensor(value))
+    with pytest.raises(ValueError, match=r"^learning_rate must be a finite number >= 0, got"):
+        optimizer.learning_rate = value
+    assert float(optimizer.learning_rate) == 0.5
+
+
+SMALL = "learning_rate must not be so small that alpha / learning_rate overflows float16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate": 1e-7}, SMALL + " .* got 1e-07$"),
+        ({"learning_rate": lambda: 1e-7}, SMALL + " .* got 1e-07$"),
+        ({"velocity_std": 2e4}, r"^velocity_std must be in \[0, 15100\] for V₀ .* got 20000.0$"),
+    ],
+)
+def test_a_first_velocity_that_overflows_is_refused(arguments, message):
+    optimizer = Gravity(**arguments)
+    single = [keras.Variable(w, dtype="float32") for w in arrays(0)]
+    half = keras.Variable(np.ones(3), dtype="float16")
+    before = to_numpy([*single, half, *optimizer.variables])
+    with pytest.raises(ValueError, match=message):
+        optimizer.build([*single, half])
+    gradients = [ops.convert_to_tensor(g) for g in arrays(1)]
+    with pytest.raises(ValueError, match=message):
+        optimizer.apply([*gradients, ops.ones(3, "float16")], [*single, half])
+    assert not optimizer.built
+    assert_same([*single, half, *optimizer.variables], before)
+    other = keras.Variable(np.ones(1000), dtype="bfloat16")
+    optimizer.build([*single, other])
+    assert all(np.isfinite(v.astype(float)).all() for v in to_numpy(velocities(optimizer)))
+
+
 @pytest.mark.parametrize("rate", [-1.0, float("nan")])
 def test_bad_values_of_a_schedule(rate):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [rate, 0.1])
