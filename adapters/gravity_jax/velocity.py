@@ -48,7 +48,6 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
     Raises:
         ValueError: for an axis of more than 2**32 elements, and where V₀ would overflow.
     """
-    check_velocity_std(std, dtype)
     shape = jnp.shape(param)
     if any(isinstance(n, int) and n > 2**32 for n in shape):  # jax.export has symbols, too
         raise ValueError(f"an axis must have at most 2**32 elements, got shape {shape}")
@@ -58,6 +57,7 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
         return jnp.zeros_like(param, dtype=dtype)
     if isinstance(param, jax.ShapeDtypeStruct):
         param = jnp.zeros_like(param)  # on the devices of its sharding
+    check_velocity_std(std, dtype)
     # NumPy arrays: what jit is given by every process of a cluster alike.
     return _scaled_normal(param, _key(seed, index), normal_quantiles(), std, dtype=dtype)
 

@@ -561,15 +561,15 @@ def test_bad_gradients_are_named(gradient, error, message, transform):
         transform(lambda: optimizer.update(bad, state))()
 
 
-SMALL = "learning_rate must not be so small that alpha / learning_rate overflows float16"
+TOO_SMALL = "learning_rate must not be so small that alpha / learning_rate overflows float16"
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda **k: gravity(1e-7, **k), SMALL + " .* got 1e-07"),
-        (lambda **k: gravity(jnp.asarray(1e-7), **k), SMALL + " .* got 1e-07"),
-        (lambda **k: gravity(optax.linear_schedule(1e-7, 0.1, 10), **k), SMALL),
+        (lambda **k: gravity(1e-7, **k), TOO_SMALL + " .* got 1e-07"),
+        (lambda **k: gravity(jnp.asarray(1e-7), **k), TOO_SMALL + " .* got 1e-07"),
+        (lambda **k: gravity(optax.linear_schedule(1e-7, 0.1, 10), **k), TOO_SMALL),
         (lambda **k: gravity(velocity_std=2e4, **k), "^velocity_std must be .* got 20000.0"),
         (lambda **k: scale_by_gravity(velocity_std=2e4, **k), "^velocity_std must be .* 20000.0"),
     ],
