@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import warnings
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_core  # noqa: E402
 from gravity_core.conformance.digits import digits_task  # noqa: E402
-from gravity_torch import Gravity, _fast, _gathered, _loop, backend, export_state  # noqa: E402
-from gravity_torch import optimizer as optimizer_module  # noqa: E402
+from gravity_torch import Gravity, _fast, _gathered, _loop, backend  # noqa: E402
 from tests.adapters.arguments import BAD_LR  # noqa: E402
 from tests.adapters.torch_reference import to_numpy  # noqa: E402
 
@@ -176,79 +174,6 @@ def test_learning_rate_zero_starts_from_rest_and_says_so_once():
     assert len(record) == 1
     groups.add_param_group({"params": parameters((3,))})  # which has been said
     assert [group["velocity_std"] for group in groups.param_groups] == [0.0] * 3
-
-
-@pytest.mark.parametrize("rest", [{"velocity_std": 0.0}, {"alpha": 0.0}], ids=str)
-def test_a_group_that_is_to_rest_leaves_the_warning_for_another(rest):
-    a, b = parameters((3,), (3,))
-    with pytest.warns(UserWarning, match="lr is 0 at construction") as record:
-        Gravity([{"params": [a], **rest}, {"params": [b]}], lr=0.0)
-    assert len(record) == 1
-
-
-def test_code_without_a_name():
-    """As that of `exec`, of `timeit` with globals, and of configuration files."""
-    for lr, warned in ((0.1, 0), (0.0, 1)):
-        names = {"Gravity": Gravity, "params": parameters((3,)), "lr": lr}
-        with warnings.catch_warnings(record=True) as record:
-            warnings.simplefilter("always")
-            exec(compile("optimizer = Gravity(params, lr=lr)", "of a user", "exec"), names)
-        assert [warning.filename for warning in record] == ["of a user"] * warned
-
-
-def test_callers_are_looked_up_for_a_warning_only(monkeypatch):
-    monkeypatch.setattr(optimizer_module, "_level_of_user", lambda: pytest.fail("looked up"))
-    (p,) = parameters((3,))
-    for arguments in ({}, {"lr": 0.0, "velocity_std": 0.1}, {"lr": 0.0, "alpha": 0.0}):
-        Gravity([p], **arguments)
-
-
-OVERFLOWS = [
-    ({"lr": 1e-7}, "lr must not be so small that alpha / lr overflows float16 .* got 1e-07"),
-    ({"lr": torch.tensor(1e-7)}, "lr must not be so small .* float16 .* got 1e-07"),
-    ({"velocity_std": 2e4}, r"velocity_std must be in \[0, 15100\] for V₀ in float16, got 20000.0"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), OVERFLOWS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.complex32])
-@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
-def test_a_first_velocity_that_overflows_is_refused(arguments, message, dtype):
-    whole, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3).to(dtype))
-    with pytest.raises(ValueError, match=message):
-        Gravity([half], **arguments)
-    optimizer = Gravity([whole], **arguments)
-    with pytest.raises(ValueError, match=message):
-        optimizer.add_param_group({"params": iter([half])})
-    assert len(optimizer.param_groups) == 1
-
-
-@pytest.mark.parametrize(("arguments", "message"), OVERFLOWS)
-def test_a_first_velocity_that_overflows_is_refused_before_anything_moves(arguments, message):
-    """Of parameters that have become float16 since the optimizer was made."""
-    first, changed, late = parameters((3,), (1000,), (3,))
-    optimizer = Gravity([{"params": [first, late]}, {"params": [changed]}], **arguments)
-    run(optimizer, [first], [0])
-    changed.data = changed.data.half()
-    give_gradients([first, changed, late], 1)
-    before = copy.deepcopy([optimizer.state[first], *values([first, changed, late])])
-    with pytest.raises(ValueError, match=message):
-        optimizer.step()
-    after = [optimizer.state[first], *values([first, changed, late])]
-    assert_same([*before[0].values(), *before[1:]], [*after[0].values(), *after[1:]])
-    assert list(optimizer.state) == [first]
-    with pytest.raises(ValueError, match=message):
-        export_state(optimizer, group=1)
-    changed.grad, changed.data = None, changed.data.float()
-    run(optimizer, [first, changed, late], [1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_other_dtypes_hold_what_overflows_float16(dtype):
-    (p,) = parameters((1000,), dtype=dtype)
-    optimizer = Gravity([p], lr=1e-7)
-    run(optimizer, [p], [0])
-    assert optimizer.state[p]["velocity"].isfinite().all()
 
 
 @pytest.mark.parametrize("largest", [1e10, 1e14, 1e16, 3e38, float("nan"), float("inf")])
@@ -584,36 +509,6 @@ def test_a_state_without_some_options_gets_their_defaults():
     run(optimizer, [p], [0])
 
 
-@pytest.mark.parametrize("scheduled", [1e-6, 0.0])
-@pytest.mark.parametrize("arguments", [{"lr": 0.2}, {"lr": 0.0, "velocity_std": 0.05}], ids=str)
-def test_the_scheduled_rate_of_a_checkpoint_gives_no_first_velocity(scheduled, arguments):
-    """σ stays as the receiving optimizer was constructed, whatever the rate has become."""
-    begun, late = parameters((3,), (1000,))
-    foreign = {
-        "state": {0: {"v": torch.zeros(3)}},
-        "param_groups": [{"lr": scheduled, "initial_lr": 0.1, "t": 500, "params": [0, 1]}],
-    }
-    optimizer = Gravity([begun, late], **arguments)
-    std = optimizer.param_groups[0]["velocity_std"]
-    optimizer.load_state_dict(foreign)  # without a warning
-    assert optimizer.param_groups[0]["lr"] == scheduled
-    assert optimizer.param_groups[0]["velocity_std"] == std == pytest.approx(0.05)
-    late.grad = torch.zeros_like(late)
-    optimizer.step()
-    assert optimizer.state[late]["velocity"].abs().max() < 5 * std
-
-
-@pytest.mark.parametrize("scheduled", [1e-6, 0.0])
-def test_a_pickle_without_its_standard_deviation_takes_the_first_rate(scheduled):
-    (p,) = parameters((3,))
-    state = copy.deepcopy(Gravity([p], lr=scheduled, velocity_std=1.0).__getstate__())
-    del state["defaults"]["velocity_std"], state["param_groups"][0]["velocity_std"]
-    state["param_groups"][0]["initial_lr"] = 0.2
-    old = Gravity.__new__(Gravity)
-    old.__setstate__(state)
-    assert old.param_groups[0]["velocity_std"] == 0.01 / 0.2
-
-
 def test_half_precision_under_the_gradient_scaler():
     (p,) = parameters((5,))
     optimizer, scaler = Gravity([p]), torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -625,23 +520,6 @@ def test_half_precision_under_the_gradient_scaler():
         scaler.update()
         assert torch.equal(p.detach(), before) == (bad != 1.0)
     assert optimizer.state[p]["step"] == 1
-
-
-def test_the_standard_deviation_is_a_constant_to_autograd():
-    """By hand: W₁ = W₀ − l (β̂ V₀ + (1 − β̂) ζ), of which V₀ = (α/l) z is taken to be constant."""
-    gradients = []
-    for std in (None, 0.01 / 0.25):
-        lr = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
-        p = torch.ones(3, dtype=torch.float64, requires_grad=True).clone()
-        p.grad = torch.zeros(3, dtype=torch.float64)
-        optimizer = Gravity([p], lr=lr, velocity_std=std, differentiable=True)
-        optimizer.step()
-        gradients += torch.autograd.grad(p.sum(), lr)
-        v = optimizer.state[p]["velocity"]
-        # a sum of three on each side
-        assert abs(gradients[-1] + v.sum()) <= 6 * 2.0**-53 * v.abs().sum()
-        assert v.any()
-    assert gradients[0] == gradients[1]
 
 
 def test_maximize_and_closure():
