@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gravity_torch._fast import has_memory
 from gravity_torch._gathered import GATHERED
 from gravity_torch._loop import Item, Options, flat, update_item
 
@@ -28,7 +29,7 @@ def compiled(items: list[Item], options: Options, others: Callable[..., None]) -
         size = p.numel()
         if size >= COMPILED and (p.is_cpu or size >= GATHERED // 4):
             negated = p.is_neg() or grad.is_neg() or velocity.is_neg()  # compiled code forgets it
-            if p.dtype == grad.dtype == velocity.dtype and not negated:
+            if p.dtype == grad.dtype == velocity.dtype and not negated and has_memory(p):
                 views = flat(item)
         if views is None:
             rest.append(item)
@@ -95,6 +96,7 @@ def _compiled_update(*kind: Any) -> Callable[..., None]:
     return torch.compile(function, dynamic=True, options={"emulate_precision_casts": True})
 
 
+@torch.inference_mode(False)  # they are kept, and a graph would be made anew for the others
 def _zeros(size: int, device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:
     """Return a batch of tensors of zeros, which no update moves."""
     wide = torch.promote_types(dtype, torch.float32)

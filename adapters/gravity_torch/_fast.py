@@ -25,8 +25,13 @@ _LARGEST = 1e30
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-# Fake tensors and other classes have no private kernels.
+# Known to have memory, and quicker to ask for.
 _PLAIN = (torch.nn.Parameter, Tensor)
+
+
+def has_memory(p: Tensor) -> bool:
+    """Return whether private kernels and graphs can be given `p`: not fake and other classes."""
+    return type(p.data) is Tensor and not p.is_meta
 
 
 def fast(items: list[Item], options: Options) -> None:
@@ -39,7 +44,7 @@ def fast(items: list[Item], options: Options) -> None:
         p, grad, velocity, t, max_abs = item
         dtype = p.dtype
         mixed = dtype is not grad.dtype or dtype is not velocity.dtype
-        if mixed or (type(p) not in _PLAIN and type(p.data) is not Tensor):
+        if mixed or (type(p) not in _PLAIN and not has_memory(p)):
             plain.append(item)
         elif not p.is_cpu:
             elsewhere.append(item)
@@ -80,7 +85,8 @@ def _blocked(views: list[Tensor], item: Item, options: Options, scratch: Tensor)
     _, grad, _, t, max_abs = item
     low, high = torch.aminmax(grad) if max_abs is None else (-max_abs, max_abs)
     old, new = coefficients(t, options.beta)
-    factor = max(-low.item(), high.item()) ** 2 / new
+    m = float(max(-low.item(), high.item()))
+    factor = m * m / new  # not a power, which raises where this is inf
     if not factor < _LARGEST:  # NaN too
         return False
     constant = torch.tensor(1 / new, dtype=scratch.dtype, device=scratch.device)
