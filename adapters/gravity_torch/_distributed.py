@@ -7,7 +7,7 @@ that is placed otherwise than its parameter is first redistributed by torch.)
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -37,15 +37,39 @@ def like(p: Any, part: Tensor) -> Tensor:
     )
 
 
+def placed(whole: Tensor, p: Any) -> Tensor:
+    """Return the part of a whole tensor that belongs here, placed as `p` is; others as they are.
+
+    Every process has the whole, so nothing is communicated.
+    """
+    if not is_distributed(p) or is_distributed(whole) or whole.shape != p.shape:
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    split = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
+    # A copy, lest a view of it keep the whole in memory; in the parameter's memory format.
+    part = torch.empty_like(local(p), dtype=whole.dtype, memory_format=torch.preserve_format)
+    return like(p, part.detach().copy_(local(split)))
+
+
+def is_placed_as(x: Tensor, p: Tensor) -> bool:
+    """Return whether the part of `x` that is here belongs to the part of `p`."""
+    if not is_distributed(x) and not is_distributed(p):
+        return x.shape == p.shape
+    placements = [getattr(t, "placements", None) for t in (x, p)]
+    return placements[0] == placements[1] and local(x).shape == local(p).shape
+
+
 class Part(NamedTuple):
-    """The part of a split parameter and of its gradient that is in this process, and max|G|."""
+    """The part of a split parameter, its gradient and V that is in this process, and max|G|."""
 
     p: Tensor
     grad: Tensor
+    velocity: Tensor
     max_abs: Tensor  # 0-d, of the whole gradient
 
 
-def parts(params: list[Tensor]) -> dict[Tensor, Part]:
+def parts(params: list[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, Part]:
     """Return the part of each DTensor among the parameters.
 
     Every process has to ask for the same parameters, in the same order.
@@ -63,7 +87,10 @@ def parts(params: list[Tensor]) -> dict[Tensor, Part]:
             grad = grad.redistribute(p.device_mesh, p.placements)
         grads.append(local(grad))
     maxima = _maxima(split, grads)
-    return {p: Part(local(p), g, m) for p, g, m in zip(split, grads, maxima, strict=True)}
+    return {
+        p: Part(local(p), grad, local(states[p]["velocity"]), max_abs)
+        for p, grad, max_abs in zip(split, grads, maxima, strict=True)
+    }
 
 
 def _maxima(params: list[Any], grads: list[Tensor]) -> list[Tensor]:

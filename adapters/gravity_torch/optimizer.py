@@ -152,7 +152,10 @@ class Gravity(torch.optim.Optimizer):
         fixed = [group.get("velocity_std") for group in self.__dict__.get("param_groups", ())]
         for group in state["param_groups"]:
             for p in group["params"]:
-                _check_state(p, state["state"].get(p, {}))
+                values = state["state"].get(p, {})
+                if "velocity" in values:
+                    values["velocity"] = _distributed.placed(values["velocity"], p)
+                _check_state(p, values)
         super().__setstate__(state)
         self.defaults = _DEFAULTS | self.defaults  # which come from the pickle, too
         for i, group in enumerate(self.param_groups):
@@ -216,6 +219,8 @@ class Gravity(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: for a sparse gradient, before any parameter has moved.
+            ValueError: for a velocity that has not its parameter's shape, where `p.data` was
+                replaced by a tensor of another; before any parameter or counter has moved.
         """
         _check_capture(self)
         loss = None
@@ -232,9 +237,12 @@ class Gravity(torch.optim.Optimizer):
             steps: list[Tensor] = []
             self._init_group(group, params, grads, velocities, steps)
             batches.append((group, params, grads, velocities, steps))
-        parts = _distributed.parts([p for _, params, *_ in batches for p in params])
+        parts = _distributed.parts([p for _, params, *_ in batches for p in params], self.state)
         if parts and any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError("`differentiable` does not support DTensor")
+        for p, part in parts.items():  # after the collective, lest other processes wait in it
+            if part.p.shape != part.velocity.shape:
+                _check_state(p, self.state[p])
         for batch in batches:
             _step_group(*batch, parts)
         return loss
@@ -252,11 +260,16 @@ class Gravity(torch.optim.Optimizer):
         for i, p in enumerate(group["params"]):
             if (grad := p.grad) is not None:
                 if grad.layout is not torch.strided:
-                    raise RuntimeError("Gravity does not support sparse gradients")
+                    kind = str(grad.layout)
+                    kind = "sparse gradients" if "sparse" in kind else f"gradients of layout {kind}"
+                    raise RuntimeError(f"Gravity does not support {kind}")
                 state = self.state[p] or self._init_state(p, group, self._position(group) + i)
+                velocity = state["velocity"]
+                if p.shape != velocity.shape:  # p.data was replaced; the kernels do not look
+                    _check_state(p, state)
                 params.append(p)
                 grads.append(grad)
-                velocities.append(state["velocity"])
+                velocities.append(velocity)
                 steps.append(state["step"])
 
     def _position(self, group: dict[str, Any]) -> int:
@@ -301,8 +314,7 @@ def _step_group(
     for p, grad, v, t in zip(params, grads, velocities, times, strict=True):
         w, max_abs = p, None
         if parts and p in parts:
-            w, grad, max_abs = parts[p]
-            v = _distributed.local(v)
+            w, grad, v, max_abs = parts[p]
         if w.is_complex():
             # Only of the gradient may a copy be made, where its conjugation is still to be done.
             grad = torch.view_as_real(grad.resolve_conj())
@@ -383,7 +395,7 @@ def _package(frame: FrameType) -> str:
 
 
 def _check_state(p: Tensor, state: dict[str, Any]) -> None:
-    """Raise unless a state that is to be loaded is one of Gravity's, for this parameter."""
+    """Raise unless a state is one of Gravity's, for this parameter."""
     if not state:
         return
     missing = {"step", "velocity"} - state.keys()
@@ -394,6 +406,11 @@ def _check_state(p: Tensor, state: dict[str, Any]) -> None:
         raise ValueError(
             f"velocity must have the shape of its parameter, {tuple(p.shape)} {p.dtype}, "
             f"got {tuple(velocity.shape)} {velocity.dtype}"
+        )
+    if not _distributed.is_placed_as(velocity, p):
+        expected, got = (getattr(x, "placements", "not split") for x in (p, velocity))
+        raise ValueError(
+            f"velocity must be split over the processes as its parameter, {expected}, got {got}"
         )
 
 

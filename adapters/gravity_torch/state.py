@@ -143,12 +143,8 @@ def _to_numpy(v: Any) -> np.ndarray:
 
 def _like(p: Any, v: np.ndarray) -> Tensor:
     """Return V in the parameter's dtype, memory format and placement."""
-    value = torch.tensor(v, device=p.device)
+    value = torch.tensor(v, dtype=p.dtype, device=p.device)
     if _distributed.is_distributed(p):
-        from torch.distributed.tensor import distribute_tensor
-
-        value = _distributed.local(
-            distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
-        )
-    own = torch.empty_like(_distributed.local(p), memory_format=torch.preserve_format)
-    return _distributed.like(p, own.detach().copy_(value))
+        return _distributed.placed(value, p)
+    own = torch.empty_like(p, memory_format=torch.preserve_format)
+    return own.detach().copy_(value)

@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,10 +12,16 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_core  # noqa: E402
+import gravity_torch  # noqa: E402
 from gravity_core.conformance.digits import digits_task  # noqa: E402
-from gravity_torch import Gravity, _fast, _gathered, _loop, backend  # noqa: E402
+from gravity_torch import Gravity, _fast, _gathered, _loop  # noqa: E402
 from tests.adapters.arguments import BAD_LR  # noqa: E402
-from tests.adapters.torch_reference import to_numpy  # noqa: E402
+from tests.adapters.torch_reference import (  # noqa: E402
+    Reference,
+    cleared_graphs,
+    needs_a_compiler,
+    to_numpy,
+)
 
 
 def parameters(*shapes, dtype=torch.float32):
@@ -28,12 +36,6 @@ def give_gradients(params, number, scale=1.0):
 
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-
-
-def needs_a_compiler(path):
-    reason = backend.modes()["fused"].unavailable
-    if "fused" in path and reason:
-        pytest.skip(reason)
 
 
 def run(optimizer, params, numbers):
@@ -176,22 +178,30 @@ def test_learning_rate_zero_starts_from_rest_and_says_so_once():
     assert [group["velocity_std"] for group in groups.param_groups] == [0.0] * 3
 
 
-@pytest.mark.parametrize("largest", [1e10, 1e14, 1e16, 3e38, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [
+        *[(torch.float32, x) for x in (1e10, 1e14, 1e16, 3e38, float("nan"), float("inf"))],
+        # the square of 1e200 leaves the range of Python's numbers
+        *[(torch.float64, x) for x in (1e16, 1e150, 1e200, 1.7e308, float("nan"), float("inf"))],
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("size", [9, _fast.SMALL + 8])
 @pytest.mark.parametrize(
     "path", [{}, {"foreach": False}, {"capturable": True}, {"fused": True}], ids=str
 )
-def test_huge_and_non_finite_gradients(path, size, largest):
+def test_huge_and_non_finite_gradients(path, size, dtype, largest):
     """Where the expanded form of the blocked path would overflow, it must not be taken."""
     needs_a_compiler(path)
-    (p,) = parameters((size,))
+    (p,) = parameters((size,), dtype=dtype)
     give_gradients([p], 0)
     p.grad[5] = largest
     optimizer = Gravity([p], velocity_std=0.0, **path)
     before = to_numpy(p)
     optimizer.step()
     got = to_numpy(optimizer.state[p]["velocity"])
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         expected = gravity_core.update(to_numpy(p.grad), np.zeros_like(got), 1)
     if np.isfinite(largest):
         bound = gravity_core.ErrorBound(got)
@@ -265,6 +275,63 @@ def test_a_state_of_other_shapes_is_refused_before_anything_has_changed(sizes):
     after = new.state_dict()
     assert after["param_groups"] == before["param_groups"]
     assert torch.equal(after["state"][0]["velocity"], before["state"][0]["velocity"])
+
+
+@pytest.mark.parametrize("sizes", [(5, 10), (10, 5), (20_000, 40_000), (600_000, 500_000)])
+@pytest.mark.parametrize(
+    "path",
+    [
+        {},
+        {"foreach": False},
+        {"fused": True},
+        {"capturable": True},
+        {"differentiable": True},
+        {"fused": True, "capturable": True},
+        "of GPUs",
+    ],
+    ids=str,
+)
+def test_a_parameter_of_another_size_is_refused_before_anything_moves(path, sizes, monkeypatch):
+    """As pruning makes it, which replaces p.data."""
+    needs_a_compiler(path)
+    if path == "of GPUs":
+        monkeypatch.setattr(gravity_torch.optimizer, "fast", _gathered.gathered)
+        path = {}
+    a, b = (p.requires_grad_(False) for p in parameters((3,), (sizes[0],)))
+    optimizer = Gravity([{"params": [a]}, {"params": [b]}], **path)
+    run(optimizer, [a, b], [0])
+    b.grad = None
+    b.data = torch.ones(sizes[1])
+    give_gradients([a, b], 1)
+    before = values([a, b]), copy.deepcopy(optimizer.state_dict()["state"])
+    message = rf"shape of its parameter, \({sizes[1]},\) .*, got \({sizes[0]},\)"
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert_same(values([a, b]), before[0])
+    for number, state in optimizer.state_dict()["state"].items():
+        assert state["step"] == 1
+        assert torch.equal(state["velocity"], before[1][number]["velocity"])
+    del optimizer.state[b]  # what its user has to do
+    optimizer.step()
+    assert [int(optimizer.state[p]["step"]) for p in (a, b)] == [2, 1]
+
+
+@pytest.mark.parametrize("ours", [torch.float32, torch.complex64], ids=str)
+def test_a_complex_velocity_for_a_real_parameter_and_the_reverse_are_refused(ours):
+    theirs = torch.float32 if ours.is_complex else torch.complex64
+    (p,) = parameters((3,), dtype=ours)
+    optimizer = Gravity([p])
+    run(optimizer, [p], [0])
+    state = optimizer.__getstate__()
+    state["state"] = {p: {"step": torch.tensor(1.0), "velocity": torch.ones(3, dtype=theirs)}}
+    with pytest.raises(ValueError, match=rf"\(3,\) {ours}, got \(3,\) {theirs}"):
+        Gravity.__new__(Gravity).__setstate__(state)
+    if ours.is_complex:  # of the other torch takes the real parts, and warns
+        other = parameters((3,), dtype=theirs)
+        old = Gravity(other)
+        run(old, other, [0])
+        with pytest.raises(ValueError, match=rf"\(3,\) {ours}, got \(3,\) {theirs}"):
+            optimizer.load_state_dict(old.state_dict())
 
 
 def test_the_state_of_another_optimizer_is_refused():
@@ -389,6 +456,59 @@ def test_meta_and_fake_tensors_are_stepped(path, size):
         assert steps("cpu") == (3, size)
 
 
+FAKE_AND_REAL_STEPS = """
+import torch
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
+from gravity_torch import Gravity
+
+def steps(device):
+    params = [torch.nn.Parameter(torch.ones(n, device=device)) for n in (5000, 2**20, 7)]
+    optimizer = Gravity(params, fused=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert params[0].device.type == device
+    return params[0]
+
+for number in range(2):
+    with FakeTensorMode():
+        steps("cpu")
+    steps("meta")
+    assert steps("cpu").isfinite().all()
+    graphs = counters["stats"]["unique_graphs"]
+    if number:
+        assert graphs == first, (graphs, first)
+    first = graphs
+"""
+
+
+def test_fake_and_meta_tensors_before_and_after_real_ones_on_the_compiled_path():
+    """In a process of its own, because kernels that got such tensors would end it."""
+    needs_a_compiler({"fused": True})
+    subprocess.run([sys.executable, "-c", FAKE_AND_REAL_STEPS], check=True, timeout=300)
+
+
+def test_a_step_in_inference_mode_leaves_no_tensors_of_its_own_to_later_ones(monkeypatch):
+    """Counted with a compiler that leaves the operations as they are."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter, compile_with = CompileCounter(), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **_: compile_with(f, backend=counter, dynamic=True)
+    )
+    params = parameters(*[(5000 + i,) for i in range(4)])
+    graphs = []
+    with cleared_graphs():
+        for number, mode in enumerate([True, False, False, False]):
+            given = params[: 1 + number]
+            give_gradients(given, number)
+            with torch.inference_mode(mode):
+                Gravity(given, fused=True).step()
+            graphs.append(counter.frame_count)
+    assert graphs[2:] == graphs[1:2] * 2  # and not another for each number of tensors
+
+
 def test_a_count_that_was_stored_as_a_number():
     (p,) = parameters((3,))
     optimizer = Gravity([p])
@@ -497,6 +617,34 @@ def test_loads_the_checkpoints_of_other_gravity_codes(counter):
     assert counter not in resumed.param_groups[0]
 
 
+def test_goes_on_from_a_checkpoint_that_pytorch_optimizer_has_made():
+    other = pytest.importorskip("pytorch_optimizer", reason="its steps make the checkpoint")
+    theirs = parameters((3, 4), (70,))
+    their_optimizer = other.Gravity(theirs, lr=0.2, alpha=0.02, beta=0.8)
+    run(their_optimizer, theirs, range(5))
+    buffer = io.BytesIO()
+    torch.save(their_optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    ours = [torch.nn.Parameter(w) for w in values(theirs)]
+    optimizer = Gravity(ours)  # whose lr and so on come from the checkpoint
+    optimizer.load_state_dict(torch.load(buffer, weights_only=True))
+    references = []
+    for i, p in enumerate(ours):
+        reference = Reference(p, 0.0, 0, i, beta=0.8)
+        reference.steps, reference.v = 5, to_numpy(their_optimizer.state[theirs[i]]["v"])
+        reference.check(p, optimizer.state[p], exact=True)
+        references.append(reference)
+    for number in range(5, 10):
+        run(optimizer, ours, [number])
+        run(their_optimizer, theirs, [number])
+        for reference, p, q in zip(references, ours, theirs, strict=True):
+            reference.step(to_numpy(p.grad), 0.2)
+            reference.check(p, optimizer.state[p])
+            # Theirs is the literal form, whose roundings the bound counts, too.
+            step = torch.tensor(float(their_optimizer.param_groups[0]["step"]))
+            reference.check(q, {"step": step, "velocity": their_optimizer.state[q]["v"]})
+
+
 def test_a_state_without_some_options_gets_their_defaults():
     (p,) = parameters((5,))
     state = Gravity([p]).state_dict()
@@ -533,14 +681,30 @@ def test_maximize_and_closure():
     assert torch.equal(p.grad, torch.ones(4))  # gradients are not written to
 
 
-def test_sparse_gradients_are_refused_before_anything_moves():
-    dense, sparse = parameters((4,), (4,))
-    dense.grad, sparse.grad = torch.ones(4), torch.ones(4).to_sparse()
-    optimizer = Gravity([dense, sparse])
-    before = values([dense, sparse])
-    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+LAYOUTS = {
+    "sparse_coo": (torch.Tensor.to_sparse, "sparse gradients$"),
+    "sparse_csr": (torch.Tensor.to_sparse_csr, "sparse gradients$"),
+    "mkldnn": (torch.Tensor.to_mkldnn, r"gradients of layout torch\._mkldnn$"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_other_layouts_are_refused_before_anything_moves(layout, groups):
+    if layout == "mkldnn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch is built without mkldnn")
+    convert, message = LAYOUTS[layout]
+    dense, other = parameters((4, 2), (4, 2))
+    if layout != "sparse_coo":  # which only parameters of their own layout have
+        other = torch.nn.Parameter(convert(other.detach()))
+    dense.grad, other.grad = torch.ones(4, 2), convert(torch.ones(4, 2))
+    split = [{"params": [dense]}, {"params": [other]}]
+    optimizer = Gravity([dense, other] if groups == 1 else split)
+    before = [p.detach().to_dense().clone() for p in (dense, other)]
+    with pytest.raises(RuntimeError, match=f"^Gravity does not support {message}"):
         optimizer.step()
-    assert_same(values([dense, sparse]), before)
+    assert_same([p.detach().to_dense() for p in (dense, other)], before)
     assert all(state["step"] == 0 for state in optimizer.state.values())
 
 

@@ -1,6 +1,5 @@
 """Every path of gravity_torch.Gravity against the NumPy reference, element by element."""
 
-import contextlib
 import itertools
 from typing import Any, NamedTuple
 
@@ -12,8 +11,13 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_torch  # noqa: E402
-from gravity_torch import _compiled, _fast, _gathered, backend  # noqa: E402
-from tests.adapters.torch_reference import Reference, to_numpy  # noqa: E402
+from gravity_torch import _compiled, _fast, _gathered  # noqa: E402
+from tests.adapters.torch_reference import (  # noqa: E402
+    Reference,
+    cleared_graphs,
+    needs_a_compiler,
+    to_numpy,
+)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
 # The options of each path, and what is put in place of a module's own.
@@ -128,25 +132,6 @@ def check(path, groups, steps, seed=0):
                     reference.check(p, optimizer.state[p], exact=path == "loop")
                 else:
                     assert p not in optimizer.state
-
-
-@contextlib.contextmanager
-def cleared_graphs():
-    """Let what is compiled inside, with other numbers or another compiler, stay inside."""
-    caches = [f for f in vars(_compiled).values() if hasattr(f, "cache_clear")]
-    try:
-        for cache in caches:
-            cache.cache_clear()
-        yield
-    finally:
-        for cache in caches:
-            cache.cache_clear()
-
-
-def needs_a_compiler(path):
-    reason = backend.modes()["fused"].unavailable
-    if "fused" in path and reason:
-        pytest.skip(reason)
 
 
 kinds = st.builds(
