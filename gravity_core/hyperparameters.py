@@ -65,7 +65,16 @@ def may_be_a_number(value: Any) -> bool:
 
 
 _LARGEST_Z = statistics.NormalDist().inv_cdf(1 - 0.5 / NORMAL_LEVELS)
-_LARGEST = {"float16": float(np.finfo(np.float16).max), "bfloat16": (2 - 2.0**-7) * 2.0**127}
+_LARGEST = {
+    "float16": float(np.finfo(np.float16).max),
+    "bfloat16": (2 - 2.0**-7) * 2.0**127,
+    "float32": float(np.finfo(np.float32).max),
+}
+# Rounded down to three digits: for the messages, and because σ and σ z are rounded, too.
+_LARGEST_STD = {
+    name: float(Context(prec=3, rounding=ROUND_DOWN).create_decimal(largest / _LARGEST_Z))
+    for name, largest in _LARGEST.items()
+}
 
 
 def largest_velocity_std(dtype: str = "float32") -> float:
@@ -78,9 +87,7 @@ def largest_velocity_std(dtype: str = "float32") -> float:
         >>> largest_velocity_std("float16"), largest_velocity_std()
         (15100.0, 7.86e+37)
     """
-    largest = _LARGEST.get(dtype, float(np.finfo(np.float32).max))
-    # Rounded down to three digits: for the messages, and because σ and σ z are rounded, too.
-    return float(Context(prec=3, rounding=ROUND_DOWN).create_decimal(largest / _LARGEST_Z))
+    return _LARGEST_STD.get(dtype, _LARGEST_STD["float32"])
 
 
 _FINITE = (_is_finite_and_not_negative, "a finite number >= 0")

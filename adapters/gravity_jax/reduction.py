@@ -17,8 +17,8 @@ from gravity_core.update import max_abs_grad
 from gravity_jax.velocity import working_dtype
 
 # XLA's CPU client allocates the scalars of each reduction's computation anew at every call, which
-# costs more than to read a short gradient. But it compiles equal kernels once, and those that take
-# the first and the second maximum of one array are not equal.
+# costs more than to read a short gradient. Few at a time, because equal kernels are compiled once,
+# and a kernel that takes the second maximum of an array is another than one that takes the first.
 SMALL = 2**14  # elements: gradients of one size up to it are stacked and reduced together,
 TOGETHER = 4  # so many at a time
 
@@ -49,7 +49,7 @@ def _maxima(grads: Arrays, stacked: Layers) -> list[Any]:
 
 @_maxima.defjvp
 def _derivative(stacked: Layers, primals: Any, tangents: Any) -> Any:
-    # XLA's reductions of several arrays have no derivative in JAX.
+    # Neither the primitive nor JAX's reduction of several arrays has a derivative.
     return jax.jvp(lambda grads: _over_devices(*grads, stacked=stacked), primals, tangents)
 
 
@@ -101,6 +101,11 @@ _maxima_p = Primitive("gravity_maxima")
 _maxima_p.multiple_results = True
 
 
+def _outside_jit(*grads: jax.Array, stacked: Layers) -> list[Any]:
+    # One by one: each may be on a device of its own.
+    return [_on_one_device(g, stacked=(n,))[0] for g, n in zip(grads, stacked, strict=True)]
+
+
 def _types(*grads: Any, stacked: Layers) -> list[Any]:
     return [
         jax.core.ShapedArray(grad.shape[:n], working_dtype(grad.dtype))
@@ -124,7 +129,7 @@ def _lowered(context: Any, *grads: Any, stacked: Layers) -> Any:
     return rule(context, *grads, stacked=stacked)
 
 
-_maxima_p.def_impl(_on_one_device)
+_maxima_p.def_impl(_outside_jit)
 _maxima_p.def_abstract_eval(_types)
 batching.primitive_batchers[_maxima_p] = _batched
 mlir.register_lowering(_maxima_p, _lowered)

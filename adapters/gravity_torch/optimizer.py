@@ -22,7 +22,6 @@ from gravity_torch._loop import Item, Options, for_loop
 from gravity_torch._velocity import initial_velocity
 
 _NAMES = {"learning_rate": "lr"}
-_SMALL_STD = hp.largest_velocity_std("float16")  # in no dtype does V₀ overflow
 _CHECKED = ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")
 _DEFAULTS = {
     "lr": hp.LEARNING_RATE,
@@ -133,14 +132,19 @@ class Gravity(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its V₀ has the standard deviation alpha / lr of this moment."""
-        if isinstance(param_group, dict):
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # which refuses it
+        given, number = param_group.get("velocity_std"), len(self.param_groups)
+        try:
             param_group.update(_checked(self.defaults | param_group))
             self._fix_velocity_std(param_group, param_group["lr"])
-        super().add_param_group(param_group)
-        try:
-            self._check_velocity_std(param_group)
-        except ValueError:
-            self.param_groups.pop()
+            super().add_param_group(param_group)
+            for p in param_group["params"]:
+                if p.requires_grad:
+                    _check_velocity_std(p, param_group)
+        except Exception:
+            del self.param_groups[number:]
+            param_group["velocity_std"] = given  # the user's dict, which may be mended
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -168,20 +172,6 @@ class Gravity(torch.optim.Optimizer):
                 if values := self.state.get(p, {}):
                     values["step"] = _counter(values["step"], p, group)  # a number in other codes
 
-    def _check_velocity_std(self, group: dict[str, Any]) -> None:
-        """Raise if the V₀ that a parameter of the group is still to get would overflow."""
-        if group["velocity_std"] <= _SMALL_STD:
-            return
-        for p in group["params"]:
-            if not self.state.get(p):
-                hp.check_velocity_std(
-                    group["velocity_std"],
-                    str(p.dtype.to_real()).removeprefix("torch."),
-                    learning_rate=_number(group["lr"]),
-                    alpha=group["alpha"],
-                    names=_NAMES,
-                )
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, also one of the original Gravity code or of pytorch_optimizer's.
 
@@ -195,7 +185,6 @@ class Gravity(torch.optim.Optimizer):
         if undefined and self._has_warned:
             group["velocity_std"] = 0.0
             return
-        self._has_warned = self._has_warned or undefined
         group["velocity_std"] = hp.velocity_std(
             _number(lr),
             group["alpha"],
@@ -203,6 +192,7 @@ class Gravity(torch.optim.Optimizer):
             names=_NAMES,
             stacklevel=_level_of_user() + 1 if undefined else 1,
         )
+        self._has_warned = self._has_warned or undefined
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -219,16 +209,15 @@ class Gravity(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: for a sparse gradient, before any parameter has moved.
-            ValueError: for a velocity that has not its parameter's shape, where `p.data` was
-                replaced by a tensor of another; before any parameter or counter has moved.
+            ValueError: for a gradient or a velocity that has not its parameter's shape, where
+                `p.data` was replaced by a tensor of another; before any parameter or counter has
+                moved.
         """
         _check_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            self._check_velocity_std(group)
         batches = []
         for group in self.param_groups:
             params: list[Tensor] = []
@@ -257,16 +246,17 @@ class Gravity(torch.optim.Optimizer):
         steps: list[Tensor],
     ) -> None:
         """Collect what has a gradient, and its state; create the state at the first gradient."""
+        states, strided = self.state, torch.strided  # looked up once: the loop is of many
         for i, p in enumerate(group["params"]):
             if (grad := p.grad) is not None:
-                if grad.layout is not torch.strided:
+                if grad.layout is not strided:
                     kind = str(grad.layout)
                     kind = "sparse gradients" if "sparse" in kind else f"gradients of layout {kind}"
                     raise RuntimeError(f"Gravity does not support {kind}")
-                state = self.state[p] or self._init_state(p, group, self._position(group) + i)
+                state = states[p] or self._init_state(p, group, self._position(group) + i)
                 velocity = state["velocity"]
-                if p.shape != velocity.shape:  # p.data was replaced; the kernels do not look
-                    _check_state(p, state)
+                if not p.shape == velocity.shape == grad.shape:
+                    _check_shapes(p, grad, state)  # p.data was replaced; the kernels do not look
                 params.append(p)
                 grads.append(grad)
                 velocities.append(velocity)
@@ -282,10 +272,23 @@ class Gravity(torch.optim.Optimizer):
         return number
 
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
-        velocity = initial_velocity(p, group["velocity_std"], group["seed"], index)
+        velocity = first_velocity(p, group, index)
         state: dict[str, Any] = self.state[p]
         state.update(step=_counter(0.0, p, group), velocity=velocity)
         return state
+
+
+def first_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:
+    """Return V₀ of a parameter of the group, the one of number `index`."""
+    _check_velocity_std(p, group)
+    return initial_velocity(p, group["velocity_std"], group["seed"], index)
+
+
+def _check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
+    std, dtype = group["velocity_std"], str(p.dtype.to_real()).removeprefix("torch.")
+    if std > hp.largest_velocity_std(dtype):
+        lr, alpha = _number(group["lr"]), group["alpha"]
+        hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=alpha, names=_NAMES)
 
 
 def _step_group(
@@ -392,6 +395,15 @@ def _level_of_user() -> int:
 
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _check_shapes(p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
+    _check_state(p, state)
+    if grad.shape != p.shape:
+        raise ValueError(
+            f"p.grad must have the shape of its parameter, {tuple(p.shape)}, "
+            f"got {tuple(grad.shape)}"
+        )
 
 
 def _check_state(p: Tensor, state: dict[str, Any]) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
-from gravity_torch._velocity import initial_velocity
-from gravity_torch.optimizer import Gravity
+from gravity_torch.optimizer import Gravity, first_velocity
 
 _NAMES = {
     "learning_rate": "lr",
@@ -56,7 +55,6 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
                 )
     counts, velocities, dtypes = [], [], []
     for values, start in groups:
-        optimizer._check_velocity_std(values)
         for index, p in enumerate(values["params"], start=start):
             state = optimizer.state.get(p)
             if state:
@@ -64,7 +62,7 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
                 v = state["velocity"]
             else:
                 counts.append(0)
-                v = initial_velocity(p, values["velocity_std"], values["seed"], index)
+                v = first_velocity(p, values, index)
             velocities.append(_to_numpy(v))
             dtypes.append(_name(v))
     return State(counts, velocities, first, dtypes=dtypes)

@@ -347,6 +347,22 @@ def test_every_gradient_has_its_own_maximum(transform, dtype):
         assert np.array_equal(velocity[..., 0] if jnp.iscomplexobj(g) else velocity, update.real)
 
 
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_maxima_under_vmap(transform):
+    """Over any axis, of some gradients only, of stacks, and nested."""
+    rng = np.random.default_rng(5)
+    a, b, c = (rng.normal(size=s).astype(np.float32) for s in ((5, 4), (3, 7), (2, 4, 6)))
+
+    def maxima(a, b, c):
+        return largest_magnitudes((a, b, c), (0, 0, 1))
+
+    found = transform(jax.vmap(maxima, in_axes=(1, None, 1)))(a, b, c)
+    expected = abs(a).max(axis=0), np.full(4, abs(b).max()), abs(c).max(axis=2).T[..., None]
+    assert_same(found, list(expected))
+    nested = jax.vmap(jax.vmap(lambda c: largest_magnitudes((c,), (0,))[0], in_axes=1))
+    assert np.array_equal(transform(nested)(c), abs(c).max(axis=1))
+
+
 def test_small_gradients_of_one_size_share_reductions():
     grads = [jnp.ones(shape) for shape in [(12,), (3, 4), (2, 2, 3)] * 4 + [(SMALL + 1,)] * 2]
     lowered = jax.jit(lambda *g: largest_magnitudes(g, (0,) * len(g))).lower(*grads)

@@ -188,6 +188,14 @@ def test_maxima_of_many_tensors_are_combined():
     assert [len(shapes) for shapes in operands(collectives(compiled))] == [40, 40]
 
 
+def test_parameters_on_devices_of_their_own():
+    """As a pipeline places them by hand; outside jit, which wants them on the same."""
+    params = [jax.device_put(np.ones(5, np.float32), device) for device in jax.devices()[:2]]
+    optimizer = gravity()
+    updates, _ = optimizer.update(params, optimizer.init(params))
+    assert [u.devices() for u in updates] == [p.devices() for p in params]
+
+
 @pytest.mark.parametrize("stacked", [0, 1])
 def test_shardings_that_only_jit_is_told(stacked):
     """No mesh is in sight when the step is traced, only when it is compiled."""

@@ -300,12 +300,17 @@ def test_a_parameter_of_another_size_is_refused_before_anything_moves(path, size
     a, b = (p.requires_grad_(False) for p in parameters((3,), (sizes[0],)))
     optimizer = Gravity([{"params": [a]}, {"params": [b]}], **path)
     run(optimizer, [a, b], [0])
-    b.grad = None
     b.data = torch.ones(sizes[1])
-    give_gradients([a, b], 1)
+    velocity = optimizer.state[b]["velocity"]
     before = values([a, b]), copy.deepcopy(optimizer.state_dict()["state"])
-    message = rf"shape of its parameter, \({sizes[1]},\) .*, got \({sizes[0]},\)"
-    with pytest.raises(ValueError, match=message):
+    message = rf"shape of its parameter, \({sizes[1]},\).*, got \({sizes[0]},\)"
+    optimizer.state[b]["velocity"] = torch.zeros(sizes[1])
+    with pytest.raises(ValueError, match=r"p\.grad must have the " + message):
+        optimizer.step()
+    optimizer.state[b]["velocity"] = velocity
+    b.grad = None
+    give_gradients([a, b], 1)
+    with pytest.raises(ValueError, match="velocity must have the " + message):
         optimizer.step()
     assert_same(values([a, b]), before[0])
     for number, state in optimizer.state_dict()["state"].items():
@@ -477,8 +482,7 @@ for number in range(2):
     steps("meta")
     assert steps("cpu").isfinite().all()
     graphs = counters["stats"]["unique_graphs"]
-    if number:
-        assert graphs == first, (graphs, first)
+    assert graphs == first if number else graphs > 0, graphs
     first = graphs
 """
 
@@ -506,6 +510,7 @@ def test_a_step_in_inference_mode_leaves_no_tensors_of_its_own_to_later_ones(mon
             with torch.inference_mode(mode):
                 Gravity(given, fused=True).step()
             graphs.append(counter.frame_count)
+    assert graphs[1] > 0
     assert graphs[2:] == graphs[1:2] * 2  # and not another for each number of tensors
 
 

@@ -16,6 +16,7 @@ from tests.adapters.test_torch import (  # noqa: E402
     run,
     values,
 )
+from tests.adapters.torch_reference import cleared_graphs  # noqa: E402
 
 
 @pytest.mark.parametrize("rest", [{"velocity_std": 0.0}, {"alpha": 0.0}], ids=str)
@@ -76,11 +77,48 @@ def test_a_first_velocity_that_overflows_is_refused_before_anything_moves(argume
         optimizer.step()
     after = [optimizer.state[first], *values([first, changed, late])]
     assert_same([*before[0].values(), *before[1:]], [*after[0].values(), *after[1:]])
-    assert list(optimizer.state) == [first]
+    assert optimizer.state[late]["step"] == 0
     with pytest.raises(ValueError, match=message):
         export_state(optimizer, group=1)
     changed.grad, changed.data = None, changed.data.float()
     run(optimizer, [first, changed, late], [1])
+
+
+def test_a_group_that_was_refused_may_be_mended():
+    there, p, other = parameters((1,), (3,), (3,))
+    optimizer, half = Gravity([there]), torch.nn.Parameter(torch.ones(3).half())
+    for wrong, right in ((half, half), (there, p)):
+        group = {"params": [wrong], "lr": 1e-7}
+        with pytest.raises(ValueError, match=r"overflows|more than one parameter group"):
+            optimizer.add_param_group(group)
+        assert len(optimizer.param_groups) == 1
+        group |= {"lr": 0.1, "params": [right]}
+        optimizer.add_param_group(group)
+        assert optimizer.param_groups.pop()["velocity_std"] == 0.01 / 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):  # one that was refused has not said it
+            with pytest.raises(UserWarning, match="starts from rest"):
+                optimizer.add_param_group({"params": [other], "lr": 0.0})
+
+
+def test_a_frozen_parameter_needs_no_first_velocity():
+    frozen = torch.nn.Parameter(torch.ones(3).half(), requires_grad=False)
+    (p,) = parameters((3,))
+    run(Gravity([p, frozen], lr=1e-7), [p], [0])
+
+
+def test_a_large_standard_deviation_is_compiled_once():
+    from torch._dynamo.testing import CompileCounter
+
+    counter, (p,) = CompileCounter(), parameters((3,))
+    optimizer = Gravity([p], lr=1e-7)
+    with cleared_graphs():
+        step = torch.compile(optimizer.step, backend=counter)
+        for number in range(3):
+            give_gradients([p], number)
+            step()
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
