@@ -240,9 +240,9 @@ def gravity(
     def init_fn(params: optax.Params) -> optax.OptState:
         std = _velocity_std(nominal, alpha, velocity_std) if injected else fixed_std
         for name, leaf in _leaves(params, "params")[0]:
-            if 0 in jnp.shape(leaf):
-                continue
-            check_velocity_std(std, _velocity_dtype(name, leaf, velocity_dtype), **origin)
+            dtype = _velocity_dtype(name, leaf, velocity_dtype)
+            if 0 not in jnp.shape(leaf):  # an empty one has no V₀ to overflow
+                check_velocity_std(std, dtype, **origin)
         return precondition(velocity_std=std).init(params)
 
     update_fn = precondition(velocity_std=0.0).update
