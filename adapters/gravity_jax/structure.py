@@ -1,14 +1,22 @@
-"""A gradient tree beside that of the velocities: its leaves, or where it differs, in words."""
+"""Trees and the names of their leaves; a gradient tree beside that of the velocities."""
 
+import operator
 from typing import Any
 
 import jax
+import optax
 
 MISSING = (
     "is missing: a parameter without a gradient needs zeros, or optax.masked around the "
     "transformation"
 )
 SUPERFLUOUS = "belongs to no parameter"
+
+
+def named_leaves(tree: Any, argument: str) -> tuple[list[tuple[str, Any]], Any]:
+    """Return the leaves with their names, such as params['w'], and the structure."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    return [(argument + jax.tree_util.keystr(path), leaf) for path, leaf in leaves], structure
 
 
 def leaves_up_to(velocity: Any, updates: Any) -> list[Any]:
@@ -58,3 +66,29 @@ def _one_level(node: Any) -> tuple[dict[str, Any], Any]:
         node, is_leaf=lambda x: x is not node
     )
     return {jax.tree_util.keystr(path): child for path, child in children}, structure
+
+
+def stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> list[int]:
+    """Return for every leaf how many leading axes count its layers."""
+    if stacked is None:
+        return [0] * len(grads)
+    prefix = stacked(updates) if callable(stacked) else stacked
+    # None is an empty tree to JAX, which fits no leaf.
+    prefix = jax.tree.map(lambda n: 0 if n is None else n, prefix, is_leaf=lambda n: n is None)
+    try:
+        counts, _ = named_leaves(jax.tree.broadcast(prefix, updates), "stacked")
+    except ValueError as error:
+        raise ValueError(f"stacked must be a pytree prefix of the updates: {error}") from error
+    axes = []
+    for (name, count), grad in zip(counts, grads, strict=True):
+        try:
+            number = -1 if isinstance(count, bool) else operator.index(count)
+        except TypeError:  # a traced number included
+            number = -1
+        if not 0 <= number <= grad.ndim:
+            raise ValueError(
+                f"{name} must be an integer in [0, {grad.ndim}], the number of leading axes that "
+                f"count layers, known when traced, got {count!r}"
+            )
+        axes.append(number)
+    return axes

@@ -9,7 +9,6 @@ weight decay, which optax rounds elsewhere); under jit it stays inside the certi
 
 import functools
 import itertools
-import operator
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
 from gravity_jax.reduction import largest_magnitudes
-from gravity_jax.structure import MISSING, leaves_up_to
+from gravity_jax.structure import MISSING, leaves_up_to, named_leaves, stacked_axes
 from gravity_jax.velocity import check_velocity_std, initial_velocity, working_dtype
 
 
@@ -100,7 +99,7 @@ def scale_by_gravity(
                 "init must be called outside the shard_map or pmap of axis_name, where it sees "
                 f"whole parameters, got a call inside the axis {axis_name!r}"
             )
-        leaves, structure = _leaves(params, "params")
+        leaves, structure = named_leaves(params, "params")
         velocity = [
             initial_velocity(leaf, std, seed, i, _velocity_dtype(name, leaf, velocity_dtype))
             for i, (name, leaf) in enumerate(leaves)
@@ -109,7 +108,7 @@ def scale_by_gravity(
             count=jnp.zeros([], jnp.int32), velocity=jax.tree.unflatten(structure, velocity)
         )
         if velocity:  # optax.tree.map_params calls init with a placeholder that has no leaves
-            _stacked_axes(stacked, state.velocity, velocity)  # a bad one is known before `update`
+            stacked_axes(stacked, state.velocity, velocity)  # a bad one is known before `update`
         return state
 
     def update_fn(
@@ -123,14 +122,14 @@ def scale_by_gravity(
             )
         # Two passes, the maxima of all tensors and then the velocities: so that shards need one
         # pmax for all of them, and the coefficients are made once for each dtype.
-        velocities, structure = _leaves(state.velocity, "updates")
+        velocities, structure = named_leaves(state.velocity, "updates")
         grads = [
             _gradient(name, grad, v)
             for (name, v), grad in zip(
                 velocities, leaves_up_to(state.velocity, updates), strict=True
             )
         ]
-        counts = _stacked_axes(stacked, updates, grads)
+        counts = stacked_axes(stacked, updates, grads)
         pairs = [(grad, v) for grad, (_, v) in zip(grads, velocities, strict=True)]
         max_abs = _max_abs(pairs, counts)
         if axis_name is not None:
@@ -239,7 +238,7 @@ def gravity(
 
     def init_fn(params: optax.Params) -> optax.OptState:
         std = _velocity_std(nominal, alpha, velocity_std) if injected else fixed_std
-        for name, leaf in _leaves(params, "params")[0]:
+        for name, leaf in named_leaves(params, "params")[0]:
             dtype = _velocity_dtype(name, leaf, velocity_dtype)
             if 0 not in jnp.shape(leaf):  # an empty one has no V₀ to overflow
                 check_velocity_std(std, dtype, **origin)
@@ -292,12 +291,6 @@ def _is_inside(axis_name: Hashable) -> bool:
     return True
 
 
-def _leaves(tree: Any, argument: str) -> tuple[list[tuple[str, Any]], Any]:
-    """Return the leaves with their names, such as params['w'], and the structure."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return [(argument + jax.tree_util.keystr(path), leaf) for path, leaf in leaves], structure
-
-
 def _check_velocity_dtype(dtype: Any) -> None:
     try:
         floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
@@ -341,32 +334,6 @@ def _gradient(name: str, grad: Any, v: jax.Array) -> jax.Array:
             f"{v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
         )
     return jnp.asarray(grad)
-
-
-def _stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> list[int]:
-    """Return for every leaf how many leading axes count its layers."""
-    if stacked is None:
-        return [0] * len(grads)
-    prefix = stacked(updates) if callable(stacked) else stacked
-    # None is an empty tree to JAX, which fits no leaf.
-    prefix = jax.tree.map(lambda n: 0 if n is None else n, prefix, is_leaf=lambda n: n is None)
-    try:
-        counts, _ = _leaves(jax.tree.broadcast(prefix, updates), "stacked")
-    except ValueError as error:
-        raise ValueError(f"stacked must be a pytree prefix of the updates: {error}") from error
-    axes = []
-    for (name, count), grad in zip(counts, grads, strict=True):
-        try:
-            number = -1 if isinstance(count, bool) else operator.index(count)
-        except TypeError:  # a traced number included
-            number = -1
-        if not 0 <= number <= grad.ndim:
-            raise ValueError(
-                f"{name} must be an integer in [0, {grad.ndim}], the number of leading axes that "
-                f"count layers, known when traced, got {count!r}"
-            )
-        axes.append(number)
-    return axes
 
 
 def _parts(array: jax.Array) -> list[jax.Array]:

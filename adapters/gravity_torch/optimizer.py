@@ -19,6 +19,7 @@ from gravity_torch import _distributed
 from gravity_torch._compiled import compiled
 from gravity_torch._fast import fast
 from gravity_torch._loop import Item, Options, for_loop
+from gravity_torch._state_checks import check_shapes, check_state, counter, translated
 from gravity_torch._velocity import initial_velocity
 
 _NAMES = {"learning_rate": "lr"}
@@ -159,7 +160,7 @@ class Gravity(torch.optim.Optimizer):
                 values = state["state"].get(p, {})
                 if "velocity" in values:
                     values["velocity"] = _distributed.placed(values["velocity"], p)
-                _check_state(p, values)
+                check_state(p, values)
         super().__setstate__(state)
         self.defaults = _DEFAULTS | self.defaults  # which come from the pickle, too
         for i, group in enumerate(self.param_groups):
@@ -170,14 +171,14 @@ class Gravity(torch.optim.Optimizer):
             self._fix_velocity_std(group, group.get("initial_lr", group["lr"]))
             for p in group["params"]:
                 if values := self.state.get(p, {}):
-                    values["step"] = _counter(values["step"], p, group)  # a number in other codes
+                    values["step"] = counter(values["step"], p, group)  # a number in other codes
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, also one of the original Gravity code or of pytorch_optimizer's.
 
         Those call the velocity ``v``, and count the steps per group, as ``t`` or ``step``.
         """
-        super().load_state_dict(_translated(state_dict))
+        super().load_state_dict(translated(state_dict))
 
     def _fix_velocity_std(self, group: dict[str, Any], lr: float | Tensor) -> None:
         """Fix σ of a group; the first that has none, and starts from rest, says so."""
@@ -231,7 +232,7 @@ class Gravity(torch.optim.Optimizer):
             raise RuntimeError("`differentiable` does not support DTensor")
         for p, part in parts.items():  # after the collective, lest other processes wait in it
             if part.p.shape != part.velocity.shape:
-                _check_state(p, self.state[p])
+                check_state(p, self.state[p])
         for batch in batches:
             _step_group(*batch, parts)
         return loss
@@ -256,7 +257,7 @@ class Gravity(torch.optim.Optimizer):
                 state = states[p] or self._init_state(p, group, self._position(group) + i)
                 velocity = state["velocity"]
                 if not p.shape == velocity.shape == grad.shape:
-                    _check_shapes(p, grad, state)  # p.data was replaced; the kernels do not look
+                    check_shapes(p, grad, state)  # p.data was replaced; the kernels do not look
                 params.append(p)
                 grads.append(grad)
                 velocities.append(velocity)
@@ -274,7 +275,7 @@ class Gravity(torch.optim.Optimizer):
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
         velocity = first_velocity(p, group, index)
         state: dict[str, Any] = self.state[p]
-        state.update(step=_counter(0.0, p, group), velocity=velocity)
+        state.update(step=counter(0.0, p, group), velocity=velocity)
         return state
 
 
@@ -338,15 +339,6 @@ def _step_group(
         path(items, options)
 
 
-def _counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
-    # float32 counts exactly up to 2**24 steps, and is what torch's own optimizers keep. On the
-    # host, whatever the default device is; a tensor of a number, which fake tensors know.
-    device = p.device if group["capturable"] else "cpu"
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32)
-    return torch.tensor(float(value), dtype=torch.float32, device=device)
-
-
 def _as_scalar(lr: float | Tensor) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return lr
@@ -397,60 +389,7 @@ def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
-def _check_shapes(p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
-    _check_state(p, state)
-    if grad.shape != p.shape:
-        raise ValueError(
-            f"p.grad must have the shape of its parameter, {tuple(p.shape)}, "
-            f"got {tuple(grad.shape)}"
-        )
-
-
-def _check_state(p: Tensor, state: dict[str, Any]) -> None:
-    """Raise unless a state is one of Gravity's, for this parameter."""
-    if not state:
-        return
-    missing = {"step", "velocity"} - state.keys()
-    if missing:
-        raise ValueError(f"state must have step and velocity, got {sorted(state)}")
-    velocity = state["velocity"]
-    if velocity.shape != p.shape or velocity.is_complex() != p.is_complex():
-        raise ValueError(
-            f"velocity must have the shape of its parameter, {tuple(p.shape)} {p.dtype}, "
-            f"got {tuple(velocity.shape)} {velocity.dtype}"
-        )
-    if not _distributed.is_placed_as(velocity, p):
-        expected, got = (getattr(x, "placements", "not split") for x in (p, velocity))
-        raise ValueError(
-            f"velocity must be split over the processes as its parameter, {expected}, got {got}"
-        )
-
-
 def _check_capture(optimizer: Gravity) -> None:
     # Of torch itself, whose later versions deprecate the first name, under which others have it.
     check = getattr(optimizer, "_accelerator_graph_capture_health_check", None)
     (check or optimizer._cuda_graph_capture_health_check)()
-
-
-def _translated(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return the state in our names; what is ours already comes back as it is."""
-    if not any("v" in old and "velocity" not in old for old in state_dict["state"].values()):
-        return state_dict  # also with groups that have keys of the user's own
-    steps = {
-        key: group.get("t", group.get("step"))
-        for group in state_dict["param_groups"]
-        for key in group["params"]
-    }
-    state = {}
-    for key, old in state_dict["state"].items():
-        if "v" in old and "velocity" not in old:
-            new = {name: value for name, value in old.items() if name != "v"}
-            step = torch.tensor(float(steps.get(key) or 0), dtype=torch.float32)
-            state[key] = new | {"velocity": old["v"], "step": step}
-        else:
-            state[key] = old
-    groups = [
-        {name: value for name, value in group.items() if name not in ("t", "step")}
-        for group in state_dict["param_groups"]
-    ]
-    return state_dict | {"state": state, "param_groups": groups}

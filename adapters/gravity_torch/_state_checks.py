@@ -1,0 +1,72 @@
+"""What a state may be: its counter, its checks, and that of other Gravity codes in our names."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gravity_torch import _distributed
+
+
+def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
+    """Return a number of steps as the state keeps it."""
+    # float32 counts exactly up to 2**24 steps, and is what torch's own optimizers keep. On the
+    # host, whatever the default device is; a tensor of a number, which fake tensors know.
+    device = p.device if group["capturable"] else "cpu"
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32)
+    return torch.tensor(float(value), dtype=torch.float32, device=device)
+
+
+def check_state(p: Tensor, state: dict[str, Any]) -> None:
+    """Raise unless a state is one of Gravity's, for this parameter."""
+    if not state:
+        return
+    missing = {"step", "velocity"} - state.keys()
+    if missing:
+        raise ValueError(f"state must have step and velocity, got {sorted(state)}")
+    velocity = state["velocity"]
+    if velocity.shape != p.shape or velocity.is_complex() != p.is_complex():
+        raise ValueError(
+            f"velocity must have the shape of its parameter, {tuple(p.shape)} {p.dtype}, "
+            f"got {tuple(velocity.shape)} {velocity.dtype}"
+        )
+    if not _distributed.is_placed_as(velocity, p):
+        expected, got = (getattr(x, "placements", "not split") for x in (p, velocity))
+        raise ValueError(
+            f"velocity must be split over the processes as its parameter, {expected}, got {got}"
+        )
+
+
+def check_shapes(p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
+    """Raise unless gradient and velocity have the parameter's shape."""
+    check_state(p, state)
+    if grad.shape != p.shape:
+        raise ValueError(
+            f"p.grad must have the shape of its parameter, {tuple(p.shape)}, "
+            f"got {tuple(grad.shape)}"
+        )
+
+
+def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return the state in our names; what is ours already comes back as it is."""
+    if not any("v" in old and "velocity" not in old for old in state_dict["state"].values()):
+        return state_dict  # also with groups that have keys of the user's own
+    steps = {
+        key: group.get("t", group.get("step"))
+        for group in state_dict["param_groups"]
+        for key in group["params"]
+    }
+    state = {}
+    for key, old in state_dict["state"].items():
+        if "v" in old and "velocity" not in old:
+            new = {name: value for name, value in old.items() if name != "v"}
+            step = torch.tensor(float(steps.get(key) or 0), dtype=torch.float32)
+            state[key] = new | {"velocity": old["v"], "step": step}
+        else:
+            state[key] = old
+    groups = [
+        {name: value for name, value in group.items() if name not in ("t", "step")}
+        for group in state_dict["param_groups"]
+    ]
+    return state_dict | {"state": state, "param_groups": groups}
