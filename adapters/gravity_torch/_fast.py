@@ -2,6 +2,7 @@
 
 import functools
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ _FULL = (torch.float32, torch.float64)
 _LARGEST = 1e30
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+# β̂, 1 − β̂, and 1/(1 − β̂) as a tensor.
+Weights = tuple[float, float, Tensor]
 
 
 # Known to have memory, and quicker to ask for.
@@ -50,8 +53,10 @@ def fast(items: list[Item], options: Options) -> None:
             elsewhere.append(item)
         elif dtype not in _FULL or type(t) is not int:
             plain.append(item)
-        elif p.numel() >= SMALL:
+        elif (size := p.numel()) >= SMALL:
             large.append(item)
+        elif not size:
+            continue
         elif p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
             stacks[dtype, p.shape, t, max_abs is None].append(item)
         else:
@@ -62,35 +67,56 @@ def fast(items: list[Item], options: Options) -> None:
         return
     options = options._replace(lr=float(options.lr))
     # One scratch for all of them: to touch fresh memory costs more than the arithmetic in it.
-    size = BLOCK if large else 2 * STACK
+    length = BLOCK if large else 2 * STACK
 
     @functools.cache
     def scratch(dtype: torch.dtype) -> Tensor:
-        return torch.empty(size, dtype=dtype, device="cpu")
+        return torch.empty(length, dtype=dtype, device="cpu")
+
+    @functools.cache
+    def weights(t: int, dtype: torch.dtype) -> Weights:
+        old, new = coefficients(t, options.beta)
+        return old, new, torch.tensor(1 / new, dtype=dtype, device="cpu")
 
     for item in large:
+        p, *_, t, _ = item
         views = flat(item)
-        if views is None or not _blocked(views, item, options, scratch(item[0].dtype)):
+        shared = weights(t, p.dtype), options, scratch(p.dtype)
+        if views is None or not _blocked(views, item, *shared):
             for_loop([item], options)
-    for (dtype, *_), alike in stacks.items():
-        _stacked(alike, options, scratch(dtype))
+    for (dtype, _, t, _), alike in stacks.items():
+        _stacked(alike, weights(t, dtype), options, scratch(dtype))
 
 
-def _blocked(views: list[Tensor], item: Item, options: Options, scratch: Tensor) -> bool:
+def count(steps: list[Tensor]) -> None:
+    """Add 1 to every counter."""
+    ours = {step.dtype for step in steps} == {torch.float32} and type(steps[0]) is Tensor
+    if _fused_sgd is None or not ours or not steps[0].is_cpu:
+        torch._foreach_add_(steps, 1)
+        return
+    # Ascent at rate 1 along gradients of 1: one call into torch's kernel for all of them, where an
+    # addition is dispatched for each, which takes the host three times as long.
+    one = torch.ones((), dtype=torch.float32, device="cpu")
+    _fused_sgd(steps, [one] * len(steps), [], momentum=0.0, lr=1.0, maximize=True)
+
+
+def _blocked(
+    views: list[Tensor], item: Item, weights: Weights, options: Options, scratch: Tensor
+) -> bool:
     """Update one large tensor on the CPU; return False, and do nothing, if M is too large.
 
     (1 − β̂) ζ = G / (1/(1 − β̂) + M²/(1 − β̂) · G·G) with M = max|G|: two passes over a block, and a
     third that does V and W together.
     """
-    _, grad, _, t, max_abs = item
+    _, grad, _, _, max_abs = item
     low, high = torch.aminmax(grad) if max_abs is None else (-max_abs, max_abs)
-    old, new = coefficients(t, options.beta)
+    old, new, constant = weights
     m = float(max(-low.item(), high.item()))
     factor = m * m / new  # not a power, which raises where this is inf
     if not factor < _LARGEST:  # NaN too
         return False
-    constant = torch.tensor(1 / new, dtype=scratch.dtype, device=scratch.device)
-    for p, g, v in zip(*(torch.split(x, BLOCK) for x in views), strict=True):
+    small = grad.numel() <= BLOCK  # one block, and no calls to split it off
+    for p, g, v in [views] if small else zip(*(torch.split(x, BLOCK) for x in views), strict=True):
         s = scratch[: g.numel()]
         torch.addcmul(constant, g, g, value=factor, out=s)
         torch.div(g, s, out=s)
@@ -98,14 +124,12 @@ def _blocked(views: list[Tensor], item: Item, options: Options, scratch: Tensor)
     return True
 
 
-def _stacked(items: list[Item], options: Options, scratch: Tensor) -> None:
+def _stacked(items: list[Item], weights: Weights, options: Options, scratch: Tensor) -> None:
     """Update small tensors of one shape and t together, a tensor a row.
 
     (1 − β̂) ζ = G / (1/(1 − β̂) + s·s/(1 − β̂)) with s = G M: no M² that could overflow.
     """
-    first, *_, t, _ = items[0]
-    old, new = coefficients(t, options.beta)
-    constant = torch.tensor(1 / new, dtype=scratch.dtype, device=scratch.device)
+    first, old, new, constant = items[0][0], *weights
     size = first.numel()
     length = min(len(items), max(1, STACK // size))
     g, s = (x.view(length, size) for x in scratch[: 2 * length * size].chunk(2))
@@ -131,18 +155,7 @@ def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options:
         torch._foreach_mul_(ps, 1 - options.lr * options.weight_decay)
     if _fused_sgd is not None:
         # Momentum SGD, with β̂ for the momentum and the terms, which need no damping, for gradients.
-        _fused_sgd(
-            ps,
-            terms,
-            velocities,
-            weight_decay=0.0,
-            momentum=old,
-            lr=options.lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=options.maximize,
-            is_first_step=False,
-        )
+        _fused_sgd(ps, terms, velocities, momentum=old, lr=options.lr, maximize=options.maximize)
         return
     torch._foreach_mul_(velocities, old)
     torch._foreach_add_(velocities, terms, alpha=-1 if options.maximize else 1)
@@ -150,4 +163,8 @@ def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options:
 
 
 # Private to torch, though torch's own SGD is made of it; without it there are three passes.
-_fused_sgd = getattr(torch, "_fused_sgd_", None)
+_fused_sgd: Callable[..., None] | None = None
+if hasattr(torch, "_fused_sgd_"):
+    _fused_sgd = functools.partial(
+        torch._fused_sgd_, weight_decay=0.0, dampening=0.0, nesterov=False, is_first_step=False
+    )

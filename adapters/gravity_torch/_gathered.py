@@ -19,7 +19,9 @@ def gathered(items: list[Item], options: Options) -> None:
     kinds: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     for item in items:
         p, _, _, t, max_abs = item
-        kinds[p.device, p.dtype, None if isinstance(t, Tensor) else t, max_abs is None].append(item)
+        key = p.device, p.dtype, None if isinstance(t, Tensor) else t, max_abs is None
+        if p.numel():
+            kinds[key].append(item)
     for (device, _, t, alone), alike in kinds.items():
         for portion in _portions(alike):
             ps, grads, velocities, times, maxima = zip(*portion, strict=True)

@@ -48,6 +48,15 @@ def check_shapes(p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
         )
 
 
+def check_dtypes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:
+    """Raise unless all three are real, or all three complex."""
+    if not p.is_complex() == grad.is_complex() == velocity.is_complex():
+        raise ValueError(
+            "p.grad and velocity must be real or complex as their parameter is, which is "
+            f"{p.dtype}, got {grad.dtype} and {velocity.dtype}"
+        )
+
+
 def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return the state in our names; what is ours already comes back as it is."""
     if not any("v" in old and "velocity" not in old for old in state_dict["state"].values()):

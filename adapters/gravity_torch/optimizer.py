@@ -17,7 +17,8 @@ from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
 from gravity_torch._compiled import compiled
-from gravity_torch._fast import fast
+from gravity_torch._fast import count, fast
+from gravity_torch._items import items_of
 from gravity_torch._loop import Item, Options, for_loop
 from gravity_torch._state_checks import check_shapes, check_state, counter, translated
 from gravity_torch._velocity import initial_velocity
@@ -210,9 +211,9 @@ class Gravity(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: for a sparse gradient, before any parameter has moved.
-            ValueError: for a gradient or a velocity that has not its parameter's shape, where
-                `p.data` was replaced by a tensor of another; before any parameter or counter has
-                moved.
+            ValueError: for a gradient or a velocity that has not its parameter's shape, or is real
+                where that is complex or the reverse, as where `p.data` was replaced; before any
+                parameter or counter has moved.
         """
         _check_capture(self)
         loss = None
@@ -233,8 +234,9 @@ class Gravity(torch.optim.Optimizer):
         for p, part in parts.items():  # after the collective, lest other processes wait in it
             if part.p.shape != part.velocity.shape:
                 check_state(p, self.state[p])
-        for batch in batches:
-            _step_group(*batch, parts)
+        items = [items_of(*batch, parts) for batch in batches]  # of all groups, before any moves
+        for (group, *_, steps), items_of_group in zip(batches, items, strict=True):
+            _step_group(group, steps, items_of_group)
         return loss
 
     # torch.compile calls a method of this name outside the graph that it makes of `step`.
@@ -292,39 +294,15 @@ def _check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
         hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=alpha, names=_NAMES)
 
 
-def _step_group(
-    group: dict[str, Any],
-    params: list[Tensor],
-    grads: list[Tensor],
-    velocities: list[Tensor],
-    steps: list[Tensor],
-    parts: dict[Tensor, _distributed.Part],
-) -> None:
+def _step_group(group: dict[str, Any], steps: list[Tensor], items: list[Item]) -> None:
     """Count the step, and update on the path that the options and the tensors allow."""
+    if not steps:
+        return
     compiling = torch.compiler.is_compiling()
-    # With capturable=True the host must not look at the counter.
-    on_device, first_step = group["capturable"] or compiling, group["first_step"]
-    if on_device:
-        times: list[Any] = [step.double() + first_step for step in steps]
-    else:
-        times = [int(step.item()) + first_step for step in steps]
-    if steps and steps[0].is_cpu and not compiling:
-        # Counted now, while they are in the cache. A tensor, lest the number be made one for
-        # every counter; as torch's own optimizers do.
-        torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
-    elif steps:
+    if group["capturable"] or compiling:
         torch._foreach_add_(steps, 1)
-    items: list[Item] = []
-    for p, grad, v, t in zip(params, grads, velocities, times, strict=True):
-        w, max_abs = p, None
-        if parts and p in parts:
-            w, grad, v, max_abs = parts[p]
-        if w.is_complex():
-            # Only of the gradient may a copy be made, where its conjugation is still to be done.
-            grad = torch.view_as_real(grad.resolve_conj())
-            w, v = torch.view_as_real(w), torch.view_as_real(v)
-        if w.numel():
-            items.append((w, grad, v, t, max_abs))
+    else:
+        count(steps)
     options = Options(
         lr=_as_scalar(group["lr"]),
         beta=group["beta"],

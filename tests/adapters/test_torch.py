@@ -2,9 +2,11 @@
 
 import copy
 import io
+import itertools
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -319,6 +321,56 @@ def test_a_parameter_of_another_size_is_refused_before_anything_moves(path, size
     del optimizer.state[b]  # what its user has to do
     optimizer.step()
     assert [int(optimizer.state[p]["step"]) for p in (a, b)] == [2, 1]
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("what", ["p", "p.grad", "velocity"])
+@pytest.mark.parametrize("ours", [torch.float32, torch.complex64], ids=str)
+def test_complex_for_real_and_the_reverse_are_refused_before_anything_moves(ours, what, path):
+    needs_a_compiler(path)
+    theirs = torch.float32 if ours.is_complex else torch.complex64
+    (a,), (b,) = parameters((3,)), parameters((5000,), dtype=ours)
+    optimizer = Gravity([{"params": [a]}, {"params": [b]}], **path)
+    run(optimizer, [a, b], [0])
+    dtypes = {"p": ours, "p.grad": ours, "velocity": ours} | {what: theirs}
+    # As a module that is converted leaves them: .data is replaced, the rest stays as it was.
+    with warnings.catch_warnings(action="ignore"):  # the imaginary parts that are dropped
+        b.data = b.data.to(dtypes["p"])
+        b.grad.data = b.grad.data.to(dtypes["p.grad"])
+        state = optimizer.state[b]
+        state["velocity"] = state["velocity"].to(dtypes["velocity"])
+    before = values([a, b])
+    message = rf"{dtypes['p']}, got {dtypes['p.grad']} and {dtypes['velocity']}"
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert_same(values([a, b]), before)
+    assert [int(optimizer.state[p]["step"]) for p in (a, b)] == [1, 1]
+
+
+@pytest.mark.parametrize("dtypes", [[torch.float64], [torch.float32, torch.int64]], ids=str)
+def test_counters_of_other_dtypes_count(dtypes):
+    """As a user may set them."""
+    params = parameters((3,), (4,))
+    optimizer, other = Gravity(params), Gravity(twins := parameters((3,), (4,)))
+    run(optimizer, params, [0])
+    for p, dtype in zip(params, itertools.cycle(dtypes)):
+        optimizer.state[p]["step"] = optimizer.state[p]["step"].to(dtype)
+    run(optimizer, params, [1, 2])
+    run(other, twins, range(3))
+    assert [float(optimizer.state[p]["step"]) for p in params] == [3.0, 3.0]
+    assert_same(values(params), values(twins))
+
+
+def test_the_default_dtype_is_not_that_of_the_counters():
+    params = parameters((3,))
+    optimizer = Gravity(params)
+    torch.set_default_dtype(torch.float64)
+    try:
+        run(optimizer, params, range(2))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.state[params[0]]["step"].dtype == torch.float32
+    assert optimizer.state[params[0]]["step"] == 2
 
 
 @pytest.mark.parametrize("ours", [torch.float32, torch.complex64], ids=str)
