@@ -150,7 +150,7 @@ def as_float(value: Any) -> float:
         (0.3, 0.3, 1.0)
     """
     array = np.asarray(value)
-    return float(str(array.item() if array.dtype != np.float32 else array[()]))
+    return float(str(array[()])) if array.dtype == np.float32 else float(array.item())
 
 
 def velocity_std(

@@ -67,7 +67,8 @@ def fast(items: list[Item], options: Options) -> None:
         return
     options = options._replace(lr=float(options.lr))
     # One scratch for all of them: to touch fresh memory costs more than the arithmetic in it.
-    length = BLOCK if large else 2 * STACK
+    blocks = [min(item[0].numel(), BLOCK) for item in large]
+    length = max(blocks + [2 * _rows(alike) * alike[0][0].numel() for alike in stacks.values()])
 
     @functools.cache
     def scratch(dtype: torch.dtype) -> Tensor:
@@ -124,6 +125,11 @@ def _blocked(
     return True
 
 
+def _rows(items: list[Item]) -> int:
+    """Return how many small tensors of one shape are stacked at a time."""
+    return min(len(items), STACK // items[0][0].numel())
+
+
 def _stacked(items: list[Item], weights: Weights, options: Options, scratch: Tensor) -> None:
     """Update small tensors of one shape and t together, a tensor a row.
 
@@ -131,12 +137,12 @@ def _stacked(items: list[Item], weights: Weights, options: Options, scratch: Ten
     """
     first, old, new, constant = items[0][0], *weights
     size = first.numel()
-    length = min(len(items), max(1, STACK // size))
-    g, s = (x.view(length, size) for x in scratch[: 2 * length * size].chunk(2))
-    terms = s.view(length, *first.shape).unbind()
-    for i in range(0, len(items), length):
-        ps, grads, velocities, _, maxima = zip(*items[i : i + length], strict=True)
-        if len(ps) < length:
+    rows = _rows(items)
+    g, s = (x.view(rows, size) for x in scratch[: 2 * rows * size].chunk(2))
+    terms = s.view(rows, *first.shape).unbind()
+    for i in range(0, len(items), rows):
+        ps, grads, velocities, _, maxima = zip(*items[i : i + rows], strict=True)
+        if len(ps) < rows:
             g, s, terms = g[: len(ps)], s[: len(ps)], terms[: len(ps)]
         torch.stack(grads, out=g.view(len(ps), *first.shape))
         if maxima[0] is None:

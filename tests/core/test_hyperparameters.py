@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from decimal import Decimal
 from fractions import Fraction
 
 import ml_dtypes
@@ -120,6 +121,12 @@ def test_the_number_that_was_written_is_read_from_float32(written):
     assert hp.as_float(np.float32(written)) == written
     assert hp.as_float(np.asarray(written, np.float32)) == written
     assert hp.velocity_std(np.float32(0.3), 0.01) == 0.01 / 0.3
+
+
+@pytest.mark.parametrize("number", [Fraction, Decimal, np.float64])
+def test_numbers_of_the_standard_library(number):
+    assert hp.as_float(number("0.3")) == 0.3
+    assert hp.velocity_std(number("0.5"), number("0.25")) == 0.5
 
 
 @pytest.mark.parametrize("learning_rate", [5e-324, 1e-300, 1e-41])
