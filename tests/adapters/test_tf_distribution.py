@@ -298,14 +298,7 @@ def sharded():
 
 def test_keras_distribution_on_jax(tmp_path):
     pytest.importorskip("jax", reason="keras.distribution runs on JAX")
-    # XLA's pool gets more threads than there are devices: each device blocks one while it waits for
-    # the others, and where another task holds the last one they wait until they are ended.
-    environment = {
-        "KERAS_BACKEND": "jax",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "4",
-        "NPROC": "16",
-    }
+    environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     (result,) = run_processes("sharded", tmp_path, [environment])
     for kind in ("data", "model"):
         steps = {"v": read(result, f"{kind}v"), "w": read(result, f"{kind}w")}
