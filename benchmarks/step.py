@@ -34,6 +34,7 @@ Step = Callable[[], Any]
 # Each has a module `benchmarks.<name>_step` with contenders(shapes, threads): the steps by name,
 # the baseline first. It pins the threads, before it imports the framework where that is the way.
 BACKENDS = ("numpy", "torch", "jax", "tf", "tf_jit")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def measure(contenders: dict[str, Step], rounds: int) -> dict[str, list[float]]:
@@ -89,6 +90,7 @@ def _versions() -> dict[str, str]:
 @click.option("--rounds", type=click.IntRange(min=2), default=15, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--also", multiple=True, metavar="SPEC", help="A torch optimizer to time, too.")
+@click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], help="Of torch's tensors.")
 @click.option("--json", "file", type=click.File("w", encoding="utf-8", lazy=False))
 def main(
     backend: str,
@@ -96,26 +98,30 @@ def main(
     rounds: int,
     threads: int,
     also: tuple[str, ...],
+    dtype: str,
     file: Any,
 ) -> None:
     """Time one optimizer step against the framework's own, interleaved."""
     chosen = cases or tuple(CASES)
-    if also and backend != "torch":
-        raise click.UsageError(f"--also is for --backend torch, got {backend}")
+    for option, given in (("--also", also), ("--dtype", dtype != DTYPES[0])):
+        if given and backend != "torch":
+            raise click.UsageError(f"{option} is for --backend torch, got {backend}")
     try:
         others = {spec: load(spec) for spec in also}
     except SpecError as error:
         raise click.BadParameter(str(error), param_hint="--also") from error
     module = importlib.import_module(f"benchmarks.{backend}_step")
+    options = {"also": others, "dtype": dtype} if backend == "torch" else {}
     results = {}
     for case in chosen:
-        contenders = module.contenders(CASES[case], threads, **({"also": others} if also else {}))
+        contenders = module.contenders(CASES[case], threads, **options)
         results[case] = summarise(measure(contenders, rounds))
         if backend == "torch":
             for name, step in contenders.items():
                 results[case][name]["extra_bytes"] = peak_extra_bytes(step)
         del contenders
-    title = f"{backend}, {threads} thread(s): ratio of medians (quartiles of the rounds' ratios)"
+    run = f"{backend}, {dtype}, {threads} thread(s)"
+    title = f"{run}: ratio of medians (quartiles of the rounds' ratios)"
     table = Table("step", *chosen, title=title)
     for name in results[chosen[0]]:
         cells = (results[case][name] for case in chosen)
@@ -127,6 +133,7 @@ def main(
             "backend": backend,
             "rounds": rounds,
             "threads": threads,
+            "dtype": dtype,
             "machine": platform.machine(),
             "python": platform.python_version(),
             "versions": _versions(),

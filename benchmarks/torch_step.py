@@ -10,17 +10,21 @@ from benchmarks.shapes import Shape, gradients
 from gravity_torch import Gravity
 
 
-def parameters(shapes: list[Shape]) -> list[torch.nn.Parameter]:
+def parameters(shapes: list[Shape], dtype: str = "float32") -> list[torch.nn.Parameter]:
     """Return a parameter with a gradient for each shape, on the GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    params = [torch.nn.Parameter(torch.zeros(s, device=device)) for s in shapes]
+    kind: torch.dtype = getattr(torch, dtype)
+    params = [torch.nn.Parameter(torch.zeros(s, device=device, dtype=kind)) for s in shapes]
     for p, g in zip(params, gradients(shapes), strict=True):
-        p.grad = torch.from_numpy(g).to(device)
+        p.grad = torch.from_numpy(g).to(device, kind)
     return params
 
 
 def contenders(
-    shapes: list[Shape], threads: int, also: Mapping[str, Callable[..., Any]] | None = None
+    shapes: list[Shape],
+    threads: int,
+    also: Mapping[str, Callable[..., Any]] | None = None,
+    dtype: str = "float32",
 ) -> dict[str, Callable[[], Any]]:
     """Return the paths of gravity_torch.Gravity, after torch's fused Adam and fused SGD.
 
@@ -44,7 +48,7 @@ def contenders(
     optimizers |= also or {}
 
     def step(make: Callable[[Any], Any]) -> Callable[[], Any]:
-        optimizer = make(parameters(shapes))
+        optimizer = make(parameters(shapes, dtype))
 
         def timed() -> None:
             optimizer.step()

@@ -19,7 +19,13 @@ BLOCK = 7 * 2**16
 # costs microseconds, as much as the arithmetic on thousands of elements.
 SMALL = 2**14
 STACK = 2**17
-_FULL = (torch.float32, torch.float64)
+# The dtype that each is computed in.
+_WORKING = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
 # Where M² could leave the range of float32 in the expanded form of `_blocked`.
 _LARGEST = 1e30
 
@@ -51,12 +57,12 @@ def fast(items: list[Item], options: Options) -> None:
             plain.append(item)
         elif not p.is_cpu:
             elsewhere.append(item)
-        elif dtype not in _FULL or type(t) is not int:
+        elif dtype not in _WORKING or type(t) is not int:
             plain.append(item)
-        elif (size := p.numel()) >= SMALL:
-            large.append(item)
-        elif not size:
+        elif not (size := p.numel()):
             continue
+        elif size >= SMALL or dtype is not _WORKING[dtype]:
+            large.append(item)
         elif p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
             stacks[dtype, p.shape, t, max_abs is None].append(item)
         else:
@@ -67,7 +73,7 @@ def fast(items: list[Item], options: Options) -> None:
         return
     options = options._replace(lr=float(options.lr))
     # One scratch for all of them: to touch fresh memory costs more than the arithmetic in it.
-    blocks = [min(item[0].numel(), BLOCK) for item in large]
+    blocks = [min(2 * item[0].numel(), BLOCK) for item in large]
     length = max(blocks + [2 * _rows(alike) * alike[0][0].numel() for alike in stacks.values()])
 
     @functools.cache
@@ -81,8 +87,8 @@ def fast(items: list[Item], options: Options) -> None:
 
     for item in large:
         p, *_, t, _ = item
-        views = flat(item)
-        shared = weights(t, p.dtype), options, scratch(p.dtype)
+        views, dtype = flat(item), _WORKING[p.dtype]
+        shared = weights(t, dtype), options, scratch(dtype)
         if views is None or not _blocked(views, item, *shared):
             for_loop([item], options)
     for (dtype, _, t, _), alike in stacks.items():
@@ -104,10 +110,10 @@ def count(steps: list[Tensor]) -> None:
 def _blocked(
     views: list[Tensor], item: Item, weights: Weights, options: Options, scratch: Tensor
 ) -> bool:
-    """Update one large tensor on the CPU; return False, and do nothing, if M is too large.
+    """Update one tensor on the CPU; return False, and do nothing, if M is too large.
 
     (1 − β̂) ζ = G / (1/(1 − β̂) + M²/(1 − β̂) · G·G) with M = max|G|: two passes over a block, and a
-    third that does V and W together.
+    third that does V and W together. Half types are copied into the scratch.
     """
     _, grad, _, _, max_abs = item
     low, high = torch.aminmax(grad) if max_abs is None else (-max_abs, max_abs)
@@ -116,12 +122,20 @@ def _blocked(
     factor = m * m / new  # not a power, which raises where this is inf
     if not factor < _LARGEST:  # NaN too
         return False
-    small = grad.numel() <= BLOCK  # one block, and no calls to split it off
-    for p, g, v in [views] if small else zip(*(torch.split(x, BLOCK) for x in views), strict=True):
-        s = scratch[: g.numel()]
+    half = grad.dtype is not scratch.dtype
+    size = BLOCK // 2 if half else BLOCK
+    small = grad.numel() <= size  # one block, and no calls to split it off
+    for p, g, v in [views] if small else zip(*(torch.split(x, size) for x in views), strict=True):
+        n = g.numel()
+        s = scratch[:n]
+        if half:
+            g = scratch[n : 2 * n].copy_(g)
         torch.addcmul(constant, g, g, value=factor, out=s)
         torch.div(g, s, out=s)
-        _move([p], [s], [v], old, options)
+        if half:
+            _move_half(p, s, v, old, options, g)
+        else:
+            _move([p], [s], [v], old, options)
     return True
 
 
@@ -166,6 +180,17 @@ def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options:
     torch._foreach_mul_(velocities, old)
     torch._foreach_add_(velocities, terms, alpha=-1 if options.maximize else 1)
     torch._foreach_add_(ps, velocities, alpha=-float(options.lr))
+
+
+def _move_half(p: Tensor, term: Tensor, v: Tensor, old: float, options: Options, w: Tensor) -> None:
+    """As `_move`, in the wide `term` and `w`; W moves by the V that is kept, which is rounded."""
+    sign = -1 if options.maximize else 1
+    v.copy_(w.copy_(v).mul_(old).add_(term, alpha=sign))
+    term.copy_(v)
+    w.copy_(p)
+    if options.weight_decay is not None:
+        w.mul_(1 - options.lr * options.weight_decay)
+    p.copy_(w.add_(term, alpha=-float(options.lr)))
 
 
 # Private to torch, though torch's own SGD is made of it; without it there are three passes.

@@ -83,6 +83,23 @@ def test_an_optimizer_of_the_users_own_is_timed_too(tmp_path, monkeypatch):
     assert "--also is for --backend torch, got jax" in done.output
 
 
+def test_half_types_are_timed_too(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="the dtypes are torch's")
+    from benchmarks import torch_step
+
+    monkeypatch.setitem(shapes.CASES, "16M", [(8, 8), (8,)])
+    path = tmp_path / "step.json"
+    arguments = ["--case", "16M", "--rounds", "2", "--dtype", "bfloat16"]
+    done = CliRunner().invoke(step.main, ["--backend", "torch", *arguments, "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    assert json.loads(path.read_text())["dtype"] == "bfloat16"
+    for p in torch_step.parameters([(2, 3), ()], "bfloat16"):
+        assert p.dtype == p.grad.dtype == torch.bfloat16
+    done = CliRunner().invoke(step.main, ["--backend", "tf", *arguments])
+    assert done.exit_code == 2
+    assert "--dtype is for --backend torch, got tf" in done.output
+
+
 @pytest.mark.parametrize("backend", ["tf", "tf_jit"])
 def test_command_of_tensorflow(backend, tmp_path):
     pytest.importorskip("tensorflow", reason="the baseline is Keras's Adam")
