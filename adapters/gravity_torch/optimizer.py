@@ -235,8 +235,8 @@ class Gravity(torch.optim.Optimizer):
             if part.p.shape != part.velocity.shape:
                 check_state(p, self.state[p])
         items = [items_of(*batch, parts) for batch in batches]  # of all groups, before any moves
-        for (group, *_, steps), items_of_group in zip(batches, items, strict=True):
-            _step_group(group, steps, items_of_group)
+        for (group, params, *_, steps), items_of_group in zip(batches, items, strict=True):
+            _step_group(group, params, steps, items_of_group)
         return loss
 
     # torch.compile calls a method of this name outside the graph that it makes of `step`.
@@ -294,11 +294,16 @@ def _check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
         hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=alpha, names=_NAMES)
 
 
-def _step_group(group: dict[str, Any], steps: list[Tensor], items: list[Item]) -> None:
+def _step_group(
+    group: dict[str, Any], params: list[Tensor], steps: list[Tensor], items: list[Item]
+) -> None:
     """Count the step, and update on the path that the options and the tensors allow."""
     if not steps:
         return
     compiling = torch.compiler.is_compiling()
+    if not (compiling or group["differentiable"]):
+        # Private kernels do not tell autograd, which then knows no stale graph from a fresh one.
+        torch.autograd.graph.increment_version(params)
     if group["capturable"] or compiling:
         torch._foreach_add_(steps, 1)
     else:

@@ -495,6 +495,20 @@ def test_a_default_device_elsewhere_changes_nothing(path, size):
 
 
 @LARGE_AND_SMALL
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}], ids=str)
+def test_a_graph_from_before_the_step_is_refused_by_autograd(path, size):
+    """As after a step of torch's own: its gradients would be those of no weights at all."""
+    needs_a_compiler(path)
+    (p,) = parameters((size,))
+    optimizer = Gravity([p], **path)
+    loss = p.square().sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@LARGE_AND_SMALL
 @pytest.mark.parametrize("path", [{}, {"foreach": False}, {"capturable": True}], ids=str)
 def test_meta_and_fake_tensors_are_stepped(path, size):
     """As memory estimators do, which have no values."""
