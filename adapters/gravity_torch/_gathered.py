@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,10 @@ def gathered(items: list[Item], options: Options) -> None:
             ps, grads, velocities, times, maxima = zip(*portion, strict=True)
             sizes = [p.numel() for p in ps]
             spread = functools.partial(_spread, _lengths(tuple(sizes), device), sum(sizes))
-            p, grad, v = (torch.cat([x.reshape(-1) for x in xs]) for xs in (ps, grads, velocities))
+            p, grad, v = (
+                _without_autocast(torch.cat, [x.reshape(-1) for x in xs])
+                for xs in (ps, grads, velocities)
+            )
             max_abs = spread(torch._foreach_norm(grads, torch.inf) if alone else maxima)
             update_item((p, grad, v, spread(times) if t is None else t, max_abs), options)
             for tensors, whole in ((ps, p), (velocities, v)):
@@ -36,8 +39,14 @@ def gathered(items: list[Item], options: Options) -> None:
                 torch._foreach_copy_(tensors, shaped)
 
 
-def _spread(lengths: Tensor, size: int, numbers: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
-    return torch.stack(numbers).repeat_interleave(lengths, output_size=size)
+def _spread(lengths: Tensor, size: int, numbers: Sequence[Tensor]) -> Tensor:
+    stacked = _without_autocast(torch.stack, numbers)
+    return stacked.repeat_interleave(lengths, output_size=size)
+
+
+def _without_autocast(join: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    # Which refuses bfloat16 where it casts to float16, and the reverse, but not with out=.
+    return join(tensors, out=tensors[0].new_empty(0))
 
 
 def _portions(items: list[Item]) -> Iterator[list[Item]]:

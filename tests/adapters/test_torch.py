@@ -508,6 +508,24 @@ def test_a_graph_from_before_the_step_is_refused_by_autograd(path, size):
         loss.backward()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}, "of GPUs"], ids=str)
+def test_autocast_around_a_step_changes_nothing(path, dtype, monkeypatch):
+    """It may be to another half type than the parameters': that of GPUs is float16, if not told."""
+    needs_a_compiler(path)
+    if path == "of GPUs":
+        monkeypatch.setattr(gravity_torch.optimizer, "fast", _gathered.gathered)
+        path = {}
+    runs = []
+    for autocast in (None, torch.bfloat16, torch.float16):
+        params = parameters((3, 4), (), (5000,), dtype=dtype)
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            run(Gravity(params, weight_decay=0.1, **path), params, range(2))
+        runs.append(values(params))
+    assert_same(*runs[:2])
+    assert_same(runs[0], runs[2])
+
+
 @LARGE_AND_SMALL
 @pytest.mark.parametrize("path", [{}, {"foreach": False}, {"capturable": True}], ids=str)
 def test_meta_and_fake_tensors_are_stepped(path, size):
