@@ -314,12 +314,19 @@ def _step_group(
         weight_decay=group["weight_decay"] or None,
         maximize=group["maximize"],
     )
+    if compiling:
+        items = [(_listed(p), _listed(g), _listed(v), t, m) for p, g, v, t, m in items]
     readable = group["foreach"] is False or compiling or group["differentiable"]
     path = for_loop if readable else fast
     if group["fused"] and not compiling:
         compiled(items, options, others=path)
     else:
         path(items, options)
+
+
+def _listed(x: Tensor) -> Tensor:
+    # 0-d float64 tensors are numbers to torch.compile, which loses what is written to them.
+    return x if x.ndim else x.view(1)
 
 
 def _as_scalar(lr: float | Tensor) -> float | Tensor:

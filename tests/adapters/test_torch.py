@@ -660,6 +660,22 @@ def test_one_compilation_for_ten_steps():
         assert (a - b).abs().max() <= 10 * 2 * 15 * 2.0**-24 * 8  # ten updates of values below 8
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_compiled_step_of_single_numbers(dtype):
+    """In float64 torch.compile loses what is written to them, in torch's own optimizers, too."""
+    torch._dynamo.reset()
+    params = parameters((), (3,), dtype=dtype)
+    references = [Reference(p, 0.1, 0, i, weight_decay=0.1) for i, p in enumerate(params)]
+    optimizer = Gravity(params, weight_decay=0.1)
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    for number in range(3):
+        give_gradients(params, number)
+        step()
+        for p, reference in zip(params, references, strict=True):
+            reference.step(to_numpy(p.grad), 0.1)
+            reference.check(p, optimizer.state[p])
+
+
 @pytest.mark.parametrize("path", [{}, {"foreach": False}], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
