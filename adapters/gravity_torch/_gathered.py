@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gravity_torch._loop import Item, Options, update_item
+from gravity_torch._loop import Item, Options, flat, update_item
 
 # Elements that are gathered at a time: enough to keep a GPU busy, copies of them little memory.
 GATHERED = 2**22
@@ -22,24 +22,38 @@ def gathered(items: list[Item], options: Options) -> None:
         key = p.device, p.dtype, None if isinstance(t, Tensor) else t, max_abs is None
         if p.numel():
             kinds[key].append(item)
-    for (device, _, t, alone), alike in kinds.items():
+    for (device, *_), alike in kinds.items():
         for portion in _portions(alike):
-            ps, grads, velocities, times, maxima = zip(*portion, strict=True)
-            sizes = [p.numel() for p in ps]
-            spread = functools.partial(_spread, _lengths(tuple(sizes), device), sum(sizes))
-            p, grad, v = (
-                _without_autocast(torch.cat, [x.reshape(-1) for x in xs])
-                for xs in (ps, grads, velocities)
-            )
-            max_abs = spread(torch._foreach_norm(grads, torch.inf) if alone else maxima)
-            update_item((p, grad, v, spread(times) if t is None else t, max_abs), options)
-            for tensors, whole in ((ps, p), (velocities, v)):
-                parts = torch.split(whole, sizes)
-                shaped = [y.view(x.shape) for x, y in zip(tensors, parts, strict=True)]
-                torch._foreach_copy_(tensors, shaped)
+            if len(portion) == 1:
+                update_item(portion[0], options)  # where it is, with no copies of what is large
+            else:
+                _update_copies(portion, device, options)
 
 
-def _spread(lengths: Tensor, size: int, numbers: Sequence[Tensor]) -> Tensor:
+def _update_copies(portion: list[Item], device: torch.device, options: Options) -> None:
+    # Flat views, because cat and _foreach_copy_ take tensors of other strides one by one.
+    views = [flat(item) for item in portion]
+    flats = [
+        [x.reshape(-1) for x in item[:3]] if view is None else view
+        for item, view in zip(portion, views, strict=True)
+    ]
+    ps, grads, velocities = (list(xs) for xs in zip(*flats, strict=True))
+    *_, t, max_abs = portion[0]
+    sizes = [p.numel() for p in ps]
+    spread = functools.partial(_spread, _lengths(tuple(sizes), device), sum(sizes))
+    p, grad, v = (_without_autocast(torch.cat, xs) for xs in (ps, grads, velocities))
+    whole_t = spread([item[3] for item in portion]) if isinstance(t, Tensor) else t
+    maxima = torch._foreach_norm(grads, torch.inf) if max_abs is None else [x[4] for x in portion]
+    update_item((p, grad, v, whole_t, spread(maxima)), options)
+    for tensors, whole in ((ps, p), (velocities, v)):
+        torch._foreach_copy_(tensors, list(torch.split(whole, sizes)))
+    for (p, _, v, *_), view, (new_p, _, new_v) in zip(portion, views, flats, strict=True):
+        if view is None:  # `reshape` may have made copies
+            p.copy_(new_p.view(p.shape))
+            v.copy_(new_v.view(v.shape))
+
+
+def _spread(lengths: Tensor, size: int, numbers: Sequence[Any]) -> Tensor:
     stacked = _without_autocast(torch.stack, numbers)
     return stacked.repeat_interleave(lengths, output_size=size)
 

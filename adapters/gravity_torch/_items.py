@@ -1,5 +1,6 @@
 """From a group's parameters, gradients and states to what the paths of a step are given."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ def items_of(
     """Return the real tensors to be updated, each with its t; nothing is changed yet."""
     # With capturable=True the host must not look at the counter.
     first_step = group["first_step"]
-    if group["capturable"] or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         times: list[Any] = [step.double() + first_step for step in steps]
+    elif group["capturable"]:
+        times = _times(steps, first_step)
     else:
         times = [int(step.item()) + first_step for step in steps]
     dtypes = {x.dtype for xs in (params, grads, velocities) for x in xs}
@@ -40,3 +43,15 @@ def items_of(
             w, v = torch.view_as_real(w), torch.view_as_real(v)
         items.append((w, grad, v, t, max_abs))
     return items
+
+
+def _times(steps: list[Tensor], first_step: int) -> list[Tensor]:
+    """Return t of each as a 0-d tensor on its device; few kernels, however many there are."""
+    by_device: defaultdict[torch.device, list[int]] = defaultdict(list)
+    for i, step in enumerate(steps):
+        by_device[step.device].append(i)
+    times: dict[int, Tensor] = {}
+    for alike in by_device.values():
+        t = torch.stack([steps[i] for i in alike]).double() + first_step
+        times.update(zip(alike, t.unbind(), strict=True))
+    return [times[i] for i in range(len(steps))]

@@ -858,3 +858,43 @@ def test_a_state_made_with_numpys_numbers_loads_with_weights_only():
     groups = torch.load(buffer, weights_only=True)["param_groups"]
     assert [group["seed"] for group in groups] == [3, 3]
     assert groups[1]["velocity_std"] == 0.01 / 0.2
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=str)
+def test_the_calls_of_a_step_on_a_gpu_do_not_grow_with_the_tensors(layout, options, monkeypatch):
+    """A call is a kernel there, but for views and for those of lists of alike strides."""
+    monkeypatch.setattr(gravity_torch.optimizer, "fast", _gathered.gathered)
+    few, many = (calls_of_a_step(number, layout, options) for number in (10, 100))
+    assert 0 < many == few
+
+
+def calls_of_a_step(number, layout, options):
+    params = parameters(*[(4, 3, 2, 2)] * number)
+    if layout == "channels_last":
+        for p in params:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    optimizer = Gravity(params, **options)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.state[params[0]]["velocity"].stride() == params[0].stride()
+    with Calls() as calls:
+        optimizer.step()
+    return calls.number
+
+
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the operations that are no views; one on lists for each tensor if strides differ."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        lists = [arg for arg in args if isinstance(arg, (list, tuple))]
+        if func is torch.ops.aten._foreach_copy_.default:
+            alike = all(x.stride() == y.stride() for x, y in zip(*lists, strict=True))
+            self.number += 1 if alike else len(lists[0])
+        elif not func.is_view and func is not torch.ops.aten._local_scalar_dense.default:
+            self.number += 1
+        return out
