@@ -53,7 +53,11 @@ def _update_batch(items: list[Item], options: Options) -> None:
     ps, grads, velocities, times, maxima = map(list, zip(*items, *padding, strict=True))
     times[len(items) :] = [first] * len(padding)
     # What may change goes in as tensors, lest the graph be made anew.
-    t = torch.stack(times) if isinstance(first, Tensor) else _float64(times)
+    t: Tensor | list[Tensor]
+    if isinstance(first, Tensor):
+        t = torch.stack(times)
+    else:  # of the host's tensors, a GPU's kernels can be given only those that are 0-d
+        t = _float64(times) if p.is_cpu else [_float64(number) for number in times]
     lr = options.lr if isinstance(options.lr, Tensor) else _float64(options.lr)
     decay = None if options.weight_decay is None else _float64(options.weight_decay)
     changing = Options(lr, _float64(options.beta), decay, options.maximize)
@@ -70,7 +74,7 @@ def _update_all(
     grads: list[Tensor],
     velocities: list[Tensor],
     maxima: list[Tensor | None],
-    t: Tensor,
+    t: Tensor | list[Tensor],
     *options: Any,
 ) -> None:
     items = zip(params, grads, velocities, t, maxima, strict=True)
