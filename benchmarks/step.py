@@ -76,7 +76,8 @@ def _cell(result: dict[str, Any]) -> str:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("numpy", "torch", "jax", "tensorflow", "gravity-optimizer"):
+    names = ("numpy", "torch", "jax", "tensorflow", "pytorch_optimizer", "gravity-optimizer")
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -120,7 +121,9 @@ def main(
             for name, step in contenders.items():
                 results[case][name]["extra_bytes"] = peak_extra_bytes(step)
         del contenders
-    run = f"{backend}, {dtype}, {threads} thread(s)"
+    device = module.device_name() if backend == "torch" else None
+    where = f"{backend} on {device}" if device else backend
+    run = f"{where}, {dtype}, {threads} thread(s)"
     title = f"{run}: ratio of medians (quartiles of the rounds' ratios)"
     table = Table("step", *chosen, title=title)
     for name in results[chosen[0]]:
@@ -134,6 +137,7 @@ def main(
             "rounds": rounds,
             "threads": threads,
             "dtype": dtype,
+            "device": device,
             "machine": platform.machine(),
             "python": platform.python_version(),
             "versions": _versions(),

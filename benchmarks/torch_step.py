@@ -10,6 +10,11 @@ from benchmarks.shapes import Shape, gradients
 from gravity_torch import Gravity
 
 
+def device_name() -> str:
+    """Return what the steps run on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def parameters(shapes: list[Shape], dtype: str = "float32") -> list[torch.nn.Parameter]:
     """Return a parameter with a gradient for each shape, on the GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

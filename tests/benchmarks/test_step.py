@@ -61,6 +61,10 @@ def test_command(backend, ours, rows, tmp_path, monkeypatch):
     assert all(math.isfinite(r["ratio"]) and r["ratio"] > 0 for r in results.values())
     assert results[ours]["quartiles"][0] <= results[ours]["quartiles"][1]
     assert backend in report["versions"]
+    assert any("pytorch_optimizer" in row for row in results) == (
+        backend == "torch" and "pytorch_optimizer" in report["versions"]
+    )
+    assert report["device"] == ("cpu" if backend == "torch" else None)  # GPUs are hidden
     assert ours in done.output
 
 
