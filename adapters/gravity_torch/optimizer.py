@@ -73,13 +73,15 @@ class Gravity(torch.optim.Optimizer):
             NumPy reference. None and True run the fast path, inside the certified bound.
         maximize: maximize the objective instead of minimizing it.
         capturable: keep the step count on the parameter's device and never look at it from
-            the host, as CUDA graphs require.
+            the host, as CUDA graphs require; in one, a scheduler reaches only an lr that is a
+            Tensor on the GPU.
         differentiable: let autograd differentiate through the step, in W, V and a Tensor lr;
             the standard deviation of V₀ is a constant to it, also where it is alpha / lr.
         fused: True compiles the update with `torch.compile`.
 
     Raises:
         ValueError: naming the argument and the value received.
+        RuntimeError: for `fused` with `foreach`, or with `differentiable`, in torch's words.
 
     State per parameter: ``step`` (updates made), ``velocity`` (V, in the parameter's
     dtype; complex parameters have a complex velocity). Both appear at the parameter's
