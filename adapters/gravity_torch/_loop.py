@@ -38,14 +38,17 @@ def update_item(item: Item, options: Options) -> None:
     w = p.to(wide)
     if options.weight_decay is not None:
         # A new tensor, because autograd keeps this factor of a learning rate with a gradient.
-        w = w.clone() - w.clone() * _number(options.lr * options.weight_decay, wide)
+        w = w.clone() - w.clone() * _number(options.lr * options.weight_decay, w)
     # A product and a difference, not sub(alpha=lr), which rounds once and NumPy twice.
-    p.copy_(w - v.to(wide) * _number(options.lr, wide))
+    p.copy_(w - v.to(wide) * _number(options.lr, w))
 
 
-def _number(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
-    # Two 0-d tensors would be computed in the wider of their dtypes.
-    return value.to(dtype) if isinstance(value, Tensor) else value
+def _number(value: float | Tensor, w: Tensor) -> float | Tensor:
+    if not isinstance(value, Tensor):
+        return value
+    # Two 0-d tensors would be computed in the wider of their dtypes. One of the host goes with
+    # tensors of any device, and one of a GPU with those of that GPU alone.
+    return value.to(value.device if value.is_cpu else w.device, w.dtype)
 
 
 def for_loop(items: list[Item], options: Options) -> None:

@@ -898,3 +898,14 @@ class Calls(torch.utils._python_dispatch.TorchDispatchMode):
         elif not func.is_view and func is not torch.ops.aten._local_scalar_dense.default:
             self.number += 1
         return out
+
+
+@pytest.mark.parametrize("weight_decay", [None, 0.1])
+def test_the_rate_may_be_on_a_gpu_and_a_parameter_not(weight_decay):
+    """Fake tensors know which devices go together; there need be no GPU."""
+    with torch._subclasses.FakeTensorMode(), torch.no_grad():
+        p, grad, velocity = (torch.ones(3) for _ in range(3))
+        lr = torch.tensor(0.1, dtype=torch.float64, device="cuda")
+        options = _loop.Options(lr, 0.9, weight_decay, maximize=False)
+        _loop.update_item((p, grad, velocity, 1, None), options)
+    assert p.is_cpu

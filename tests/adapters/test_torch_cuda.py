@@ -122,9 +122,11 @@ def test_a_cuda_graph_replays_the_steps():
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_two_devices_in_one_step(path):
+@pytest.mark.parametrize("lr_on", [None, "cpu", "cuda"])
+def test_two_devices_in_one_step(lr_on, path):
     near, far = parameters((5,), (200_000,), device="cpu"), parameters((5,), (200_000,))
-    optimizer = Gravity([*near, *far], velocity_std=0.0, **path)
+    lr = torch.tensor(0.1, device=lr_on) if lr_on else 0.1
+    optimizer = Gravity([*near, *far], lr, velocity_std=0.0, **path)
     for _ in range(2):
         optimizer.step()
     for p, q in zip(near, far, strict=True):
