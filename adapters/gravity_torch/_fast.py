@@ -30,6 +30,8 @@ _WORKING = {
 _LARGEST = 1e30
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+# Tensors in one, and each of them as a view.
+Rows = tuple[Tensor, Tensors]
 # β̂, 1 − β̂, and 1/(1 − β̂) as a tensor.
 Weights = tuple[float, float, Tensor]
 
@@ -61,9 +63,9 @@ def fast(items: list[Item], options: Options) -> None:
             plain.append(item)
         elif not (size := p.numel()):
             continue
-        elif size >= SMALL or dtype is not _WORKING[dtype]:
+        elif size >= SMALL:
             large.append(item)
-        elif p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
+        elif p.is_contiguous() and velocity.is_contiguous():
             stacks[dtype, p.shape, t, max_abs is None].append(item)
         else:
             plain.append(item)
@@ -91,7 +93,8 @@ def fast(items: list[Item], options: Options) -> None:
         shared = weights(t, dtype), options, scratch(dtype)
         if views is None or not _blocked(views, item, *shared):
             for_loop([item], options)
-    for (dtype, _, t, _), alike in stacks.items():
+    for (kept, _, t, _), alike in stacks.items():
+        dtype = _WORKING[kept]
         _stacked(alike, weights(t, dtype), options, scratch(dtype))
 
 
@@ -133,7 +136,7 @@ def _blocked(
         torch.addcmul(constant, g, g, value=factor, out=s)
         torch.div(g, s, out=s)
         if half:
-            _move_half(p, s, v, old, options, g)
+            _move_half([p], (s, [s]), [v], old, options, (g, [g]))
         else:
             _move([p], [s], [v], old, options)
     return True
@@ -153,12 +156,18 @@ def _stacked(items: list[Item], weights: Weights, options: Options, scratch: Ten
     size = first.numel()
     rows = _rows(items)
     g, s = (x.view(rows, size) for x in scratch[: 2 * rows * size].chunk(2))
+    half = first.dtype is not scratch.dtype
     terms = s.view(rows, *first.shape).unbind()
+    wide = g.view(rows, *first.shape).unbind() if half else ()
     for i in range(0, len(items), rows):
         ps, grads, velocities, _, maxima = zip(*items[i : i + rows], strict=True)
         if len(ps) < rows:
-            g, s, terms = g[: len(ps)], s[: len(ps)], terms[: len(ps)]
-        torch.stack(grads, out=g.view(len(ps), *first.shape))
+            n = len(ps)
+            g, s, terms, wide = g[:n], s[:n], terms[:n], wide[:n]
+        if half:
+            torch._foreach_copy_(wide, grads)
+        else:
+            torch.stack(grads, out=g.view(len(ps), *first.shape))
         if maxima[0] is None:
             m = torch.maximum(g.amax(dim=1, keepdim=True), -g.amin(dim=1, keepdim=True))
         else:
@@ -166,7 +175,10 @@ def _stacked(items: list[Item], weights: Weights, options: Options, scratch: Ten
         torch.mul(g, m, out=s)
         torch.addcmul(constant, s, s, value=1 / new, out=s)
         torch.div(g, s, out=s)
-        _move(ps, terms, velocities, old, options)
+        if half:
+            _move_half(ps, (s, terms), velocities, old, options, (g, wide))
+        else:
+            _move(ps, terms, velocities, old, options)
 
 
 def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options: Options) -> None:
@@ -182,15 +194,20 @@ def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options:
     torch._foreach_add_(ps, velocities, alpha=-float(options.lr))
 
 
-def _move_half(p: Tensor, term: Tensor, v: Tensor, old: float, options: Options, w: Tensor) -> None:
-    """As `_move`, in the wide `term` and `w`; W moves by the V that is kept, which is rounded."""
-    sign = -1 if options.maximize else 1
-    v.copy_(w.copy_(v).mul_(old).add_(term, alpha=sign))
-    term.copy_(v)
-    w.copy_(p)
+def _move_half(
+    ps: Tensors, terms: Rows, velocities: Tensors, old: float, options: Options, scratch: Rows
+) -> None:
+    """As `_move`, in the wide `terms` and `scratch`; W moves by the V that is kept, rounded."""
+    (term, term_rows), (w, w_rows) = terms, scratch
+    torch._foreach_copy_(w_rows, velocities)
+    w.mul_(old).add_(term, alpha=-1 if options.maximize else 1)
+    torch._foreach_copy_(velocities, w_rows)
+    torch._foreach_copy_(term_rows, velocities)
+    torch._foreach_copy_(w_rows, ps)
     if options.weight_decay is not None:
         w.mul_(1 - options.lr * options.weight_decay)
-    p.copy_(w.add_(term, alpha=-float(options.lr)))
+    w.add_(term, alpha=-float(options.lr))
+    torch._foreach_copy_(ps, w_rows)
 
 
 # Private to torch, though torch's own SGD is made of it; without it there are three passes.
