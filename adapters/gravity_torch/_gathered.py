@@ -2,13 +2,13 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gravity_torch._loop import Item, Options, flat, update_item
+from gravity_torch._loop import Item, Options, flat, update_item, without_autocast
 
 # Elements that are gathered at a time: enough to keep a GPU busy, copies of them little memory.
 GATHERED = 2**22
@@ -41,7 +41,7 @@ def _update_copies(portion: list[Item], device: torch.device, options: Options) 
     *_, t, max_abs = portion[0]
     sizes = [p.numel() for p in ps]
     spread = functools.partial(_spread, _lengths(tuple(sizes), device), sum(sizes))
-    p, grad, v = (_without_autocast(torch.cat, xs) for xs in (ps, grads, velocities))
+    p, grad, v = (without_autocast(torch.cat, xs) for xs in (ps, grads, velocities))
     whole_t = spread([item[3] for item in portion]) if isinstance(t, Tensor) else t
     maxima = torch._foreach_norm(grads, torch.inf) if max_abs is None else [x[4] for x in portion]
     update_item((p, grad, v, whole_t, spread(maxima)), options)
@@ -54,13 +54,8 @@ def _update_copies(portion: list[Item], device: torch.device, options: Options) 
 
 
 def _spread(lengths: Tensor, size: int, numbers: Sequence[Any]) -> Tensor:
-    stacked = _without_autocast(torch.stack, numbers)
+    stacked = without_autocast(torch.stack, numbers)
     return stacked.repeat_interleave(lengths, output_size=size)
-
-
-def _without_autocast(join: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
-    # Which refuses bfloat16 where it casts to float16, and the reverse, but not with out=.
-    return join(tensors, out=tensors[0].new_empty(0))
 
 
 def _portions(items: list[Item]) -> Iterator[list[Item]]:

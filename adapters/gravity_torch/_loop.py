@@ -4,6 +4,7 @@ The paths take lists of real tensors (complex ones viewed as pairs of reals) and
 parameters and velocities in place; gradients are never written to.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import array_api_compat.torch as xp
@@ -66,3 +67,9 @@ def flat(item: Item) -> list[Tensor] | None:
     if p.stride() == grad.stride() == velocity.stride() and dense(p):
         return [x.as_strided((x.numel(),), (1,)) for x in (p, grad, velocity)]
     return None
+
+
+def without_autocast(join: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """Return them joined, by `torch.cat` or `torch.stack`, in the dtype that they have."""
+    # Autocast to float16 refuses bfloat16, and the reverse, but not with out=.
+    return join(tensors, out=tensors[0].new_empty(0))

@@ -19,6 +19,7 @@ from gravity_core.conformance.digits import digits_task  # noqa: E402
 from gravity_torch import Gravity, _fast, _gathered, _loop  # noqa: E402
 from tests.adapters.arguments import BAD_LR  # noqa: E402
 from tests.adapters.torch_reference import (  # noqa: E402
+    Calls,
     Reference,
     cleared_graphs,
     needs_a_compiler,
@@ -882,22 +883,6 @@ def calls_of_a_step(number, layout, options):
     with Calls() as calls:
         optimizer.step()
     return calls.number
-
-
-class Calls(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the operations that are no views; one on lists for each tensor if strides differ."""
-
-    number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        lists = [arg for arg in args if isinstance(arg, (list, tuple))]
-        if func is torch.ops.aten._foreach_copy_.default:
-            alike = all(x.stride() == y.stride() for x, y in zip(*lists, strict=True))
-            self.number += 1 if alike else len(lists[0])
-        elif not func.is_view and func is not torch.ops.aten._local_scalar_dense.default:
-            self.number += 1
-        return out
 
 
 @pytest.mark.parametrize("weight_decay", [None, 0.1])

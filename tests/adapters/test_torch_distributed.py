@@ -15,8 +15,9 @@ from torch import nn  # noqa: E402
 import gravity_core  # noqa: E402
 from gravity_core.conformance.grading import grade  # noqa: E402
 from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
-from gravity_torch import Gravity, _fast  # noqa: E402
+from gravity_torch import Gravity, _distributed, _fast  # noqa: E402
 from tests.adapters.processes import Processes  # noqa: E402
+from tests.adapters.torch_reference import Calls  # noqa: E402
 
 
 class Crew:
@@ -346,6 +347,34 @@ def plain_gradient(rank, world):
         Gravity([p]).step()
     except RuntimeError as error:
         return str(error)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_maxima_of_many_at_a_time_are_those_of_each(dtype):
+    """The ways of GPUs and of CPUs, with which every process has to find the same bits."""
+    lists = [[1.0, -3.0], [0.0, -0.0], [-2.0], [NAN, 1.0], [1.0, -INF], [6e-8, -6e-8]]
+    grads = [torch.tensor(values, dtype=dtype) for values in lists]
+    expected = [3.0, 0.0, 2.0, NAN, INF, float(grads[-1][0])]
+    for find in (_distributed._one_by_one, _distributed._many_at_a_time):
+        found = [float(x.double().abs()) for x in find(grads)]
+        assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+        assert find([]) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_the_calls_for_the_maxima_on_a_gpu_do_not_grow_with_the_tensors(dtype):
+    def calls(number):
+        with torch._subclasses.FakeTensorMode(), torch.no_grad():  # there need be no GPU
+            shapes = [(4, 3), (0,)] * number
+            grads = [torch.ones(s, dtype=dtype, device="cuda") for s in shapes]
+            with Calls() as counted:
+                assert len(_distributed._max_abs_bits(grads)) == 2 * number
+        return counted.number
+
+    assert 0 < calls(100) == calls(10)
 
 
 def test_a_plain_gradient_of_a_split_tensor_is_refused(crew):

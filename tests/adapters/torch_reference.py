@@ -111,3 +111,20 @@ class Reference:
                 f"{name} of {tuple(p.shape)} {p.dtype} after {self.steps} steps is off by up to "
                 f"{(distance[outside] / limit[outside]).max():.3g} times the bound"
             )
+
+
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the operations that are no views; one on lists for each tensor if strides differ."""
+
+    number = 0
+    looks = torch.ops.aten._local_scalar_dense.default, torch.ops.prim.device.default
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        lists = [arg for arg in args if isinstance(arg, (list, tuple))]
+        if func is torch.ops.aten._foreach_copy_.default:
+            alike = all(x.stride() == y.stride() for x, y in zip(*lists, strict=True))
+            self.number += 1 if alike else len(lists[0])
+        elif not func.is_view and func not in self.looks:
+            self.number += 1
+        return out
