@@ -362,6 +362,10 @@ def test_maxima_of_many_at_a_time_are_those_of_each(dtype):
         found = [float(x.double().abs()) for x in find(grads)]
         assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
         assert find([]) == []
+    grads = [torch.tensor([x], dtype=dtype) for x in (0.0, -0.0, -INF, NAN, -NAN)]
+    zero, minus_zero, inf, nan, minus_nan = map(int, _distributed._max_abs_bits(grads))
+    assert zero == minus_zero == 0
+    assert 0 < inf < min(nan, minus_nan)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)

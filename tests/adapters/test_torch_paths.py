@@ -164,9 +164,11 @@ sequences = st.lists(
     max_size=4,
 )
 
-# All at once: every kind in every dtype, of tensors enough for several portions.
+# All at once: every kind in every dtype, of tensors enough for several portions and a smaller one.
 EVERYTHING = [
-    Group([Kind(s, d, 2, k, g) for s in SHAPES for d in DTYPES], options, lr_dtype)
+    Group(
+        [Kind(s, d, 9 if s == (7,) else 2, k, g) for s in SHAPES for d in DTYPES], options, lr_dtype
+    )
     for options, k, g, lr_dtype in (
         ({}, "contiguous", "contiguous", None),
         (
@@ -209,7 +211,7 @@ def test_tensors_as_large_as_each_path_asks_for(path, dtype):
     needs_a_compiler(path)
     kinds = [
         Kind((3, 4), dtype, 3),
-        Kind((5000,), dtype, _fast.STACK // 5000 + 3),
+        Kind((5000,), dtype, 2 * (_fast.STACK // 5000) + 3),  # two stacks, also without a seventh
         Kind((300, 500), dtype, 1, "transposed", "transposed"),
         Kind((_fast.SMALL + 1,), dtype, 2),
         Kind((_fast.BLOCK + 1,), dtype, 1),
