@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gravity_core import State
 from gravity_core import hyperparameters as hp
@@ -114,8 +114,12 @@ def _counts_a_schedule(node: Any) -> bool:
 
 
 def _whole(v: Any) -> np.ndarray:
-    if isinstance(v, jax.Array) and not (v.is_fully_addressable or v.is_fully_replicated):
-        v = multihost_utils.process_allgather(v, tiled=True)
+    """Return all of V, whose shards may be in several processes."""
+    sharding = getattr(v, "sharding", None)
+    if isinstance(sharding, NamedSharding) and not (
+        v.is_fully_addressable or v.is_fully_replicated
+    ):
+        v = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))(v)
     return np.asarray(v)
 
 

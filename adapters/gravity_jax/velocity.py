@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.shard_alike import shard_alike
 from jax.typing import ArrayLike
 
 from gravity_core import hyperparameters as hp
@@ -92,7 +91,10 @@ def _scaled_normal(param: jax.Array, key: Words, quantiles: Any, std: Any, *, dt
 
 def _element_numbers(param: jax.Array, parts: int) -> list[Words]:
     """Return the 64-bit numbers, in C order, of each element's `parts` real parts."""
-    hi = lo = shard_alike(param, jnp.zeros_like(param, dtype=jnp.uint32))[1]
+    # Zeros that lie where the parameter does: XLA carries its sharding through this comparison.
+    # Simpler forms, zeros_like among them, it folds first, and draws all of V₀ on every device.
+    x = param.real
+    hi = lo = jnp.where(x == x, jnp.uint32(0), jnp.uint32(0))
     sharding = jax.typeof(param).sharding
     for axis, length in enumerate(param.shape):
         i = jax.lax.broadcasted_iota(jnp.uint32, param.shape, axis, out_sharding=sharding)

@@ -4,6 +4,7 @@ What other code makes of it is tested in test_jax_composition.py, and several de
 test_jax_sharding.py.
 """
 
+import contextlib
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ jax = pytest.importorskip("jax", reason="gravity_jax needs jax")
 optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 
 import jax.numpy as jnp  # noqa: E402
+from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 
 import gravity_core  # noqa: E402
 from gravity_core import ErrorBound, coefficients, initial_velocity  # noqa: E402
@@ -363,9 +365,34 @@ def test_maxima_under_vmap(transform):
     assert np.array_equal(transform(nested)(c), abs(c).max(axis=1))
 
 
-def test_small_gradients_of_one_size_share_reductions():
+def a_mesh_of_one():
+    return jax.make_mesh((1,), ("one",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+
+
+def by_the_context(monkeypatch, arrays):
+    return jax.set_mesh(a_mesh_of_one()), arrays
+
+
+def by_their_mesh(monkeypatch, arrays):
+    sharding = NamedSharding(a_mesh_of_one(), PartitionSpec())
+    return contextlib.nullcontext(), [jax.device_put(a, sharding) for a in arrays]
+
+
+def by_the_number_of_devices(monkeypatch, arrays):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    return contextlib.nullcontext(), arrays
+
+
+# How a program under jit is known to be for one device.
+KNOWN = [by_the_context, by_their_mesh, by_the_number_of_devices]
+
+
+@pytest.mark.parametrize("known", KNOWN)
+def test_small_gradients_of_one_size_share_reductions(known, monkeypatch):
     grads = [jnp.ones(shape) for shape in [(12,), (3, 4), (2, 2, 3)] * 4 + [(SMALL + 1,)] * 2]
-    lowered = jax.jit(lambda *g: largest_magnitudes(g, (0,) * len(g))).lower(*grads)
+    context, grads = known(monkeypatch, grads)
+    with context:
+        lowered = jax.jit(lambda *g: largest_magnitudes(g, (0,) * len(g))).lower(*grads)
     assert lowered.as_text().count("stablehlo.reduce(") == 12 / TOGETHER + 2
 
 
@@ -373,13 +400,18 @@ def test_small_gradients_of_one_size_share_reductions():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(2000,), (20_000,), (400, 50), (20, 10, 100)])
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_one_number_that_is_not_finite_reaches_all(transform, shape, dtype, value, at):
+@pytest.mark.parametrize("known", [None, *KNOWN], ids=lambda f: f.__name__ if f else "eager")
+def test_one_number_that_is_not_finite_reaches_all(known, monkeypatch, shape, dtype, value, at):
     g = np.random.default_rng(1).normal(size=math.prod(shape)).astype(np.float32)
     g[at] = value
     transform_ = scale_by_gravity(velocity_std=0.0)
     g = jnp.asarray(g.reshape(shape), dtype)
-    updates, _ = transform(transform_.update)(g, transform_.init(g))
+    if known:
+        context, (g,) = known(monkeypatch, [g])
+        with context:
+            updates, _ = jax.jit(transform_.update)(g, transform_.init(g))
+    else:
+        updates, _ = transform_.update(g, transform_.init(g))
     expected = gravity_core.update(np.asarray(g), np.zeros(shape, g.dtype), 1)
     assert np.array_equal(np.isnan(updates), np.isnan(expected))
     assert not np.any(updates, where=~np.isnan(updates))

@@ -1,6 +1,9 @@
 """gravity_jax under JAX's transformations, inside optax's wrappers, and in other libraries."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -179,6 +182,26 @@ def test_init_under_transformations():
     for i in range(2):
         one = jax.tree.map(lambda x, i=i: x[i], jax.vmap(optimizer.init)(pair))
         assert_same(one, plain)
+
+
+_ENSEMBLES = """
+import jax, jax.numpy as jnp
+from gravity_jax import gravity
+
+for shape in [(3, 4), (2, 3, 4), (3, 70_000)]:
+    optimizer, params = gravity(0.1), jnp.ones(shape)
+    for transform in (lambda f: f, jax.jit):
+        state = transform(jax.vmap(optimizer.init))(params)
+        jax.block_until_ready(transform(jax.vmap(optimizer.update))(params, state, params))
+"""
+
+
+def test_the_compiler_has_nothing_to_say_of_an_ensemble():
+    """Of a program that it cannot simplify it prints an error, and goes on."""
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, "-c", _ENSEMBLES]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_init_of_shapes_outside_jit_is_that_of_arrays():
