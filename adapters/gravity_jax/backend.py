@@ -1,5 +1,6 @@
 """JAX as a backend of ``gravity parity`` (`gravity_core.conformance.protocol`)."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,12 @@ from gravity_jax.transform import gravity
 def versions() -> dict[str, str]:
     """Return the versions of jax and optax."""
     return {"jax": jax.__version__, "optax": optax.__version__}
+
+
+def devices() -> list[str]:
+    """Return the number of devices of each kind."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    return [f"{number} × {kind}" for kind, number in kinds.items()]
 
 
 def dtypes() -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """TensorFlow as a backend of ``gravity parity`` (`gravity_core.conformance.protocol`)."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 
 import keras
@@ -17,6 +18,12 @@ if keras.backend.backend() != "tensorflow":
 def versions() -> dict[str, str]:
     """Return the versions of tensorflow and keras."""
     return {"tensorflow": tf.__version__, "keras": keras.__version__}
+
+
+def devices() -> list[str]:
+    """Return the number of devices of each kind."""
+    kinds = Counter(device.device_type for device in tf.config.list_physical_devices())
+    return [f"{number} × {kind}" for kind, number in kinds.items()]
 
 
 def dtypes() -> tuple[str, ...]:

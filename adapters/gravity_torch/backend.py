@@ -1,6 +1,7 @@
 """PyTorch as a backend of ``gravity parity`` (`gravity_core.conformance.protocol`)."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,15 @@ _OPTIONS = {
 def versions() -> dict[str, str]:
     """Return the version of torch."""
     return {"torch": torch.__version__}
+
+
+def devices() -> list[str]:
+    """Return the CPU with its number of threads, and the accelerators."""
+    kinds = Counter(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
+    if not kinds and torch.accelerator.is_available():
+        kinds[str(torch.accelerator.current_accelerator())] = torch.accelerator.device_count()
+    accelerators = [f"{number} × {kind}" for kind, number in kinds.items()]
+    return [f"cpu with {torch.get_num_threads()} threads", *accelerators]
 
 
 def dtypes() -> tuple[str, ...]:

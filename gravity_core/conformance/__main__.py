@@ -24,8 +24,8 @@ def _main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    # `gravity conform` draws only if it is asked to, and needs no data; nor do the vectors.
-    needs = ("click", "rich") if {"conform", "vectors"} & {*sys.argv[1:2]} else _NEEDS
+    # `gravity conform` draws only if it is asked to, and needs no data; nor do the others.
+    needs = ("click", "rich") if {"conform", "vectors", "versions"} & {*sys.argv[1:2]} else _NEEDS
     for name in needs:
         if importlib.util.find_spec(name) is None:
             needed = "pip install 'gravity-optimizer[cli]'"

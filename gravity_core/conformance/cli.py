@@ -27,6 +27,7 @@ from gravity_core.conformance.page import page
 from gravity_core.conformance.protocol import Kind
 from gravity_core.conformance.vectors import writing
 from gravity_core.conformance.vectors.check import check
+from gravity_core.conformance.versions import versions as lines_of_versions
 
 _FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
@@ -261,6 +262,13 @@ def vectors(out: Path | None, files: tuple[Path, ...]) -> None:
         for line in lines or ["no fault"]:
             click.echo(f"{path}: {line}")
     sys.exit(any(faults.values()))
+
+
+@cli.command()
+def versions() -> None:
+    """Print the versions and devices that a bug report needs."""
+    for line in lines_of_versions():
+        click.echo(line)
 
 
 def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:

@@ -12,6 +12,9 @@ own to keep; arrays that it yields it may reuse for the next step. V₀ is drawn
 raises ModuleNotFoundError for another package, the backend is listed as not installed; any
 other error is reported as its failure. `gravity_core.conformance.numpy_backend` is a
 complete example in fifty lines.
+
+A backend may also have ``devices()``, which returns the names of the devices that it sees;
+``gravity versions`` prints them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

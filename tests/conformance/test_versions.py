@@ -1,0 +1,73 @@
+"""`gravity versions`: one block for a bug report, also where a framework cannot be imported."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import types
+
+import gravity_core
+from gravity_core.conformance import parity, versions
+from gravity_core.conformance.protocol import Mode
+
+PACKAGES = {
+    "numpy": ["numpy", "array-api-compat"],
+    "jax": ["jax", "optax"],
+    "tensorflow": ["tensorflow", "keras"],
+    "torch": ["torch"],
+}
+
+
+def test_it_names_what_is_installed_and_its_devices():
+    command = [sys.executable, "-m", "gravity_core.conformance", "versions"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, python, machine, *rest = done.stdout.splitlines()
+    assert first == f"gravity-optimizer: {gravity_core.__version__}"
+    assert python.startswith(f"python: {platform.python_version()} (")
+    assert machine.startswith("platform: ")
+    lines = dict(line.split(": ", 1) for line in rest)
+    assert lines.keys() >= PACKAGES.keys()
+    for name, packages in PACKAGES.items():
+        try:
+            found = {package: importlib.metadata.version(package) for package in packages}
+        except importlib.metadata.PackageNotFoundError:
+            assert lines[name].startswith("not installed (no ")
+            continue
+        # torch reports its build, 2.13.0+cpu, which is not always in the name of its wheel.
+        assert all(f"{package} {version}" in lines[name] for package, version in found.items())
+        assert name == "numpy" or "cpu" in lines[name].partition(" on ")[2].lower()
+
+
+def a_backend(**functions):
+    return types.SimpleNamespace(
+        versions=lambda: {"mine": "1.2"},
+        dtypes=lambda: ("float32",),
+        modes=lambda: {"eager": Mode("eager")},
+        **functions,
+    )
+
+
+def a_line(monkeypatch, load):
+    """Return the last line where the only backend is what `load` returns."""
+    point = types.SimpleNamespace(name="mine", value="mine", module="mine", load=load)
+    monkeypatch.setattr(parity, "entry_points", lambda: {"mine": point})
+    monkeypatch.setattr(versions, "entry_points", parity.entry_points)
+    return list(versions.versions())[-1]
+
+
+def broken():
+    raise OSError("libcuda.so.1: cannot open\nshared object file")
+
+
+def test_a_backend_need_not_list_devices(monkeypatch):
+    assert a_line(monkeypatch, a_backend) == "mine: mine 1.2"
+
+
+def test_devices_that_cannot_be_listed_are_said(monkeypatch):
+    line = a_line(monkeypatch, lambda: a_backend(devices=broken))
+    assert line.startswith("mine: mine 1.2; its devices cannot be listed: OSError: libcuda.so.1")
+
+
+def test_a_backend_that_cannot_be_imported_is_said(monkeypatch):
+    assert a_line(monkeypatch, broken).startswith("mine: OSError: libcuda.so.1: cannot open")
