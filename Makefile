@@ -2,34 +2,76 @@
 # PYTHON names another Python, PIP_FLAGS passes options to pip (an index of CPU builds, say).
 PYTHON ?= python3
 PIP_FLAGS ?=
+# Which sessions of noxfile.py `make matrix` runs: all.
+MATRIX ?=
 VENV := .venv
-BIN := $(VENV)/bin
-SUPPORTED := (3, 11) <= sys.version_info < (3, 14)
+# What needs no framework of its own: nox, which makes the environments of the matrix, and uv.
+TOOLS := .venv-tools
+ifeq ($(OS),Windows_NT)
+BIN := Scripts
+else
+BIN := bin
+endif
+SUPPORTED := (3, 11) <= sys.version_info < (3, 15)
+INSTALL := python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS)
 
-.PHONY: parity test lint types wheel clean
+.PHONY: parity test lint schemas types wheel dist matrix newest-jax constraints clean
 
 parity: $(VENV)/.installed
-	$(BIN)/python -m gravity_core.conformance parity --out parity
+	$(VENV)/$(BIN)/python -m gravity_core.conformance parity --out parity
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(VENV)/$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(VENV)/.installed
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
+lint: $(VENV)/.installed schemas
+	$(VENV)/$(BIN)/python -m ruff check .
+	$(VENV)/$(BIN)/python -m ruff format --check .
+	$(VENV)/$(BIN)/codespell
+
+# The files that only a code host reads, by its own schemas.
+CHECK := $(VENV)/$(BIN)/check-jsonschema --quiet --builtin-schema
+schemas: $(VENV)/.installed
+	$(CHECK) vendor.github-workflows .github/workflows/*.yml
+	$(CHECK) vendor.dependabot .github/dependabot.yml
+	$(CHECK) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(CHECK) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(CHECK) vendor.citation-file-format CITATION.cff
 
 types: $(VENV)/.installed
-	$(BIN)/python -m mypy
+	$(VENV)/$(BIN)/python -m mypy
+	$(VENV)/$(BIN)/python -m mypy --config-file= --strict --cache-dir .mypy_cache/user tests/typing
 
 wheel: $(VENV)/.installed
-	$(BIN)/python .ci/check_wheel.py
+	$(VENV)/$(BIN)/python .ci/check_wheel.py
 
-# Made anew only when what is to be installed has changed; .venv only if its Python will not do.
+# The files of a release, checked: make dist TAG=v1.2.3
+dist: $(VENV)/.installed
+	$(VENV)/$(BIN)/python .ci/check_wheel.py --keep dist $(if $(TAG),--tag $(TAG))
+
+# Every Python found, each framework, oldest to newest versions; see noxfile.py.
+matrix: $(TOOLS)/.installed
+	$(TOOLS)/$(BIN)/python -m nox $(MATRIX)
+
+newest-jax: $(TOOLS)/.installed
+	$(TOOLS)/$(BIN)/python -m nox --session newest_jax
+
+# The newest releases that go together, for every Python at once.
+constraints: $(TOOLS)/.installed
+	$(TOOLS)/$(BIN)/python -m uv pip compile --quiet --universal --upgrade --prerelease disallow \
+		--no-annotate --no-header --python-version 3.11 --extra dev --group tools \
+		--output-file constraints.txt pyproject.toml
+
+# Made anew only when what is to be installed has changed; only if its Python will not do, whole.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if $(SUPPORTED) else "needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
-	@$(BIN)/python -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) --editable '.[dev]'
+	@$(PYTHON) -c 'import sys; sys.exit(None if $(SUPPORTED) else "needs Python 3.11 to 3.14, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@$(VENV)/$(BIN)/python -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/$(BIN)/$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(TOOLS)/.installed: constraints.txt
+	@$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/$(BIN)/$(INSTALL) nox uv
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist parity
+	rm -rf $(VENV) $(TOOLS) .nox build dist parity

@@ -1,5 +1,10 @@
-"""Build the wheel and the sdist; use the wheel, with no extras, away from the checkout."""
+"""Build the wheel and the sdist; use the wheel, with no extras, away from the checkout.
 
+python .ci/check_wheel.py [--tag v1.2.3] [--keep dist]    for a release: its version, the files
+"""
+
+import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,8 +39,8 @@ def run(*command: object, cwd: Path, **kwargs: object) -> subprocess.CompletedPr
     return subprocess.run([str(c) for c in command], cwd=cwd, check=True, text=True, **kwargs)
 
 
-def main() -> None:
-    """Raise if anything is amiss."""
+def main(tag: str | None, keep: Path | None) -> None:
+    """Raise if anything is amiss; else put what was checked into the folder `keep`."""
     with tempfile.TemporaryDirectory() as folder:
         away = Path(folder)
         dist = away / "dist"
@@ -43,6 +48,9 @@ def main() -> None:
         run(sys.executable, "-m", "build", "--outdir", dist, ROOT, cwd=away)
         (wheel,) = dist.glob("*.whl")
         assert len(list(dist.glob("*.tar.gz"))) == 1
+        if tag is not None:
+            version = wheel.name.split("-")[1]
+            assert tag == f"v{version}", f"the tag is {tag}, and the version {version}"
 
         names = zipfile.ZipFile(wheel).namelist()
         tops = {name.partition("/")[0] for name in names}
@@ -63,8 +71,13 @@ def main() -> None:
         )
         assert told.returncode == 2, told
         assert "pip install 'gravity-optimizer[cli]'" in told.stderr, told
+        if keep is not None:
+            shutil.copytree(dist, keep)
     print("wheel and sdist: all is as it should be")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tag")
+    parser.add_argument("--keep", type=Path)
+    main(**vars(parser.parse_args()))

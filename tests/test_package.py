@@ -24,6 +24,10 @@ PACKAGES = {
 }
 
 
+def read(name):
+    return (Path(__file__).resolve().parent.parent / name).read_text(encoding="utf-8")
+
+
 def imported_with(name):
     """Import `name` in a fresh process; return the top-level modules that came along."""
     code = f"import sys, {name}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
@@ -64,9 +68,26 @@ def test_the_backends_are_entry_points():
     assert {point.name for point in points} >= {"numpy", "torch", "jax", "tensorflow"}
 
 
+def test_every_file_says_the_same_pythons():
+    """3.11 to the newest, in what pip reads, what make refuses, and what the matrices run."""
+    oldest, *others = re.findall(r"Language :: Python :: 3\.(\d+)", read("pyproject.toml"))
+    minors = [int(minor) for minor in (oldest, *others)]
+    assert minors == list(range(minors[0], minors[-1] + 1))
+    assert f'requires-python = ">=3.{oldest}"' in read("pyproject.toml")
+    said = f"3.{oldest} to 3.{minors[-1]}"
+    makefile = read("Makefile")
+    assert f"(3, {oldest}) <= sys.version_info < (3, {minors[-1] + 1})" in makefile
+    assert f"needs Python {said}," in makefile
+    assert f"--python-version 3.{oldest} " in makefile
+    assert f"python3 ({said}" in read("README.md")
+    versions = ", ".join(f'"3.{minor}"' for minor in minors)
+    assert f"PYTHONS = ({versions})" in read("noxfile.py")
+    for workflow in ("ci", "newest"):
+        assert f"python: [{versions}]" in read(f".github/workflows/{workflow}.yml")
+
+
 def test_one_version():
-    root = Path(__file__).resolve().parent.parent
-    cited = re.search(r"^version: (\S+)$", (root / "CITATION.cff").read_text(), re.MULTILINE)
+    cited = re.search(r"^version: (\S+)$", read("CITATION.cff"), re.MULTILINE)
     assert cited[1] == gravity_core.__version__ == importlib.metadata.version("gravity-optimizer")
 
 
