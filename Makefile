@@ -2,10 +2,10 @@
 # PYTHON names another Python, PIP_FLAGS passes options to pip (an index of CPU builds, say).
 PYTHON ?= python3
 PIP_FLAGS ?=
-# Which sessions of noxfile.py `make matrix` runs: all.
+# Options of nox for `make matrix`, such as --tags newest; without any, all sessions run.
 MATRIX ?=
 VENV := .venv
-# What needs no framework of its own: nox, which makes the environments of the matrix, and uv.
+# nox, which makes the environments of the matrix, and uv, which resolves constraints.txt.
 TOOLS := .venv-tools
 ifeq ($(OS),Windows_NT)
 BIN := Scripts
@@ -28,7 +28,7 @@ lint: $(VENV)/.installed schemas
 	$(VENV)/$(BIN)/python -m ruff format --check .
 	$(VENV)/$(BIN)/codespell
 
-# The files that only a code host reads, by its own schemas.
+# Checks the code host's files against the host's schemas.
 CHECK := $(VENV)/$(BIN)/check-jsonschema --quiet --builtin-schema
 schemas: $(VENV)/.installed
 	$(CHECK) vendor.github-workflows .github/workflows/*.yml
@@ -48,20 +48,20 @@ wheel: $(VENV)/.installed
 dist: $(VENV)/.installed
 	$(VENV)/$(BIN)/python .ci/check_wheel.py --keep dist $(if $(TAG),--tag $(TAG))
 
-# Every Python found, each framework, oldest to newest versions; see noxfile.py.
+# Tests every Python found here and each framework, from oldest to newest versions; see noxfile.py.
 matrix: $(TOOLS)/.installed
 	$(TOOLS)/$(BIN)/python -m nox $(MATRIX)
 
 newest-jax: $(TOOLS)/.installed
 	$(TOOLS)/$(BIN)/python -m nox --session newest_jax
 
-# The newest releases that go together, for every Python at once.
+# Pins the newest releases that work together, for all Pythons in one file.
 constraints: $(TOOLS)/.installed
 	$(TOOLS)/$(BIN)/python -m uv pip compile --quiet --universal --upgrade --prerelease disallow \
 		--no-annotate --no-header --python-version 3.11 --extra dev --group tools \
 		--output-file constraints.txt pyproject.toml
 
-# Made anew only when what is to be installed has changed; only if its Python will not do, whole.
+# Reinstalls when the requirements change; starts again only if the Python of .venv is not supported.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if $(SUPPORTED) else "needs Python 3.11 to 3.14, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@$(VENV)/$(BIN)/python -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)

@@ -2,12 +2,12 @@
 
     make matrix                                   all of it, on the Pythons found here
     make matrix MATRIX="--tags newest"            one column; also oldest, pinned
-    make matrix MATRIX="-k 'newest and jax'"      whatever names match
-    make matrix MATRIX=--list                     the names
+    make matrix MATRIX="-k 'newest and jax'"      the sessions whose names match
+    make matrix MATRIX=--list                     the names of all sessions
 
 oldest has the lower bounds of pyproject.toml, exactly, on the oldest Python; pinned has
 constraints.txt; newest is what pip takes today. Each session has one framework and nothing of the
-others. A Python that is neither on PATH nor in pyenv is named and left out.
+others. nox skips a Python that is neither on PATH nor in pyenv, and says so.
 """
 
 import os
@@ -34,7 +34,7 @@ nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 
-# pyenv puts only its chosen versions on PATH, and a stub in place of each other one.
+# pyenv puts the versions that the user chose on PATH, and stubs that fail for all others.
 pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 os.environ["PATH"] = os.pathsep.join([*map(str, pyenv.glob("3.*/bin")), os.environ["PATH"]])
 
@@ -90,7 +90,7 @@ def tests(session: nox.Session, versions: str, framework: str) -> None:
 
 @nox.session(python=next((p for p in reversed(PYTHONS) if shutil.which(f"python{p}")), None))
 def newest_jax(session: nox.Session) -> None:
-    """Run JAX's tests on the newest JAX, on the newest Python found, which decides what it is."""
+    """Run the JAX tests on the newest JAX that the newest Python found here can have."""
     install(session, "newest", "jax")
     session.run("python", "-c", "import gravity_jax")
     session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *JAX_TESTS)
