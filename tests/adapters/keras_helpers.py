@@ -25,6 +25,16 @@ def velocities(optimizer):
     return [v for v in optimizer.variables if v.path.endswith("_velocity")]
 
 
+def keras_without(name, delete=delattr):
+    """Take a method of the base class away, as a release of Keras might."""
+    import keras
+
+    for kind in keras.optimizers.Optimizer.__mro__:
+        if name in vars(kind):
+            delete(kind, name)
+    assert not hasattr(keras.optimizers.Optimizer, name)
+
+
 def make_variables(values, names=None):
     import keras
 
