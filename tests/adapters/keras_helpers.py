@@ -53,9 +53,11 @@ def applying(optimizer, variables):
         return [ops.convert_to_tensor(g) for g in gradients]
 
     optimizer.build(variables)
-    jax = keras.backend.backend() == "jax"
-    if not (jax and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)):
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return lambda gradients: optimizer.apply(tensors(gradients))
+    if keras.backend.backend() != "jax":
+        # Without the variables it skips every step of Keras 3.10 on torch.
+        return lambda gradients: optimizer.apply(tensors(gradients), variables)
 
     def apply(gradients):  # the one way that Keras has for it on JAX
         state, weights = ([v.value for v in vs] for vs in (optimizer.variables, variables))
