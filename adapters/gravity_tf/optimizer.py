@@ -14,6 +14,7 @@ float64 variables; on TensorFlow its schedules compute in float32 whatever float
 import contextlib
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -151,12 +152,15 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             super().build(variables)
             self._velocities: list[Any] = [
                 None
-                if self._overwrite_variable_with_gradient(variable)
+                if getattr(variable, "overwrite_with_gradient", False)
                 else self.add_variable_from_reference(
                     variable, name="velocity", initializer=self._initializer(index)
                 )
                 for index, variable in enumerate(variables)
             ]
+        # Keras's example of an optimizer has this method, but its name promises nothing.
+        if not hasattr(self, "_get_variable_index"):
+            self._get_variable_index = _positions(variables)
 
     def _initializer(self, index: int) -> Any:
         def draw(shape: tuple[int, ...], dtype: Any = None) -> Any:
@@ -176,7 +180,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
-        variables = trainable_variables or self._trainable_variables
+        # Keras keeps its list of variables private; the velocities have the same shapes.
+        variables = trainable_variables or (self._velocities if self.built else [])
         if tf:
             # V moves in the rows without a gradient, too, and duplicate rows count as their sum.
             # What one list has more than the other is kept for the base class: it raises where the
@@ -248,9 +253,22 @@ def _wide(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
+def _positions(variables: list[Any]) -> Callable[[Any], int]:
+    """Return what finds the position of one of these variables."""
+    positions: dict[int, int] = {}
+    for position, variable in enumerate(variables):
+        every = [variable]
+        if tf:
+            # Keras passes TensorFlow's variable in place of its own, and each replica its own part.
+            value = variable.value if isinstance(variable, keras.Variable) else variable
+            every += [value, *tf.distribute.get_strategy().experimental_local_results(value)]
+        positions |= dict.fromkeys(map(id, every), position)
+    return lambda variable: positions[id(variable)]
+
+
 def _dense(gradient: Any, variable: Any) -> Any:
     """Return the tensor that a gradient of TensorFlow stands for."""
-    if not isinstance(gradient, tf.IndexedSlices):
+    if variable is None or not isinstance(gradient, tf.IndexedSlices):
         return gradient
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
 

@@ -32,13 +32,14 @@ def export_state(optimizer: Gravity) -> State:
     """
     every = optimizer.gradient_accumulation_steps or 1
     velocities = _velocities(optimizer)
-    if rest := int(optimizer._iterations) % every:
+    count, rest = divmod(int(_variable(optimizer, "iteration")), every)
+    if rest:
         raise ValueError(
             f"optimizer must stand between two updates, got {rest} of {every} gradients accumulated"
         )
     names = ("alpha", "beta", "velocity_std", "seed", "first_step")
     return State(
-        int(optimizer._iterations) // every,
+        count,
         [ops.convert_to_numpy(ops.cast(v, _held(v))) for v in velocities],
         {
             "learning_rate": hp.as_float(ops.convert_to_numpy(optimizer.learning_rate)),
@@ -72,12 +73,13 @@ def import_state(optimizer: Gravity, state: State) -> None:
     """
     velocities = _velocities(optimizer)
     every = optimizer.gradient_accumulation_steps or 1
-    largest = int(np.iinfo(_name(optimizer._iterations)).max) // every
+    iteration = _variable(optimizer, "iteration")
+    largest = int(np.iinfo(_name(iteration)).max) // every
     state.check([(tuple(v.shape), _name(v)) for v in velocities], largest_t=largest)
     count = state.count
     values = dict(state.hyperparameters)
     learning_rate = values.pop("learning_rate")
-    if isinstance(optimizer._learning_rate, keras.Variable):
+    if _variable(optimizer, "learning_rate") is not None:  # neither a schedule nor a callable
         optimizer.learning_rate = learning_rate
     # Keras says None for no weight decay.
     optimizer.weight_decay = values.pop("weight_decay") or None
@@ -85,15 +87,21 @@ def import_state(optimizer: Gravity, state: State) -> None:
         setattr(optimizer, name, value)
     for own, v in zip(velocities, state.velocities, strict=True):
         own.assign(ops.cast(ops.convert_to_tensor(v), own.dtype))
-    optimizer._iterations.assign(count * every)
-    for accumulated in getattr(optimizer, "_accumulated_gradients", ()):
-        accumulated.assign(ops.zeros_like(accumulated))
+    iteration.assign(count * every)
+    for variable in optimizer.variables:
+        if variable.name.endswith("_gradient_accumulator"):
+            variable.assign(ops.zeros_like(variable))
 
 
 def _velocities(optimizer: Gravity) -> list[Any]:
     if not optimizer.built:
         raise ValueError("optimizer must be built: call optimizer.build(variables) first")
     return [v for v in optimizer._velocities if v is not None]
+
+
+def _variable(optimizer: Gravity, name: str) -> Any:
+    """Return the base class's variable of that name, which no public attribute holds, or None."""
+    return next((v for v in optimizer.variables if v.name == name), None)
 
 
 def _name(v: Any) -> str:

@@ -25,6 +25,16 @@ def velocities(optimizer):
     return [v for v in optimizer.variables if v.path.endswith("_velocity")]
 
 
+def keras_without(name, delete=delattr):
+    """Take a method of the base class away, as a release of Keras might."""
+    import keras
+
+    for kind in keras.optimizers.Optimizer.__mro__:
+        if name in vars(kind):
+            delete(kind, name)
+    assert not hasattr(keras.optimizers.Optimizer, name)
+
+
 def make_variables(values, names=None):
     import keras
 
@@ -43,9 +53,11 @@ def applying(optimizer, variables):
         return [ops.convert_to_tensor(g) for g in gradients]
 
     optimizer.build(variables)
-    jax = keras.backend.backend() == "jax"
-    if not (jax and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)):
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return lambda gradients: optimizer.apply(tensors(gradients))
+    if keras.backend.backend() != "jax":
+        # Without the variables it skips every step of Keras 3.10 on torch.
+        return lambda gradients: optimizer.apply(tensors(gradients), variables)
 
     def apply(gradients):  # the one way that Keras has for it on JAX
         state, weights = ([v.value for v in vs] for vs in (optimizer.variables, variables))

@@ -382,12 +382,17 @@ def test_keras_counts_updates_and_not_gradients(keras):
     optimizer.apply([gradient])
     with pytest.raises(ValueError, match=r"between two updates, got 1 of 3 gradients accumulated"):
         export_state(optimizer)
-    import_state(optimizer, State(7, [np.zeros(2, np.float32)]))
+    state, reference = State(7, [np.zeros(2, np.float32)]), Gravity()
+    import_state(optimizer, state)
     assert int(optimizer.iterations) == 7
     before = np.array(w.numpy())
     optimizer.apply([gradient])  # what was accumulated is gone, and this is the first of three
     assert np.array_equal(w.numpy(), before)
-    assert export_state_after(optimizer, gradient, 2).t == 8
+    after = [before.copy()]
+    reference.import_state(state, after)
+    reference.step(after, [np.ones(2, np.float32)])
+    assert same(export_state_after(optimizer, gradient, 2), reference.export_state())
+    assert np.array_equal(w.numpy(), after[0])
 
 
 def export_state_after(optimizer, gradient, times):
@@ -398,12 +403,17 @@ def export_state_after(optimizer, gradient, times):
     return export_state(optimizer)
 
 
-def test_keras_keeps_its_schedule(keras):
+@pytest.mark.parametrize("kind", ["schedule", "callable", "assigned"])
+def test_keras_keeps_its_schedule(keras, kind):
     from gravity_tf import Gravity as Keras
     from gravity_tf import export_state, import_state
 
-    schedule = keras.optimizers.schedules.PolynomialDecay(0.5, 8, end_learning_rate=0.0)
-    optimizer = Keras(schedule)
+    rate = keras.optimizers.schedules.PolynomialDecay(0.5, 8, end_learning_rate=0.0)
+    if kind == "callable":
+        variable = keras.Variable(0.25)
+        rate = lambda: variable  # noqa: E731
+    optimizer = Keras(0.5 if kind == "assigned" else rate)
+    optimizer.learning_rate = rate
     optimizer.build([keras.Variable(np.ones(2, np.float32))])
     state = State(4, [np.ones(2, np.float32)], {"weight_decay": 0.1, "first_step": 0, "beta": 0.5})
     import_state(optimizer, state)

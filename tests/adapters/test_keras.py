@@ -3,11 +3,13 @@
 `test_keras_backends.py` runs this file on the other backends.
 """
 
+import ast
 import copy
 import inspect
 import pickle
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ keras = pytest.importorskip("keras", reason="gravity_tf needs keras")
 from keras import ops  # noqa: E402
 
 import gravity_core  # noqa: E402
+import gravity_tf  # noqa: E402
 from gravity_core import ErrorBound, initial_velocity  # noqa: E402
 from gravity_core.conformance.digits import digits_task, loss_and_gradients  # noqa: E402
 from gravity_tf import Gravity  # noqa: E402
@@ -26,6 +29,7 @@ from tests.adapters.keras_helpers import (  # noqa: E402
     applying,
     arrays,
     graded,
+    keras_without,
     make_variables,
     to_numpy,
     velocities,
@@ -716,3 +720,38 @@ def test_bad_values_of_a_schedule(rate):
 def test_an_unknown_argument_is_refused():
     with pytest.raises(ValueError, match="momentum"):
         Gravity(momentum=0.9)
+
+
+# Names that Keras keeps for itself
+
+
+def test_private_names_are_its_own():
+    """A private name of Keras may go with any release; a guard has the one that is used."""
+    optimizer = keras.optimizers.Optimizer(0.1, use_ema=True, gradient_accumulation_steps=2)
+    optimizer.build(make_variables(arrays(0)))
+    used, own = set(), set()
+    for file in Path(gravity_tf.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                (own if isinstance(node.ctx, ast.Store) else used).add(node.attr)
+            elif isinstance(node, ast.FunctionDef):
+                own.add(node.name)
+    private = {name for name in used | own if re.match(r"_(?!_)", name)}
+    assert private <= own
+    assert "_velocities" in private
+    assert private & set(dir(optimizer)) <= {"_get_variable_index"}
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_finds_its_variables_where_keras_does_not(options, monkeypatch):
+    def trained():
+        variables, optimizer = make_variables(arrays(0)), Gravity(**options)
+        optimizer.build(variables)
+        for number in range(1, 5):
+            gradients = [ops.convert_to_tensor(g) for g in arrays(number)]
+            optimizer.apply(gradients[::-1], variables[::-1])
+        return [*variables, *velocities(optimizer)]
+
+    expected = trained()
+    keras_without("_get_variable_index", monkeypatch.delattr)
+    assert_same(trained(), expected)

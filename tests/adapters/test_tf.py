@@ -20,6 +20,7 @@ from tests.adapters.keras_helpers import (  # noqa: E402
     SHAPES,
     arrays,
     graded,
+    keras_without,
     make_variables,
     to_numpy,
     velocities,
@@ -214,8 +215,11 @@ def test_built_in_a_function_it_steps_like_one_built_before(mode):
     assert_same(trained(build=True), trained(build=False))
 
 
-def test_variables_of_tensorflow():
+@pytest.mark.parametrize("missing", [(), ("_get_variable_index",)], ids=str)
+def test_variables_of_tensorflow(missing, monkeypatch):
     """Not Keras's: a tf.Variable has a handle and no path."""
+    for name in missing:
+        keras_without(name, monkeypatch.delattr)
     weights = arrays(0)
     plain, wrapped = [tf.Variable(w) for w in weights], make_variables(weights)
     for variables in (plain, wrapped):
