@@ -90,8 +90,9 @@ def _update_all(
 def _max_abs(grad: Tensor) -> Tensor:
     # By halves, which meet or share an element: half as many maxima that wait for the one before.
     n = (grad.numel() + 1) // 2
-    largest = torch.maximum(grad[:n].abs(), grad[-n:].abs()).amax()
-    return largest.to(torch.promote_types(grad.dtype, torch.float32))
+    # Wide, because torch 2.7 cannot compile such operations on half types with emulated casts.
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    return torch.maximum(wide[:n].abs(), wide[-n:].abs()).amax()
 
 
 @functools.cache
