@@ -167,7 +167,10 @@ def test_a_compiler_that_does_not_know_init_group(monkeypatch):
 
     monkeypatch.setattr(OptimizerVariable, "call_method", call_method)
     torch._dynamo.reset()
-    check(gravity_torch, lambda optimizer: torch.compile(optimizer.step, backend="aot_eager"))
+    try:
+        check(gravity_torch, lambda optimizer: torch.compile(optimizer.step, backend="aot_eager"))
+    finally:
+        torch._dynamo.reset()  # lest later graphs end where these did
     assert followed
 
 
