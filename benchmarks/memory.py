@@ -1,6 +1,9 @@
 """The peak of extra memory that a torch step needs, from the allocator's own record."""
 
+import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -18,8 +21,12 @@ def peak_extra_bytes(step: Callable[[], Any]) -> int:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as record:
         step()
-    events = record.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    # Through a file, because the record itself has each change in private attributes only.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        record.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [(e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]"]
     live = peak = 0
     for _, change in sorted(changes, key=lambda item: item[0]):
         live += change

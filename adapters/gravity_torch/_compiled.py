@@ -40,6 +40,9 @@ def compiled(items: list[Item], options: Options, others: Callable[..., None]) -
             batches[kind].append((p, grad, velocity, t, max_abs))
     decays = options.weight_decay is not None
     for kind, alike in batches.items():
+        if _compiled_update(*kind, decays, options.maximize) is None:
+            rest += alike
+            continue
         _compile_for_all_shapes(*kind, decays, options.maximize, torch.get_num_threads())
         for i in range(0, len(alike), BATCH):
             _update_batch(alike[i : i + BATCH], options)
@@ -87,17 +90,23 @@ def _update_all(
 def _max_abs(grad: Tensor) -> Tensor:
     # By halves, which meet or share an element: half as many maxima that wait for the one before.
     n = (grad.numel() + 1) // 2
-    largest = torch.maximum(grad[:n].abs(), grad[-n:].abs()).amax()
-    return largest.to(torch.promote_types(grad.dtype, torch.float32))
+    # Wide, because torch 2.7 cannot compile such operations on half types with emulated casts.
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    return torch.maximum(wide[:n].abs(), wide[-n:].abs()).amax()
 
 
 @functools.cache
-def _compiled_update(*kind: Any) -> Callable[..., None]:
+def _compiled_update(device: torch.device, dtype: torch.dtype, *kind: Any) -> Any:
+    """Return the compiled update of a kind of tensors, or None if torch cannot do it rightly."""
     # Of a code object torch keeps eight graphs, and then compiles no more: one for each kind.
     code = _update_all.__code__.replace()
     function = types.FunctionType(code, _update_all.__globals__)
     # Without emulated casts V would be rounded to half precision in memory, but not for W.
-    return torch.compile(function, dynamic=True, options={"emulate_precision_casts": True})
+    try:
+        return torch.compile(function, dynamic=True, options={"emulate_precision_casts": True})
+    except RuntimeError:  # the option's name is the compiler's own, and no promise of torch's
+        wide = dtype in (torch.float32, torch.float64)
+        return torch.compile(function, dynamic=True) if wide else None
 
 
 @torch.inference_mode(False)  # they are kept, and a graph would be made anew for the others

@@ -63,10 +63,20 @@ def flat(item: Item) -> list[Tensor] | None:
     p, grad, velocity, *_ = item
     if p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
         return [p.view(-1), grad.view(-1), velocity.view(-1)]
-    dense = torch.ops.aten.is_non_overlapping_and_dense.default
-    if p.stride() == grad.stride() == velocity.stride() and dense(p):
+    if p.stride() == grad.stride() == velocity.stride() and is_dense(p):
         return [x.as_strided((x.numel(),), (1,)) for x in (p, grad, velocity)]
     return None
+
+
+def is_dense(x: Tensor) -> bool:
+    """Return whether the elements fill one piece of memory, each a place of its own."""
+    size = 1
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length != 1:
+            if stride != size:
+                return False
+            size *= length
+    return True
 
 
 def without_autocast(join: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:

@@ -5,14 +5,14 @@ trip bit for bit; bad arguments, states and sparse gradients are refused before 
 has moved; gradients are never written to. The plain loop gives the bits of the NumPy reference.
 """
 
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
@@ -22,6 +22,9 @@ from gravity_torch._items import items_of
 from gravity_torch._loop import Item, Options, for_loop
 from gravity_torch._state_checks import check_shapes, check_state, counter, translated
 from gravity_torch._velocity import initial_velocity
+
+# Parameters, groups or named parameters, as torch's own optimizers take them.
+Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 _NAMES = {"learning_rate": "lr"}
 _CHECKED = ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")
@@ -39,6 +42,23 @@ _DEFAULTS = {
     "differentiable": False,
     "fused": None,
 }
+
+
+def _with_grad_if_differentiable(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a step record gradients only if `differentiable`, whatever its caller's mode is."""
+    try:  # private to torch; adds that the graphs of torch.compile begin and end at a step
+        from torch.optim.optimizer import _use_grad_for_differentiable
+    except ImportError:
+        pass
+    else:
+        return _use_grad_for_differentiable(step)
+
+    @functools.wraps(step)
+    def in_its_mode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return step(self, *args, **kwargs)
+
+    return in_its_mode
 
 
 class Gravity(torch.optim.Optimizer):
@@ -103,7 +123,7 @@ class Gravity(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         lr: float | Tensor = hp.LEARNING_RATE,
         alpha: float = hp.ALPHA,
         beta: float = hp.BETA,
@@ -204,7 +224,7 @@ class Gravity(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @_use_grad_for_differentiable
+    @_with_grad_if_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Perform one optimization step.
 
@@ -277,7 +297,10 @@ class Gravity(torch.optim.Optimizer):
         return number
 
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
-        velocity = first_velocity(p, group, index)
+        draw = first_velocity
+        if torch.compiler.is_compiling():  # what draws V₀ cannot be traced
+            draw = torch.compiler.disable(draw)
+        velocity = draw(p, group, index)
         state: dict[str, Any] = self.state[p]
         state.update(step=counter(0.0, p, group), velocity=velocity)
         return state
@@ -382,6 +405,18 @@ def _package(frame: FrameType) -> str:
 
 
 def _check_capture(optimizer: Gravity) -> None:
-    # Of torch itself, whose later versions deprecate the first name, under which others have it.
-    check = getattr(optimizer, "_accelerator_graph_capture_health_check", None)
-    (check or optimizer._cuda_graph_capture_health_check)()
+    """Refuse a step in a CUDA graph that would not be replayed rightly."""
+    # Private to torch, whose later versions deprecate the second name, under which others have it.
+    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+        if check := getattr(optimizer, name, None):
+            check()
+            return
+    # The error of it, which is of consequence; its advice on capturable=True is not.
+    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return
+    capturable = all(group["capturable"] for group in optimizer.param_groups)
+    if torch.cuda.is_current_stream_capturing() and not capturable:
+        raise RuntimeError(
+            "Attempting CUDA graph capture of step() for an instance of "
+            f"{type(optimizer).__name__} but param_groups' capturable is False."
+        )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_torch  # noqa: E402
-from gravity_torch import _compiled, _fast, _gathered  # noqa: E402
+from gravity_torch import _compiled, _fast, _gathered, _loop  # noqa: E402
 from tests.adapters.torch_reference import (  # noqa: E402
     Reference,
     cleared_graphs,
@@ -242,3 +242,19 @@ def test_every_kind_of_tensors_has_a_graph_of_its_own(monkeypatch):
                 check("fused", [group], STEPS[:2])
             counts.append(counter.frame_count)
     assert counts == [12, 12]
+
+
+@given(st.permutations(range(4)), st.lists(st.sampled_from([0, 1, 2, 3]), min_size=4, max_size=4))
+@example([2, 0, 3, 1], [3, 3, 1, 3])
+@example([2, 0, 3, 1], [3, 3, 2, 3])
+def test_dense_is_what_torch_keeps_the_strides_of(order, cuts):
+    """0 to 2: the dimension is expanded, is cut to one element, is cut to every other one."""
+    x = torch.empty(2, 3, 4, 5).permute(order)
+    for dim, cut in enumerate(cuts):
+        if cut == 0:
+            x = x.narrow(dim, 0, 1).expand(*(2 if d == dim else -1 for d in range(4)))
+        elif cut < 3:
+            cut_off = slice(1) if cut == 1 else slice(None, None, 2)
+            x = x[(slice(None),) * dim + (cut_off,)]
+    kept = torch.empty_like(x, memory_format=torch.preserve_format).stride() == x.stride()
+    assert _loop.is_dense(x) == (kept or x.is_contiguous())
