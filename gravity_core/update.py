@@ -58,8 +58,8 @@ def max_step_grad(grad: Array, *, xp: Any = None) -> Array:
     Args, errors: as in `max_abs_grad`.
 
     Returns:
-        m, a 0-d array; inf for a gradient of zeros. It has the unit of 1/G, so Gravity is
-        not invariant under a scaling of the loss.
+        m, a 0-d array; inf where 1 / max|G| overflows, as for a gradient of zeros. It has the unit
+        of 1/G, so Gravity is not invariant under a scaling of the loss.
 
     Source: arXiv 2101.09192, "max-step gradient".
 
@@ -69,7 +69,9 @@ def max_step_grad(grad: Array, *, xp: Any = None) -> Array:
         0.25
     """
     xp = _arrays.namespace(xp, grad=grad)
-    with _arrays.quiet(xp, divide="ignore"):  # m = inf: every step is below the largest one
+    with _arrays.quiet(
+        xp, divide="ignore", over="ignore"
+    ):  # m = inf: all steps are below the largest
         return 1.0 / max_abs_grad(grad, xp=xp)
 
 

@@ -321,6 +321,12 @@ def test_max_step_grad(backend, dtype, data):
             assert m == 1 / max_abs
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_max_step_grad_of_a_subnormal_gradient_is_silently_infinite(dtype):
+    g = np.full(3, np.finfo(dtype).smallest_subnormal)
+    assert max_step_grad(g) == np.inf
+
+
 def update_by_parts(g, v, *, xp):
     largest = max_abs_grad(g, xp=xp)
     return tuple(update(g[a:b], v[a:b], 1, max_abs=largest, xp=xp) for a, b in ((0, 5), (5, 17)))

@@ -165,7 +165,10 @@ def unknown_names(text: str) -> list[str]:
 
 
 def is_there(module: str) -> bool:
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # the package that the module is in
+        return False
     return spec is not None and spec.origin is not None  # None: a folder without code
 
 
