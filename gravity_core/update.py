@@ -69,9 +69,7 @@ def max_step_grad(grad: Array, *, xp: Any = None) -> Array:
         0.25
     """
     xp = _arrays.namespace(xp, grad=grad)
-    with _arrays.quiet(
-        xp, divide="ignore", over="ignore"
-    ):  # m = inf: all steps are below the largest
+    with _arrays.quiet(xp, divide="ignore", over="ignore"):  # m = inf, see above
         return 1.0 / max_abs_grad(grad, xp=xp)
 
 

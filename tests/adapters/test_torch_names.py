@@ -170,7 +170,7 @@ def test_a_compiler_that_does_not_know_init_group(monkeypatch):
     try:
         check(gravity_torch, lambda optimizer: torch.compile(optimizer.step, backend="aot_eager"))
     finally:
-        torch._dynamo.reset()  # lest later graphs end where these did
+        torch._dynamo.reset()  # otherwise later graphs would end where these did
     assert followed
 
 
