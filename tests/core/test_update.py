@@ -367,7 +367,9 @@ def test_a_stack_of_tensors_is_the_tensors_apart(backend, dtype, leading, data):
 def test_max_abs_grad(backend, dtype, data):
     backend.load()
     g = data.draw(tensors((17,), dtype))
-    assert backend.call(max_abs_grad, g) == np.abs(g).max()
+    found, expected = backend.call(max_abs_grad, g), np.abs(g).max()
+    flushed = backend.flushes and found == 0 and expected < np.finfo(dtype).smallest_normal
+    assert found == expected or flushed
 
 
 @on_backends
