@@ -18,7 +18,7 @@ INSTALL := python -m pip install --quiet --constraint constraints.txt $(PIP_FLAG
 .PHONY: parity test lint schemas types wheel dist matrix newest-jax constraints clean
 
 parity: $(VENV)/.installed
-	$(VENV)/$(BIN)/python -m gravity_core.conformance parity --out parity
+	$(VENV)/$(BIN)/python -m gravity_conformance parity --out parity
 
 test: $(VENV)/.installed
 	$(VENV)/$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -18,7 +18,7 @@ USE = """
 import sys
 import numpy as np
 import gravity_core
-from gravity_core.conformance.vectors import load_vectors
+from gravity_conformance.vectors import load_vectors
 
 w = np.asarray([1.0, -2.0])
 optimizer = gravity_core.Gravity()
@@ -31,7 +31,7 @@ assert not found & {"torch", "jax", "optax", "tensorflow", "keras", "click", "sk
 print("gravity-optimizer", gravity_core.__version__, "from its wheel: one update", w)
 """
 
-PACKAGES = ("gravity_core", "gravity_torch", "gravity_jax", "gravity_tf")
+PACKAGES = ("gravity_core", "gravity_conformance", "gravity_torch", "gravity_jax", "gravity_tf")
 
 
 def run(*command: object, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -57,7 +57,7 @@ def main(tag: str | None, keep: Path | None) -> None:
         assert {t for t in tops if not t.endswith(".dist-info")} == set(PACKAGES), tops
         for package in PACKAGES:
             assert f"{package}/py.typed" in names, package
-        vectors = ROOT / "gravity_core" / "conformance" / "vectors"
+        vectors = ROOT / "gravity_conformance" / "vectors"
         for path in (*vectors.glob("*.json"), vectors / "README.md"):
             assert path.relative_to(ROOT).as_posix() in names, path
 

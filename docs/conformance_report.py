@@ -6,8 +6,8 @@ python docs/conformance_report.py
 import re
 from pathlib import Path
 
-from gravity_core.conformance.conform.report import markdown
-from gravity_core.conformance.conform.runner import conform
+from gravity_conformance.conform.report import markdown
+from gravity_conformance.conform.runner import conform
 
 PAGE = Path(__file__).with_name("conformance.md")
 SPEC = "pytorch_optimizer:Gravity"

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gravity_core.conformance.parity import Report
-from gravity_core.conformance.report import markdown
+from gravity_conformance.parity.report import markdown
+from gravity_conformance.parity.run import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -25,6 +25,16 @@ BETA = 0.9
 WEIGHT_DECAY = 0.0
 SEED = 0
 FIRST_STEP = 1
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": LEARNING_RATE,
+    "alpha": ALPHA,
+    "beta": BETA,
+    "weight_decay": WEIGHT_DECAY,
+    "velocity_std": None,
+    "seed": SEED,
+    "first_step": FIRST_STEP,
+}
+"""Every hyper-parameter that the frameworks share, by name."""
 
 NORMAL_LEVELS = 65_536
 """How many values z in V₀ = σ z has: Φ⁻¹((k + ½) / 65 536)."""

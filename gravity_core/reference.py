@@ -210,7 +210,7 @@ class Gravity:
             (1, True)
         """
         if self.velocity is None:
-            raise ValueError("velocity must be there, by init(params) or step, got None")
+            raise ValueError("no velocity to export yet: call init(params) or step() first")
         return State(self.count, self.velocity, self._hyperparameters())
 
     def import_state(self, state: State, params: Sequence[np.ndarray]) -> None:
@@ -231,8 +231,7 @@ class Gravity:
         self.velocity, self.count = [v.astype(w.dtype) for v, w in pairs], count
 
     def _hyperparameters(self) -> dict[str, Any]:
-        names = ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std")
-        return {name: getattr(self, name) for name in (*names, "seed", "first_step")}
+        return {name: getattr(self, name) for name in hp.DEFAULTS}
 
     def _check(self, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> None:
         if len(params) != len(grads):

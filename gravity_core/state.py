@@ -25,15 +25,6 @@ from gravity_core._json import loads
 
 _FORMAT, _VERSION = "gravity-state", 1
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
-_DEFAULTS = {
-    "learning_rate": hp.LEARNING_RATE,
-    "alpha": hp.ALPHA,
-    "beta": hp.BETA,
-    "weight_decay": hp.WEIGHT_DECAY,
-    "velocity_std": None,
-    "seed": hp.SEED,
-    "first_step": hp.FIRST_STEP,
-}
 
 
 class State:
@@ -233,9 +224,9 @@ def _checked_velocity(field: str, v: np.ndarray, name: Any) -> np.ndarray:
 
 
 def _checked_hyperparameters(values: Mapping[str, Any]) -> dict[str, Any]:
-    if unknown := [name for name in values if name not in _DEFAULTS]:
-        raise TypeError(f"hyperparameters must be of {', '.join(_DEFAULTS)}, got {unknown[0]!r}")
-    given = _DEFAULTS | dict(values)
+    if unknown := [name for name in values if name not in hp.DEFAULTS]:
+        raise TypeError(f"hyperparameters must be of {', '.join(hp.DEFAULTS)}, got {unknown[0]!r}")
+    given = hp.DEFAULTS | dict(values)
     hp.validate(**given)
     given["velocity_std"] = hp.velocity_std(
         given["learning_rate"], given["alpha"], given["velocity_std"], stacklevel=4
@@ -271,7 +262,7 @@ def _checked_header(array: np.ndarray | None) -> dict[str, Any]:
     for field, kind in (("t", (int, list)), ("dtypes", list), ("hyperparameters", dict)):
         if not isinstance(header.get(field), kind):
             raise ValueError(f"{field} must be in the header, got {header.get(field)!r}")
-    if missing := [name for name in _DEFAULTS if name not in header["hyperparameters"]]:
+    if missing := [name for name in hp.DEFAULTS if name not in header["hyperparameters"]]:
         raise ValueError(f"hyperparameters must have {missing[0]}, got {header['hyperparameters']}")
     return header
 

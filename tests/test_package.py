@@ -17,7 +17,7 @@ FRAMEWORKS = {"torch", "jax", "optax", "tensorflow", "keras"}
 # imports jax where it is installed).
 PACKAGES = {
     "gravity_core": "numpy",
-    "gravity_core.conformance.parity": "numpy",
+    "gravity_conformance.parity.run": "numpy",
     "gravity_torch": "torch",
     "gravity_jax": "optax",
     "gravity_tf": "keras",
@@ -91,7 +91,16 @@ def test_one_version():
     assert cited[1] == gravity_core.__version__ == importlib.metadata.version("gravity-optimizer")
 
 
-@pytest.mark.parametrize("name", ["gravity_core", "gravity_torch", "gravity_jax", "gravity_tf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gravity_core",
+        "gravity_conformance",
+        "gravity_torch",
+        "gravity_jax",
+        "gravity_tf",
+    ],
+)
 def test_packages_are_typed(name):
     # By the spec, so that no framework is imported.
     spec = importlib.util.find_spec(name)

@@ -1,4 +1,4 @@
-"""JAX as a backend of ``gravity parity`` (`gravity_core.conformance.protocol`)."""
+"""JAX as a backend of ``gravity parity`` (`gravity_conformance.protocol`)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gravity_core.conformance.protocol import Mode, Replay, Step, Task, Training
+from gravity_conformance.protocol import Mode, Replay, Step, Task, Training
 from gravity_jax.transform import gravity
 
 

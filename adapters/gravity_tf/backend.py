@@ -1,4 +1,4 @@
-"""TensorFlow as a backend of ``gravity parity`` (`gravity_core.conformance.protocol`)."""
+"""TensorFlow as a backend of ``gravity parity`` (`gravity_conformance.protocol`)."""
 
 import contextlib
 from collections import Counter
@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gravity_core.conformance.protocol import Mode, Replay, Step, Task, Training
+from gravity_conformance.protocol import Mode, Replay, Step, Task, Training
 from gravity_tf.optimizer import Gravity
 
 if keras.backend.backend() != "tensorflow":

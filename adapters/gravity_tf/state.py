@@ -37,14 +37,14 @@ def export_state(optimizer: Gravity) -> State:
         raise ValueError(
             f"optimizer must stand between two updates, got {rest} of {every} gradients accumulated"
         )
-    names = ("alpha", "beta", "velocity_std", "seed", "first_step")
+    values = {name: getattr(optimizer, name) for name in hp.DEFAULTS}
     return State(
         count,
         [ops.convert_to_numpy(ops.cast(v, _held(v))) for v in velocities],
-        {
+        values
+        | {
             "learning_rate": hp.as_float(ops.convert_to_numpy(optimizer.learning_rate)),
-            "weight_decay": optimizer.weight_decay or 0.0,
-            **{name: getattr(optimizer, name) for name in names},
+            "weight_decay": optimizer.weight_decay or 0.0,  # Keras says None for none
         },
         dtypes=[_name(v) for v in velocities],
     )

@@ -135,7 +135,7 @@ def _compile_for_all_shapes(
     maximize: bool,
     threads: int,
 ) -> None:
-    # The first call decides: no two of a size, for sizes that are equal in it would have to be so
-    # ever after; and large, so that the code is made for several threads.
+    # Give every tensor a different size: sizes that are equal in the first call would be compiled
+    # as always equal. Make them large, so that the code is compiled for several threads.
     items = _zeros(2**16, device, dtype, alone)
     _update_batch(items, Options(0.0, 0.0, 0.0 if decays else None, maximize))

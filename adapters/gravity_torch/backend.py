@@ -1,4 +1,4 @@
-"""PyTorch as a backend of ``gravity parity`` (`gravity_core.conformance.protocol`)."""
+"""PyTorch as a backend of ``gravity parity`` (`gravity_conformance.protocol`)."""
 
 import shutil
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gravity_core.conformance.protocol import Mode, Replay, Step, Task, Training
+from gravity_conformance.protocol import Mode, Replay, Step, Task, Training
 from gravity_torch.optimizer import Gravity
 
 _OPTIONS = {

@@ -26,16 +26,10 @@ from gravity_torch._velocity import initial_velocity
 # Parameters, groups or named parameters, as torch's own optimizers take them.
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
-_NAMES = {"learning_rate": "lr"}
-_CHECKED = ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")
+# The name of each hyper-parameter in torch.
+NAMES = {name: "lr" if name == "learning_rate" else name for name in hp.DEFAULTS}
 _DEFAULTS = {
-    "lr": hp.LEARNING_RATE,
-    "alpha": hp.ALPHA,
-    "beta": hp.BETA,
-    "weight_decay": hp.WEIGHT_DECAY,
-    "velocity_std": None,
-    "seed": hp.SEED,
-    "first_step": hp.FIRST_STEP,
+    **{NAMES[name]: value for name, value in hp.DEFAULTS.items()},
     "foreach": None,
     "maximize": False,
     "capturable": False,
@@ -213,7 +207,7 @@ class Gravity(torch.optim.Optimizer):
             _number(lr),
             group["alpha"],
             group["velocity_std"],
-            names=_NAMES,
+            names=NAMES,
             stacklevel=_level_of_user() + 1 if undefined else 1,
         )
         self._has_warned = self._has_warned or undefined
@@ -316,7 +310,7 @@ def _check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
     std, dtype = group["velocity_std"], str(p.dtype.to_real()).removeprefix("torch.")
     if std > hp.largest_velocity_std(dtype):
         lr, alpha = _number(group["lr"]), group["alpha"]
-        hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=alpha, names=_NAMES)
+        hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=alpha, names=NAMES)
 
 
 def _step_group(
@@ -366,13 +360,10 @@ def _checked(group: dict[str, Any]) -> dict[str, Any]:
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
-    hp.validate(
-        learning_rate=_number(lr),
-        **{name: group[name] for name in _CHECKED},
-        names=_NAMES,
-    )
+    values = {name: group[own] for name, own in NAMES.items()}
+    hp.validate(**values | {"learning_rate": _number(lr)}, names=NAMES)
     if _number(lr) > 0:  # at 0 it warns, which is for the group that is added
-        hp.velocity_std(_number(lr), group["alpha"], group["velocity_std"], names=_NAMES)
+        hp.velocity_std(_number(lr), group["alpha"], group["velocity_std"], names=NAMES)
     if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
     if group["fused"] and group["foreach"]:

@@ -10,12 +10,7 @@ from torch import Tensor
 from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
-from gravity_torch.optimizer import Gravity, first_velocity
-
-_NAMES = {
-    "learning_rate": "lr",
-    **{n: n for n in ("alpha", "beta", "weight_decay", "velocity_std", "seed", "first_step")},
-}
+from gravity_torch.optimizer import NAMES, Gravity, first_velocity
 
 _LARGEST_T = 2**24  # to which float32 counts, as torch's own optimizers do
 
@@ -50,7 +45,7 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
         for name, value in first.items():
             if other[name] != value:
                 raise ValueError(
-                    f"{_NAMES[name]} must be the same in all parameter groups, got {value!r} and "
+                    f"{NAMES[name]} must be the same in all parameter groups, got {value!r} and "
                     f"{other[name]!r}; pass group= to export one of them"
                 )
     counts, velocities, dtypes = [], [], []
@@ -103,8 +98,8 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
     for position in positions:
         values = whole["param_groups"][position]
         for name, value in state.hyperparameters.items():
-            old = values[_NAMES[name]]
-            values[_NAMES[name]] = torch.full_like(old, value) if isinstance(old, Tensor) else value
+            old = values[NAMES[name]]
+            values[NAMES[name]] = torch.full_like(old, value) if isinstance(old, Tensor) else value
     optimizer.load_state_dict(whole)
 
 
@@ -123,7 +118,7 @@ def _groups(optimizer: Gravity, group: int | None) -> list[tuple[dict[str, Any],
 
 
 def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
-    values = {name: group[own] for name, own in _NAMES.items()}
+    values = {name: group[own] for name, own in NAMES.items()}
     if isinstance(lr := values["learning_rate"], Tensor):
         values["learning_rate"] = hp.as_float(lr.detach().cpu().numpy().reshape(()))
     return values

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from gravity_core.conformance.grading import Grade, grade
-from gravity_core.conformance.protocol import Replay, Step
+from gravity_conformance.parity.grading import Grade, grade
+from gravity_conformance.protocol import Replay, Step
 
 SHAPES = [(3, 4), (), (0,), (2, 3, 3, 3), (70_000,)]
 

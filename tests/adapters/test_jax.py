@@ -17,10 +17,10 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 
 import gravity_core  # noqa: E402
+from gravity_conformance.parity.digits import digits_task  # noqa: E402
+from gravity_conformance.parity.grading import grade  # noqa: E402
+from gravity_conformance.protocol import Replay  # noqa: E402
 from gravity_core import ErrorBound, coefficients, initial_velocity  # noqa: E402
-from gravity_core.conformance.digits import digits_task  # noqa: E402
-from gravity_core.conformance.grading import grade  # noqa: E402
-from gravity_core.conformance.protocol import Replay  # noqa: E402
 from gravity_jax import (  # noqa: E402
     ScaleByGravityState,
     backend,

@@ -14,9 +14,9 @@ optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 import jax.numpy as jnp  # noqa: E402
 from jax import export  # noqa: E402
 
+from gravity_conformance.parity.grading import grade, reference  # noqa: E402
+from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_core import ErrorBound, coefficients  # noqa: E402
-from gravity_core.conformance.grading import grade, reference  # noqa: E402
-from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
 from gravity_jax import ScaleByGravityState, gravity, scale_by_gravity  # noqa: E402
 
 DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64]

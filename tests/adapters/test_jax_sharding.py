@@ -19,9 +19,9 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import AxisType, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
+from gravity_conformance.parity.grading import grade  # noqa: E402
+from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_core import State, initial_velocity  # noqa: E402
-from gravity_core.conformance.grading import grade  # noqa: E402
-from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
 from gravity_jax import export_state, gravity, import_state  # noqa: E402
 
 SHAPES = [(16, 8), (8,), (8, 4, 16), (8, 3)]

@@ -20,8 +20,8 @@ from keras import ops  # noqa: E402
 
 import gravity_core  # noqa: E402
 import gravity_tf  # noqa: E402
+from gravity_conformance.parity.digits import digits_task, loss_and_gradients  # noqa: E402
 from gravity_core import ErrorBound, initial_velocity  # noqa: E402
-from gravity_core.conformance.digits import digits_task, loss_and_gradients  # noqa: E402
 from gravity_tf import Gravity  # noqa: E402
 from tests.adapters.arguments import BAD  # noqa: E402
 from tests.adapters.keras_helpers import (  # noqa: E402

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gravity_core.conformance.grading import grade
-from gravity_core.conformance.protocol import Replay
+from gravity_conformance.parity.grading import grade
+from gravity_conformance.protocol import Replay
 
 # (module, mode, what the reference's bits are kept by)
 MODES = [
-    ("gravity_core.conformance.numpy_backend", "blocked", "exact"),
+    ("gravity_conformance.parity.numpy_backend", "blocked", "exact"),
     ("gravity_torch.backend", "loop", "exact"),
     ("gravity_torch.backend", "default", "bounded"),
     ("gravity_torch.backend", "fused", "bounded"),

@@ -12,9 +12,9 @@ import pytest
 tf = pytest.importorskip("tensorflow", reason="gravity_tf needs tensorflow")
 keras = pytest.importorskip("keras", reason="gravity_tf needs keras")
 
+from gravity_conformance.parity.grading import grade  # noqa: E402
+from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_core import initial_velocity  # noqa: E402
-from gravity_core.conformance.grading import grade  # noqa: E402
-from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
 from gravity_tf import Gravity, backend  # noqa: E402
 from tests.adapters.keras_helpers import (  # noqa: E402
     SHAPES,

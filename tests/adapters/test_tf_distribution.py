@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gravity_conformance.parity.digits import digits_task
+from gravity_conformance.parity.grading import grade
+from gravity_conformance.protocol import Replay, Step
 from gravity_core import initial_velocity
-from gravity_core.conformance.digits import digits_task
-from gravity_core.conformance.grading import grade
-from gravity_core.conformance.protocol import Replay, Step
 from tests.adapters.keras_helpers import (
     arrays,
     keras_without,

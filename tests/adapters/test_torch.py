@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_core  # noqa: E402
 import gravity_torch  # noqa: E402
-from gravity_core.conformance.digits import digits_task  # noqa: E402
+from gravity_conformance.parity.digits import digits_task  # noqa: E402
 from gravity_torch import Gravity, _fast, _gathered, _loop  # noqa: E402
 from tests.adapters.arguments import BAD_LR  # noqa: E402
 from tests.adapters.torch_reference import (  # noqa: E402

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 if not torch.cuda.is_available():
     pytest.skip("no GPU, or CUDA_VISIBLE_DEVICES hides it", allow_module_level=True)
 
-from gravity_core.conformance.grading import grade  # noqa: E402
-from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
+from gravity_conformance.parity.grading import grade  # noqa: E402
+from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_torch import Gravity  # noqa: E402
 
 # torch's advice for every step of a capturable optimizer outside of a graph

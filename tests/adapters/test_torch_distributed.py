@@ -13,8 +13,8 @@ if not (dist.is_available() and dist.is_gloo_available()):
 from torch import nn  # noqa: E402
 
 import gravity_core  # noqa: E402
-from gravity_core.conformance.grading import grade  # noqa: E402
-from gravity_core.conformance.protocol import Replay, Step  # noqa: E402
+from gravity_conformance.parity.grading import grade  # noqa: E402
+from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_torch import Gravity, _distributed, _fast  # noqa: E402
 from tests.adapters.processes import Processes  # noqa: E402
 from tests.adapters.torch_reference import Calls  # noqa: E402

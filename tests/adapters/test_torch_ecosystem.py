@@ -28,7 +28,7 @@ from torch.optim.optimizer import (  # noqa: E402
 )
 
 import gravity_core  # noqa: E402
-from gravity_core.conformance.digits import digits_task  # noqa: E402
+from gravity_conformance.parity.digits import digits_task  # noqa: E402
 from gravity_torch import Gravity  # noqa: E402
 from tests.adapters.test_torch import (  # noqa: E402
     assert_same,

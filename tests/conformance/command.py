@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-COMMAND = [sys.executable, "-m", "gravity_core.conformance", "conform"]
+COMMAND = [sys.executable, "-m", "gravity_conformance", "conform"]
 
 # The beginning of a module `odd.py`.
 RIGHT = """

@@ -1,6 +1,6 @@
 """Gravity as strangers would write it, of every kind and with every mistake: `torch_mean`, ….
 
-Written apart from gravity_core.conformance, in the paper's literal form. `<kind>_right` is right.
+Written apart from gravity_conformance, in the paper's literal form. `<kind>_right` is right.
 """
 
 import collections

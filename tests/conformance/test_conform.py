@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gravity_core.conformance.conform import worker
-from gravity_core.conformance.conform.checks import CHECKS
-from gravity_core.conformance.vectors import load_vectors
+from gravity_conformance.conform import worker
+from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.vectors import load_vectors
 
 STRANGERS = Path(__file__).with_name("strangers.py")
 KINDS = {"plain": (), "torch": ("torch",), "optax": ("jax", "optax"), "keras": ("keras",)}
@@ -101,7 +101,10 @@ def test_the_published_vectors_catch_and_name_a_mistake(stranger, words):
     ("stranger", "why"),
     [
         ("hidden", "no number in its state counts the steps"),
-        ("decoy", "from V and t = 0 written it goes on otherwise than by itself"),
+        (
+            "decoy",
+            "after writing back its own V and t = 0, it does not reproduce its own next step",
+        ),
         ("redraws", "V is drawn anew at the first step, whatever was written"),
     ],
 )

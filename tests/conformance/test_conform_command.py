@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gravity_core.conformance.conform import report as reports
-from gravity_core.conformance.conform.checks import CHECKS
-from gravity_core.conformance.conform.mutations import MUTATIONS
-from gravity_core.conformance.conform.runner import Line, Report, conform
+from gravity_conformance.conform import report as reports
+from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.runner import Line, Report, conform
+from gravity_conformance.mutations import MUTATIONS
 from tests.conformance.command import RIGHT, gravity_conform, written
 
 STRANGERS = Path(__file__).with_name("strangers.py")
@@ -241,7 +241,7 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 """
     spec = odd(code).replace(":step", ":right")
-    module = "gravity_core.conformance.conform"
+    module = "gravity_conformance.conform"
     run = f"import runpy\nsys.argv = ['conform', {spec!r}]\nrunpy.run_module({module!r}, "
     run += "run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code + run], capture_output=True, text=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gravity_core.conformance.conform import report as reports
-from gravity_core.conformance.conform.runner import conform
+from gravity_conformance.conform import report as reports
+from gravity_conformance.conform.runner import conform
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 SECTION = PAGE.read_text(encoding="utf-8").split("<!-- report: ")[1].split("<!-- /report -->")[0]

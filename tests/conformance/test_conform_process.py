@@ -13,14 +13,15 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from gravity_core.conformance.conform import report as reports
-from gravity_core.conformance.conform import runner
-from gravity_core.conformance.conform.runner import conform
-from gravity_core.conformance.guard import clean, one_line
+from gravity_conformance._guard import clean, one_line
+from gravity_conformance._output import replace
+from gravity_conformance.conform import report as reports
+from gravity_conformance.conform import runner
+from gravity_conformance.conform.runner import conform
 from tests.conformance.command import RIGHT, gravity_conform, written
 
 SCHEMA = json.loads(
-    (resources.files("gravity_core.conformance.conform") / "schema.json").read_text("utf-8")
+    (resources.files("gravity_conformance.conform") / "schema.json").read_text("utf-8")
 )
 
 STEP = "def step(w, v, g, t, lr, beta):\n    "
@@ -79,15 +80,9 @@ def test_a_report_that_cannot_be_written_is_no_part_of_one(odd, tmp_path, monkey
     target.write_text("old")
     monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
-        reports_replace(target, "new")
+        replace(target, "new")
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def reports_replace(path, text):
-    from gravity_core.conformance.report import replace
-
-    replace(path, text)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named pipes are of POSIX")
@@ -95,7 +90,7 @@ def test_what_is_no_regular_file_is_written_to_and_not_replaced(tmp_path):
     real, link = tmp_path / "real", tmp_path / "link"
     real.touch()
     link.symlink_to(real)
-    reports_replace(link, "new")
+    replace(link, "new")
     assert link.is_symlink()
     assert real.read_text() == "new"
 
@@ -234,7 +229,7 @@ def test_modules_of_the_current_directory_are_not_taken_for_others(tmp_path, nam
     (tmp_path / "odd.py").write_text(RIGHT)
     (inside / "port.py").write_text(RIGHT)
     run = "import sys; sys.path.pop(0); sys.path[:0] = [p for p in sys.argv.pop(1).split('|') if p]"
-    run += "; from gravity_core.conformance.__main__ import main; main()"
+    run += "; from gravity_conformance.__main__ import main; main()"
     root = str(Path(runner.gravity_core.__file__).parents[1])
     for spec in ("../odd.py:right", "port.py:right", "port:right"):
         command = [sys.executable, "-c", run, root, "conform", spec, "--only", "update"]

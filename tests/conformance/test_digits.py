@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gravity_core.conformance.digits import digits_task, loss_and_gradients
+from gravity_conformance.parity.digits import digits_task, loss_and_gradients
 
 
 def test_the_task_is_real_fixed_and_reproducible():

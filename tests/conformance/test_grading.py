@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import gravity_core
-from gravity_core.conformance import grading, numpy_backend
-from gravity_core.conformance.grading import grade, reference
-from gravity_core.conformance.protocol import Replay, Step
+from gravity_conformance.parity import grading, numpy_backend
+from gravity_conformance.parity.grading import grade, reference
+from gravity_conformance.protocol import Replay, Step
 
 SHAPES = [(6, 5), (5,), (), (0,)]
 STEPS = 8

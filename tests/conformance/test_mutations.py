@@ -5,9 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from gravity_conformance.mutations import COARSE, MUTATIONS, REFERENCE, TOLERATED
+from gravity_conformance.vectors.making.notes import NOTES
 from gravity_core import ErrorBound
-from gravity_core.conformance.conform.mutations import COARSE, MUTATIONS, REFERENCE, TOLERATED
-from gravity_core.conformance.vectors.notes import NOTES
 
 # One step of two tensors with G = (1, −2) and G = (4), V = (3, 6), W = (1, −1), β = 1, the second
 # step of two, l = 1/2 (1/4 at construction) and λ = 0: β̂ = 3/4, m = 1/2, ζ = (1/5, −2/17).

@@ -10,9 +10,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gravity_core.conformance import page as pages
-from gravity_core.conformance import parity, report
-from gravity_core.conformance.grading import Grade
+from gravity_conformance.parity import page as pages
+from gravity_conformance.parity import report
+from gravity_conformance.parity import run as parity
+from gravity_conformance.parity.grading import Grade
 
 pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
 
@@ -56,7 +57,7 @@ class Reader(HTMLParser):
 
 
 def gravity(*arguments):
-    command = [sys.executable, "-m", "gravity_core.conformance", *arguments]
+    command = [sys.executable, "-m", "gravity_conformance", *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 

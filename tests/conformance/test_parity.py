@@ -10,15 +10,16 @@ import time
 import numpy as np
 import pytest
 
-from gravity_core.conformance import numpy_backend, parity, report
-from gravity_core.conformance.__main__ import main
-from gravity_core.conformance.digits import digits_task, loss_and_gradients
-from gravity_core.conformance.grading import Grade
-from gravity_core.conformance.protocol import Mode
+from gravity_conformance.__main__ import main
+from gravity_conformance.parity import numpy_backend, report
+from gravity_conformance.parity import run as parity
+from gravity_conformance.parity.digits import digits_task, loss_and_gradients
+from gravity_conformance.parity.grading import Grade
+from gravity_conformance.protocol import Mode
 
 pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
 
-COMMAND = [sys.executable, "-m", "gravity_core.conformance"]
+COMMAND = [sys.executable, "-m", "gravity_conformance"]
 
 
 def gravity(*arguments, **kwargs):
@@ -34,7 +35,7 @@ class Finder:
         if name in {modules}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Finder())
-from gravity_core.conformance.__main__ import main
+from gravity_conformance.__main__ import main
 main()
 """
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
@@ -106,7 +107,7 @@ def test_what_is_not_installed_fails_where_it_is_required_or_alone(tmp_path):
 
 def test_without_the_cli_extra():
     code = "import sys; sys.modules['rich'] = None\n"
-    code += "from gravity_core.conformance.__main__ import main; main()"
+    code += "from gravity_conformance.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
@@ -120,7 +121,7 @@ def test_an_interrupted_run_leaves_the_old_report(tmp_path):
     # A job in the background of a shell ignores this signal, and so do its children; a
     # preexec_fn would fork, which JAX warns of.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from gravity_core.conformance.__main__ import main; main()"
+    code += "from gravity_conformance.__main__ import main; main()"
     arguments = ["parity", "--backend", "numpy", "--steps", "20000", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -349,7 +350,7 @@ def test_what_a_backend_prints_stays_out_of_the_json(tmp_path):
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: talk\nVersion: 1\n")
     (package / "entry_points.txt").write_text("[gravity.backends]\ntalk = talk\n")
     (tmp_path / "talk.py").write_text(
-        "from gravity_core.conformance.numpy_backend import *\n"
+        "from gravity_conformance.parity.numpy_backend import *\n"
         "import os\nprint('hello'); os.write(1, b'raw')\n"
     )
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])

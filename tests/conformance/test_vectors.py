@@ -18,15 +18,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gravity_conformance.vectors import Expected, exact, files, flags, load_vectors
+from gravity_conformance.vectors.check import check
+from gravity_conformance.vectors.making import writing
+from gravity_conformance.vectors.making.answers import decimal, hexadecimal, value
+from gravity_conformance.vectors.making.notes import NOTES
 from gravity_core import ErrorBound, coefficients, hyperparameters, update, velocity
-from gravity_core.conformance.vectors import Expected, exact, files, flags, load_vectors, writing
-from gravity_core.conformance.vectors.answers import decimal, hexadecimal, value
-from gravity_core.conformance.vectors.check import check
-from gravity_core.conformance.vectors.notes import NOTES
 from tests.backends import BACKENDS, numpy_dtype
 from tests.core import exact as second_opinion
 
-COMMAND = [sys.executable, "-m", "gravity_core.conformance", "vectors"]
+COMMAND = [sys.executable, "-m", "gravity_conformance", "vectors"]
 GROUPS = load_vectors()
 
 
@@ -507,7 +508,7 @@ sys.meta_path.insert(0, Refuse())
 @pytest.mark.parametrize("module", ["mpmath", "jsonschema"])
 def test_a_missing_dependency_is_named(module):
     code = WITHOUT.format(refused=f"name == {module!r}") + (
-        "from gravity_core.conformance.__main__ import main; main()"
+        "from gravity_conformance.__main__ import main; main()"
     )
     path = files()[0].parent / "initial_velocity.json"
     command = [sys.executable, "-c", code, "vectors", "--check", path]
@@ -519,7 +520,7 @@ def test_a_missing_dependency_is_named(module):
 
 def test_checking_needs_nothing_that_draws_or_trains():
     code = WITHOUT.format(refused="name in ('matplotlib', 'sklearn', 'ml_dtypes', 'torch')") + (
-        "from gravity_core.conformance.__main__ import main; main()"
+        "from gravity_conformance.__main__ import main; main()"
     )
     path = files()[0].parent / "coefficients.json"
     command = [sys.executable, "-c", code, "vectors", "--check", path]
@@ -528,12 +529,13 @@ def test_checking_needs_nothing_that_draws_or_trains():
 
 
 def test_loading_needs_numpy_only():
-    allowed = "{*sys.stdlib_module_names, 'numpy', 'array_api_compat', 'gravity_core'}"
+    ours = "'gravity_core', 'gravity_conformance'"
+    allowed = f"{{*sys.stdlib_module_names, 'numpy', 'array_api_compat', {ours}}}"
     code = WITHOUT.format(
         refused=f"name.partition('.')[0] not in {allowed} and '_sysconfigdata' not in name"
     )
     code += (
-        "from gravity_core.conformance.vectors import load_vectors;"
+        "from gravity_conformance.vectors import load_vectors;"
         "print(sum(len(group.tests) for group in load_vectors()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,8 +7,9 @@ import sys
 import types
 
 import gravity_core
-from gravity_core.conformance import parity, versions
-from gravity_core.conformance.protocol import Mode
+from gravity_conformance import versions
+from gravity_conformance.parity import run as parity
+from gravity_conformance.protocol import Mode
 
 PACKAGES = {
     "numpy": ["numpy", "array-api-compat"],
@@ -19,7 +20,7 @@ PACKAGES = {
 
 
 def test_it_names_what_is_installed_and_its_devices():
-    command = [sys.executable, "-m", "gravity_core.conformance", "versions"]
+    command = [sys.executable, "-m", "gravity_conformance", "versions"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     first, python, machine, *rest = done.stdout.splitlines()

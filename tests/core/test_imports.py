@@ -1,10 +1,16 @@
-"""The public surface, and that the core needs no framework."""
+"""The public surface, that the core needs no framework, and that imports point one way."""
 
+import ast
 import subprocess
 import sys
 import types
+from pathlib import Path
+
+import pytest
 
 import gravity_core
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PUBLIC = [
     "ErrorBound",
@@ -74,9 +80,50 @@ def test_every_public_name_says_what_it_is():
 def test_importing_the_core_imports_no_framework_and_no_conformance_suite():
     loaded = set(run("import sys, gravity_core; print(*sys.modules)").split())
     assert "gravity_core.update" in loaded
-    assert "gravity_core.conformance" not in loaded
+    assert "gravity_conformance" not in loaded
     assert {name.partition(".")[0] for name in loaded}.isdisjoint(FRAMEWORKS | OPTIONAL)
 
 
 def test_the_core_works_where_only_numpy_and_array_api_compat_can_be_imported():
     assert run(ONLY_NUMPY) == "stepped\n"
+
+
+# Each part of the house, and the parts of it that it must not import.
+ADAPTERS = {"gravity_torch", "gravity_jax", "gravity_tf"}
+FORBIDDEN = {
+    "gravity_core": {"gravity_conformance", *ADAPTERS},
+    "gravity_conformance": ADAPTERS,
+    "gravity_conformance/parity": {"gravity_conformance.conform", "gravity_conformance.vectors"},
+    "gravity_conformance/vectors": {"gravity_conformance.conform", "gravity_conformance.parity"},
+    "gravity_conformance/conform": {"gravity_conformance.parity"},
+    "gravity_conformance/conform/judge": {"gravity_conformance.conform.checks"},
+    "gravity_conformance/conform/drive": {
+        "gravity_conformance.conform.checks",
+        "gravity_conformance.conform.judge",
+    },
+    **{
+        f"adapters/{adapter}": {"gravity_conformance", *ADAPTERS - {adapter}}
+        for adapter in ADAPTERS
+    },
+}
+
+
+def imported(path):
+    """Yield the dotted names of the modules and attributes that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_imports_point_one_way(part):
+    paths = list((ROOT / part).rglob("*.py"))
+    assert paths
+    for path in paths:
+        for name in imported(path):
+            if path.name == "backend.py" and name.startswith("gravity_conformance.protocol."):
+                continue  # what an adapter implements for `gravity parity`
+            found = {other for other in FORBIDDEN[part] if f"{name}.".startswith(f"{other}.")}
+            assert not found, f"{path.relative_to(ROOT)} imports {name}"

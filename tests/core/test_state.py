@@ -354,7 +354,9 @@ def test_numpy_goes_on_to_the_last_bit(tmp_path, dtype, first_step):
 def test_what_does_not_fit_numpy_changes_nothing():
     w = [np.ones(2), np.ones(3)]
     optimizer = Gravity()
-    with pytest.raises(ValueError, match=r"velocity must be there, by init\(params\) or step"):
+    with pytest.raises(
+        ValueError, match=r"no velocity to export yet: call init\(params\) or step\(\)"
+    ):
         optimizer.export_state()
     optimizer.init(w)
     before = optimizer.export_state()

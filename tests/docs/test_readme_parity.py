@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sklearn", reason="gravity_core.conformance's report needs the cli extra")
+pytest.importorskip("sklearn", reason="gravity_conformance's report needs the cli extra")
 
 SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "readme_parity.py"
 

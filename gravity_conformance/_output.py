@@ -1,0 +1,36 @@
+"""What every report shares: how it is written, its JSON, and the policy of its page."""
+
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# The content security policy of a page: nothing is fetched, and nothing runs.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def finite(value: Any) -> Any:
+    """Replace what JSON has no number for by its name, however deep it lies in lists and dicts.
+
+    Example:
+        >>> finite({"worst": [1.0, float("inf")]})
+        {'worst': [1.0, 'inf']}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; lone surrogates, which UTF-8 has not, escaped."""
+    data = text.encode("utf-8", "backslashreplace")
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, a pipe
+        path.write_bytes(data)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".parity-") as scratch:
+        whole = Path(scratch, "text")
+        whole.write_bytes(data)
+        os.replace(whole, path)

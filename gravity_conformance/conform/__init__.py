@@ -1,0 +1,12 @@
+"""`gravity conform`: is an implementation of Gravity right, and if not, which mistake does it make?
+
+`runner` starts a process for one implementation and watches over it; `worker` runs the checks
+there; `report` writes the result. Below them are three layers; each imports only those after it:
+
+- `checks`: `registry` lists the checks, which are in `start`, `gradients`, `behaviour` and
+  `published`; a `subject` holds what they find out.
+- `judge`: `compare` holds a run to `gravity_core.ErrorBound`, and `diagnosis` looks for the known
+  mistake that explains it.
+- `drive`: `spec` finds the implementation and its arguments; `drivers` and `frameworks` construct
+  and step each kind of it.
+"""

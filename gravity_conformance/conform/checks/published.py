@@ -1,0 +1,167 @@
+"""The check that feeds the published vectors, each from the V and t where it starts."""
+
+import collections
+from typing import Any
+
+import numpy as np
+
+from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance.conform.checks.inputs import NO_BFLOAT16, has_bfloat16
+from gravity_conformance.conform.checks.subject import Finding, Subject
+from gravity_conformance.conform.drive.session import CannotWriteError
+from gravity_conformance.conform.judge import compare as judge
+from gravity_conformance.conform.judge.compare import Case, Run
+from gravity_conformance.conform.judge.diagnosis import (
+    Diagnosis,
+    common,
+    diagnose,
+    how_tolerated,
+    refuted,
+)
+from gravity_conformance.vectors import UpdateTest, load_vectors
+from gravity_core import hyperparameters as hp
+
+
+class _CannotFeedError(Exception):
+    """A vector that the implementation has no way to be fed; the message says why."""
+
+
+def vectors(subject: Subject) -> Finding:
+    """The published vectors of updates that can be fed to it."""
+    differing: list[Finding] = []
+    raised: dict[str, list[str]] = {}  # message → the vectors
+    explained: list[Diagnosis] = []  # of those that differ and are finite
+    dtypes: set[str] = set()
+    passed: list[tuple[str, tuple[Case, Run, int]]] = []
+    fit, left_out = 0, collections.Counter[str]()
+    tolerated = collections.Counter[str]()
+    for group in load_vectors():
+        # Non-finite gradients have several right answers, and a vector can hold only one; a
+        # check of their own judges them.
+        if group.type != "update" or group.file == "non_finite.json":
+            continue
+        for test in group.tests:
+            where = f"{group.file}, test {test.id} ({group.dtype})"
+            try:
+                first, case = _fed(subject, test, group.dtype)
+            except (_CannotFeedError, CannotWriteError) as error:
+                left_out[str(error)] += 1
+                continue
+            try:
+                run = subject.run(case)
+            except CannotWriteError as error:
+                left_out[str(error)] += 1
+                continue
+            except ANYTHING as error:
+                if (why := _refusal(subject, test)) is not None:
+                    left_out[why] += 1
+                    continue
+                raised.setdefault(one_line(error), []).append(where)
+                fit += 1
+                continue
+            fit += 1
+            if (outside := _outside(test, run)) is None:
+                passed.append((group.dtype, (case, run, first)))
+                continue
+            if (how := how_tolerated(case, run, first)) is not None:
+                tolerated[how] += 1
+                continue
+            # A mistake is known in exact arithmetic, not by where it overflows.
+            if all(np.isfinite(w).all() for w in run.states[-1][1]):
+                explained.append(diagnose(case, run, first))
+                dtypes.add(group.dtype)
+            worst = judge.worst(case, run, first)
+            differing.append(Finding("differs", "", worst, f"{where}: {outside}"))
+    every = fit + left_out.total()
+    notes = [f"{len(at)} of {fit} raise {what} ({at[0]})" for what, at in raised.items()]
+    notes.append(f"{fit} of {every} can be fed to it")
+    notes += [f"not {count}: {why}" for why, count in left_out.most_common()]
+    notes += [f"{count} with {how}" for how, count in tolerated.items()]
+    if not fit:
+        return Finding("not applicable", "; ".join(notes))
+    if not (raised or differing):
+        return Finding("pass", "; ".join(notes))
+    if not differing:
+        return Finding("error", "; ".join(notes))
+    finding = differing[0]
+    finding.note = "; ".join([f"{len(differing)} of {fit} differ", *notes])
+    # A mistake may be made in one dtype only; in that, what passes must allow for it, too.
+    same = [fed for dtype, fed in passed if dtype in dtypes]
+    finding.diagnosis = subject.named(
+        [words for words in common(explained) if not any(refuted(words, *fed) for fed in same)]
+    )
+    return finding
+
+
+def _refusal(subject: Subject, test: UpdateTest) -> str | None:
+    """Return in words which option of a vector the implementation refuses; None if it takes all."""
+    for name in ("beta", "weight_decay", "maximize"):
+        value = getattr(test.hyperparameters, name)
+        if name != "beta" and not value:
+            continue
+        if (why := subject.refused(**{name: value})) is not None:
+            return f"it refuses {name} = {value:g}: {why}"
+    return None
+
+
+def _fed(subject: Subject, test: UpdateTest, dtype: str) -> tuple[int, Case]:
+    """Return the first step of the implementation, and a vector as a case."""
+    given, t = test.hyperparameters, test.steps[0].t
+    # V₀ is not looked at here, so neither is the learning rate of the construction, which may
+    # be 0 in the vector and must not be for an alpha / 0.
+    asked: dict[str, Any] = {"learning_rate": given.learning_rate or hp.LEARNING_RATE}
+    rates = [step.learning_rate for step in test.steps]
+    if set(rates) != {asked["learning_rate"]} and subject.unschedulable is not None:
+        if len(set(rates)) > 1 or not rates[0]:
+            raise _CannotFeedError(subject.unschedulable)
+        asked["learning_rate"] = rates[0]
+    asked["beta"] = given.beta
+    for name in ("weight_decay", "maximize"):
+        if value := getattr(given, name):
+            if not subject.offers(name):
+                raise _CannotFeedError(f"{name} is not offered")
+            asked[name] = value
+    chosen = subject.driver.stateless or subject.offers("first_step")
+    first = given.first_step if chosen else subject.convention[0]
+    if chosen:
+        asked["first_step"] = first
+    if dtype == "bfloat16" and subject.driver.stateless and not has_bfloat16():
+        raise _CannotFeedError(NO_BFLOAT16)
+    if t < first:
+        raise _CannotFeedError(f"it starts from t = {first}, not {t}")
+    options = subject.options(**asked)
+    for name, value in asked.items():
+        if options[name] != value:
+            raise _CannotFeedError(f"{name} stays at {options[name]}")
+    reloads = [n for n, step in enumerate(test.steps) if step.reload]
+    if len(reloads) > 1:
+        raise _CannotFeedError("state is saved and loaded more than once")
+    # With a first rate of 0, an implementation may have no V₀.
+    as_constructed = subject.at_rest and t == first and not any(v.any() for v in test.v)
+    as_constructed = as_constructed and bool(rates and rates[0])
+    if not as_constructed and subject.unwritable is not None:
+        raise _CannotFeedError(subject.unwritable)
+    return first, Case(
+        test.w,
+        [step.g for step in test.steps],
+        options,
+        None if as_constructed else test.v,
+        t - first,
+        rates=None if set(rates) == {options["learning_rate"]} else rates,
+        reload_after=reloads[0] if reloads else None,
+        bfloat16=dtype == "bfloat16",
+    )
+
+
+def _outside(test: UpdateTest, run: Run) -> str | None:
+    """Return the first element outside the vector's tolerance, in words."""
+    for n, ((v, w), step) in enumerate(zip(run.states, test.steps, strict=True), start=1):
+        for name, arrays, expected in (("V", v, step.v), ("W", w, step.w)):
+            pairs = zip(arrays or [], expected, strict=arrays is not None)
+            for i, (got, wanted) in enumerate(pairs):
+                if not (accepted := wanted.accepts(got)).all():
+                    k = tuple(int(x) for x in np.argwhere(~accepted)[0])
+                    where = f"{name} of tensor {i} after step {n}, element {list(k)}"
+                    numbers = (x[k] for x in (got, wanted.value, wanted.tolerance))
+                    return f"{where}: {judge.difference(*numbers)}"
+    return None

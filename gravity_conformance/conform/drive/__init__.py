@@ -1,0 +1,1 @@
+"""Runs an implementation of any kind: finds it, constructs it, steps it, writes its state."""

@@ -1,0 +1,299 @@
+"""Run the checks in a process of their own, watch over it, and gather the report.
+
+Guarantee: a check of which no finding arrives counts as an error, however its process ended, and
+the time that a check may take is kept, whatever it leaves behind.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import gravity_core
+from gravity_conformance._guard import clean
+from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.checks.subject import Finding
+from gravity_conformance.conform.drive.spec import Kind
+
+TIMEOUT = 60.0
+_LIVES = 3  # processes; an implementation that ends two of them ends the third as well
+_PATIENCE = 1.0  # seconds for what a process that has ended has written to be read
+_LONGEST = 2000  # characters of a note, which can have several exceptions
+_TAIL = 4096  # bytes kept of what an implementation prints
+
+
+@dataclass(kw_only=True)
+class Line(Finding):
+    """One check in the report: its name, its title, what was found and how long it took."""
+
+    check: str
+    title: str
+    seconds: float = 0.0
+
+
+@dataclass
+class Report:
+    """What is known of an implementation; `cannot` says why nothing is."""
+
+    spec: str
+    kind: Kind | None
+    arguments: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    printed: int = 0
+    cannot: str | None = None
+
+    @property
+    def status(self) -> int:
+        """0: conforms; 1: differs, or a check could not run; 2: nothing could be checked."""
+        outcomes = {line.outcome for line in self.lines}
+        if self.cannot is not None or not outcomes & {"pass", "differs"}:
+            return 2
+        return 0 if outcomes <= {"pass", "not applicable"} else 1
+
+    @property
+    def diagnoses(self) -> list[str]:
+        """The mistakes found, each once."""
+        return list(dict.fromkeys(line.diagnosis for line in self.lines if line.diagnosis))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON can hold it; schema.json describes it."""
+        head = {"format": "gravity-conform", "version": 1, "gravity": gravity_core.__version__}
+        found = {"status": self.status, "diagnoses": self.diagnoses}
+        return head | found | asdict(self)
+
+
+def conform(
+    spec: str,
+    *,
+    kind: Kind | None = None,
+    kw: Mapping[str, str] | None = None,
+    first_step: int | None = None,
+    only: Sequence[str] = (),
+    timeout: float = TIMEOUT,
+    progress: Callable[[str], None] = lambda title: None,
+) -> Report:
+    """Check an implementation.
+
+    Args:
+        spec: ``module:attribute`` or ``path.py:attribute``.
+        kind: what it is; recognised if None.
+        kw: constructor arguments, name → value as text; ``{beta}`` for what we call beta.
+        first_step: the convention that it must keep; recognised if None.
+        only: names of `checks.CHECKS`; all if empty.
+        timeout: seconds for the import, and for each check.
+        progress: called with the title of each check that starts.
+
+    Returns:
+        The report; nothing is raised for what the implementation does.
+
+    Raises:
+        ValueError: for an unknown check.
+    """
+    for name in only:
+        if name not in CHECKS:
+            raise ValueError(f"only must be of {', '.join(CHECKS)}, got {name!r}")
+    report = Report(spec, kind)
+    left = [name for name in CHECKS if not only or name in only]
+    for _ in range(_LIVES):
+        job = {
+            "spec": spec,
+            "kind": kind,
+            "kw": dict(kw or {}),
+            "first_step": first_step,
+            "checks": left,
+        }
+        left = _live(report, job, timeout, progress)
+        if not left or report.cannot is not None:
+            return report
+    for name in left:
+        why = f"not run: the implementation ended its process {_LIVES} times"
+        report.lines.append(Line("error", why, check=name, title=CHECKS[name].title))
+    return report
+
+
+def _live(
+    report: Report, job: dict[str, Any], timeout: float, progress: Callable[[str], None]
+) -> list[str]:
+    """Run one process to its end; return the checks that are left for another."""
+    left, under_way, why = list(job["checks"]), None, ""
+    with _process(job) as (process, events, said):
+        while True:
+            try:
+                event = events.get(timeout=timeout)
+            except queue.Empty:
+                why = f"no answer in {timeout:g} s"
+                break
+            # What arrives out of turn is not of the worker's making, and is left out.
+            match event:
+                case None:
+                    why = _ended(process.returncode, said.last_line)
+                    break
+                case {"event": "ready", "kind": str(), "arguments": dict(), "versions": dict()}:
+                    report.kind = event["kind"]
+                    report.arguments, report.versions = event["arguments"], event["versions"]
+                case {"event": "start", "check": str(name)} if name in left:
+                    under_way = name
+                    progress(CHECKS[name].title)
+                case {
+                    "event": "finding",
+                    "check": str(name),
+                    "outcome": "pass" | "differs" | "error" | "not applicable",
+                    "note": str(),
+                    "worst": int() | float() | None,
+                    "first": str() | None,
+                    "diagnosis": str() | None,
+                    "plot": dict(),
+                    "seconds": int() | float(),
+                } if name == under_way:
+                    left.remove(name)
+                    under_way = None
+                    report.lines.append(_line(event))
+                case {"event": "cannot", "message": str(message)}:
+                    report.cannot = clean(message, _LONGEST)
+                case {"event": "done"}:
+                    break
+    report.printed += said.size  # all of it, now that the process has ended
+    if not why:
+        return left if report.cannot is None else []
+    if under_way is None:
+        report.cannot = f"before the first check: {why}"
+        return left
+    left.remove(under_way)
+    report.lines.append(Line("error", why, check=under_way, title=CHECKS[under_way].title))
+    return left
+
+
+def _line(event: dict[str, Any]) -> Line:
+    names = [name for name in ("note", "first", "diagnosis") if event[name]]
+    texts = {name: clean(event[name], _LONGEST) for name in names}
+    values = {item.name: event[item.name] for item in fields(Line) if item.name in event}
+    return Line(**values | texts | {"title": CHECKS[event["check"]].title})
+
+
+def _ended(status: int, last_line: str) -> str:
+    """Return in words how a process ended that should not have."""
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            return f"its process was ended by {signal.Signals(-status).name}"
+    why = f"its process ended with status {status}"
+    return f"{why}; its last words: {last_line}" if status and last_line else why
+
+
+class _Reader(threading.Thread):
+    """Reads a pipe to its end, so that its writer never waits.
+
+    A process that outlives the worker can hold the pipe open: nobody has to wait for this thread.
+    """
+
+    def __init__(self, pipe: Any, take: Callable[[bytes], None]) -> None:
+        super().__init__(daemon=True)
+        self._pipe, self._take = pipe, take
+        self.start()
+
+    def run(self) -> None:
+        with self._pipe:
+            while chunk := self._pipe.read(1 << 16):
+                self._take(chunk)
+
+
+class _Said:
+    """What an implementation has printed: its size, and the end of it."""
+
+    def __init__(self) -> None:
+        self.size, self._end = 0, b""
+
+    def take(self, chunk: bytes) -> None:
+        """Count more of it."""
+        self.size += len(chunk)
+        self._end = (self._end + chunk)[-_TAIL:]
+
+    @property
+    def last_line(self) -> str:
+        """The last line that is not empty."""
+        lines = self._end.decode("utf-8", "replace").split("\n")
+        return next((clean(line) for line in reversed(lines) if line.strip()), "")
+
+
+class _Lines:
+    """Takes the worker's lines out of a stream of bytes, and passes on what they hold."""
+
+    def __init__(self, token: str, put: Callable[[Any], None]) -> None:
+        self._start, self._put, self._rest = f"{token} ".encode("ascii"), put, b""
+
+    def take(self, chunk: bytes) -> None:
+        """Take more of the stream."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if not self._start.startswith(self._rest[: len(self._start)]):
+            self._rest = b"."  # not ours, however long it becomes
+        for line in lines:
+            if line.startswith(self._start):
+                with contextlib.suppress(ValueError, RecursionError):
+                    event = json.loads(line.removeprefix(self._start))
+                    if isinstance(event, dict):
+                        self._put(event)
+
+
+_Running = tuple["subprocess.Popen[bytes]", "queue.Queue[Any]", _Said]
+
+
+@contextlib.contextmanager
+def _process(job: dict[str, Any]) -> Iterator[_Running]:
+    """Start a worker; yield it, its events with None at its end, and what else it says."""
+    token = secrets.token_hex()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _program()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONIOENCODING": "utf-8"},
+        start_new_session=os.name == "posix",  # so that what it starts ends with it
+    )
+    assert process.stdin is not None
+    events: queue.Queue[Any] = queue.Queue()
+    said = _Said()
+    told = _Reader(process.stdout, _Lines(token, events.put).take)
+    noise = _Reader(process.stderr, said.take)
+
+    def watch() -> None:
+        process.wait()
+        for reader in (told, noise):
+            reader.join(_PATIENCE)
+        events.put(None)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        with contextlib.suppress(OSError), process.stdin:  # it may have ended
+            process.stdin.write(json.dumps(job | {"token": token}).encode("ascii"))
+        yield process, events, said
+    finally:
+        with contextlib.suppress(OSError):
+            if os.name == "posix":
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+        watcher.join()
+
+
+def _program() -> str:
+    """Return the worker's program.
+
+    It finds this package where it is here, and nothing in the current directory, whose json.py
+    would be taken for Python's (-P): `spec` adds that where SPEC asks for it.
+    """
+    root = str(Path(gravity_core.__file__).parents[1])
+    return (
+        f"import sys\nif {root!a} not in sys.path: sys.path.insert(0, {root!a})\n"
+        "from gravity_conformance.conform.worker import main\nmain()"
+    )

@@ -1,0 +1,160 @@
+"""The process in which a stranger's code runs: one line for every event, token and JSON.
+
+    {"event": "ready", …}  {"event": "start", "check": …}  {"event": "finding", "check": …, …}
+    {"event": "cannot", "message": …}  {"event": "done"}
+
+The job comes by the standard input. The lines go to a descriptor that is out of the way of those
+that programs commonly write to or close, and begin with a token that only `runner` and this module
+know, so that nothing that an implementation prints or writes by mistake is taken for a finding.
+That guards against accidents, not against malice: code in the same process can reach everything.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import random
+import sys
+import time
+import warnings
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+
+from gravity_conformance._guard import one_line
+from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.checks.subject import Finding, Subject
+from gravity_conformance.conform.drive import spec as specs
+from gravity_conformance.conform.drive.drivers import driver
+
+# Also what is no Exception, KeyboardInterrupt for one: nobody interrupts this process by a key.
+_ANYTHING = BaseException
+
+
+class Writer(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object:
+        """Write a line."""
+
+    def flush(self) -> object:
+        """See that it is written."""
+
+
+class _Channel:
+    """The standard output, moved to where `runner` alone reads it."""
+
+    def __init__(self, token: str) -> None:
+        self._token, self._process = token, os.getpid()
+        self._file = os.fdopen(_moved(1), "w", encoding="ascii")
+        os.dup2(2, 1)
+
+    def write(self, text: str) -> None:
+        """Write a line, which begins anew even after what is not ours."""
+        if os.getpid() == self._process:  # and not a fork's
+            self._file.write(f"\n{self._token} {text}")
+
+    def flush(self) -> None:
+        """See that it is written."""
+        self._file.flush()
+
+
+def _moved(descriptor: int) -> int:
+    """Return a copy of a descriptor, high and hard to guess."""
+    try:
+        import fcntl
+        import resource
+    except ImportError:  # Windows
+        return os.dup(descriptor)
+    limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1024)
+    lowest = random.SystemRandom().randrange(limit // 2, limit)
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest)
+
+
+def main() -> None:
+    """Run the checks that the job on the standard input asks for."""
+    job = json.load(sys.stdin)
+    report = _Channel(job.pop("token"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _run(job, report)
+        except specs.SpecError as error:
+            _tell(report, "cannot", message=str(error))
+        except _ANYTHING as error:
+            _tell(report, "cannot", message=f"SPEC cannot be used: {one_line(error)}")
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+    _tell(report, "done")
+
+
+def _tell(report: Writer, event: str, **values: Any) -> None:
+    report.write(json.dumps({"event": event, **values}) + "\n")
+    report.flush()
+
+
+def _run(job: dict[str, Any], report: Writer) -> None:
+    found = specs.load(job["spec"])
+    try:
+        asked = job["kind"] if callable(found) else None
+        kind: specs.Kind = asked or specs.recognise(found)
+    except _ANYTHING as error:
+        if isinstance(error, specs.SpecError):
+            raise
+        raise specs.SpecError(f"SPEC cannot be looked at: {one_line(error)}") from error
+    arguments = specs.arguments(found, job["kw"])
+    started = driver(found, kind, arguments)
+    subject = Subject(started, job["first_step"])
+    _try(subject, kind)
+    _tell(
+        report,
+        "ready",
+        kind=kind,
+        arguments=arguments.names,
+        versions=_versions(found, started.session.frameworks),
+    )
+    for name in job["checks"]:
+        _tell(report, "start", check=name)
+        start = time.perf_counter()
+        _seed()
+        try:
+            finding = CHECKS[name].function(subject)
+        except _ANYTHING as error:
+            finding = Finding("error", one_line(error))
+        _tell(
+            report,
+            "finding",
+            check=name,
+            seconds=time.perf_counter() - start,
+            **asdict(finding),
+        )
+
+
+def _seed() -> None:
+    """Seed what implementations without a seed of their own draw from, so that reports repeat."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  # the global generator is meant
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
+
+
+def _try(subject: Subject, kind: str) -> None:
+    """Construct the implementation once; what cannot be constructed cannot be checked."""
+    try:
+        subject.driver.start([np.ones(3, np.float32)], subject.options())
+    except _ANYTHING as error:
+        raise specs.SpecError(
+            f"it cannot be constructed as {kind} (see --kind, --kw): {one_line(error)}"
+        ) from error
+
+
+def _versions(found: Any, frameworks: tuple[str, ...]) -> dict[str, str]:
+    top = str(getattr(found, "__module__", "")).partition(".")[0]
+    versions = {"python": sys.version.split()[0]}
+    for name in ("numpy", *frameworks, top):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -1,0 +1,1 @@
+"""`gravity parity`: every installed backend, graded against the NumPy reference."""

@@ -1,0 +1,194 @@
+"""Grading: a backend's trajectory against the reference, step by step, by the derived bound.
+
+exact      bit-identical to the NumPy reference (numbers below the smallest normal one
+           count as equal: JAX and TensorFlow flush them to zero)
+bounded    inside twice the certified bound of `gravity_core.ErrorBound`, which any two
+           implementations that round honestly stay inside of each other
+divergent  outside
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from gravity_conformance.protocol import Replay, Step
+from gravity_core.error_bound import ErrorBound, absolute_error
+from gravity_core.reference import Gravity
+from gravity_core.update import update
+from gravity_core.velocity import initial_velocity
+
+Verdict = Literal["exact", "bounded", "divergent"]
+
+
+@dataclass
+class Grade:
+    """What comparing one replay with the reference gave.
+
+    Attributes:
+        verdict: exact, bounded or divergent.
+        v0_identical: whether V₀ had the reference's bits.
+        flushed: how many values were equal only as zeros of either kind, over all steps.
+        worst: the greatest rounding error of a single update of V, in units of u·S, taken from
+            the backend's own V; the exact value comes from a wider type.
+        share: the greatest deviation of V or W as a share of its bound; above 1 is divergent.
+        deviation: for every step the greatest deviation of W.
+        bound: for every step the greatest certified bound on it.
+        first_divergence: the first value outside its bound, in words.
+    """
+
+    verdict: Verdict = "exact"
+    v0_identical: bool = True
+    flushed: int = 0
+    worst: float = 0.0
+    share: float = 0.0
+    deviation: list[float] = field(default_factory=list)
+    bound: list[float] = field(default_factory=list)
+    first_divergence: str | None = None
+
+
+def reference(replay: Replay) -> Iterator[Step]:
+    """Yield the states of the reference: the pure functions, in the replay's dtype."""
+    options = Gravity(**replay.options)
+    lr, decay = options.learning_rate, options.learning_rate * options.weight_decay
+    weights = [w.copy() for w in replay.weights]
+    velocity = [
+        initial_velocity(w.shape, w.dtype, std=options.velocity_std, seed=options.seed, index=i)
+        for i, w in enumerate(weights)
+    ]
+    yield Step(velocity, weights)
+    for count, gradients in enumerate(replay.gradients):
+        t = count + options.first_step
+        pairs = zip(gradients, velocity, strict=True)
+        velocity = [np.asarray(update(g, v, t, beta=options.beta)) for g, v in pairs]
+        pairs = zip(weights, velocity, strict=True)
+        weights = [np.asarray((w - decay * w if decay else w) - lr * v) for w, v in pairs]
+        yield Step(velocity, weights)
+
+
+def grade(
+    replay: Replay, steps: Iterator[Step], on_step: Callable[[], None] = lambda: None
+) -> Grade:
+    """Compare a backend's steps with the reference's.
+
+    Args:
+        replay: what the backend was fed.
+        steps: what its `replay` yields.
+        on_step: called after every step compared.
+
+    Raises:
+        ValueError: if the backend yields too few or too many steps, or arrays of another
+            shape or dtype than the weights.
+    """
+    result = Grade()
+    options = Gravity(**replay.options)
+    bounds = [ErrorBound(w) for w in replay.weights]
+    before: tuple[Step, Step] | None = None
+    for number, (expected, got) in enumerate(_in_step(reference(replay), steps)):
+        _check_arrays(number, replay, got)
+        t = number - 1 + options.first_step
+        for i, bound in enumerate(bounds):
+            if before is not None:
+                bound.step(
+                    replay.gradients[number - 1][i],
+                    before[0].velocity[i],
+                    expected.velocity[i],
+                    before[0].weights[i],
+                    expected.weights[i],
+                    t=t,
+                    learning_rate=options.learning_rate,
+                    beta=options.beta,
+                    weight_decay=options.weight_decay,
+                )
+            for name, a, b, limit in (
+                ("V", expected.velocity[i], got.velocity[i], 2 * bound.v),
+                ("W", expected.weights[i], got.weights[i], 2 * bound.w),
+            ):
+                _compare(result, a, b, limit, f"{name} of tensor {i} after step {number}")
+            if before is not None:
+                g, v = replay.gradients[number - 1][i], before[1].velocity[i]
+                units = _error_in_units(g, v, got.velocity[i], t, options.beta)
+                result.worst = max(result.worst, units)
+        if before is None:
+            pairs = zip(expected.velocity, got.velocity, strict=True)
+            result.v0_identical = all(a.tobytes() == b.tobytes() for a, b in pairs)
+        else:
+            result.deviation.append(_greatest(map(_distance, expected.weights, got.weights)))
+            result.bound.append(_greatest(2 * bound.w for bound in bounds))
+        # A copy, because a backend may yield the arrays that it goes on to update.
+        before = expected, Step([v.copy() for v in got.velocity], [])
+        on_step()
+    return result
+
+
+def _in_step(expected: Iterator[Step], steps: Iterator[Step]) -> Iterator[tuple[Step, Step]]:
+    count = 0
+    for state in expected:
+        got = next(steps, None)
+        if got is None:
+            raise ValueError(f"replay must yield a state for every step, got {count} and no more")
+        yield state, got
+        count += 1
+    if next(steps, None) is not None:
+        raise ValueError(f"replay must yield {count} states, got more")
+
+
+def _check_arrays(number: int, replay: Replay, got: Step) -> None:
+    wanted = [(w.shape, w.dtype) for w in replay.weights]
+    for name, arrays in zip(Step._fields, got, strict=True):
+        kinds = [(np.shape(a), getattr(a, "dtype", None)) for a in arrays]
+        if kinds != wanted:
+            raise ValueError(f"{name} after step {number} must be arrays {wanted}, got {kinds}")
+
+
+def _compare(result: Grade, a: np.ndarray, b: np.ndarray, limit: np.ndarray, what: str) -> None:
+    """Let one array of a backend, `b`, where the reference has `a`, count in the result."""
+    differs = _bits(a) != _bits(b)
+    tiny = np.finfo(a.dtype).smallest_normal
+    flushed = differs & (np.abs(a) < tiny) & (np.abs(b) < tiny)
+    result.flushed += int(flushed.sum())
+    if not (differs & ~flushed).any():
+        return
+    distance = _distance(a, b)
+    outside = ~(distance <= limit)  # NaN is outside
+    if not outside.any():
+        share = np.divide(distance, limit, out=np.zeros(a.shape), where=limit > 0)
+        result.share = max(result.share, float(share.max()))
+        if result.verdict == "exact":
+            result.verdict = "bounded"
+        return
+    result.verdict, result.share = "divergent", float("inf")
+    if result.first_divergence is None:
+        where = tuple(int(k) for k in np.argwhere(outside)[0])
+        result.first_divergence = (
+            f"{what}, element {where}: {b[where]!s} where the reference has {a[where]!s}, "
+            f"bound {limit[where]:.3g}"
+        )
+
+
+def _error_in_units(g: np.ndarray, v: np.ndarray, got: np.ndarray, t: int, beta: float) -> float:
+    """Return the error of one update of `v` that gave `got`, in units of u·S."""
+    info = np.finfo(got.dtype)
+    wide = np.float64 if got.dtype == np.float32 else np.longdouble
+    g, v = g.astype(wide), v.astype(wide)
+    # The coefficients, too, in the wider type.
+    coefficients = {"t": np.asarray(t, wide), "beta": np.asarray(beta, wide)}
+    exact = update(g, v, **coefficients)
+    scale = update(np.abs(g), np.abs(v), **coefficients)  # S, because ζ is odd
+    # Where numbers under- or overflow an error is not relative to S.
+    absolute = absolute_error(np.abs(g).astype(np.float64), info)
+    return _greatest([np.abs(got - exact) / (scale * (info.eps / 2) + absolute)])
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array.view(f"u{array.dtype.itemsize}"))
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # inf − inf
+        return np.asarray(np.abs(a.astype(np.float64) - b.astype(np.float64)))
+
+
+def _greatest(arrays: Iterable[np.ndarray]) -> float:
+    return float(max((np.max(a, initial=0.0) for a in arrays), default=0.0))

@@ -1,0 +1,121 @@
+"""What a backend implements to be compared by ``gravity parity``.
+
+A backend is any object, a module will do, with the names of `Backend`. It is found
+through the entry-point group ``gravity.backends`` of an installed distribution:
+
+    [project.entry-points."gravity.backends"]
+    mine = "my_package.gravity_backend"
+
+It exchanges NumPy arrays only, in native byte order. What it is given is read-only and its
+own to keep; arrays that it yields it may reuse for the next step. V₀ is drawn as
+`gravity_core.velocity` describes. What it prints goes to standard error. If importing it
+raises ModuleNotFoundError for another package, the backend is listed as not installed; any
+other error is reported as its failure. `gravity_conformance.parity.numpy_backend` is a
+complete example in fifty lines.
+
+A backend may also have ``devices()``, which returns the names of the devices that it sees;
+``gravity versions`` prints them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+Kind = Literal["eager", "compiled"]
+
+
+class Mode(NamedTuple):
+    """One way in which a backend can run its optimizer.
+
+    Attributes:
+        kind: whether the update is run operation by operation or compiled as a whole.
+        unavailable: why it cannot run on this machine; None if it can.
+    """
+
+    kind: Kind
+    unavailable: str | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A recorded gradient sequence, to be fed to an optimizer.
+
+    Attributes:
+        weights: W₀ of each tensor, float32 or float64; not to be written to.
+        gradients: for every step the gradient of each tensor, in the weights' dtype.
+        options: keyword arguments by the names of `gravity_core.Gravity` (``learning_rate``,
+            ``alpha``, ``beta``, ``weight_decay``, ``velocity_std``, ``seed``, ``first_step``);
+            what is missing has its default.
+    """
+
+    weights: Sequence[np.ndarray]
+    gradients: Sequence[Sequence[np.ndarray]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """The state after a step: V and W of each tensor, in the replay's order and dtype."""
+
+    velocity: list[np.ndarray]
+    weights: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classifier to train: a perceptron with one hidden layer, ReLU and softmax cross-entropy.
+
+    The logits of a batch are ``relu(x @ W1 + b1) @ W2 + b2``; the loss is the mean of the
+    cross-entropies over the batch.
+
+    Attributes:
+        weights: W₀ as [W1, b1, W2, b2]; not to be written to.
+        x_train: training images, shape (n, features), in the weights' dtype.
+        y_train: their labels, integers, shape (n,).
+        x_test: test images.
+        y_test: their labels.
+        epochs: for every epoch the indices of its batches, shape (batches, batch size).
+        options: as of `Replay`.
+    """
+
+    weights: Sequence[np.ndarray]
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    epochs: Sequence[np.ndarray]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Training(NamedTuple):
+    """What training a `Task` gave.
+
+    Attributes:
+        losses: for every epoch the mean of its batches' losses, each taken before its update.
+        weights: the trained weights, as in the task.
+        predictions: the predicted label of every test image.
+    """
+
+    losses: list[float]
+    weights: list[np.ndarray]
+    predictions: np.ndarray
+
+
+class Backend(Protocol):
+    """The functions that a backend provides."""
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that matter, by distribution name."""
+
+    def dtypes(self) -> tuple[str, ...]:
+        """Return the dtypes that it can compute in, of "float32" and "float64"."""
+
+    def modes(self) -> dict[str, Mode]:
+        """Return the ways in which it can replay, by name."""
+
+    def replay(self, replay: Replay, mode: str) -> Iterator[Step]:
+        """Yield the state before the first step (V₀, W₀), and then after every step."""
+
+    def train(self, task: Task) -> Training:
+        """Train with the framework's own gradients, as its users write it."""

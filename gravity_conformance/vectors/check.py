@@ -1,0 +1,145 @@
+"""Verifying a file of vectors: against the schema, and against the mathematics.
+
+Guarantee: a file without faults can be relied on, whoever made it: every result in it is the one
+that exact arithmetic gives for the inputs in it, every number means the same in both notations, and
+every mistake that a test is flagged with has been tried and is caught by it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from gravity_conformance.vectors import flags, read_test
+from gravity_conformance.vectors.making.answers import ANSWERS, FaultError, Json, value
+from gravity_conformance.vectors.making.notes import NOTES
+from gravity_core._json import loads
+
+
+def check(path: Path) -> list[str]:
+    """Return the faults of a file, a line each; none if it is right.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ModuleNotFoundError: if jsonschema or mpmath is not installed.
+    """
+    try:
+        content = loads(path.read_bytes().decode("utf-8"), parse_constant=_no_constant)
+    except ValueError as error:  # of decoding, too
+        return [_line(f"is not JSON: {error}")]
+    return _schema_faults(content) or [*_bookkeeping_faults(content), *_test_faults(content)]
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"it has no {name}; write it as a string")
+
+
+def _line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _place(path: Any) -> str:
+    """Return where in a file, as ``groups[0].tests[3]``."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).lstrip(".")
+
+
+def _schema_faults(content: Any) -> list[str]:
+    import jsonschema
+
+    schema = json.loads((resources.files(__package__) / "schema.json").read_text(encoding="utf-8"))
+    standard = jsonschema.Draft202012Validator
+    # The standard takes 1.0 for an integer.
+    types = standard.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int)
+    validator = jsonschema.validators.extend(standard, type_checker=types)(schema)
+    return [
+        _line(f"{_place(error.absolute_path) or 'the file'}: {error.message}")
+        for error in sorted(validator.iter_errors(content), key=lambda e: list(map(str, e.path)))
+    ]
+
+
+def _bookkeeping_faults(content: Json) -> Iterator[str]:
+    tests = [test for group in content["groups"] for test in group["tests"]]
+    if content["number_of_tests"] != len(tests):
+        yield f"number_of_tests: is {content['number_of_tests']}, there are {len(tests)} tests"
+    for number, count in Counter(test["id"] for test in tests).items():
+        if count > 1:
+            yield f"tests: the id {number} is given to {count} of them"
+    used = {flag for test in tests for flag in test["flags"]}
+    for flag in sorted(used - content["notes"].keys()):
+        yield _line(f"notes: the flag {flag!r} is used, and not explained")
+    for flag in sorted(content["notes"].keys() - used):
+        yield _line(f"notes: the flag {flag!r} is explained, and not used")
+    for flag, note in content["notes"].items():
+        if flag in NOTES and note["kind"] != NOTES[flag]["kind"]:
+            yield _line(f"notes: the flag {flag!r} is of kind {NOTES[flag]['kind']}")
+
+
+def _test_faults(content: Json) -> Iterator[str]:
+    for i, group in enumerate(content["groups"]):
+        for j, test in enumerate(group["tests"]):
+            place = f"{_place(['groups', i, 'tests', j])} (id {test['id']})"
+            try:
+                wanted = ANSWERS[group["type"]](test, group["dtype"])
+            except FaultError as error:
+                yield _line(f"{place}: {error}")
+                continue
+            found = list(_differences(test, wanted, []))
+            if found:
+                more = f" ({len(found) - 1} more in this test)" if len(found) > 1 else ""
+                yield _line(f"{place}: {found[0]}{more}")
+                continue
+            yield from (_line(f"{place}: {fault}") for fault in _flag_faults(test, group, content))
+
+
+def _flag_faults(test: Json, group: Json, content: Json) -> Iterator[str]:
+    of = {flag: content["notes"].get(flag, {}).get("kind") for flag in test["flags"]}
+    mistakes = [flag for flag, kind in of.items() if kind == "mistake"]
+    read = read_test(test, group["type"], group["dtype"])
+    for flag in flags.untrue(read, group["dtype"], mistakes):
+        if flag in NOTES:
+            yield f"flags: {flag!r} is untrue, an implementation with that mistake passes"
+        else:
+            yield f"flags: {flag!r} is of a mistake that is not known here, so it was not tried"
+
+
+def _differences(given: Any, wanted: Any, path: list[str | int]) -> Iterator[str]:
+    """Yield in words where `given`, which has the shape of the schema, is not `wanted`."""
+    if isinstance(wanted, dict):
+        if "hex" in wanted:
+            yield from _number_differences(given, wanted, path)
+            return
+        for key, item in wanted.items():
+            yield from _differences(given[key], item, [*path, key])
+    elif isinstance(wanted, list):
+        if len(given) != len(wanted):
+            yield f"{_place(path)}: has {len(given)} entries and must have {len(wanted)}"
+            return
+        for i, item in enumerate(wanted):
+            yield from _differences(given[i], item, [*path, i])
+    elif given != wanted:
+        yield f"{_place(path)}: is {given}, the mathematics gives {wanted}"
+
+
+def _number_differences(given: Json, wanted: Json, path: list[str | int]) -> Iterator[str]:
+    """Compare one number, or the numbers of a tensor, in all notations."""
+    if isinstance(wanted["hex"], str):
+        given, wanted = ({k: [x] for k, x in numbers.items()} for numbers in (given, wanted))
+    for name, numbers in given.items():
+        if len(numbers) != len(wanted["hex"]):
+            size = len(wanted["hex"])
+            yield f"{_place([*path, name])}: has {len(numbers)} entries and must have {size}"
+            return
+    for i, (text, right) in enumerate(zip(given["hex"], wanted["hex"], strict=True)):
+        number = value(text)
+        if number != value(right) and text != right:  # NaN is not equal to itself
+            yield f"{_place([*path, 'hex', i])}: is {text}, the mathematics gives {right}"
+        elif (y := given["decimal"][i]) not in (wanted["decimal"][i], number):
+            where = _place([*path, "decimal", i])
+            yield f"{where}: is {y}, its hex is {text}, that is {wanted['decimal'][i]}"
+        elif "tolerance" in wanted and given["tolerance"][i] != wanted["tolerance"][i]:
+            where = _place([*path, "tolerance", i])
+            yield (f"{where}: is {given['tolerance'][i]}, the bound is {wanted['tolerance'][i]}")

@@ -1,0 +1,1 @@
+"""Makes the conformance vectors from exact arithmetic."""

@@ -1,0 +1,42 @@
+"""What a bug report has to say of a machine: ``gravity versions``."""
+
+import os
+import platform
+from collections.abc import Iterator
+
+import gravity_core
+from gravity_conformance._guard import ANYTHING, one_line, silenced
+from gravity_conformance.parity.run import Loaded, entry_points, load, new_report
+
+
+def versions() -> Iterator[str]:
+    """Yield the lines: Gravity, Python and the machine, then each backend with its devices.
+
+    A line is yielded as soon as it is known, so that a framework that ends the process takes
+    only its own line along.
+    """
+    report = new_report(seed=0)
+    yield f"gravity-optimizer: {gravity_core.__version__}"
+    yield f"python: {platform.python_version()} ({platform.python_implementation()})"
+    cores = f"{os.cpu_count()} CPUs, {report.platform['cpu']}"
+    yield f"platform: {platform.platform()}, {cores}"
+    for name in entry_points():
+        found = load([name], report)
+        if name in found:
+            libraries = (f"{key} {value}" for key, value in found[name].versions.items())
+            yield f"{name}: {', '.join(libraries)}{_devices(found[name])}"
+        elif name in report.not_installed:
+            yield f"{name}: not installed (no {report.not_installed[name]})"
+        else:
+            yield report.failures[-1]
+
+
+def _devices(loaded: Loaded) -> str:
+    devices = getattr(loaded.backend, "devices", None)
+    if devices is None:
+        return ""
+    try:
+        with silenced(2):
+            return f" on {', '.join(map(str, devices()))}"
+    except ANYTHING as error:  # a driver that does not fit, say
+        return f"; its devices cannot be listed: {one_line(error)}"
