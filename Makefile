@@ -13,6 +13,7 @@ else
 BIN := bin
 endif
 SUPPORTED := (3, 11) <= sys.version_info < (3, 15)
+REFUSE = $(PYTHON) -c 'import sys; sys.exit(None if $(SUPPORTED) else "needs Python 3.11 to 3.14, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 INSTALL := python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS)
 
 .PHONY: parity test lint schemas types wheel dist matrix newest-jax constraints clean
@@ -53,7 +54,7 @@ matrix: $(TOOLS)/.installed
 	$(TOOLS)/$(BIN)/python -m nox $(MATRIX)
 
 newest-jax: $(TOOLS)/.installed
-	$(TOOLS)/$(BIN)/python -m nox --session newest_jax
+	$(TOOLS)/$(BIN)/python -m nox --session quick
 
 # Pins the newest releases that work together, for all Pythons in one file.
 constraints: $(TOOLS)/.installed
@@ -61,14 +62,15 @@ constraints: $(TOOLS)/.installed
 		--no-annotate --no-header --python-version 3.11 --extra dev --group tools \
 		--output-file constraints.txt pyproject.toml
 
-# Reinstalls when the requirements change; starts again only if the Python of .venv is not supported.
+# Reinstalls when the requirements change; recreates .venv only if its Python is unsupported.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if $(SUPPORTED) else "needs Python 3.11 to 3.14, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@$(REFUSE)
 	@$(VENV)/$(BIN)/python -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/$(BIN)/$(INSTALL) --editable '.[dev]'
 	@touch $@
 
 $(TOOLS)/.installed: constraints.txt
+	@$(REFUSE)
 	@$(PYTHON) -m venv --clear $(TOOLS)
 	$(TOOLS)/$(BIN)/$(INSTALL) nox uv
 	@touch $@

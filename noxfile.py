@@ -1,13 +1,13 @@
 """The test matrix: every Python and framework, at their oldest, pinned and newest versions.
 
-    make matrix                                   all of it, on the Pythons found here
-    make matrix MATRIX="--tags newest"            one column; also oldest, pinned
-    make matrix MATRIX="-k 'newest and jax'"      the sessions whose names match
-    make matrix MATRIX=--list                     the names of all sessions
+    make matrix                                           all of it, on the Pythons found here
+    make matrix MATRIX="--tags newest"                    one column; also oldest, pinned
+    make matrix MATRIX="--python 3.12 -k 'newest and jax'"    one Python, and names that match
+    make matrix MATRIX=--list                             the names of all sessions
 
 oldest has the lower bounds of pyproject.toml, exactly, on the oldest Python; pinned has
-constraints.txt; newest is what pip takes today. Each session has one framework and nothing of the
-others. nox skips a Python that is neither on PATH nor in pyenv, and says so.
+constraints.txt; newest is what pip takes today. Each session installs one framework only. nox skips
+a Python that is neither on PATH nor in pyenv, and reports each one.
 """
 
 import os
@@ -34,9 +34,11 @@ nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 
-# pyenv puts the versions that the user chose on PATH, and stubs that fail for all others.
+# pyenv puts the selected versions on PATH; its shims for other versions fail.
 pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-os.environ["PATH"] = os.pathsep.join([*map(str, pyenv.glob("3.*/bin")), os.environ["PATH"]])
+os.environ["PATH"] = os.pathsep.join(
+    [*sorted(map(str, pyenv.glob("3.*[0-9]/bin")), reverse=True), os.environ["PATH"]]
+)
 
 
 def lower_bounds() -> list[str]:
@@ -89,7 +91,7 @@ def tests(session: nox.Session, versions: str, framework: str) -> None:
 
 
 @nox.session(python=next((p for p in reversed(PYTHONS) if shutil.which(f"python{p}")), None))
-def newest_jax(session: nox.Session) -> None:
+def quick(session: nox.Session) -> None:
     """Run the JAX tests on the newest JAX that the newest Python found here can have."""
     install(session, "newest", "jax")
     session.run("python", "-c", "import gravity_jax")

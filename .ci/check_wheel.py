@@ -72,6 +72,7 @@ def main(tag: str | None, keep: Path | None) -> None:
         assert told.returncode == 2, told
         assert "pip install 'gravity-optimizer[cli]'" in told.stderr, told
         if keep is not None:
+            shutil.rmtree(keep, ignore_errors=True)  # an older release must not be uploaded
             shutil.copytree(dist, keep)
     print("wheel and sdist: all is as it should be")
 

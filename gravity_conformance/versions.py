@@ -1,5 +1,6 @@
 """What a bug report has to say of a machine: ``gravity versions``."""
 
+import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
@@ -8,18 +9,38 @@ import gravity_core
 from gravity_conformance._guard import ANYTHING, one_line, silenced
 from gravity_conformance.parity.run import Loaded, entry_points, load, new_report
 
+# What decides how a framework computes, on which device.
+PACKAGES = (
+    "numpy",
+    "array-api-compat",
+    "torch",
+    "triton",
+    "numba",
+    "jax",
+    "jaxlib",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "optax",
+    "tensorflow",
+    "keras",
+    "ml_dtypes",
+)
+
 
 def versions() -> Iterator[str]:
-    """Yield the lines: Gravity, Python and the machine, then each backend with its devices.
+    """Yield the lines: Gravity, Python, the machine, the packages, each backend with its devices.
 
-    A line is yielded as soon as it is known, so that a framework that ends the process takes
-    only its own line along.
+    Each line is yielded as soon as it is known, and the packages are listed before any of them is
+    imported, because a broken framework may end the process.
     """
     report = new_report(seed=0)
     yield f"gravity-optimizer: {gravity_core.__version__}"
     yield f"python: {platform.python_version()} ({platform.python_implementation()})"
     cores = f"{os.cpu_count()} CPUs, {report.platform['cpu']}"
     yield f"platform: {platform.platform()}, {cores}"
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    found_here = (f"{name} {installed[name]}" for name in PACKAGES if name in installed)
+    yield f"packages: {', '.join(found_here)}"
     for name in entry_points():
         found = load([name], report)
         if name in found:

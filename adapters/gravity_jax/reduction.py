@@ -51,14 +51,15 @@ def _maxima(grads: Arrays, stacked: Layers) -> list[Any]:
 @_maxima.defjvp
 def _derivative(stacked: Layers, primals: Any, tangents: Any) -> Any:
     # JAX's reduction of two operands has no derivative.
-    return jax.jvp(lambda grads: _over_devices(grads, stacked), primals, tangents)
+    _, derivative = jax.jvp(lambda grads: _over_devices(grads, stacked), primals, tangents)
+    return _maxima(*primals, stacked), derivative
 
 
 def _on_one_device(grads: Arrays) -> bool:
-    """Return whether no gradient can be split over devices, as far as that is known by now.
+    """Return whether no gradient can be split over devices, as far as tracing shows.
 
-    A mesh shows, in the types or in the context, but not that of jit(in_shardings=…): without one,
-    a traced gradient may turn out to lie on as many devices as there are.
+    Types and the context show a mesh; jit(in_shardings=…) does not. Without a mesh in sight, a
+    traced gradient may be split over as many devices as there are.
     """
     meshes = [jax.typeof(grad).sharding.mesh for grad in grads]
     size = max((mesh.size for mesh in [*meshes, jax.sharding.get_abstract_mesh()]), default=0)

@@ -91,10 +91,10 @@ def _scaled_normal(param: jax.Array, key: Words, quantiles: Any, std: Any, *, dt
 
 def _element_numbers(param: jax.Array, parts: int) -> list[Words]:
     """Return the 64-bit numbers, in C order, of each element's `parts` real parts."""
-    # Zeros that lie where the parameter does: XLA carries its sharding through this comparison.
-    # Simpler forms, zeros_like among them, it folds first, and draws all of V₀ on every device.
+    # Zeros that lie where the parameter does: XLA carries its sharding through these comparisons.
+    # XLA folds simpler forms such as zeros_like, and then draws all of V₀ on every device.
     x = param.real
-    hi = lo = jnp.where(x == x, jnp.uint32(0), jnp.uint32(0))
+    hi = lo = ((x == x) & (x != x)).astype(jnp.uint32)
     sharding = jax.typeof(param).sharding
     for axis, length in enumerate(param.shape):
         i = jax.lax.broadcasted_iota(jnp.uint32, param.shape, axis, out_sharding=sharding)

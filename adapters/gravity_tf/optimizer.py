@@ -158,7 +158,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
                 )
                 for index, variable in enumerate(variables)
             ]
-        # Keras's example of an optimizer has this method, but its name promises nothing.
+        # Keras's own example calls this private method, which a release may remove.
         if not hasattr(self, "_get_variable_index"):
             self._get_variable_index = _positions(variables)
 

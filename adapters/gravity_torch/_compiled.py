@@ -104,7 +104,7 @@ def _compiled_update(device: torch.device, dtype: torch.dtype, *kind: Any) -> An
     # Without emulated casts V would be rounded to half precision in memory, but not for W.
     try:
         return torch.compile(function, dynamic=True, options={"emulate_precision_casts": True})
-    except RuntimeError:  # the option's name is the compiler's own, and no promise of torch's
+    except RuntimeError:  # torch does not promise to keep this option
         wide = dtype in (torch.float32, torch.float64)
         return torch.compile(function, dynamic=True) if wide else None
 

@@ -69,7 +69,7 @@ def flat(item: Item) -> list[Tensor] | None:
 
 
 def is_dense(x: Tensor) -> bool:
-    """Return whether the elements fill one piece of memory, each a place of its own."""
+    """Return whether the elements fill one block of memory without overlap."""
     size = 1
     for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
         if length != 1:

@@ -40,7 +40,7 @@ _DEFAULTS = {
 
 def _with_grad_if_differentiable(step: Callable[..., Any]) -> Callable[..., Any]:
     """Let a step record gradients only if `differentiable`, whatever its caller's mode is."""
-    try:  # private to torch; adds that the graphs of torch.compile begin and end at a step
+    try:  # private to torch; it also breaks torch.compile graphs at each step
         from torch.optim.optimizer import _use_grad_for_differentiable
     except ImportError:
         pass
@@ -402,7 +402,7 @@ def _check_capture(optimizer: Gravity) -> None:
         if check := getattr(optimizer, name, None):
             check()
             return
-    # The error of it, which is of consequence; its advice on capturable=True is not.
+    # Repeat torch's error, which matters, and leave out its advice on capturable=True.
     if torch.compiler.is_compiling() or not torch.cuda.is_available():
         return
     capturable = all(group["capturable"] for group in optimizer.param_groups)

@@ -417,6 +417,17 @@ def test_one_number_that_is_not_finite_reaches_all(known, monkeypatch, shape, dt
     assert not np.any(updates, where=~np.isnan(updates))
 
 
+def test_the_value_beside_a_derivative_is_the_same():
+    """Also with a NaN, which the form that has a derivative drops."""
+    transform = scale_by_gravity(velocity_std=0.0)
+    g = jnp.asarray(np.random.default_rng(1).normal(size=20_000), jnp.float32).at[7].set(jnp.nan)
+    velocity = lambda g: transform.update(g, transform.init(g))[0]  # noqa: E731
+    with jax.set_mesh(a_mesh_of_one()):
+        for wrapped in (velocity, jax.jit(velocity)):
+            assert np.isnan(jax.jvp(wrapped, (g,), (jnp.ones_like(g),))[0]).all()
+            assert np.isnan(jax.vjp(wrapped, g)[0]).all()
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_derivatives_by_the_gradient(dtype):
     """As a learned optimizer or an unrolled training takes them."""

@@ -23,10 +23,11 @@ def test_it_names_what_is_installed_and_its_devices():
     command = [sys.executable, "-m", "gravity_conformance", "versions"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    first, python, machine, *rest = done.stdout.splitlines()
+    first, python, machine, packages, *rest = done.stdout.splitlines()
     assert first == f"gravity-optimizer: {gravity_core.__version__}"
     assert python.startswith(f"python: {platform.python_version()} (")
     assert machine.startswith("platform: ")
+    assert packages.startswith(f"packages: numpy {importlib.metadata.version('numpy')}, array-api")
     lines = dict(line.split(": ", 1) for line in rest)
     assert lines.keys() >= PACKAGES.keys()
     for name, packages in PACKAGES.items():
