@@ -68,7 +68,7 @@ def contenders(shapes: list[Shape], threads: int) -> dict[str, Step]:
 
 
 def compilations(shapes: list[Shape], threads: int) -> dict[str, Step]:
-    """Return for every contender a function that traces and compiles its step anew."""
+    """Return for every contender a function that traces and compiles its step again."""
     import jax
 
     def timed(step: Any, *arguments: Any) -> Step:

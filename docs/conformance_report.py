@@ -15,7 +15,7 @@ MARKED = re.compile(r"(<!-- report: .*? -->\n).*?(<!-- /report -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Run the command's checks and write the page anew."""
+    """Run the command's checks and write the page again."""
     text = PAGE.read_text(encoding="utf-8")
     report = markdown(conform(SPEC))
     new, count = MARKED.subn(lambda found: f"{found[1]}\n{report}\n{found[2]}", text)

@@ -25,7 +25,7 @@ def finite(value: Any) -> Any:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; lone surrogates, which UTF-8 has not, escaped."""
+    """Write a text file whole or not at all; escape lone surrogates, which UTF-8 cannot encode."""
     data = text.encode("utf-8", "backslashreplace")
     if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, a pipe
         path.write_bytes(data)

@@ -227,7 +227,7 @@ def conform(
         timeout=timeout,
         progress=_on_terminal,
     )
-    # Without its surrogates, which a terminal's encoding has not.
+    # A terminal cannot encode surrogates.
     shown = conform_reports.as_json(report) if to_stdout else conform_reports.text(report)
     click.echo(shown.encode("utf-8", "backslashreplace").decode("utf-8"), nl=False)
     command = shlex.join(["gravity", *sys.argv[1:]])

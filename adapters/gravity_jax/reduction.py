@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from gravity_core.update import max_abs_grad
 
-# XLA's CPU client allocates the scalars of each reduction's computation anew at every call, which
-# costs more than to read a short gradient. Few at a time, because equal kernels are compiled once,
-# and a kernel that takes the second maximum of an array is another than one that takes the first.
-SMALL = 2**14  # elements: gradients of one size up to it are stacked and reduced together,
-TOGETHER = 4  # so many at a time
+# At every call, XLA's CPU client allocates the scalars of each reduction's computation again. That
+# costs more than reading a short gradient, so small gradients of one size are stacked and reduced
+# together. The stacks are short because XLA compiles equal kernels once, and a kernel that takes
+# the second maximum of an array differs from one that takes the first.
+SMALL = 2**14  # elements of a gradient
+TOGETHER = 4  # gradients in a stack
 
 Arrays = tuple[jax.Array, ...]
 Layers = tuple[int, ...]

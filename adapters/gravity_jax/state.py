@@ -16,8 +16,8 @@ from gravity_jax.transform import ScaleByGravityState
 def export_state(opt_state: Any, **hyperparameters: Any) -> State:
     """Return a copy of the state of `gravity` or `scale_by_gravity`, however it is wrapped.
 
-    Of arrays that are spread over several processes the whole V is exported, which is a
-    collective operation: every process has to ask for it.
+    The export of arrays that are spread over several processes gathers the whole V. This is a
+    collective operation: every process has to call it.
 
     Args:
         opt_state: an optax state that holds one `ScaleByGravityState`.

@@ -94,7 +94,7 @@ def scale_by_gravity(
     _check_velocity_dtype(velocity_dtype)
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
-        if axis_name is not None and _is_inside(axis_name):  # a shard knows not its part of V₀
+        if axis_name is not None and _is_inside(axis_name):  # a shard cannot tell its part of V₀
             raise ValueError(
                 "init must be called outside the shard_map or pmap of axis_name, where it sees "
                 f"whole parameters, got a call inside the axis {axis_name!r}"
@@ -230,8 +230,8 @@ def gravity(
         stacked=stacked,
         axis_name=axis_name,
     )
-    # optax.inject_hyperparams builds the optimizer anew for every update, by whose time the
-    # learning rate may be 0: only init has then a σ to compute, and something to warn of.
+    # optax.inject_hyperparams builds the optimizer again for every update, when the learning rate
+    # may have reached 0. So only init computes σ, and warns.
     injected = isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array)
     fixed_std = None if injected else _velocity_std(nominal, alpha, velocity_std)
     origin = {"learning_rate": nominal, "alpha": alpha} if velocity_std is None else {}

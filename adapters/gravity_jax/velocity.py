@@ -83,7 +83,7 @@ def _scaled_normal(param: jax.Array, key: Words, quantiles: Any, std: Any, *, dt
     parts = []
     for element in _element_numbers(param, 2 if is_complex else 1):
         k = element_halfwords(key, element, xp=jnp)
-        # In a mesh of explicit axes a gather has to be told the sharding of its result.
+        # On a mesh with explicit axes a gather needs the sharding of its result.
         z = quantiles.at[k].get(mode="promise_in_bounds", out_sharding=jax.typeof(k).sharding)
         parts.append((z.astype(wide) * jnp.asarray(std, wide)).astype(real))
     return jax.lax.complex(*parts) if is_complex else parts[0]

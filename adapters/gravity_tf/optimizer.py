@@ -112,8 +112,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         self._first_rate = hp.as_float(nominal)
         self.seed = int(seed)
         self.first_step = int(first_step)
-        # t of the step that `apply` is taking: made for every variable anew, it was a tenth of an
-        # eager step of many small ones. Outside of `apply` None.
+        # t of the step that `apply` is taking, and None outside `apply`. Computing it again for
+        # every variable took a tenth of an eager step of many small variables.
         self._t: Any = None
 
     @property

@@ -55,7 +55,7 @@ def _update_batch(items: list[Item], options: Options) -> None:
     padding = _padding(*kind)[len(items) :]
     ps, grads, velocities, times, maxima = map(list, zip(*items, *padding, strict=True))
     times[len(items) :] = [first] * len(padding)
-    # What may change goes in as tensors, lest the graph be made anew.
+    # Values that may change are passed as tensors; otherwise torch would compile the graph again.
     t: Tensor | list[Tensor]
     if isinstance(first, Tensor):
         t = torch.stack(times)
@@ -109,7 +109,9 @@ def _compiled_update(device: torch.device, dtype: torch.dtype, *kind: Any) -> An
         return torch.compile(function, dynamic=True) if wide else None
 
 
-@torch.inference_mode(False)  # they are kept, and a graph would be made anew for the others
+@torch.inference_mode(
+    False
+)  # the zeros are kept, and inference tensors would need a graph of their own
 def _zeros(size: int, device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:
     """Return a batch of tensors of zeros, which no update moves."""
     wide = torch.promote_types(dtype, torch.float32)

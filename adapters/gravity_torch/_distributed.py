@@ -1,8 +1,8 @@
 """Parameters that are split over processes: DTensor, which FSDP2 and tensor parallelism use.
 
 Guarantee: a step communicates one all-reduce of a number per split parameter for each
-process group, in which the maximum of each gradient over all its parts is found. (A gradient
-that is placed otherwise than its parameter is first redistributed by torch.)
+process group, which finds the maximum of each gradient over all its parts. (If a gradient has
+another placement than its parameter, torch redistributes it first.)
 """
 
 import math
@@ -49,7 +49,7 @@ def placed(whole: Tensor, p: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     split = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
-    # A copy, lest a view of it keep the whole in memory; in the parameter's memory format.
+    # A copy in the parameter's memory format: a view would keep the whole tensor in memory.
     part = torch.empty_like(local(p), dtype=whole.dtype, memory_format=torch.preserve_format)
     return like(p, part.detach().copy_(local(split)))
 

@@ -59,7 +59,7 @@ def for_loop(items: list[Item], options: Options) -> None:
 
 
 def flat(item: Item) -> list[Tensor] | None:
-    """Return the three tensors as flat views in one order of elements, or None if there is none."""
+    """Return the three tensors as flat views in one order of elements, or None if none exists."""
     p, grad, velocity, *_ = item
     if p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
         return [p.view(-1), grad.view(-1), velocity.view(-1)]

@@ -247,7 +247,10 @@ class Gravity(torch.optim.Optimizer):
         parts = _distributed.parts([p for _, params, *_ in batches for p in params], self.state)
         if parts and any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError("`differentiable` does not support DTensor")
-        for p, part in parts.items():  # after the collective, lest other processes wait in it
+        for (
+            p,
+            part,
+        ) in parts.items():  # after the collective, in which the other processes would wait
             if part.p.shape != part.velocity.shape:
                 check_state(p, self.state[p])
         items = [items_of(*batch, parts) for batch in batches]  # of all groups, before any moves
@@ -321,7 +324,7 @@ def _step_group(
         return
     compiling = torch.compiler.is_compiling()
     if not (compiling or group["differentiable"]):
-        # Private kernels do not tell autograd, which then knows no stale graph from a fresh one.
+        # Private kernels do not tell autograd, so it could not tell a stale graph from a fresh one.
         torch.autograd.graph.increment_version(params)
     if group["capturable"] or compiling:
         torch._foreach_add_(steps, 1)
@@ -375,7 +378,7 @@ def _checked(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(lr: Any) -> Any:
-    """Return a Tensor of a number as NumPy's; what is none comes back as it is, to be refused."""
+    """Return a one-element Tensor as NumPy's number, and anything else unchanged, to be refused."""
     if not isinstance(lr, Tensor) or not hp.may_be_a_number(lr):
         return lr
     lr = lr.detach().cpu()

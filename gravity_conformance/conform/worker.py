@@ -51,7 +51,7 @@ class _Channel:
         os.dup2(2, 1)
 
     def write(self, text: str) -> None:
-        """Write a line, which begins anew even after what is not ours."""
+        """Write a line of its own, also after output that is not ours."""
         if os.getpid() == self._process:  # and not a fork's
             self._file.write(f"\n{self._token} {text}")
 

@@ -67,7 +67,7 @@ def _wide(dtype: str) -> Any:
 
 
 def _stored(arrays: Arrays, dtype: str) -> Arrays:
-    """Return arrays rounded to `dtype`; bfloat16, which NumPy has not, in float32."""
+    """Return arrays rounded to `dtype`; in float32 for bfloat16, which NumPy does not have."""
     if dtype != "bfloat16":
         return [x.astype(dtype) for x in arrays]
     return [_rounded(x) for x in arrays]

@@ -105,7 +105,7 @@ def test_the_published_vectors_catch_and_name_a_mistake(stranger, words):
             "decoy",
             "after writing back its own V and t = 0, it does not reproduce its own next step",
         ),
-        ("redraws", "V is drawn anew at the first step, whatever was written"),
+        ("redraws", "V is drawn again at the first step, whatever was written"),
     ],
 )
 def test_an_optimizer_that_cannot_be_put_anywhere_is_not_judged_wrong_for_it(stranger, why):

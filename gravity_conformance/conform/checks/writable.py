@@ -68,7 +68,7 @@ def _draws_anew(driver: Driver, options: Mapping[str, Any]) -> str | None:
     session.step([np.zeros_like(w) for w in weights], float(options["learning_rate"]))
     for v in session.velocity() or []:
         if not (v.any() and _same(v, np.full_like(v, v.flat[0]))):
-            return "V is drawn anew at the first step, whatever was written"
+            return "V is drawn again at the first step, whatever was written"
     return None
 
 

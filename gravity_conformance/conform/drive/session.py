@@ -1,7 +1,7 @@
 """One optimizer at work on some weights, whatever its kind.
 
 Guarantee: what an implementation is given are copies of its own, in the dtype of the weights.
-All arrays are NumPy's; those of bfloat16, which it has not, are float32 with the same numbers.
+All arrays are NumPy's; NumPy has no bfloat16, so those are float32 with the same numbers.
 """
 
 from abc import ABC, abstractmethod

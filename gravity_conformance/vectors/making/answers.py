@@ -106,7 +106,7 @@ def _rational(json: Json, name: str) -> Fraction:
 
 
 def _again(json: Json) -> Json:
-    """Return `json` with its hyper-parameters written anew, so that both notations agree."""
+    """Return `json` with its hyper-parameters rewritten, so that both notations agree."""
     names = ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std")
     found = {name: json[name] for name in names if json.get(name) is not None}
     return {**json, **{name: number(_rational(x, name)) for name, x in found.items()}}
