@@ -1,9 +1,9 @@
 """The test matrix: every Python and framework, at their oldest, pinned and newest versions.
 
-    make matrix                                           all of it, on the Pythons found here
-    make matrix MATRIX="--tags newest"                    one column; also oldest, pinned
-    make matrix MATRIX="--python 3.12 -k 'newest and jax'"    one Python, and names that match
-    make matrix MATRIX=--list                             the names of all sessions
+    make matrix                                   all of it, on the Pythons found here
+    make matrix MATRIX="--tags newest"            one column; also oldest, pinned
+    make matrix MATRIX="--python 3.12 -k jax"     one Python, and the names that match
+    make matrix MATRIX=--list                     the names of all sessions
 
 oldest has the lower bounds of pyproject.toml, exactly, on the oldest Python; pinned has
 constraints.txt; newest is what pip takes today. Each session installs one framework only. nox skips
