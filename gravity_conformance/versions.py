@@ -1,5 +1,6 @@
 """What a bug report has to say of a machine: ``gravity versions``."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -38,9 +39,7 @@ def versions() -> Iterator[str]:
     yield f"python: {platform.python_version()} ({platform.python_implementation()})"
     cores = f"{os.cpu_count()} CPUs, {report.platform['cpu']}"
     yield f"platform: {platform.platform()}, {cores}"
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
-    found_here = (f"{name} {installed[name]}" for name in PACKAGES if name in installed)
-    yield f"packages: {', '.join(found_here)}"
+    yield f"packages: {', '.join(_installed())}"
     for name in entry_points():
         found = load([name], report)
         if name in found:
@@ -50,6 +49,12 @@ def versions() -> Iterator[str]:
             yield f"{name}: not installed (no {report.not_installed[name]})"
         else:
             yield report.failures[-1]
+
+
+def _installed() -> Iterator[str]:
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield f"{name} {importlib.metadata.version(name)}"
 
 
 def _devices(loaded: Loaded) -> str:
