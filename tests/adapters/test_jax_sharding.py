@@ -149,7 +149,7 @@ def test_a_step_reduces_scalars_and_gathers_nothing(types):
 @AXIS_TYPES
 def test_the_step_on_a_mesh_is_compiled_once(types):
     """With the how-to's init, which puts the count where the step leaves it."""
-    # Without the short spec, which JAX returns in another form and compiles anew for.
+    # Without the short spec: JAX returns it in another form, and would compile again.
     params = put(a_replay(0).weights[:3], SPECS["both"][:3], mesh_of(types))
     optimizer = gravity(optax.cosine_decay_schedule(0.1, 10))
     state, step = jax.jit(optimizer.init)(params), jax.jit(stepper(optimizer))

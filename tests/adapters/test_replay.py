@@ -20,7 +20,7 @@ MODES = [
     ("gravity_tf.backend", "function", "exact"),
     ("gravity_tf.backend", "xla", "bounded"),
 ]
-# Few shapes, so that compiled modes are not compiled anew for every example.
+# Few shapes, so that compiled modes are not compiled again for every example.
 SHAPES = [[(3, 4), (4,)], [(), (0,), (2, 1, 3)], [(140_001,)]]
 
 

@@ -221,7 +221,7 @@ class Jax:
         self.make(state.hyperparameters)
         with self.jax.enable_x64(self.double):
             self.state = self.adapter.import_state(self.optimizer.init(self.params), state)
-        # As gravity(**state.hyperparameters) has it, which would be compiled anew for every rate.
+        # As gravity(**state.hyperparameters) has it, which would be compiled again for every rate.
         self.change_rate(state.hyperparameters["learning_rate"])
 
     def reload(self):

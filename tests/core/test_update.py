@@ -26,7 +26,7 @@ BETA = 0.9
 on_backends = pytest.mark.parametrize("backend", BACKENDS, ids=str)
 on_dtypes = pytest.mark.parametrize("dtype", FULL)
 
-# Compiled code is compiled anew for each shape, t and β: a few of each, together.
+# Compiled code is compiled again for each shape, t and β, so these are a few of each.
 CASES = [
     ((), 1, BETA),
     ((0,), 1, BETA),

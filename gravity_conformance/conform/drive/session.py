@@ -23,7 +23,7 @@ class CannotWriteError(Exception):
 
 @dataclass(frozen=True)
 class Setup:
-    """What an optimizer is made of, anew where its state is loaded.
+    """What an optimizer is made of, and made of again where its state is loaded.
 
     Attributes:
         found: the implementation.

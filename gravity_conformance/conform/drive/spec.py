@@ -78,7 +78,7 @@ def recognise(found: Any) -> Kind:
     """Return the kind of what a SPEC names; nothing is imported for it.
 
     Raises:
-        SpecError: if it is none of them.
+        SpecError: if it is not one of them.
     """
     made = found.func if isinstance(found, functools.partial) else found
     if isinstance(made, type):
