@@ -1,8 +1,8 @@
-"""The update in parts, and the mistakes known in it: each replaces one part and says so in words.
+"""The update in parts, and its known mistakes: each replaces one part, and has a description.
 
 `REFERENCE` is run in a wide dtype (float64 for float32), so that it stands for the exact update.
-What an implementation did in a check that it does not pass is compared with every one of
-`MUTATIONS`; the one inside the bound of which it stays is the diagnosis.
+Where an implementation differs, its run is compared with each of `MUTATIONS`; the diagnosis is the
+one whose bound it stays inside.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Arrays = list[np.ndarray]
 
 
 def counter(count: int, first_step: int, tensor: int, tensors: int) -> int:
-    """Return t of tensor number `tensor` of `tensors` after `count` steps."""
+    """Return t of the tensor with index `tensor`, of `tensors`, after `count` steps."""
     return count + first_step
 
 
@@ -46,12 +46,12 @@ def weights(w: np.ndarray, v: np.ndarray, lr: Any, decay: Any) -> Any:
 
 
 def learning_rate(lr: float, constructed: float) -> float:
-    """Return l of a step, where the schedule says `lr` and the constructor said `constructed`."""
+    """Return η of a step, where the schedule says `lr` and the constructor said `constructed`."""
     return lr
 
 
 def std(alpha: float, lr: float, first: float) -> float:
-    """Return σ, the standard deviation of V₀; `first` is l of the first step. 0 for l = 0."""
+    """Return σ, the standard deviation of V₀; `first` is η of the first step. 0 for η = 0."""
     return alpha / lr if lr else 0.0
 
 
@@ -61,7 +61,7 @@ def loaded(v: Arrays, count: int, start: Arrays) -> tuple[Arrays, int]:
 
 
 def left(grad: np.ndarray) -> np.ndarray:
-    """Return what a step leaves in the caller's gradient."""
+    """Return the caller's gradient as a step leaves it."""
     return grad
 
 
@@ -70,12 +70,12 @@ class Variant:
     """The update, with the parts of Algorithm 1 unless another is given.
 
     Attributes:
-        words: what a report calls it.
-        flag: what the vectors that catch it are flagged with; some mistakes have none.
+        description: as reports show it.
+        flag: of the vectors that catch it; some mistakes have none.
         others: the functions of this module, or what replaces them.
     """
 
-    words: str
+    description: str
     flag: str = ""
     counter: Callable[..., Any] = counter
     coefficients: Callable[..., Any] = coefficients
@@ -108,7 +108,7 @@ class Variant:
         weight_decay: float,
         maximize: bool,
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Return the next W and V of every tensor, and S, the size of what V was added from.
+        """Return the next W and V of every tensor, and S, the sum of the sizes of V's two terms.
 
         All arrays are of one dtype, a wide one where the step stands for the exact update.
         """
@@ -133,7 +133,7 @@ REFERENCE = Variant("Algorithm 1")
 
 
 def _letter(t: Any, beta: Any) -> tuple[Any, Any]:
-    # In float64, one operation after another: what that loses is the point.
+    # In float64, one operation after another, to lose the digits that this form loses.
     old = (np.float64(beta) * np.float64(t) + 1) / (np.float64(t) + 2)
     return type(t)(old), type(t)(1 - old)
 
@@ -228,7 +228,7 @@ _TWICE = ("learning rate applied twice", "learning_rate_twice")
 _SQUARE = ("missing square", "missing_square")
 _V_LOST = ("V reset on load", "velocity_reset")
 
-# In the order in which they are tried; those with the same words are ways to make one mistake.
+# In the order in which they are tried; those with one description are ways to make one mistake.
 MUTATIONS = (
     Variant("β̂ uses t − 1", "t_off_by_one", counter=lambda n, first, i, k: n + first - 1),
     Variant("β̂ uses t + 1", "t_off_by_one", counter=lambda n, first, i, k: n + first + 1),
@@ -290,7 +290,7 @@ MUTATIONS = (
     Variant("ζ is the bare gradient", term=lambda g, s: g),
     Variant(*_TWICE, weights=lambda w, v, lr, decay: w - lr * decay * w - lr * lr * v),
     Variant(*_TWICE, weights=lambda w, v, lr, decay: w - lr * lr * decay * w - lr * lr * v),
-    Variant("W moves by +l V", weights=lambda w, v, lr, decay: w - lr * decay * w + lr * v),
+    Variant("W moves by +η V", weights=lambda w, v, lr, decay: w - lr * decay * w + lr * v),
     Variant(
         "the learning rate of the constructor is used throughout",
         learning_rate=lambda lr, constructed: constructed,
@@ -328,14 +328,14 @@ MUTATIONS = (
     Variant("t reset on load", "t_reset", loaded=lambda v, n, start: (v, 0)),
     Variant("V and t reset on load", loaded=lambda v, n, start: ([0 * x for x in v], 0)),
     Variant("V and t reset on load", loaded=lambda v, n, start: (start, 0)),
-    Variant("V₀ std is α, not α / lr", "std_alpha", std=lambda alpha, lr, first: alpha),
+    Variant("V₀ std is α, not α / η", "std_alpha", std=lambda alpha, lr, first: alpha),
     Variant(
         "σ from the first step's learning rate, not the constructor's",
         "std_from_schedule",
         std=lambda alpha, lr, first: std(alpha, first, first),
     ),
-    Variant("V₀ std is α · lr, not α / lr", std=lambda alpha, lr, first: alpha * lr),
-    Variant("V₀ variance, not std, is α / lr", std=lambda alpha, lr, first: (alpha / lr) ** 0.5),
+    Variant("V₀ std is α · η, not α / η", std=lambda alpha, lr, first: alpha * lr),
+    Variant("V₀ variance, not std, is α / η", std=lambda alpha, lr, first: (alpha / lr) ** 0.5),
     Variant("V₀ std is 1", std=lambda alpha, lr, first: 1.0),
     Variant("V₀ is zero", std=lambda alpha, lr, first: 0.0),
     Variant("gradient negated in place", "gradient_changed", left=lambda g: -g),

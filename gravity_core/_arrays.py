@@ -5,7 +5,7 @@ Guarantee: nothing here imports a framework; the namespaces come in as ``xp``.
 
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat
 import numpy as np
@@ -57,6 +57,40 @@ def float_name(array: Array, argument: str, *, long_double: bool = False) -> str
             f"float64; view complex as pairs of reals), got dtype {array.dtype}"
         )
     return name
+
+
+class FloatInfo(NamedTuple):
+    """The limits of a floating-point dtype.
+
+    Attributes:
+        name: of the dtype.
+        width: its bits.
+        unit: u, the unit roundoff: rounding to nearest changes a number by at most u of it.
+        smallest_normal: the number below which subnormal numbers begin.
+        max: the largest finite number.
+    """
+
+    name: str
+    width: int
+    unit: float
+    smallest_normal: float
+    max: float
+
+
+def float_info(dtype: Any, argument: str = "dtype") -> FloatInfo:
+    """Return the limits of a dtype of any library, or of its name; NumPy has no bfloat16.
+
+    Raises:
+        TypeError: naming `argument`, for what is not a real floating-point dtype.
+    """
+    name = dtype_name(dtype)
+    if name not in _WIDTH:
+        raise TypeError(f"{argument} must be float16, bfloat16, float32 or float64, got {dtype!r}")
+    if name == "bfloat16":
+        return FloatInfo(name, 16, 2.0**-8, 2.0**-126, (2 - 2.0**-7) * 2.0**127)
+    info = np.finfo(name)
+    limits = (float(info.eps) / 2, float(info.smallest_normal), float(info.max))
+    return FloatInfo(name, _WIDTH[name], *limits)
 
 
 def working_dtype(xp: Namespace, **arrays: Array) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import gravity_core
 from gravity_conformance._output import POLICY, finite
 from gravity_conformance.conform.checks.registry import CHECKS
-from gravity_conformance.conform.runner import Line, Report
+from gravity_conformance.conform.runner import Report, Result
 from gravity_conformance.mutations import MUTATIONS
 
 HEADER = ("check", "result", "worst u·S", "what was found")
@@ -21,47 +21,47 @@ LEGEND = (
 
 
 def listing() -> str:
-    """Return the checks, and the mistakes that are known, as text."""
+    """Return the checks and the known mistakes as text."""
     width = max(map(len, CHECKS))
     lines = ["checks (--only):"]
     for name, check in CHECKS.items():
         says = (check.function.__doc__ or "").strip()
         lines.append(f"  {name.ljust(width)}  {says}")
-    words = dict.fromkeys(variant.words for variant in MUTATIONS)
-    return "\n".join([*lines, "", "mistakes known by name:", *(f"  {w}" for w in words)]) + "\n"
+    mistakes = dict.fromkeys(variant.description for variant in MUTATIONS)
+    return "\n".join([*lines, "", "mistakes known by name:", *(f"  {m}" for m in mistakes)]) + "\n"
 
 
 def rows(report: Report) -> list[tuple[str, str, str, str]]:
     """Return the table."""
-    return [(line.title, line.outcome, _worst(line), _found(line)) for line in report.lines]
+    return [(r.title, r.outcome, _worst(r), _found(r)) for r in report.results]
 
 
-def _worst(line: Line) -> str:
-    return "–" if line.worst is None else f"{line.worst:.3g}"
+def _worst(result: Result) -> str:
+    return "–" if result.worst is None else f"{result.worst:.3g}"
 
 
-def _found(line: Line) -> str:
-    diagnosis = line.diagnosis and f"diagnosis: {line.diagnosis}"
-    return "; ".join(part for part in (diagnosis, line.note, line.first) if part)
+def _found(result: Result) -> str:
+    diagnosis = result.diagnosis and f"diagnosis: {result.diagnosis}"
+    return "; ".join(part for part in (diagnosis, result.note, result.first) if part)
 
 
 def verdict(report: Report) -> str:
     """Return the last line of the report."""
-    if report.cannot is not None:
-        return f"could not run: {report.cannot}"
+    if report.error is not None:
+        return f"could not run: {report.error}"
     if report.status == 0:
         return "conforms"
     counts = {
-        outcome: sum(line.outcome == outcome for line in report.lines)
+        outcome: sum(result.outcome == outcome for result in report.results)
         for outcome in ("differs", "error")
     }
-    parts = [f"{n} of {len(report.lines)} checks: {what}" for what, n in counts.items() if n]
+    parts = [f"{n} of {len(report.results)} checks: {what}" for what, n in counts.items() if n]
     text = "does not conform, " if report.status == 1 else "could not run, "
     return "; ".join([text + ", ".join(parts), *report.diagnoses])
 
 
 def head(report: Report) -> str:
-    """Return the first line: what was checked, and with which versions."""
+    """Return the first line: the implementation, and the versions that it ran with."""
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return f"{report.spec} ({report.kind or 'unknown kind'}), {versions or 'nothing was run'}"
 
@@ -71,10 +71,10 @@ def text(report: Report) -> str:
     lines = [head(report), ""]
     table = [HEADER, *rows(report)]
     widths = [max(len(row[k]) for row in table) for k in range(3)]
-    for row in table if report.lines else []:
+    for row in table if report.results else []:
         cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
         lines.append("  ".join([*cells, row[3]]).rstrip())
-    lines += ["", LEGEND] if report.lines else []
+    lines += ["", LEGEND] if report.results else []
     if report.printed:
         lines.append(f"the implementation printed {report.printed} bytes, which are left out")
     return "\n".join([*lines, f"conform: {verdict(report)}"]) + "\n"
@@ -89,7 +89,7 @@ def markdown(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """Return the report as JSON; what it has no number for comes as its name."""
+    """Return the report as JSON; NaN and infinities are strings."""
     return json.dumps(finite(report.to_json()), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -114,7 +114,7 @@ svg {{ max-width: 100%; height: auto }}
 
 
 def page(report: Report, command: str) -> str:
-    """Return the report as one self-contained page; `command` is what makes it."""
+    """Return the report as one self-contained page; `command` reproduces it."""
     cells = []
     for row in rows(report):
         kind = row[1].split()[0]
@@ -126,9 +126,9 @@ def page(report: Report, command: str) -> str:
         )
         cells.append(f"<tr>{inner}</tr>")
     plots = [
-        f"<h2>{html.escape(line.title)}</h2>\n{_svg(line.plot)}"
-        for line in report.lines
-        if line.plot
+        f"<h2>{html.escape(result.title)}</h2>\n{_svg(result.plot)}"
+        for result in report.results
+        if result.plot
     ]
     return _PAGE.format(
         policy=html.escape(POLICY),

@@ -1,7 +1,7 @@
 """Run the checks in a process of their own, watch over it, and gather the report.
 
-Guarantee: a check of which no finding arrives counts as an error, however its process ended, and
-the time that a check may take is kept, whatever it leaves behind.
+Guarantee: a check without a finding counts as an error, however its process ended, and no check
+takes more than its time, whatever it leaves behind.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from typing import Any
 
 import gravity_core
 from gravity_conformance._guard import clean
+from gravity_conformance.conform.checks.findings import Finding
 from gravity_conformance.conform.checks.registry import CHECKS
-from gravity_conformance.conform.checks.subject import Finding
 from gravity_conformance.conform.drive.spec import Kind
 
 TIMEOUT = 60.0
 _LIVES = 3  # processes; an implementation that ends two of them ends the third as well
-_PATIENCE = 1.0  # seconds for what a process that has ended has written to be read
+_PATIENCE = 1.0  # seconds to read what a process wrote before it ended
 _LONGEST = 2000  # characters of a note, which can have several exceptions
 _TAIL = 4096  # bytes kept of what an implementation prints
 
 
 @dataclass(kw_only=True)
-class Line(Finding):
+class Result(Finding):
     """One check in the report: its name, its title, what was found and how long it took."""
 
     check: str
@@ -42,32 +42,32 @@ class Line(Finding):
 
 @dataclass
 class Report:
-    """What is known of an implementation; `cannot` says why nothing is."""
+    """What the checks found; `error` says why nothing could be checked."""
 
     spec: str
     kind: Kind | None
     arguments: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    lines: list[Line] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
     printed: int = 0
-    cannot: str | None = None
+    error: str | None = None
 
     @property
     def status(self) -> int:
         """0: conforms; 1: differs, or a check could not run; 2: nothing could be checked."""
-        outcomes = {line.outcome for line in self.lines}
-        if self.cannot is not None or not outcomes & {"pass", "differs"}:
+        outcomes = {result.outcome for result in self.results}
+        if self.error is not None or not outcomes & {"pass", "differs"}:
             return 2
         return 0 if outcomes <= {"pass", "not applicable"} else 1
 
     @property
     def diagnoses(self) -> list[str]:
         """The mistakes found, each once."""
-        return list(dict.fromkeys(line.diagnosis for line in self.lines if line.diagnosis))
+        return list(dict.fromkeys(r.diagnosis for r in self.results if r.diagnosis))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON can hold it; schema.json describes it."""
-        head = {"format": "gravity-conform", "version": 1, "gravity": gravity_core.__version__}
+        head = {"format": "gravity-conform", "version": 2, "gravity": gravity_core.__version__}
         found = {"status": self.status, "diagnoses": self.diagnoses}
         return head | found | asdict(self)
 
@@ -86,15 +86,15 @@ def conform(
 
     Args:
         spec: ``module:attribute`` or ``path.py:attribute``.
-        kind: what it is; recognised if None.
-        kw: constructor arguments, name → value as text; ``{beta}`` for what we call beta.
-        first_step: the convention that it must keep; recognised if None.
+        kind: "torch", "optax", "keras" or "plain"; detected if None.
+        kw: constructor arguments, name → value as text; ``{beta}`` marks the one that we call beta.
+        first_step: the convention that it must keep; detected if None.
         only: names of `checks.CHECKS`; all if empty.
         timeout: seconds for the import, and for each check.
         progress: called with the title of each check that starts.
 
     Returns:
-        The report; nothing is raised for what the implementation does.
+        The report. An error of the implementation becomes a result, and is not raised.
 
     Raises:
         ValueError: for an unknown check.
@@ -113,11 +113,11 @@ def conform(
             "checks": left,
         }
         left = _live(report, job, timeout, progress)
-        if not left or report.cannot is not None:
+        if not left or report.error is not None:
             return report
     for name in left:
         why = f"not run: the implementation ended its process {_LIVES} times"
-        report.lines.append(Line("error", why, check=name, title=CHECKS[name].title))
+        report.results.append(Result("error", why, check=name, title=CHECKS[name].title))
     return report
 
 
@@ -133,7 +133,7 @@ def _live(
             except queue.Empty:
                 why = f"no answer in {timeout:g} s"
                 break
-            # What arrives out of turn is not of the worker's making, and is left out.
+            # The worker sends events in order; any other line is not its own, and is left out.
             match event:
                 case None:
                     why = _ended(process.returncode, said.last_line)
@@ -157,31 +157,31 @@ def _live(
                 } if name == under_way:
                     left.remove(name)
                     under_way = None
-                    report.lines.append(_line(event))
-                case {"event": "cannot", "message": str(message)}:
-                    report.cannot = clean(message, _LONGEST)
+                    report.results.append(_result(event))
+                case {"event": "error", "message": str(message)}:
+                    report.error = clean(message, _LONGEST)
                 case {"event": "done"}:
                     break
     report.printed += said.size  # all of it, now that the process has ended
     if not why:
-        return left if report.cannot is None else []
+        return left if report.error is None else []
     if under_way is None:
-        report.cannot = f"before the first check: {why}"
+        report.error = f"before the first check: {why}"
         return left
     left.remove(under_way)
-    report.lines.append(Line("error", why, check=under_way, title=CHECKS[under_way].title))
+    report.results.append(Result("error", why, check=under_way, title=CHECKS[under_way].title))
     return left
 
 
-def _line(event: dict[str, Any]) -> Line:
+def _result(event: dict[str, Any]) -> Result:
     names = [name for name in ("note", "first", "diagnosis") if event[name]]
     texts = {name: clean(event[name], _LONGEST) for name in names}
-    values = {item.name: event[item.name] for item in fields(Line) if item.name in event}
-    return Line(**values | texts | {"title": CHECKS[event["check"]].title})
+    values = {item.name: event[item.name] for item in fields(Result) if item.name in event}
+    return Result(**values | texts | {"title": CHECKS[event["check"]].title})
 
 
 def _ended(status: int, last_line: str) -> str:
-    """Return in words how a process ended that should not have."""
+    """Describe how a process ended that should have gone on."""
     if status < 0:
         with contextlib.suppress(ValueError):
             return f"its process was ended by {signal.Signals(-status).name}"
@@ -207,7 +207,7 @@ class _Reader(threading.Thread):
 
 
 class _Said:
-    """What an implementation has printed: its size, and the end of it."""
+    """The output of an implementation: its size, and its end."""
 
     def __init__(self) -> None:
         self.size, self._end = 0, b""
@@ -225,7 +225,7 @@ class _Said:
 
 
 class _Lines:
-    """Takes the worker's lines out of a stream of bytes, and passes on what they hold."""
+    """Takes the worker's lines out of a stream of bytes, and passes on their events."""
 
     def __init__(self, token: str, put: Callable[[Any], None]) -> None:
         self._start, self._put, self._rest = f"{token} ".encode("ascii"), put, b""
@@ -248,7 +248,7 @@ _Running = tuple["subprocess.Popen[bytes]", "queue.Queue[Any]", _Said]
 
 @contextlib.contextmanager
 def _process(job: dict[str, Any]) -> Iterator[_Running]:
-    """Start a worker; yield it, its events with None at its end, and what else it says."""
+    """Start a worker; yield it, its events with None at the end, and its other output."""
     token = secrets.token_hex()
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _program()],
@@ -289,8 +289,8 @@ def _process(job: dict[str, Any]) -> Iterator[_Running]:
 def _program() -> str:
     """Return the worker's program.
 
-    It finds this package where it is here, and nothing in the current directory, whose json.py
-    would be taken for Python's (-P): `spec` adds that where SPEC asks for it.
+    It finds this package at its place here. With -P it finds nothing in the current directory,
+    where a json.py would hide Python's; `spec` adds that directory where SPEC asks for it.
     """
     root = str(Path(gravity_core.__file__).parents[1])
     return (

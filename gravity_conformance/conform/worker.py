@@ -1,7 +1,7 @@
 """The process in which a stranger's code runs: one line for every event, token and JSON.
 
     {"event": "ready", …}  {"event": "start", "check": …}  {"event": "finding", "check": …, …}
-    {"event": "cannot", "message": …}  {"event": "done"}
+    {"event": "error", "message": …}  {"event": "done"}
 
 The job comes by the standard input. The lines go to a descriptor that is out of the way of those
 that programs commonly write to or close, and begin with a token that only `runner` and this module
@@ -23,12 +23,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from gravity_conformance._guard import one_line
+from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.registry import CHECKS
-from gravity_conformance.conform.checks.subject import Finding, Subject
+from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.drive import spec as specs
 from gravity_conformance.conform.drive.drivers import driver
 
-# Also what is no Exception, KeyboardInterrupt for one: nobody interrupts this process by a key.
+# KeyboardInterrupt, too: nobody interrupts this process by a key.
 _ANYTHING = BaseException
 
 
@@ -81,9 +82,9 @@ def main() -> None:
         try:
             _run(job, report)
         except specs.SpecError as error:
-            _tell(report, "cannot", message=str(error))
+            _tell(report, "error", message=str(error))
         except _ANYTHING as error:
-            _tell(report, "cannot", message=f"SPEC cannot be used: {one_line(error)}")
+            _tell(report, "error", message=f"SPEC cannot be used: {one_line(error)}")
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
     _tell(report, "done")
@@ -107,6 +108,7 @@ def _run(job: dict[str, Any], report: Writer) -> None:
     started = driver(found, kind, arguments)
     subject = Subject(started, job["first_step"])
     _try(subject, kind)
+    judge = Judge(subject)
     _tell(
         report,
         "ready",
@@ -119,7 +121,7 @@ def _run(job: dict[str, Any], report: Writer) -> None:
         start = time.perf_counter()
         _seed()
         try:
-            finding = CHECKS[name].function(subject)
+            finding = CHECKS[name].function(subject, judge)
         except _ANYTHING as error:
             finding = Finding("error", one_line(error))
         _tell(
@@ -132,7 +134,7 @@ def _run(job: dict[str, Any], report: Writer) -> None:
 
 
 def _seed() -> None:
-    """Seed what implementations without a seed of their own draw from, so that reports repeat."""
+    """Seed the global generators, so that reports of implementations that draw from them repeat."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  # the global generator is meant
     if "torch" in sys.modules:
@@ -142,7 +144,7 @@ def _seed() -> None:
 
 
 def _try(subject: Subject, kind: str) -> None:
-    """Construct the implementation once; what cannot be constructed cannot be checked."""
+    """Construct the implementation once; raise SpecError if that fails."""
     try:
         subject.driver.start([np.ones(3, np.float32)], subject.options())
     except _ANYTHING as error:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from gravity_conformance.protocol import Replay, Step
+from gravity_core._arrays import float_info
 from gravity_core.error_bound import ErrorBound, absolute_error
 from gravity_core.reference import Gravity
 from gravity_core.update import update
@@ -169,7 +170,7 @@ def _compare(result: Grade, a: np.ndarray, b: np.ndarray, limit: np.ndarray, wha
 
 def _error_in_units(g: np.ndarray, v: np.ndarray, got: np.ndarray, t: int, beta: float) -> float:
     """Return the error of one update of `v` that gave `got`, in units of u·S."""
-    info = np.finfo(got.dtype)
+    info = float_info(got.dtype)
     wide = np.float64 if got.dtype == np.float32 else np.longdouble
     g, v = g.astype(wide), v.astype(wide)
     # The coefficients, too, in the wider type.
@@ -178,7 +179,7 @@ def _error_in_units(g: np.ndarray, v: np.ndarray, got: np.ndarray, t: int, beta:
     scale = update(np.abs(g), np.abs(v), **coefficients)  # S, because ζ is odd
     # Where numbers under- or overflow an error is not relative to S.
     absolute = absolute_error(np.abs(g).astype(np.float64), info)
-    return _greatest([np.abs(got - exact) / (scale * (info.eps / 2) + absolute)])
+    return _greatest([np.abs(got - exact) / (scale * info.unit + absolute)])
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

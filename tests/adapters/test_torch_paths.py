@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
+import gravity_core  # noqa: E402
 import gravity_torch  # noqa: E402
 from gravity_torch import _compiled, _fast, _gathered, _loop  # noqa: E402
 from tests.adapters.torch_reference import (  # noqa: E402
@@ -258,3 +259,21 @@ def test_dense_is_what_torch_keeps_the_strides_of(order, cuts):
             x = x[(slice(None),) * dim + (cut_off,)]
     kept = torch.empty_like(x, memory_format=torch.preserve_format).stride() == x.stride()
     assert _loop.is_dense(x) == (kept or x.is_contiguous())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_loop_has_the_references_bits_in_half_types(dtype):
+    """The bound lets W be computed in the half type; this path computes it in float32."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(1000, generator=generator).to(dtype))
+    weights = [to_numpy(p)]
+    options = {"weight_decay": 0.1, "velocity_std": 0.1}
+    optimizer = gravity_torch.Gravity([p], foreach=False, **options)
+    reference = gravity_core.Gravity(**options)
+    for _ in range(30):
+        p.grad = torch.randn(1000, generator=generator).to(dtype)
+        optimizer.step()
+        reference.step(weights, [to_numpy(p.grad)])
+        assert to_numpy(p).tobytes() == weights[0].tobytes()
+        v = to_numpy(optimizer.state[p]["velocity"])
+        assert v.tobytes() == reference.velocity[0].tobytes()

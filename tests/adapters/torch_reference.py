@@ -39,32 +39,6 @@ def to_numpy(x):
     return x.numpy().copy()
 
 
-class ErrorBound(gravity_core.ErrorBound):
-    """The running bound; for the half types that of float32, with one rounding of V and of W.
-
-    A rounding to nearest is off by at most u |result| or half the smallest subnormal number,
-    and the result of any implementation is at most twice the bound away from the reference's.
-    """
-
-    def __init__(self, w):
-        self.stored = torch.finfo(getattr(torch, w.dtype.name)) if w.itemsize == 2 else None
-        super().__init__(w.astype(np.float32) if self.stored else w)
-
-    def step(self, grad, v, v_next, w, w_next, *, learning_rate, **options):
-        super().step(grad, v, v_next, w, w_next, learning_rate=learning_rate, **options)
-        if self.stored:
-            before, self.v = self.v, self._rounded(self.v, v_next)
-            # W moves by l times the V that has been rounded, with at most five roundings.
-            moved = learning_rate * (self.v - before) * (1 + 2 * self._gamma(5))
-            self.w = self._rounded(self.w + moved, w_next)
-
-    def _rounded(self, error, result):
-        """Return e for which e = error + u (|result| + 2 e) + half a subnormal number."""
-        u = self.stored.eps / 2
-        subnormal = self.stored.smallest_normal * self.stored.eps
-        return (error + u * np.abs(result.astype(np.float64)) + subnormal / 2) / (1 - 2 * u)
-
-
 class Reference:
     """One parameter, stepped by `gravity_core.update` beside what it is the reference of.
 
@@ -83,7 +57,7 @@ class Reference:
         self.steps, self.first_step = 0, options.pop("first_step", 1)
         self.maximize = options.pop("maximize", False)
         self.options = {"beta": 0.9, "weight_decay": 0.0} | options
-        self.bound = ErrorBound(self.w)
+        self.bound = gravity_core.ErrorBound(self.w)
 
     def step(self, grad, lr):
         """Step with a gradient, as `to_numpy` gives it."""

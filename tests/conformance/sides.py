@@ -24,10 +24,6 @@ def dtype_of(name):
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
-def info_of(dtype):
-    return ml_dtypes.finfo(dtype) if dtype == ml_dtypes.bfloat16 else np.finfo(dtype)
-
-
 class Reference:
     """The pure functions tensor by tensor, with their certified bound, also for half types."""
 
@@ -37,16 +33,7 @@ class Reference:
         self.t, self.w = optimizer.first_step, [w.copy() for w in weights]
         optimizer.init(self.w)
         self.v = optimizer.velocity
-        self.bounds = [self.bound_of(w) for w in weights]
-
-    @staticmethod
-    def bound_of(w):
-        bound = gravity_core.ErrorBound(np.zeros(w.shape))
-        # A half type is computed in float32 and rounded on the way out, which is fewer and
-        # smaller roundings than in a computation of its own.
-        bound._info = info_of(w.dtype)
-        bound.unit = float(bound._info.eps) / 2
-        return bound
+        self.bounds = [gravity_core.ErrorBound(w) for w in self.w]
 
     def step(self, gradients, lr):
         for i, g in enumerate(gradients):

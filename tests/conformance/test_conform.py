@@ -30,7 +30,7 @@ MISTAKES = {
     "weight": ("(1 − β̂) omitted", "convention", KINDS),
     "bare_beta": ("β in place of β̂", "convention", KINDS),
     # to a function V₀ is given
-    "std": ("V₀ std is α, not α / lr", "v0", ("torch", "optax", "keras")),
+    "std": ("V₀ std is α, not α / η", "v0", ("torch", "optax", "keras")),
     "twice": ("learning rate applied twice", "update", KINDS),
     "coupled": ("weight decay coupled", "weight-decay", KINDS),
     # arrays of JAX and TensorFlow cannot be written to

@@ -14,7 +14,7 @@ import pytest
 
 from gravity_conformance.conform import report as reports
 from gravity_conformance.conform.checks.registry import CHECKS
-from gravity_conformance.conform.runner import Line, Report, conform
+from gravity_conformance.conform.runner import Report, Result, conform
 from gravity_conformance.mutations import MUTATIONS
 from tests.conformance.command import RIGHT, gravity_conform, written
 
@@ -28,7 +28,7 @@ def odd(tmp_path):
 
 
 def outcomes(report):
-    return {line.check: line.outcome for line in report.lines}
+    return {line.check: line.outcome for line in report.results}
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def outcomes(report):
 def test_what_cannot_be_checked_is_one_line_and_status_2(odd, code, attribute, message):
     report = conform(odd(code, attribute))
     assert report.status == 2
-    assert report.lines == []
-    assert message in report.cannot
-    assert "\n" not in report.cannot
-    assert reports.text(report).endswith(f"conform: could not run: {report.cannot}\n")
+    assert report.results == []
+    assert message in report.error
+    assert "\n" not in report.error
+    assert reports.text(report).endswith(f"conform: could not run: {report.error}\n")
 
 
 @pytest.mark.parametrize("spec", ["", "odd", ":step", "odd:", "/none/odd.py:step"])
@@ -102,7 +102,7 @@ MISBEHAVIOUR = {
 def test_a_misbehaving_function_does_not_pass(odd, name):
     code, outcome, message = MISBEHAVIOUR[name]
     report = conform(odd(f"def step(w, v, g, t, lr, beta):\n    {code}"), only=["update"])
-    (line,) = report.lines
+    (line,) = report.results
     assert line.outcome == outcome
     assert message in f"{line.note} {line.first}"
     assert report.status == (2 if outcome == "error" else 1)
@@ -116,7 +116,7 @@ def test_inputs_written_to_are_caught(odd):
         report = conform(odd(code), only=["update", "gradient"])
         # What is written to is a copy, so the update itself is right.
         assert outcomes(report) == {"update": "pass", "gradient": "differs"}
-        assert report.lines[1].diagnosis == (
+        assert report.results[1].diagnosis == (
             "gradient overwritten" if name == "g" else "inputs overwritten"
         )
 
@@ -126,7 +126,7 @@ def test_a_function_that_hangs_is_ended_and_the_other_checks_go_on(odd):
     code += "    return right(w, v, g, t, lr, beta)"
     report = conform(odd(code), only=["update", "float64", "float16"], timeout=3)
     assert outcomes(report) == {"update": "pass", "float64": "error", "float16": "pass"}
-    assert report.lines[1].note == "no answer in 3 s"
+    assert report.results[1].note == "no answer in 3 s"
     assert report.status == 1
 
 
@@ -134,14 +134,14 @@ def test_a_function_that_ends_its_process_never_passes(odd):
     code = "def step(w, v, g, t, lr, beta):\n    os._exit(0)"
     report = conform(odd(code), only=["update", "trajectory", "long", "float64", "float16"])
     assert set(outcomes(report).values()) == {"error"}
-    assert len(report.lines) == 5
+    assert len(report.results) == 5
     assert report.status == 2
 
 
 def test_a_module_that_hangs_is_ended():
     report = conform("time:sleep", timeout=0.01)
     assert report.status == 2
-    assert report.cannot == "before the first check: no answer in 0.01 s"
+    assert report.error == "before the first check: no answer in 0.01 s"
 
 
 def test_what_it_prints_is_left_out(odd):
@@ -157,12 +157,12 @@ def test_what_it_prints_is_left_out(odd):
 
 
 def test_a_check_that_could_not_run_does_not_count_as_passed():
-    lines = [Line(outcome, check="update", title="one update") for outcome in ("pass", "error")]
-    assert Report("a:b", "plain", lines=lines).status == 1
-    assert Report("a:b", "plain", lines=lines[:1]).status == 0
-    assert Report("a:b", "plain", lines=lines[1:]).status == 2
-    none = Line("not applicable", check="v0", title="V₀")
-    assert Report("a:b", "plain", lines=[none]).status == 2
+    results = [Result(outcome, check="update", title="one update") for outcome in ("pass", "error")]
+    assert Report("a:b", "plain", results=results).status == 1
+    assert Report("a:b", "plain", results=results[:1]).status == 0
+    assert Report("a:b", "plain", results=results[1:]).status == 2
+    none = Result("not applicable", check="v0", title="V₀")
+    assert Report("a:b", "plain", results=[none]).status == 2
     assert Report("a:b", "plain").status == 2
 
 
@@ -175,7 +175,7 @@ def test_json_and_html(tmp_path, odd):
     found = json.loads(json_file.read_text(encoding="utf-8"))
     assert found["status"] == 0
     assert found["kind"] == "plain"
-    assert [line["check"] for line in found["lines"]] == list(CHECKS)
+    assert [line["check"] for line in found["results"]] == list(CHECKS)
     page = html_file.read_text(encoding="utf-8")
     HTMLParser().feed(page)
     for name in CHECKS.values():
@@ -193,7 +193,7 @@ def test_list_names_every_check_and_mistake():
     for name in CHECKS:
         assert re.search(rf"^  {name} +\S", done.stdout, re.MULTILINE)
     for variant in MUTATIONS:
-        assert f"\n  {variant.words}\n" in done.stdout
+        assert f"\n  {variant.description}\n" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -259,5 +259,5 @@ def test_our_own_adapters_conform(framework):
         pytest.skip(f"the adapter needs {framework}")
     report = conform(ADAPTERS[framework])
     assert report.status == 0, reports.text(report)
-    assert len(report.lines) == len(CHECKS)
-    assert sum(line.seconds for line in report.lines) < 60
+    assert len(report.results) == len(CHECKS)
+    assert sum(line.seconds for line in report.results) < 60

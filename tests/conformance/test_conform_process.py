@@ -52,13 +52,13 @@ def test_whatever_is_raised_is_shown_in_one_line(odd, name, tmp_path):
     done = gravity_conform(odd(STEP + code), "--only", "update", *files)
     assert (done.returncode, done.stderr) == (2, "")
     assert message in done.stdout
-    (line,) = json.loads((tmp_path / "a.json").read_text("utf-8"))["lines"]
+    (line,) = json.loads((tmp_path / "a.json").read_text("utf-8"))["results"]
     assert (line["outcome"], line["note"]) == ("error", message)
     assert message.replace("'", "&#x27;") in (tmp_path / "a.html").read_text("utf-8")
 
 
 def test_an_import_that_ends_by_no_exception_is_shown(odd):
-    assert conform(odd("raise GeneratorExit('bye')")).cannot == (
+    assert conform(odd("raise GeneratorExit('bye')")).error == (
         "SPEC cannot be used: GeneratorExit: bye"
     )
 
@@ -113,9 +113,9 @@ def test_what_is_written_to_every_descriptor_is_no_finding(odd, name):
     code += "        except OSError: pass\n    return "
     only = ["update", "float16"]
     report = conform(odd(code + "right(w, v, g, t, lr, beta)"), only=only)
-    assert [(line.check, line.outcome) for line in report.lines] == [(c, "pass") for c in only]
+    assert [(line.check, line.outcome) for line in report.results] == [(c, "pass") for c in only]
     report = conform(odd(code + "w, v"), only=only)
-    assert [(line.check, line.outcome) for line in report.lines] == [(c, "differs") for c in only]
+    assert [(line.check, line.outcome) for line in report.results] == [(c, "differs") for c in only]
 
 
 def test_closed_descriptors_do_not_matter(odd):
@@ -126,7 +126,7 @@ def test_closed_descriptors_do_not_matter(odd):
     closed = conform(
         odd(STEP + "os.closerange(3, 5000); return right(w, v, g, t, lr, beta)"), only=["update"]
     )
-    (line,) = closed.lines
+    (line,) = closed.results
     assert line.outcome == "error"
     assert "Bad file descriptor" in line.note
 
@@ -151,7 +151,7 @@ def test_lines_are_told_by_their_token():
         [{"event": "start", "check": "update"}, {"event": "finding", "check": "update"}],
         [{"event": "start", "check": "update"}, FINDING | {"note": 3}],
         [{"event": "start", "check": "update"}, FINDING | {"outcome": 3}],
-        [{"event": "ready"}, {"event": "cannot", "message": 3}, {}],
+        [{"event": "ready"}, {"event": "error", "message": 3}, {}],
     ],
     ids=str,
 )
@@ -163,7 +163,7 @@ def test_events_out_of_turn_and_out_of_form_are_left_out(events, monkeypatch, tm
     monkeypatch.setattr(runner, "_program", lambda: program)
     report = conform("a:b", only=["update"])
     assert report.status == 2
-    assert [line.outcome for line in report.lines] == ["error"]
+    assert [line.outcome for line in report.results] == ["error"]
     assert reports.text(report)
 
 
@@ -187,18 +187,18 @@ def test_nobody_waits_for_what_an_implementation_leaves_behind(odd, how):
 def test_a_fork_that_goes_on_reports_nothing(odd):
     code = STEP + "if not hasattr(os, 'mine'): os.mine = os.fork()\n    "
     report = conform(odd(code + "return right(w, v, g, t, lr, beta)"), only=["update"])
-    assert [line.outcome for line in report.lines] == ["pass"]
+    assert [line.outcome for line in report.results] == ["pass"]
 
 
 def test_the_last_words_of_a_process_are_its_reason(odd):
     code = STEP + "os.write(2, b'first\\nlibfoo: out of memory\\n\\n'); os._exit(3)"
-    (line,) = conform(odd(code), only=["update"]).lines
+    (line,) = conform(odd(code), only=["update"]).results
     assert line.note == "its process ended with status 3; its last words: libfoo: out of memory"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
 def test_the_signal_that_ended_a_process_is_its_reason(odd):
-    (line,) = conform(odd(STEP + "os.kill(os.getpid(), 11)"), only=["update"]).lines
+    (line,) = conform(odd(STEP + "os.kill(os.getpid(), 11)"), only=["update"]).results
     assert line.note == "its process was ended by SIGSEGV"
 
 
@@ -244,7 +244,7 @@ def test_json_on_standard_output_and_nothing_else(odd):
     done = gravity_conform(odd("print('hello')\nstep = right"), "--json", "-", "--only", "update")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    assert (found["format"], found["version"], found["printed"]) == ("gravity-conform", 1, 6)
+    assert (found["format"], found["version"], found["printed"]) == ("gravity-conform", 2, 6)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ STEPS = {words: [(PLAIN, v, moved(v)) for v in found] for words, found in STEPS.
         (DECAY, V, (Fraction(13, 40), Fraction(-343, 170))),
         (DECAY, V, (Fraction(3, 8), Fraction(-703, 340))),
     ],
-    "W moves by +l V": [(PLAIN, V, (Fraction(43, 20), Fraction(21, 17)))],
+    "W moves by +η V": [(PLAIN, V, (Fraction(43, 20), Fraction(21, 17)))],
     "the learning rate of the constructor is used throughout": [
         (PLAIN, V, (Fraction(17, 40), Fraction(-36, 17)))
     ],
@@ -104,7 +104,7 @@ def close(got, expected):
 
 
 def variants(words):
-    found = [variant for variant in MUTATIONS if variant.words == words]
+    found = [variant for variant in MUTATIONS if variant.description == words]
     assert found
     return found
 
@@ -185,9 +185,9 @@ def test_a_difference_loses_digits():
 
 STDS = {  # of α = 0.02, l = 0.5, and 0.25 at the first step
     "σ from the first step's learning rate, not the constructor's": 0.08,
-    "V₀ std is α, not α / lr": 0.02,
-    "V₀ std is α · lr, not α / lr": 0.01,
-    "V₀ variance, not std, is α / lr": 0.2,
+    "V₀ std is α, not α / η": 0.02,
+    "V₀ std is α · η, not α / η": 0.01,
+    "V₀ variance, not std, is α / η": 0.2,
     "V₀ std is 1": 1.0,
     "V₀ is zero": 0.0,
 }
@@ -235,14 +235,14 @@ def test_no_mistake_is_missing_above():
         "t is rounded to bfloat16",
         "t is counted in bfloat16 and stops at 256",
         "ζ is rounded to float16",
-        COARSE.words,
+        COARSE.description,
         "t is counted in float16 and stops at 2048",
         "1 − β̂ taken as a difference, which loses digits",
         "V reset on load",
         "t reset on load",
         "V and t reset on load",
     }
-    assert {m.words for m in MUTATIONS} == others | STEPS.keys() | STDS.keys() | LEFT.keys()
+    assert {m.description for m in MUTATIONS} == others | STEPS.keys() | STDS.keys() | LEFT.keys()
 
 
 def test_flags_are_those_of_the_vectors():

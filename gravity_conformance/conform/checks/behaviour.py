@@ -1,20 +1,21 @@
-"""Checks of what an optimizer does beside the update: saving, and what its options say."""
+"""Checks of what an optimizer does beside the update: how it saves, and what its options do."""
 
+from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, normal
-from gravity_conformance.conform.checks.subject import OPTIONAL, Finding, Subject
-from gravity_conformance.conform.judge.compare import Case
+from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
+from gravity_conformance.conform.judge.trial import Case
 
 
-def resume(subject: Subject) -> Finding:
+def resume(subject: Subject, judge: Judge) -> Finding:
     """State saved after six steps and loaded into a new optimizer."""
     if subject.driver.stateless:
         return Finding("not applicable", "V and t are the caller's")
     weights, gradients = normal(12, seed=17)
-    return subject.judged(Case(weights, gradients, subject.options(), reload_after=6))
+    return judge.judge(Case(weights, gradients, subject.options(), reload_after=6))
 
 
-def gradient(subject: Subject) -> Finding:
-    """Gradients are left as they were, in this and all other checks; a function leaves w and v."""
+def gradient(subject: Subject, judge: Judge) -> Finding:
+    """Gradients stay as they were, in this and all other checks; functions leave w and v alone."""
     shapes, scales = (*SHAPES, ()), (*SCALES, 1.0)
     chosen = [{}, *({name: 0.1 if name == "weight_decay" else True} for name in OPTIONAL)]
     for wanted in chosen:
@@ -22,27 +23,27 @@ def gradient(subject: Subject) -> Finding:
             continue
         weights, gradients = normal(4, shapes, scales, seed=18)
         options = subject.options(**wanted)
-        subject.run(Case(weights, gradients, options))
+        judge.observe(Case(weights, gradients, options))
         session = subject.driver.start(weights, options)
         session.step(gradients[0], float(options["learning_rate"]))
         if (name := getattr(session, "overwritten", None)) is not None:
             return Finding("differs", "", None, f"{name} is not what it was", "inputs overwritten")
-    return subject.touched or Finding("pass")
+    return judge.touched or Finding("pass")
 
 
-def maximize(subject: Subject) -> Finding:
+def maximize(subject: Subject, judge: Judge) -> Finding:
     """The gradient counts with the other sign."""
     if not subject.offers("maximize"):
         return Finding("not applicable", "not offered")
     weights, gradients = normal(12, seed=19)
     options = subject.options(maximize=True)
-    return subject.judged(Case(weights, gradients, options, subject.some_velocity(weights)))
+    return judge.judge(Case(weights, gradients, options, subject.velocity(weights)))
 
 
-def weight_decay(subject: Subject) -> Finding:
-    """Decoupled weight decay, W ← W − l λ W."""
+def weight_decay(subject: Subject, judge: Judge) -> Finding:
+    """Decoupled weight decay, W ← W − η λ W."""
     if not subject.offers("weight_decay"):
         return Finding("not applicable", "not offered")
     weights, gradients = normal(12, seed=20)
     options = subject.options(weight_decay=0.1)
-    return subject.judged(Case(weights, gradients, options, subject.some_velocity(weights)))
+    return judge.judge(Case(weights, gradients, options, subject.velocity(weights)))

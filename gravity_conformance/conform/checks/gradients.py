@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import (
     NO_BFLOAT16,
     SCALES,
@@ -11,8 +12,8 @@ from gravity_conformance.conform.checks.inputs import (
     has_bfloat16,
     normal,
 )
-from gravity_conformance.conform.checks.subject import Finding, Subject
-from gravity_conformance.conform.judge.compare import Case, Run
+from gravity_conformance.conform.checks.subject import Subject
+from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_core import hyperparameters as hp
 
 LARGE = ((2, 3, 4, 5), (5_000,))
@@ -20,28 +21,28 @@ LONG = 2_200  # steps: a counter in float16 stops at 2048, one in bfloat16 at 25
 LATE = 2_100
 
 
-def update(subject: Subject) -> Finding:
+def update(subject: Subject, judge: Judge) -> Finding:
     """One update of three tensors, and of two with more axes and more elements."""
     findings = []
     for shapes, scales in ((SHAPES, SCALES), (LARGE, (3.0, 1.0))):
         weights, gradients = normal(1, shapes, scales)
         gradients[0][-1].flat[-1] = 9.0  # the last is the greatest
-        v = subject.some_velocity(weights)
-        findings.append(subject.judged(Case(weights, gradients, subject.options(), v)))
+        v = subject.velocity(weights)
+        findings.append(judge.judge(Case(weights, gradients, subject.options(), v)))
         if findings[-1].outcome != "pass":
             return findings[-1]
     return max(findings, key=lambda finding: finding.worst or 0.0)
 
 
-def trajectory(subject: Subject) -> Finding:
+def trajectory(subject: Subject, judge: Judge) -> Finding:
     """Sixty steps with other hyper-parameters."""
     weights, gradients = normal(60, seed=4)
     options = subject.options(learning_rate=0.03, beta=0.75)
-    case = Case(weights, gradients, options, subject.some_velocity(weights))
-    return subject.judged(case, plot=True)
+    case = Case(weights, gradients, options, subject.velocity(weights))
+    return judge.judge(case, plot=True)
 
 
-def drawn(subject: Subject) -> Finding:
+def drawn(subject: Subject, judge: Judge) -> Finding:
     """A trajectory that starts from the implementation's own V₀."""
     if subject.driver.stateless:
         return Finding("not applicable", "V is the caller's")
@@ -50,42 +51,42 @@ def drawn(subject: Subject) -> Finding:
     if subject.offers("alpha"):
         options["alpha"] = subject.driver.arguments.fixed.get("alpha", hp.ALPHA)
     case = Case(weights, gradients, options)
-    return subject.found(case, subject.run(case, at_rest=False), subject.convention[0])
+    return judge.found(judge.observe(case, at_rest=False))
 
 
-def long(subject: Subject) -> Finding:
+def long(subject: Subject, judge: Judge) -> Finding:
     """More steps than float16 can count."""
     weights, gradients = normal(LONG, ((3,), (2,)), (1.0, 5.0), seed=6)
-    return subject.judged(Case(weights, gradients, subject.options(), fast=True), f"{LONG} steps")
+    return judge.judge(Case(weights, gradients, subject.options(), fast=True), f"{LONG} steps")
 
 
-def double(subject: Subject) -> Finding:
+def double(subject: Subject, judge: Judge) -> Finding:
     """A trajectory in float64."""
     weights, gradients = normal(20, dtype=np.float64, seed=7)
-    return subject.judged(Case(weights, gradients, subject.options()))
+    return judge.judge(Case(weights, gradients, subject.options()))
 
 
-def float16(subject: Subject) -> Finding:
+def float16(subject: Subject, judge: Judge) -> Finding:
     """A trajectory in float16, and steps that it cannot count."""
     weights, gradients = normal(20, dtype=np.float16, seed=8)
-    return _half(subject, Case(weights, gradients, subject.options()))
+    return _half(subject, judge, Case(weights, gradients, subject.options()))
 
 
-def bfloat16(subject: Subject) -> Finding:
+def bfloat16(subject: Subject, judge: Judge) -> Finding:
     """A trajectory in bfloat16, and steps that it cannot count."""
     if subject.driver.stateless and not has_bfloat16():
         return Finding("not applicable", NO_BFLOAT16)
     weights, gradients = normal(20, seed=22)
     rounded = [_to_bfloat16(x) for x in weights], [[_to_bfloat16(g) for g in x] for x in gradients]
-    return _half(subject, Case(*rounded, subject.options(), bfloat16=True))
+    return _half(subject, judge, Case(*rounded, subject.options(), bfloat16=True))
 
 
-def _half(subject: Subject, case: Case) -> Finding:
+def _half(subject: Subject, judge: Judge, case: Case) -> Finding:
     """Judge a trajectory in a half type, and if that is right three steps late in another.
 
     With β = 1, 1 − β̂ is small there, and with V = 0 before them no rounding hides it.
     """
-    finding = subject.judged(case)
+    finding = judge.judge(case)
     if finding.outcome != "pass" or not subject.at_rest:
         return finding
     options = subject.options(beta=1.0)
@@ -98,14 +99,15 @@ def _half(subject: Subject, case: Case) -> Finding:
     v = [0 * w for w in weights]
     if subject.unwritable is None:
         late = Case(weights, gradients, options, v, LATE, bfloat16=case.bfloat16)
-        run = subject.run(late)
+        trial = judge.observe(late)
     else:
         late = Case(weights, [v] * LATE + gradients, options, fast=True, bfloat16=case.bfloat16)
-        run = subject.run(late)
-        v_late, w_late = run.states[LATE - 1]
-        late = replace(late, gradients=gradients)
-        run = Run(LATE, (v_late or v, w_late), run.uncertain, run.states[LATE:])
-    other = subject.found(late, run, subject.convention[0], f"after {LATE} steps")
+        trial = judge.observe(late)
+        v_late, w_late = trial.run.states[LATE - 1]
+        uncertain, states = trial.run.uncertain, trial.run.states[LATE:]
+        run = Run(LATE, (v_late or v, w_late), uncertain, states)
+        trial = Trial(replace(late, gradients=gradients), run, trial.first_step)
+    other = judge.found(trial, f"after {LATE} steps")
     if other.outcome == "pass":
         other.note, other.worst = finding.note, max(other.worst or 0.0, finding.worst or 0.0)
     return other
@@ -121,71 +123,71 @@ def _to_bfloat16(array: np.ndarray) -> np.ndarray:
     return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def compiled(subject: Subject) -> Finding:
+def compiled(subject: Subject, judge: Judge) -> Finding:
     """Steps as users compile them: jax.jit, Keras's own trainer."""
     if not subject.driver.session.compiles:
         return Finding("not applicable", "nothing is compiled")
     weights, gradients = normal(12, seed=26)
-    return subject.judged(Case(weights, gradients, subject.options(), fast=True))
+    return judge.judge(Case(weights, gradients, subject.options(), fast=True))
 
 
-def groups(subject: Subject) -> Finding:
+def groups(subject: Subject, judge: Judge) -> Finding:
     """Two groups of parameters, of which one has no gradient."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "it has no groups")
     weights, gradients = normal(4, seed=27)
-    return subject.judged(Case(weights, gradients, subject.options(), grouped=True))
+    return judge.judge(Case(weights, gradients, subject.options(), grouped=True))
 
 
-def schedule(subject: Subject) -> Finding:
+def schedule(subject: Subject, judge: Judge) -> Finding:
     """A learning rate that changes from step to step, through zero."""
     if subject.unschedulable is not None:
         return Finding("not applicable", subject.unschedulable)
     weights, gradients = normal(12, seed=9)
     rates = [0.1, 0.1, 0.05, 0.2, 0.0, 0.1, 0.3, 0.01, 0.02, 0.04, 0.08, 0.16]
     options = subject.options(learning_rate=rates[0])
-    return subject.judged(Case(weights, gradients, options, rates=rates))
+    return judge.judge(Case(weights, gradients, options, rates=rates))
 
 
-def _scaled(subject: Subject, scale: float, seed: int) -> Finding:
+def _scaled(subject: Subject, judge: Judge, scale: float, seed: int) -> Finding:
     weights, gradients = normal(6, SHAPES, (scale,) * 3, seed=seed)
-    return subject.judged(Case(weights, gradients, subject.options()))
+    return judge.judge(Case(weights, gradients, subject.options()))
 
 
-def zero(subject: Subject) -> Finding:
+def zero(subject: Subject, judge: Judge) -> Finding:
     """Gradients of zeros, after one that is not."""
     weights, gradients = normal(6, seed=10)
     for grads in gradients[1:]:
         grads[:] = [0 * g for g in grads]
-    return subject.judged(Case(weights, gradients, subject.options()))
+    return judge.judge(Case(weights, gradients, subject.options()))
 
 
-def huge(subject: Subject) -> Finding:
+def huge(subject: Subject, judge: Judge) -> Finding:
     """Gradients of 1e12, and one of 3e38."""
     weights, gradients = normal(6, SHAPES, (1e12,) * 3, seed=11)
     gradients[3][1][:] = [3e38, 0, 1, -1e-30, 1e19]
-    return subject.judged(Case(weights, gradients, subject.options()))
+    return judge.judge(Case(weights, gradients, subject.options()))
 
 
-def tiny(subject: Subject) -> Finding:
+def tiny(subject: Subject, judge: Judge) -> Finding:
     """Gradients of 1e-25."""
-    return _scaled(subject, 1e-25, 12)
+    return _scaled(subject, judge, 1e-25, 12)
 
 
-def subnormal(subject: Subject) -> Finding:
+def subnormal(subject: Subject, judge: Judge) -> Finding:
     """Gradients of 1e-41, which float32 has as subnormal numbers only."""
-    return _scaled(subject, 1e-41, 13)
+    return _scaled(subject, judge, 1e-41, 13)
 
 
-def nonfinite(subject: Subject) -> Finding:
+def nonfinite(subject: Subject, judge: Judge) -> Finding:
     """NaN and infinity in the gradient of one tensor show there, and leave the others alone."""
-    first, _ = subject.convention
     notes = []
     for value in (np.nan, np.inf):
         weights, gradients = normal(3, ((5,), (4,)), (1.0, 1.0), seed=14)
         gradients[1][0][2] = value
-        run = subject.run(Case(weights, gradients, subject.options()))
-        # The other tensor as if it were alone; and again by the mistakes that mix tensors.
+        trial = judge.observe(Case(weights, gradients, subject.options()))
+        run = trial.run
+        # The other tensor is judged as if it were alone.
         case = Case(weights[1:], [g[1:] for g in gradients], subject.options())
         other = Run(
             run.count,
@@ -193,7 +195,7 @@ def nonfinite(subject: Subject) -> Finding:
             run.uncertain[1:],
             [(None if v is None else v[1:], w[1:]) for v, w in run.states],
         )
-        finding = subject.found(case, other, first)
+        finding = judge.found(Trial(case, other, trial.first_step))
         if finding.outcome != "pass":
             if finding.diagnosis is None and not np.isfinite(run.states[-1][1][1]).all():
                 finding.diagnosis = "m from the whole model, not per tensor"
@@ -201,20 +203,20 @@ def nonfinite(subject: Subject) -> Finding:
             return finding
         after = run.states[-1][1][0]
         if np.isfinite(after[2]):
-            words = f"W of tensor 0 after step 2, element [2]: {after[2]:.9g} from a gradient of"
-            return Finding("differs", f"{value} is swallowed", None, f"{words} {value}")
+            first = f"W of tensor 0 after step 2, element [2]: {after[2]:.9g} from a gradient of"
+            return Finding("differs", f"{value} is swallowed", None, f"{first} {value}")
         whole = not np.isfinite(after).any()
         notes.append(f"{value} shows in {'its tensor' if whole else 'its elements'}")
     return Finding("pass", "; ".join(notes))
 
 
-def empty(subject: Subject) -> Finding:
+def empty(subject: Subject, judge: Judge) -> Finding:
     """Tensors without elements, among others."""
     weights, gradients = normal(3, ((0,), (0, 3), (3,)), (1.0, 1.0, 2.0), seed=15)
-    return subject.judged(Case(weights, gradients, subject.options()))
+    return judge.judge(Case(weights, gradients, subject.options()))
 
 
-def scalar(subject: Subject) -> Finding:
+def scalar(subject: Subject, judge: Judge) -> Finding:
     """0-d tensors."""
     weights, gradients = normal(4, ((), (2,)), (1.0, 5.0), seed=16)
-    return subject.judged(Case(weights, gradients, subject.options()))
+    return judge.judge(Case(weights, gradients, subject.options()))

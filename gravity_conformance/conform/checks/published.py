@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import NO_BFLOAT16, has_bfloat16
-from gravity_conformance.conform.checks.subject import Finding, Subject
+from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.drive.session import CannotWriteError
-from gravity_conformance.conform.judge import compare as judge
-from gravity_conformance.conform.judge.compare import Case, Run
+from gravity_conformance.conform.judge.compare import difference, worst
 from gravity_conformance.conform.judge.diagnosis import (
     Diagnosis,
     common,
@@ -18,6 +18,7 @@ from gravity_conformance.conform.judge.diagnosis import (
     how_tolerated,
     refuted,
 )
+from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_conformance.vectors import UpdateTest, load_vectors
 from gravity_core import hyperparameters as hp
 
@@ -26,13 +27,13 @@ class _CannotFeedError(Exception):
     """A vector that the implementation has no way to be fed; the message says why."""
 
 
-def vectors(subject: Subject) -> Finding:
-    """The published vectors of updates that can be fed to it."""
+def vectors(subject: Subject, judge: Judge) -> Finding:
+    """The published vectors of updates, as far as it can be fed with them."""
     differing: list[Finding] = []
     raised: dict[str, list[str]] = {}  # message → the vectors
     explained: list[Diagnosis] = []  # of those that differ and are finite
     dtypes: set[str] = set()
-    passed: list[tuple[str, tuple[Case, Run, int]]] = []
+    passed: list[tuple[str, Trial]] = []
     fit, left_out = 0, collections.Counter[str]()
     tolerated = collections.Counter[str]()
     for group in load_vectors():
@@ -48,7 +49,7 @@ def vectors(subject: Subject) -> Finding:
                 left_out[str(error)] += 1
                 continue
             try:
-                run = subject.run(case)
+                trial = Trial(case, judge.observe(case).run, first)
             except CannotWriteError as error:
                 left_out[str(error)] += 1
                 continue
@@ -60,18 +61,17 @@ def vectors(subject: Subject) -> Finding:
                 fit += 1
                 continue
             fit += 1
-            if (outside := _outside(test, run)) is None:
-                passed.append((group.dtype, (case, run, first)))
+            if (outside := _outside(test, trial.run)) is None:
+                passed.append((group.dtype, trial))
                 continue
-            if (how := how_tolerated(case, run, first)) is not None:
+            if (how := how_tolerated(trial)) is not None:
                 tolerated[how] += 1
                 continue
             # A mistake is known in exact arithmetic, not by where it overflows.
-            if all(np.isfinite(w).all() for w in run.states[-1][1]):
-                explained.append(diagnose(case, run, first))
+            if all(np.isfinite(w).all() for w in trial.run.states[-1][1]):
+                explained.append(diagnose(trial))
                 dtypes.add(group.dtype)
-            worst = judge.worst(case, run, first)
-            differing.append(Finding("differs", "", worst, f"{where}: {outside}"))
+            differing.append(Finding("differs", "", worst(trial), f"{where}: {outside}"))
     every = fit + left_out.total()
     notes = [f"{len(at)} of {fit} raise {what} ({at[0]})" for what, at in raised.items()]
     notes.append(f"{fit} of {every} can be fed to it")
@@ -85,16 +85,16 @@ def vectors(subject: Subject) -> Finding:
         return Finding("error", "; ".join(notes))
     finding = differing[0]
     finding.note = "; ".join([f"{len(differing)} of {fit} differ", *notes])
-    # A mistake may be made in one dtype only; in that, what passes must allow for it, too.
-    same = [fed for dtype, fed in passed if dtype in dtypes]
-    finding.diagnosis = subject.named(
-        [words for words in common(explained) if not any(refuted(words, *fed) for fed in same)]
+    # A mistake may affect one dtype only; the vectors of that dtype that pass must allow for it.
+    same = [trial for dtype, trial in passed if dtype in dtypes]
+    finding.diagnosis = judge.named(
+        [mistake for mistake in common(explained) if not any(refuted(mistake, t) for t in same)]
     )
     return finding
 
 
 def _refusal(subject: Subject, test: UpdateTest) -> str | None:
-    """Return in words which option of a vector the implementation refuses; None if it takes all."""
+    """Describe the option of a vector that the implementation refuses; None if it takes all."""
     for name in ("beta", "weight_decay", "maximize"):
         value = getattr(test.hyperparameters, name)
         if name != "beta" and not value:
@@ -122,7 +122,7 @@ def _fed(subject: Subject, test: UpdateTest, dtype: str) -> tuple[int, Case]:
                 raise _CannotFeedError(f"{name} is not offered")
             asked[name] = value
     chosen = subject.driver.stateless or subject.offers("first_step")
-    first = given.first_step if chosen else subject.convention[0]
+    first = given.first_step if chosen else subject.first_step
     if chosen:
         asked["first_step"] = first
     if dtype == "bfloat16" and subject.driver.stateless and not has_bfloat16():
@@ -154,7 +154,7 @@ def _fed(subject: Subject, test: UpdateTest, dtype: str) -> tuple[int, Case]:
 
 
 def _outside(test: UpdateTest, run: Run) -> str | None:
-    """Return the first element outside the vector's tolerance, in words."""
+    """Describe the first element outside the vector's tolerance; None if all are inside."""
     for n, ((v, w), step) in enumerate(zip(run.states, test.steps, strict=True), start=1):
         for name, arrays, expected in (("V", v, step.v), ("W", w, step.w)):
             pairs = zip(arrays or [], expected, strict=arrays is not None)
@@ -163,5 +163,5 @@ def _outside(test: UpdateTest, run: Run) -> str | None:
                     k = tuple(int(x) for x in np.argwhere(~accepted)[0])
                     where = f"{name} of tensor {i} after step {n}, element {list(k)}"
                     numbers = (x[k] for x in (got, wanted.value, wanted.tolerance))
-                    return f"{where}: {judge.difference(*numbers)}"
+                    return f"{where}: {difference(*numbers)}"
     return None

@@ -1,20 +1,21 @@
-"""What is looked at, check by check. Each gives one `Finding`, and none can pass by not running."""
+"""The checks. Each gives one `Finding`, and none can pass without running."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from gravity_conformance.conform.checks import behaviour, gradients, published, start
-from gravity_conformance.conform.checks.subject import Finding, Subject
+from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.subject import Subject
 
 
 class Check(NamedTuple):
     """A check: what the report calls it, and the function."""
 
     title: str
-    function: Callable[[Subject], Finding]
+    function: Callable[[Subject, Judge], Finding]
 
 
-# The last one has seen the gradients of all others.
+# The last check reports on the gradients of all others.
 CHECKS: dict[str, Check] = {
     "convention": Check("convention of t", start.convention),
     "v0": Check("V₀", start.v0),

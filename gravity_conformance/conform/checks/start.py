@@ -4,41 +4,53 @@ from typing import Any
 
 import numpy as np
 
+from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import normal
-from gravity_conformance.conform.checks.subject import Finding, Subject
+from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.drive.session import Arrays
-from gravity_conformance.conform.judge.compare import Case
+from gravity_conformance.conform.judge.trial import Case, Trial
 from gravity_conformance.mutations import MUTATIONS, REFERENCE
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import beta_hat
 from gravity_core.velocity import initial_velocity
 
+CONVENTIONS = {1: "t from 1 (Algorithm 1)", 0: "t from 0 (the original Keras code)"}
 
-def convention(subject: Subject) -> Finding:
+
+def convention(subject: Subject, judge: Judge) -> Finding:
     """Does t start from 1 or 0?"""
-    finding = subject.convention[1]
+    trial, recognised = subject.convention
+    named = CONVENTIONS[trial.first_step]
+    if recognised:
+        note = named
+        if subject.hidden:
+            note += "; what its state shows is not V, which is judged by W"
+    elif "first_step" in trial.case.options:
+        note = f"does not count {named}"
+    else:
+        note = f"β̂ fits no step count; taken to be {named}"
+    finding = judge.found(trial, note, what="V")
     if finding.outcome != "pass" or not subject.offers("first_step") or subject.driver.stateless:
         return finding
     weights, gradients = normal(4)
     case = Case(weights, gradients, subject.options() | {"first_step": 0})
-    other = subject.found(case, subject.run(case), 0, "with first_step=0")
+    other = judge.found(Trial(case, judge.observe(case).run, 0), "with first_step=0")
     if other.outcome == "pass":
         other.note, other.worst = f"{finding.note}; from 0 by first_step=0", finding.worst
     return other
 
 
-def v0(subject: Subject) -> Finding:
+def v0(subject: Subject, judge: Judge) -> Finding:
     """V₀: its standard deviation and distribution, and whether two constructions agree."""
     if subject.driver.stateless:
         return Finding("not applicable", "V is the caller's")
-    first, _ = subject.convention
     options = {k: v for k, v in subject.options().items() if k not in ("alpha", "velocity_std")}
     options["learning_rate"] = 0.05
     if subject.offers("alpha"):
         options["alpha"] = 0.02
     options |= subject.driver.arguments.fixed
     alpha, lr = float(options.get("alpha", hp.ALPHA)), float(options["learning_rate"])
-    drawn = [_v0(subject, options, first) for _ in range(2)]
+    drawn = [_v0(subject, options) for _ in range(2)]
     std = float(subject.driver.arguments.fixed.get("velocity_std", REFERENCE.std(alpha, lr, _RATE)))
     z = drawn[0][0].reshape(-1).astype(np.float64)
     measured, within = float(np.std(z)), float(np.mean(np.abs(z) <= std))
@@ -47,7 +59,7 @@ def v0(subject: Subject) -> Finding:
         return bool(abs(measured - expected) <= 6 * expected / (2 * z.size) ** 0.5)
 
     agree = all(a.tobytes() == b.tobytes() for a, b in zip(*drawn, strict=True))
-    note = f"std {measured:.4g} for α / l = {std:.4g}; "
+    note = f"std {measured:.4g} for α / η = {std:.4g}; "
     if agree and measured:
         ours = all(
             a.tobytes()
@@ -65,28 +77,25 @@ def v0(subject: Subject) -> Finding:
     ):
         # The mean of n products of independent numbers of variance 1 has the standard error 1 / √n.
         if abs(correlation := float(np.mean(a * b))) > 6 / a.size**0.5:
-            said = (
-                f"two {what} that follow each other have the correlation {correlation:.2g}, not 0"
-            )
-            return Finding("differs", note, None, said, f"V₀ of several {what} is not independent")
+            first = f"two successive {what} have the correlation {correlation:.2g}, not 0"
+            return Finding("differs", note, None, first, f"V₀ of several {what} is not independent")
     if not fits(std):
-        words = [m.words for m in MUTATIONS if m.std is not REFERENCE.std]
-        stds = [m.std(alpha, lr, _RATE) for m in MUTATIONS if m.std is not REFERENCE.std]
-        known = [w for w, s in zip(words, stds, strict=True) if fits(s)]
-        first_words = f"std {measured:.4g}, not {std:.4g}"
-        return Finding("differs", note, None, first_words, " or ".join(known) or None)
+        mistakes = [m for m in MUTATIONS if m.std is not REFERENCE.std]
+        known = [m.description for m in mistakes if fits(m.std(alpha, lr, _RATE))]
+        first = f"std {measured:.4g}, not {std:.4g}"
+        return Finding("differs", note, None, first, " or ".join(known) or None)
     if abs(float(z.mean())) > 6 * std / z.size**0.5 or abs(within - 0.6827) > 3 / z.size**0.5:
-        words_ = f"{100 * within:.1f} % within one σ, not 68.3; mean {float(z.mean()):.3g}, not 0"
-        return Finding("differs", note, None, words_, "V₀ is not normal")
+        first = f"{100 * within:.1f} % within one σ, not 68.3; mean {float(z.mean()):.3g}, not 0"
+        return Finding("differs", note, None, first, "V₀ is not normal")
     if subject.offers("seed") and not agree:
         return Finding("differs", note, None, "one seed gives two V₀")
     return Finding("pass", note)
 
 
-_RATE = 0.025  # the learning rate of the first step, which has nothing to say in V₀
+_RATE = 0.025  # the learning rate of the first step, which V₀ must not depend on
 
 
-def _v0(subject: Subject, options: dict[str, Any], first: int) -> Arrays:
+def _v0(subject: Subject, options: dict[str, Any]) -> Arrays:
     zeros = [np.zeros((100, 120), np.float32), np.zeros((100, 120), np.float32)]
     session = subject.driver.start(zeros, options)
     v = None if subject.hidden else session.velocity()
@@ -95,8 +104,8 @@ def _v0(subject: Subject, options: dict[str, Any], first: int) -> Arrays:
     session.step([z.copy() for z in zeros], _RATE)
     v = None if subject.hidden else session.velocity()
     if v is None:
-        # W moved by the l of this step; a transformation has a schedule for it, and none here.
+        # W moved by this η; a transformation would take η from a schedule, and has none here.
         steps = subject.driver.session.steps_at_given_rate
         rate = _RATE if steps else float(options["learning_rate"])
         v = [-w / np.float32(rate) for w in session.weights()]
-    return [x / np.float32(beta_hat(first, float(options["beta"]))) for x in v]
+    return [x / np.float32(beta_hat(subject.first_step, float(options["beta"]))) for x in v]

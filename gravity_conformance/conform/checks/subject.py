@@ -1,8 +1,10 @@
-"""An implementation under examination: what is known of it, and how a check is judged."""
+"""An implementation under examination: what it offers, and how it starts.
+
+Guarantee: nothing here is a verdict; `findings` judges what an implementation does.
+"""
 
 import functools
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -11,37 +13,11 @@ from gravity_conformance.conform.checks.inputs import normal
 from gravity_conformance.conform.checks.writable import why_unwritable
 from gravity_conformance.conform.drive.drivers import Driver
 from gravity_conformance.conform.drive.session import Arrays
-from gravity_conformance.conform.judge import compare as judge
-from gravity_conformance.conform.judge.compare import Case, Run, Verdict
-from gravity_conformance.conform.judge.diagnosis import diagnose, how_tolerated
-from gravity_conformance.mutations import COARSE, MUTATIONS, REFERENCE
+from gravity_conformance.conform.judge.compare import compare
+from gravity_conformance.conform.judge.trial import Case, Run, Trial, perform
 from gravity_core import hyperparameters as hp
 
-Outcome = Literal["pass", "differs", "error", "not applicable"]
-
 OPTIONAL = ("maximize", "weight_decay")
-CONVENTIONS = {1: "t from 1 (Algorithm 1)", 0: "t from 0 (the original Keras code)"}
-
-
-@dataclass
-class Finding:
-    """The outcome of one check.
-
-    Attributes:
-        outcome: pass, differs, error or not applicable.
-        note: what was recognised, or why it could not be looked at.
-        worst: the greatest error, in u·S.
-        first: the first differing element, in words.
-        diagnosis: the known mistake that explains what differs.
-        plot: the curves of a trajectory: deviation and bound of W by step, and some elements.
-    """
-
-    outcome: Outcome
-    note: str = ""
-    worst: float | None = None
-    first: str | None = None
-    diagnosis: str | None = None
-    plot: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Subject:
@@ -49,13 +25,11 @@ class Subject:
 
     Args:
         driver: of the implementation.
-        first_step: the convention that it must keep; None recognises it.
+        first_step: the convention that it must keep; None detects it.
     """
 
     def __init__(self, driver: Driver, first_step: int | None = None) -> None:
         self.driver, self.asked = driver, first_step
-        self.touched: Finding | None = None  # the first gradient that was written to, in any check
-        self._certain: set[str] = set()  # mistakes that a check has named alone
 
     def offers(self, name: str) -> bool:
         """Whether the constructor has this argument of ours."""
@@ -73,6 +47,17 @@ class Subject:
         if self.asked is not None or self.offers("first_step") or self.driver.stateless:
             options.setdefault("first_step", 1 if self.asked is None else self.asked)
         return options
+
+    def velocity(self, weights: Arrays) -> Arrays | None:
+        """Return a V to start from, for an implementation that takes V as an argument."""
+        rng = np.random.default_rng(3)
+        v = [np.asarray(0.1 * rng.standard_normal(w.shape), w.dtype) for w in weights]
+        return v if self.driver.stateless else None
+
+    def run(self, case: Case, *, at_rest: bool | None = None) -> Run:
+        """Feed a case to the implementation."""
+        resting = self.at_rest if at_rest is None else at_rest
+        return perform(self.driver, case, at_rest=resting, hidden=self.hidden)
 
     @functools.cached_property
     def resting(self) -> dict[str, Any]:
@@ -97,105 +82,42 @@ class Subject:
         """Whether V₀ is zero by `options`."""
         return bool(self.resting) or self.driver.stateless
 
-    @functools.cached_property
-    def convention(self) -> tuple[int, Finding]:
-        """The first step, and the finding about it.
+    def first_steps(self, case: Case) -> tuple[int, ...]:
+        """Return the conventions that a case leaves possible; it may choose one."""
+        known = case.options.get("first_step")
+        return (1, 0) if known is None else (int(known),)
 
-        From gradients so small that ζ is the gradient, so that it tells the coefficients alone.
+    @functools.cached_property
+    def convention(self) -> tuple[Trial, bool]:
+        """The trial that shows the convention of t, and whether the exact update explains it.
+
+        Gradients so small that ζ is the gradient show the coefficients alone.
         """
-        options = self.options()
         rng = np.random.default_rng(1)
         gradients = [[(1e-8 * rng.standard_normal(6)).astype(np.float32)] for _ in range(12)]
-        case = Case([np.zeros(6, np.float32)], gradients, options)
+        case = Case([np.zeros(6, np.float32)], gradients, self.options())
         run = self.run(case)
-        known = options.get("first_step")
-        for first in CONVENTIONS if known is None else (int(known),):
-            finding = self.found(case, run, first, CONVENTIONS[first], what="V")
-            if finding.outcome == "pass":
-                if self.hidden:
-                    finding.note += "; what its state shows is not V, which is judged by W"
-                return first, finding
-        first = 1 if known is None else int(known)
-        note = f"β̂ fits no step count; taken to be {CONVENTIONS[first]}"
-        if known is not None:
-            note = f"does not count {CONVENTIONS[first]}"
-        return first, self.found(case, run, first, note, what="V")
+        trials = [Trial(case, run, first) for first in self.first_steps(case)]
+        for trial in trials:
+            if compare(trial, what="V").inside:
+                return trial, True
+        return trials[0], False
 
-    def some_velocity(self, weights: Arrays) -> Arrays | None:
-        """Return a V for an implementation to which V is given, as the caller's."""
-        rng = np.random.default_rng(3)
-        v = [np.asarray(0.1 * rng.standard_normal(w.shape), w.dtype) for w in weights]
-        return v if self.driver.stateless else None
-
-    @functools.cached_property
-    def right_in_float32(self) -> bool:
-        """Whether a trajectory in float32 is right, so that a half type alone is to blame."""
-        weights, gradients = normal(20, seed=28)
-        case, first = Case(weights, gradients, self.options()), self.convention[0]
-        run = self.run(case)
-        return judge.compare(case, run, judge.simulate(REFERENCE, case, run, first), first).inside
+    @property
+    def first_step(self) -> int:
+        """T of the first update."""
+        return self.convention[0].first_step
 
     @functools.cached_property
     def hidden(self) -> bool:
-        """Whether what the state shows as V is something else: V is off and W alone is right."""
+        """Whether the state shows something else as V: V is off and W alone is right."""
         weights, gradients = normal(3, seed=23)
         case = Case(weights, gradients, self.options())
-        known = case.options.get("first_step")
         for hidden in (False, True):
-            run = judge.perform(self.driver, case, at_rest=self.at_rest, hidden=hidden)
-            for first in CONVENTIONS if known is None else (int(known),):
-                exact = judge.simulate(REFERENCE, case, run, first)
-                if judge.compare(case, run, exact, first).inside:
-                    return hidden
+            run = perform(self.driver, case, at_rest=self.at_rest, hidden=hidden)
+            if any(compare(Trial(case, run, t)).inside for t in self.first_steps(case)):
+                return hidden
         return False
-
-    def run(self, case: Case, *, at_rest: bool | None = None) -> Run:
-        """Feed a case to the implementation, and look at what is left in the gradients."""
-        resting = self.at_rest if at_rest is None else at_rest
-        run = judge.perform(self.driver, case, at_rest=resting, hidden=self.hidden)
-        self.touched = self.touched or _touched(case, run)
-        return run
-
-    def found(
-        self,
-        case: Case,
-        run: Run,
-        first_step: int,
-        note: str = "",
-        *,
-        what: str = "VW",
-        plot: bool = False,
-    ) -> Finding:
-        """Return what a run of the implementation amounts to, beside the exact one."""
-        exact = judge.simulate(REFERENCE, case, run, first_step)
-        verdict = judge.compare(case, run, exact, first_step, what=what)
-        finding = Finding("pass", note, judge.worst(case, run, first_step))
-        if not verdict.inside:
-            if (tolerated := how_tolerated(case, run, first_step)) is not None:
-                finding.note = "; ".join(filter(None, (note, tolerated)))
-            else:
-                finding.outcome, finding.first = "differs", verdict.first
-                diagnosis = diagnose(case, run, first_step, what=what)
-                finding.diagnosis = self.named(diagnosis.words)
-        elif what != "V" and any(
-            d > b for d, b in zip(verdict.deviation, verdict.bound, strict=True)
-        ):
-            return Finding("error", "inside the bound by element, and outside of it as a whole")
-        if plot:
-            finding.plot = _plot(run, exact, verdict)
-        return finding
-
-    def named(self, words: list[str]) -> str | None:
-        """Return the diagnosis; of several the one, if any, that another check has left alone."""
-        if COARSE.words in words and not self.right_in_float32:
-            words = [w for w in words if w != COARSE.words]
-        if len(words) == 1:
-            self._certain.update(words)
-        return " or ".join([w for w in words if w in self._certain] or words) or None
-
-    def judged(self, case: Case, note: str = "", *, plot: bool = False) -> Finding:
-        """Feed a case to the implementation, and judge every step."""
-        return self.found(case, self.run(case), self.convention[0], note, plot=plot)
 
     @functools.cached_property
     def unwritable(self) -> str | None:
@@ -207,7 +129,7 @@ class Subject:
     def refused(self, **wanted: Any) -> str | None:
         """Why the implementation takes no such options, in its own words; None if it does.
 
-        What is raised in one ordinary step with them, and not without them, is a refusal.
+        An error in one ordinary step with them, and none without them, is a refusal.
         """
         weights, (grads,) = normal(1, seed=24)
         schedule = wanted.pop("schedule", None)
@@ -228,32 +150,3 @@ class Subject:
         """Why the learning rate cannot change from step to step; None if it can."""
         why = self.refused(schedule=[hp.LEARNING_RATE] * 2)
         return why and f"it refuses a schedule: {why}"
-
-
-def _touched(case: Case, run: Run) -> Finding | None:
-    """Return what was found in a gradient after a step, if it is not what was given."""
-    for number, (grads, left) in enumerate(zip(case.gradients, run.left, strict=True), start=1):
-        for i, (g, after) in enumerate(zip(grads, left, strict=True)):
-            if g.tobytes() == after.tobytes():
-                continue
-            differs = np.argwhere(~((g == after) | (np.isnan(g) & np.isnan(after))))
-            k = tuple(int(n) for n in differs[0]) if len(differs) else (0,) * g.ndim
-            where = f"gradient of tensor {i} after step {number}, element {list(k)}"
-            known = [m for m in MUTATIONS if m.left is not REFERENCE.left and len(differs)]
-            with np.errstate(all="ignore"):
-                words = [m.words for m in known if np.allclose(m.left(g), after, atol=0)]
-            asked = [name.replace("_", " ") for name in OPTIONAL if case.options.get(name)]
-            when = f"with {' and '.join(asked)}" if asked else ""
-            diagnosis = " or ".join(words) or "gradient overwritten"
-            first = f"{where}: {float(after[k]):.17g}, not {float(g[k]):.17g}"
-            return Finding("differs", when, None, first, diagnosis)
-    return None
-
-
-def _plot(run: Run, exact: Run, verdict: Verdict) -> dict[str, list[float]]:
-    curves = {"deviation": verdict.deviation, "bound": verdict.bound}
-    for name, states in (("implementation", run.states), ("reference", exact.states)):
-        for i in range(3):
-            path = [float(w[i].reshape(-1)[0]) for _, w in states]
-            curves[f"{name} {i}"] = path
-    return curves

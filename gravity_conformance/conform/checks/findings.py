@@ -1,0 +1,123 @@
+"""The outcome of a check, and how a trial becomes one."""
+
+import functools
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from gravity_conformance.conform.checks.inputs import normal
+from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
+from gravity_conformance.conform.judge.compare import Verdict, compare, worst
+from gravity_conformance.conform.judge.diagnosis import diagnose, how_tolerated
+from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.mutations import COARSE, MUTATIONS, REFERENCE
+
+Outcome = Literal["pass", "differs", "error", "not applicable"]
+
+
+@dataclass
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        outcome: pass, differs, error or not applicable.
+        note: what was recognised, or why the check could not look at it.
+        worst: the greatest error, in u·S.
+        first: a description of the first differing element.
+        diagnosis: the known mistake that explains the difference.
+        plot: the curves of a trajectory: deviation and bound of W by step, and some elements.
+    """
+
+    outcome: Outcome
+    note: str = ""
+    worst: float | None = None
+    first: str | None = None
+    diagnosis: str | None = None
+    plot: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Judge:
+    """Turns what one implementation does into findings.
+
+    Attributes:
+        subject: the implementation.
+        touched: the finding on the first gradient that it overwrote, in any check.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.touched: Finding | None = None
+        self._certain: set[str] = set()  # mistakes that some check named alone
+
+    def observe(self, case: Case, *, at_rest: bool | None = None) -> Trial:
+        """Feed a case to the implementation, and look at what it left in the gradients."""
+        run = self.subject.run(case, at_rest=at_rest)
+        self.touched = self.touched or _touched(case, run)
+        return Trial(case, run, self.subject.first_step)
+
+    def judge(self, case: Case, note: str = "", *, plot: bool = False) -> Finding:
+        """Feed a case to the implementation, and judge every step."""
+        return self.found(self.observe(case), note, plot=plot)
+
+    def found(
+        self, trial: Trial, note: str = "", *, what: str = "VW", plot: bool = False
+    ) -> Finding:
+        """Return the finding on a trial: how it compares with the exact update."""
+        verdict = compare(trial, what=what)
+        finding = Finding("pass", note, worst(trial))
+        if not verdict.inside:
+            if (tolerated := how_tolerated(trial)) is not None:
+                finding.note = "; ".join(filter(None, (note, tolerated)))
+            else:
+                finding.outcome, finding.first = "differs", verdict.first
+                finding.diagnosis = self.named(diagnose(trial, what=what).distinct)
+        elif what != "V" and any(
+            d > b for d, b in zip(verdict.deviation, verdict.bound, strict=True)
+        ):
+            return Finding("error", "inside the bound by element, and outside of it as a whole")
+        if plot:
+            finding.plot = _plot(trial, verdict)
+        return finding
+
+    def named(self, mistakes: list[str]) -> str | None:
+        """Return the diagnosis; of several the one, if any, that another check named alone."""
+        if COARSE.description in mistakes and not self._right_in_float32:
+            mistakes = [m for m in mistakes if m != COARSE.description]
+        if len(mistakes) == 1:
+            self._certain.update(mistakes)
+        return " or ".join([m for m in mistakes if m in self._certain] or mistakes) or None
+
+    @functools.cached_property
+    def _right_in_float32(self) -> bool:
+        """Whether a trajectory in float32 is right, so that a half type alone is to blame."""
+        weights, gradients = normal(20, seed=28)
+        return compare(self.observe(Case(weights, gradients, self.subject.options()))).inside
+
+
+def _touched(case: Case, run: Run) -> Finding | None:
+    """Return the finding on the first gradient that a step overwrote; None if it left all."""
+    for step, (grads, left) in enumerate(zip(case.gradients, run.left, strict=True), start=1):
+        for i, (g, after) in enumerate(zip(grads, left, strict=True)):
+            if g.tobytes() == after.tobytes():
+                continue
+            differs = np.argwhere(~((g == after) | (np.isnan(g) & np.isnan(after))))
+            k = tuple(int(n) for n in differs[0]) if len(differs) else (0,) * g.ndim
+            where = f"gradient of tensor {i} after step {step}, element {list(k)}"
+            known = [m for m in MUTATIONS if m.left is not REFERENCE.left and len(differs)]
+            with np.errstate(all="ignore"):
+                mistakes = [m.description for m in known if np.allclose(m.left(g), after, atol=0)]
+            asked = [name.replace("_", " ") for name in OPTIONAL if case.options.get(name)]
+            when = f"with {' and '.join(asked)}" if asked else ""
+            diagnosis = " or ".join(mistakes) or "gradient overwritten"
+            first = f"{where}: {float(after[k]):.17g}, not {float(g[k]):.17g}"
+            return Finding("differs", when, None, first, diagnosis)
+    return None
+
+
+def _plot(trial: Trial, verdict: Verdict) -> dict[str, list[float]]:
+    curves = {"deviation": verdict.deviation, "bound": verdict.bound}
+    for name, run in (("implementation", trial.run), ("reference", trial.exact)):
+        for i in range(3):
+            curves[f"{name} {i}"] = [float(w[i].reshape(-1)[0]) for _, w in run.states]
+    return curves
