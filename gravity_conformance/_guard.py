@@ -1,11 +1,11 @@
-"""Keep a stranger's code from printing into a report, and its exceptions to one line."""
+"""Keep the output of a stranger's code out of a report, and its exceptions to one line."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
 
-# What a stranger's code may raise: it is that code's result, never the command's end.
+# A stranger's code may raise these; they become its result and do not end the command.
 ANYTHING = (Exception, SystemExit)
 
 _LONGEST = 500  # characters of an exception's message
@@ -23,7 +23,7 @@ def one_line(error: BaseException) -> str:
 def clean(text: str, longest: int = _LONGEST) -> str:
     r"""Return a stranger's text as one line of bounded length that any file and terminal can show.
 
-    Characters that cannot be printed (NUL, ESC, lone surrogates) come as their escapes.
+    Characters that cannot be printed (NUL, ESC, lone surrogates) become escapes.
 
     Example:
         >>> clean("two\nlines, \x1b[31mred")
@@ -39,9 +39,9 @@ def clean(text: str, longest: int = _LONGEST) -> str:
 
 @contextlib.contextmanager
 def redirected(source: int, target: int) -> Iterator[None]:
-    """Let what is written to file descriptor `source` go to `target`.
+    """Send everything written to file descriptor `source` to `target`.
 
-    By file descriptor, because the libraries of frameworks write past ``sys.stdout``.
+    Descriptors, because the libraries of frameworks do not write through ``sys.stdout``.
     """
     streams = {1: sys.stdout, 2: sys.stderr}
     with contextlib.suppress(OSError, ValueError):
@@ -63,6 +63,6 @@ def redirected(source: int, target: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silenced(source: int) -> Iterator[None]:
-    """Drop what is written to file descriptor `source`."""
+    """Drop everything written to file descriptor `source`."""
     with open(os.devnull, "w") as sink, redirected(source, sink.fileno()):
         yield

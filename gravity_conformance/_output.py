@@ -1,4 +1,4 @@
-"""What every report shares: how it is written, its JSON, and the policy of its page."""
+"""The parts that all reports share: writing files, JSON, and the policy of pages."""
 
 import math
 import os
@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# The content security policy of a page: nothing is fetched, and nothing runs.
+# The content security policy of a page: it fetches nothing and runs nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def finite(value: Any) -> Any:
-    """Replace what JSON has no number for by its name, however deep it lies in lists and dicts.
+    """Replace NaN and infinities, which JSON lacks, by their names, at any depth.
 
     Example:
         >>> finite({"worst": [1.0, float("inf")]})

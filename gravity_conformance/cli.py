@@ -161,7 +161,7 @@ def parity(
     "--kw",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Constructor argument; repeatable. VALUE {beta} says that NAME is what we call beta.",
+    help="Constructor argument (repeatable). VALUE {beta} marks the argument that we call beta.",
 )
 @click.option(
     "--first-step", type=click.Choice(["0", "1"]), help="First value of t (default: detected)."
@@ -181,9 +181,12 @@ def parity(
     help="Seconds for the import and for each check.",
 )
 @click.option(
-    "--json", "json_file", type=_FILE, help="Write the report as JSON; - prints it, and no table."
+    "--json",
+    "json_file",
+    type=_FILE,
+    help="File for the report as JSON; - prints JSON instead of the table.",
 )
-@click.option("--html", "html_file", type=_FILE, help="Write it as a page with plots.")
+@click.option("--html", "html_file", type=_FILE, help="File for the report as a page with plots.")
 def conform(
     spec: str | None,
     kind: SpecKind | None,
@@ -195,7 +198,7 @@ def conform(
     json_file: Path | None,
     html_file: Path | None,
 ) -> None:
-    """Check somebody's Gravity, and name its mistake.
+    """Check an implementation of Gravity, and name its mistake.
 
     SPEC is module:attribute or path.py:attribute: a torch.optim.Optimizer class, an optax
     transformation factory, a Keras optimizer class, or a function of NumPy arrays
@@ -259,8 +262,8 @@ def vectors(out: Path | None, files: tuple[Path, ...]) -> None:
     """Write the conformance vectors, or verify files of them.
 
     Expected values come from exact arithmetic, not from an implementation. The exit status
-    is 1 if a file that was checked has a fault, by the schema, by the mathematics, or because
-    a test does not catch a mistake that it is flagged with.
+    is 1 if a checked file has a fault: it breaks the schema, its numbers are wrong, or a test
+    does not catch a mistake that it is flagged with.
     """
     if (out is None) == (not files):
         raise click.UsageError("vectors takes --out DIR, or --check FILE one or more times")

@@ -142,15 +142,15 @@ def _float32_decay(w: np.ndarray, v: np.ndarray, lr: Any, decay: Any) -> Any:
     return weights(w, v, lr, type(decay)(np.float32(decay)))
 
 
-# No mistakes, and judged by the same bound: float64 arithmetic by the letter of Algorithm 1; and
-# what the base class of Keras optimizers does.
+# Right updates that leave the bound in float64: Algorithm 1 by the letter, with 1 − β̂ as a
+# difference; and the weight decay of the base class of Keras optimizers.
 TOLERATED = (
     Variant(
         "1 − β̂ taken as a float64 difference, which loses digits for large t", coefficients=_letter
     ),
     Variant("λ rounded to float32, as by the base class of Keras", weights=_float32_decay),
 )
-# The reference, but judged with the unit roundoff of the half type for every operation.
+# The reference, judged with the unit roundoff of the half type for every operation.
 COARSE = Variant("computed in half precision, not in float32 and rounded once")
 
 
@@ -191,7 +191,7 @@ def _half_steps(half: Callable[[Any], Any], exact_beta: bool, subtract: bool) ->
 
 
 def _rounded(half: Callable[[Any], Any], subtract: bool) -> Callable[..., Any]:
-    """Return coefficients that are rounded to a half type."""
+    """Return coefficients rounded to a half type."""
 
     def coefficients_in_half(t: Any, beta: Any) -> tuple[Any, Any]:
         old, new = coefficients(t, beta)
@@ -201,7 +201,7 @@ def _rounded(half: Callable[[Any], Any], subtract: bool) -> Callable[..., Any]:
 
 
 def _difference(t: Any, beta: Any) -> tuple[Any, Any]:
-    # In the implementation's dtype, of which `t` has the next wider one.
+    # In the implementation's dtype; `t` has the next wider one.
     narrow = np.float64 if isinstance(t, np.longdouble) else np.float32
     old = narrow(coefficients(t, beta)[0])
     return type(t)(old), type(t)(narrow(1) - old)

@@ -25,7 +25,7 @@ from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.conform.drive.spec import Kind
 
 TIMEOUT = 60.0
-_LIVES = 3  # processes; an implementation that ends two of them ends the third as well
+_LIVES = 3  # processes; an implementation that ended two of them will end the third
 _PATIENCE = 1.0  # seconds to read what a process wrote before it ended
 _LONGEST = 2000  # characters of a note, which can have several exceptions
 _TAIL = 4096  # bytes kept of what an implementation prints
@@ -124,7 +124,7 @@ def conform(
 def _live(
     report: Report, job: dict[str, Any], timeout: float, progress: Callable[[str], None]
 ) -> list[str]:
-    """Run one process to its end; return the checks that are left for another."""
+    """Run one process to its end; return the checks that remain for another."""
     left, under_way, why = list(job["checks"]), None, ""
     with _process(job) as (process, events, said):
         while True:
@@ -162,7 +162,7 @@ def _live(
                     report.error = clean(message, _LONGEST)
                 case {"event": "done"}:
                     break
-    report.printed += said.size  # all of it, now that the process has ended
+    report.printed += said.size  # complete, because the process ended
     if not why:
         return left if report.error is None else []
     if under_way is None:
@@ -186,13 +186,13 @@ def _ended(status: int, last_line: str) -> str:
         with contextlib.suppress(ValueError):
             return f"its process was ended by {signal.Signals(-status).name}"
     why = f"its process ended with status {status}"
-    return f"{why}; its last words: {last_line}" if status and last_line else why
+    return f"{why}; its last line of output: {last_line}" if status and last_line else why
 
 
 class _Reader(threading.Thread):
     """Reads a pipe to its end, so that its writer never waits.
 
-    A process that outlives the worker can hold the pipe open: nobody has to wait for this thread.
+    A process that outlives the worker can hold the pipe open, so this thread is a daemon.
     """
 
     def __init__(self, pipe: Any, take: Callable[[bytes], None]) -> None:
@@ -225,7 +225,7 @@ class _Said:
 
 
 class _Lines:
-    """Takes the worker's lines out of a stream of bytes, and passes on their events."""
+    """Finds the worker's lines in a stream of bytes, and passes on their events."""
 
     def __init__(self, token: str, put: Callable[[Any], None]) -> None:
         self._start, self._put, self._rest = f"{token} ".encode("ascii"), put, b""
@@ -262,12 +262,12 @@ def _process(job: dict[str, Any]) -> Iterator[_Running]:
     assert process.stdin is not None
     events: queue.Queue[Any] = queue.Queue()
     said = _Said()
-    told = _Reader(process.stdout, _Lines(token, events.put).take)
+    events_reader = _Reader(process.stdout, _Lines(token, events.put).take)
     noise = _Reader(process.stderr, said.take)
 
     def watch() -> None:
         process.wait()
-        for reader in (told, noise):
+        for reader in (events_reader, noise):
             reader.join(_PATIENCE)
         events.put(None)
 

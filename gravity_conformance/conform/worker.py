@@ -1,12 +1,12 @@
-"""The process in which a stranger's code runs: one line for every event, token and JSON.
+"""The process that runs a stranger's code. It writes one line for every event: token and JSON.
 
     {"event": "ready", …}  {"event": "start", "check": …}  {"event": "finding", "check": …, …}
     {"event": "error", "message": …}  {"event": "done"}
 
-The job comes by the standard input. The lines go to a descriptor that is out of the way of those
-that programs commonly write to or close, and begin with a token that only `runner` and this module
-know, so that nothing that an implementation prints or writes by mistake is taken for a finding.
-That guards against accidents, not against malice: code in the same process can reach everything.
+The job comes through the standard input. The lines go to a descriptor that programs do not commonly
+write to or close. They begin with a token that only `runner` and this module know. So no output of
+an implementation is mistaken for a finding. This guards against accidents, not against malice: code
+in the same process can reach everything.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ _ANYTHING = BaseException
 
 
 class Writer(Protocol):
-    """Where lines go."""
+    """The part of a file that the events need."""
 
     def write(self, text: str, /) -> object:
         """Write a line."""
 
     def flush(self) -> object:
-        """See that it is written."""
+        """Flush the file."""
 
 
 class _Channel:
-    """The standard output, moved to where `runner` alone reads it."""
+    """The standard output, moved to a descriptor that `runner` alone reads."""
 
     def __init__(self, token: str) -> None:
         self._token, self._process = token, os.getpid()
@@ -52,12 +52,12 @@ class _Channel:
         os.dup2(2, 1)
 
     def write(self, text: str) -> None:
-        """Write a line of its own, also after output that is not ours."""
-        if os.getpid() == self._process:  # and not a fork's
+        """Write a line of its own, even after other output that ends without one."""
+        if os.getpid() == self._process:  # not in a fork of it
             self._file.write(f"\n{self._token} {text}")
 
     def flush(self) -> None:
-        """See that it is written."""
+        """Flush the file."""
         self._file.flush()
 
 

@@ -193,7 +193,10 @@ def test_a_fork_that_goes_on_reports_nothing(odd):
 def test_the_last_words_of_a_process_are_its_reason(odd):
     code = STEP + "os.write(2, b'first\\nlibfoo: out of memory\\n\\n'); os._exit(3)"
     (line,) = conform(odd(code), only=["update"]).results
-    assert line.note == "its process ended with status 3; its last words: libfoo: out of memory"
+    assert (
+        line.note
+        == "its process ended with status 3; its last line of output: libfoo: out of memory"
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")

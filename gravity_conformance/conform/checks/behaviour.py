@@ -7,7 +7,7 @@ from gravity_conformance.conform.judge.trial import Case
 
 
 def resume(subject: Subject, judge: Judge) -> Finding:
-    """State saved after six steps and loaded into a new optimizer."""
+    """A trajectory with the state saved after six steps and loaded into a new optimizer."""
     if subject.driver.stateless:
         return Finding("not applicable", "V and t are the caller's")
     weights, gradients = normal(12, seed=17)
@@ -27,12 +27,12 @@ def gradient(subject: Subject, judge: Judge) -> Finding:
         session = subject.driver.start(weights, options)
         session.step(gradients[0], float(options["learning_rate"]))
         if (name := getattr(session, "overwritten", None)) is not None:
-            return Finding("differs", "", None, f"{name} is not what it was", "inputs overwritten")
+            return Finding("differs", "", None, f"the step overwrote {name}", "inputs overwritten")
     return judge.touched or Finding("pass")
 
 
 def maximize(subject: Subject, judge: Judge) -> Finding:
-    """The gradient counts with the other sign."""
+    """A trajectory that maximizes: the gradient has the other sign."""
     if not subject.offers("maximize"):
         return Finding("not applicable", "not offered")
     weights, gradients = normal(12, seed=19)

@@ -1,4 +1,4 @@
-"""Checks that feed gradients, and judge every element of V and W after every step."""
+"""Checks that feed gradients and judge every element of V and W after every step."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def update(subject: Subject, judge: Judge) -> Finding:
     findings = []
     for shapes, scales in ((SHAPES, SCALES), (LARGE, (3.0, 1.0))):
         weights, gradients = normal(1, shapes, scales)
-        gradients[0][-1].flat[-1] = 9.0  # the last is the greatest
+        gradients[0][-1].flat[-1] = 9.0  # the greatest element comes last
         v = subject.velocity(weights)
         findings.append(judge.judge(Case(weights, gradients, subject.options(), v)))
         if findings[-1].outcome != "pass":
@@ -55,7 +55,7 @@ def drawn(subject: Subject, judge: Judge) -> Finding:
 
 
 def long(subject: Subject, judge: Judge) -> Finding:
-    """More steps than float16 can count."""
+    """A trajectory with more steps than float16 can count."""
     weights, gradients = normal(LONG, ((3,), (2,)), (1.0, 5.0), seed=6)
     return judge.judge(Case(weights, gradients, subject.options(), fast=True), f"{LONG} steps")
 
@@ -82,7 +82,7 @@ def bfloat16(subject: Subject, judge: Judge) -> Finding:
 
 
 def _half(subject: Subject, judge: Judge, case: Case) -> Finding:
-    """Judge a trajectory in a half type, and if that is right three steps late in another.
+    """Judge a trajectory in a half type; if that is right, judge three steps late in another.
 
     With β = 1, 1 − β̂ is small there, and with V = 0 before them no rounding hides it.
     """
@@ -132,7 +132,7 @@ def compiled(subject: Subject, judge: Judge) -> Finding:
 
 
 def groups(subject: Subject, judge: Judge) -> Finding:
-    """Two groups of parameters, of which one has no gradient."""
+    """Two groups of parameters; one parameter has no gradient."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "it has no groups")
     weights, gradients = normal(4, seed=27)
@@ -155,7 +155,7 @@ def _scaled(subject: Subject, judge: Judge, scale: float, seed: int) -> Finding:
 
 
 def zero(subject: Subject, judge: Judge) -> Finding:
-    """Gradients of zeros, after one that is not."""
+    """Gradients of zeros, after one step with other gradients."""
     weights, gradients = normal(6, seed=10)
     for grads in gradients[1:]:
         grads[:] = [0 * g for g in grads]
@@ -175,12 +175,12 @@ def tiny(subject: Subject, judge: Judge) -> Finding:
 
 
 def subnormal(subject: Subject, judge: Judge) -> Finding:
-    """Gradients of 1e-41, which float32 has as subnormal numbers only."""
+    """Gradients of 1e-41, which are subnormal numbers in float32."""
     return _scaled(subject, judge, 1e-41, 13)
 
 
 def nonfinite(subject: Subject, judge: Judge) -> Finding:
-    """NaN and infinity in the gradient of one tensor show there, and leave the others alone."""
+    """NaN and infinity in the gradient of one tensor show in that tensor, and in no other."""
     notes = []
     for value in (np.nan, np.inf):
         weights, gradients = normal(3, ((5,), (4,)), (1.0, 1.0), seed=14)
@@ -199,7 +199,7 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
         if finding.outcome != "pass":
             if finding.diagnosis is None and not np.isfinite(run.states[-1][1][1]).all():
                 finding.diagnosis = "m from the whole model, not per tensor"
-            finding.first = f"of another tensor than that with {value}: {finding.first}"
+            finding.first = f"in a tensor without {value}: {finding.first}"
             return finding
         after = run.states[-1][1][0]
         if np.isfinite(after[2]):
@@ -211,7 +211,7 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
 
 
 def empty(subject: Subject, judge: Judge) -> Finding:
-    """Tensors without elements, among others."""
+    """Tensors without elements beside one with elements."""
     weights, gradients = normal(3, ((0,), (0, 3), (3,)), (1.0, 1.0, 2.0), seed=15)
     return judge.judge(Case(weights, gradients, subject.options()))
 

@@ -1,4 +1,4 @@
-"""The weights and gradients that are fed to an implementation: normal numbers, by seed."""
+"""Weights and gradients to feed to an implementation: normal numbers, by seed."""
 
 import importlib
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ import numpy as np
 
 from gravity_conformance.conform.drive.session import Arrays
 
-NO_BFLOAT16 = "NumPy has bfloat16 by the package ml_dtypes only, which is not installed"
+NO_BFLOAT16 = "NumPy needs the package ml_dtypes for bfloat16, and it is not installed"
 SHAPES = ((4, 3), (5,), (2, 2, 2))
-SCALES = (1.0, 30.0, 0.02)  # of their gradients, so that one maximum for all is another number
+SCALES = (1.0, 30.0, 0.02)  # of their gradients, so that a maximum over all tensors shows
 
 
 def normal(

@@ -1,4 +1,4 @@
-"""Checks of how an implementation starts: from which t, and from which V₀."""
+"""Checks of the start of an implementation: the first t, and V₀."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ CONVENTIONS = {1: "t from 1 (Algorithm 1)", 0: "t from 0 (the original Keras cod
 
 
 def convention(subject: Subject, judge: Judge) -> Finding:
-    """Does t start from 1 or 0?"""
+    """Whether t starts from 1 or from 0."""
     trial, recognised = subject.convention
     named = CONVENTIONS[trial.first_step]
     if recognised:
         note = named
         if subject.hidden:
-            note += "; what its state shows is not V, which is judged by W"
+            note += "; its state does not show V, so W alone is judged"
     elif "first_step" in trial.case.options:
         note = f"does not count {named}"
     else:
@@ -88,7 +88,7 @@ def v0(subject: Subject, judge: Judge) -> Finding:
         first = f"{100 * within:.1f} % within one σ, not 68.3; mean {float(z.mean()):.3g}, not 0"
         return Finding("differs", note, None, first, "V₀ is not normal")
     if subject.offers("seed") and not agree:
-        return Finding("differs", note, None, "one seed gives two V₀")
+        return Finding("differs", note, None, "two constructions with one seed have different V₀")
     return Finding("pass", note)
 
 

@@ -1,8 +1,8 @@
-"""Can V and t be written into an optimizer's state, so that it stands where a vector starts?
+"""Can V and t be written into an optimizer's state, so that it starts where a vector starts?
 
 Guarantee: no update is judged wrong because of what was written. The implementation is compared
-with itself: where V and t are written as it had them after steps of its own, it must go on as it
-did. What is wrong in the update itself does not count here.
+with itself: after its own V and t of an earlier step are written back, its next step must be the
+same as before. A mistake in the update does not matter here.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from gravity_conformance.conform.drive.session import CannotWriteError
 
 
 def why_unwritable(driver: Driver, options: Mapping[str, Any], *, at_rest: bool) -> str | None:
-    """Return why they cannot be written; None if they can.
+    """Return the reason why V and t cannot be written; None if they can.
 
     Args:
         driver: of the implementation.
@@ -27,14 +27,14 @@ def why_unwritable(driver: Driver, options: Mapping[str, Any], *, at_rest: bool)
     if driver.stateless:
         return None
     try:
-        return _goes_on_otherwise(driver, options, at_rest) or _draws_anew(driver, options)
+        return _not_reproduced(driver, options, at_rest) or _drawn_again(driver, options)
     except CannotWriteError as error:
         return str(error)
     except ANYTHING as error:
         return f"writing it raises {one_line(error)}"
 
 
-def _goes_on_otherwise(driver: Driver, options: Mapping[str, Any], at_rest: bool) -> str | None:
+def _not_reproduced(driver: Driver, options: Mapping[str, Any], at_rest: bool) -> str | None:
     (weights, gradients), rate = normal(6, seed=21), float(options["learning_rate"])
     session = driver.start(weights, options)
     own = []  # V and W after each number of steps
@@ -60,8 +60,8 @@ def _goes_on_otherwise(driver: Driver, options: Mapping[str, Any], at_rest: bool
     return None
 
 
-def _draws_anew(driver: Driver, options: Mapping[str, Any]) -> str | None:
-    """V₀ = 0 would not show it; without a gradient, V is scaled by one number, and that not 0."""
+def _drawn_again(driver: Driver, options: Mapping[str, Any]) -> str | None:
+    """Without a gradient, a step scales every element of V by one number, which is not 0."""
     weights, _ = normal(0)
     session = driver.start(weights, options)
     session.begin([np.full_like(w, 0.5) for w in weights], 0)
@@ -73,5 +73,5 @@ def _draws_anew(driver: Driver, options: Mapping[str, Any]) -> str | None:
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Tell whether two results of one implementation agree but for some roundings."""
+    """Tell whether two results of one implementation agree up to a few roundings."""
     return bool(np.allclose(a, b, rtol=1e-5, atol=1e-6 * np.max(np.abs(b)), equal_nan=True))
