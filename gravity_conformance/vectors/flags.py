@@ -1,7 +1,7 @@
-"""Trying the mistakes that a vector is flagged with.
+"""Try the mistakes in a vector's flags.
 
-Guarantee: a flag that is not returned by `untrue` is true. Each known way to make that mistake
-takes some result of the vector out of its tolerance, and without a mistake all are inside.
+Guarantee: a flag is right unless `untrue` returns it. Each known variant of that mistake moves some
+result of the vector out of its tolerance. Without a mistake, all results are inside.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from gravity_conformance.vectors import (
 Test = CoefficientsTest | InitialVelocityTest | ThreefryTest | UpdateTest
 Arrays = list[np.ndarray]
 
-# Mistakes that are not in the update but in how V₀ is drawn, and in the dtype that is computed in.
+# Mistakes outside the update: in the drawing of V₀, and in the working dtype.
 BESIDE = {
     UpdateTest: ("velocity_shared", "half_overflow"),
     InitialVelocityTest: (
@@ -33,12 +33,12 @@ BESIDE = {
 
 
 def untrue(test: Test, dtype: str, mistakes: Iterable[str]) -> list[str]:
-    """Return those of `mistakes` that a test does not catch, or that nobody knows here."""
+    """Return those of `mistakes` that a test does not catch, or that are unknown."""
     return [flag for flag in mistakes if any(_ways(test, dtype, flag))]
 
 
 def _ways(test: Test, dtype: str, flag: str) -> Iterable[bool]:
-    """Yield for each way to make a mistake whether the test accepts it."""
+    """Yield, for each known variant of a mistake, whether the test accepts it."""
     beside = flag in BESIDE.get(type(test), ())
     variants = [variant for variant in MUTATIONS if variant.flag == flag]
     if not (beside or variants):
@@ -50,7 +50,14 @@ def _ways(test: Test, dtype: str, flag: str) -> Iterable[bool]:
 
 
 def accepts(test: Test, dtype: str, variant: Variant = REFERENCE, beside: str = "") -> bool:
-    """Tell whether an implementation with a mistake, in the update or `beside` it, passes."""
+    """Return whether an implementation with a mistake passes.
+
+    Args:
+        test: the vector.
+        dtype: the dtype of its group.
+        variant: the update, with or without a mistake.
+        beside: the flag of a mistake outside the update; none if empty.
+    """
     with np.errstate(all="ignore"):
         if isinstance(test, UpdateTest):
             return _updates(test, dtype, variant, beside)
@@ -62,12 +69,12 @@ def accepts(test: Test, dtype: str, variant: Variant = REFERENCE, beside: str = 
 
 
 def _wide(dtype: str) -> Any:
-    """Return a dtype wider than the one to compute in, so that mistakes alone are seen."""
+    """Return a dtype wider than the working dtype, so that only mistakes make a difference."""
     return np.longdouble if dtype == "float64" else np.float64
 
 
 def _stored(arrays: Arrays, dtype: str) -> Arrays:
-    """Return arrays rounded to `dtype`; in float32 for bfloat16, which NumPy does not have."""
+    """Return arrays rounded to `dtype`; bfloat16 is held in float32, as NumPy lacks it."""
     if dtype != "bfloat16":
         return [x.astype(dtype) for x in arrays]
     return [_rounded(x) for x in arrays]
