@@ -108,9 +108,7 @@ def largest_step() -> plt.Figure:
     m_abs = np.geomspace(0.03, 30, 181)
     at_largest, at_peak = [], []
     for value in m_abs:
-        g = np.asarray(
-            [min(value, 1.0 / value), value]
-        )  # the element nearest to m, and the largest
+        g = np.asarray([min(value, 1.0 / value), value])  # the element nearest to m; the largest
         zeta = gradient_term(g)
         at_peak.append(zeta[0])
         at_largest.append(zeta[1])
