@@ -23,7 +23,7 @@ Test = CoefficientsTest | InitialVelocityTest | ThreefryTest | UpdateTest
 Arrays = list[np.ndarray]
 
 # Mistakes outside the update: in the drawing of V₀, and in the working dtype.
-BESIDE = {
+OUTSIDE = {
     UpdateTest: ("velocity_shared", "half_overflow"),
     InitialVelocityTest: (
         *("velocity_shared", "seed_ignored", "seed_truncated"),
@@ -39,32 +39,32 @@ def untrue(test: Test, dtype: str, mistakes: Iterable[str]) -> list[str]:
 
 def _ways(test: Test, dtype: str, flag: str) -> Iterable[bool]:
     """Yield, for each known variant of a mistake, whether the test accepts it."""
-    beside = flag in BESIDE.get(type(test), ())
+    outside = flag in OUTSIDE.get(type(test), ())
     variants = [variant for variant in MUTATIONS if variant.flag == flag]
-    if not (beside or variants):
+    if not (outside or variants):
         yield True
-    if beside:
-        yield accepts(test, dtype, beside=flag)
+    if outside:
+        yield accepts(test, dtype, outside=flag)
     for variant in variants:
         yield accepts(test, dtype, variant)
 
 
-def accepts(test: Test, dtype: str, variant: Variant = REFERENCE, beside: str = "") -> bool:
+def accepts(test: Test, dtype: str, variant: Variant = REFERENCE, outside: str = "") -> bool:
     """Return whether an implementation with a mistake passes.
 
     Args:
         test: the vector.
         dtype: the dtype of its group.
         variant: the update, with or without a mistake.
-        beside: the flag of a mistake outside the update; none if empty.
+        outside: the flag of a mistake outside the update; none if empty.
     """
     with np.errstate(all="ignore"):
         if isinstance(test, UpdateTest):
-            return _updates(test, dtype, variant, beside)
+            return _updates(test, dtype, variant, outside)
         if isinstance(test, CoefficientsTest):
             return _coefficients(test, dtype, variant)
         if isinstance(test, InitialVelocityTest):
-            return _initial_velocity(test, dtype, variant, beside)
+            return _initial_velocity(test, dtype, variant, outside)
     return True
 
 
@@ -86,11 +86,11 @@ def _rounded(x: np.ndarray) -> np.ndarray:
     return np.asarray(found, np.float32).reshape(x.shape)
 
 
-def _updates(test: UpdateTest, dtype: str, variant: Variant, beside: str) -> bool:
+def _updates(test: UpdateTest, dtype: str, variant: Variant, outside: str) -> bool:
     options, wide = test.hyperparameters, _wide(dtype)
-    if beside == "half_overflow" and dtype == "float16":
+    if outside == "half_overflow" and dtype == "float16":
         wide = np.float16
-    w, v = test.w, _first_velocity(test, dtype, variant, beside)
+    w, v = test.w, _first_velocity(test, dtype, variant, outside)
     if not all(np.array_equal(x, y, equal_nan=True) for x, y in zip(v, test.v, strict=True)):
         return False
     start, count, buffers = v, test.steps[0].t - options.first_step, test.steps[0].g
@@ -117,7 +117,7 @@ def _updates(test: UpdateTest, dtype: str, variant: Variant, beside: str) -> boo
     return True
 
 
-def _first_velocity(test: UpdateTest, dtype: str, variant: Variant, beside: str) -> Arrays:
+def _first_velocity(test: UpdateTest, dtype: str, variant: Variant, outside: str) -> Arrays:
     options = test.hyperparameters
     if options.seed is None:
         return test.v
@@ -126,7 +126,7 @@ def _first_velocity(test: UpdateTest, dtype: str, variant: Variant, beside: str)
         std = variant.std(options.alpha, options.learning_rate, test.steps[0].learning_rate)
     found = []
     for i, w in enumerate(test.w):
-        key = exact.tensor_key(options.seed, 0 if beside == "velocity_shared" else i)
+        key = exact.tensor_key(options.seed, 0 if outside == "velocity_shared" else i)
         found.append(_draw(key, range(w.size), std, dtype).reshape(w.shape))
     return found
 
@@ -144,12 +144,14 @@ def _coefficients(test: CoefficientsTest, dtype: str, variant: Variant) -> bool:
     return all(e.accepts(x).all() for e, x in zip(expected, pair, strict=True))
 
 
-def _initial_velocity(test: InitialVelocityTest, dtype: str, variant: Variant, beside: str) -> bool:
+def _initial_velocity(
+    test: InitialVelocityTest, dtype: str, variant: Variant, outside: str
+) -> bool:
     seeds = {"seed_ignored": 0, "seed_truncated": test.seed & 0xFFFFFFFF}
     key = exact.tensor_key(
-        seeds.get(beside, test.seed), 0 if beside == "velocity_shared" else test.index
+        seeds.get(outside, test.seed), 0 if outside == "velocity_shared" else test.index
     )
-    wrap = {"element_truncated": 2**32, "counter_truncated": 2**34}.get(beside, 2**64)
+    wrap = {"element_truncated": 2**32, "counter_truncated": 2**34}.get(outside, 2**64)
     elements = (i % wrap for i in range(test.first_element, test.first_element + test.elements))
     std = test.velocity_std
     if std is None:

@@ -105,7 +105,7 @@ def _rational(json: Json, name: str) -> Fraction:
     return Fraction(x)
 
 
-def _again(json: Json) -> Json:
+def _rewritten(json: Json) -> Json:
     """Return `json` with its hyper-parameters rewritten so that both notations agree."""
     names = ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std")
     found = {name: json[name] for name in names if json.get(name) is not None}
@@ -143,13 +143,13 @@ def initial_velocity(test: Json, dtype: str) -> Json:
         "z": tensor(map(exact.quantile, ks), "float32"),
         "V": tensor((exact.initial_velocity(k, std, dtype) for k in ks), dtype),
     }
-    return {**_again(test), "expected": expected}
+    return {**_rewritten(test), "expected": expected}
 
 
 def coefficients(test: Json, dtype: str) -> Json:
     """Return a test of β̂ and 1 − β̂ with its results."""
     expected = _coefficients(test["t"], _rational(test["beta"], "beta"), dtype)
-    return {**_again(test), "expected": expected}
+    return {**_rewritten(test), "expected": expected}
 
 
 def _coefficients(t: int, beta: Fraction, dtype: str) -> Json:
@@ -190,13 +190,13 @@ def update(test: Json, dtype: str) -> Json:
             _after(tensor_, g, dtype, working)
             for tensor_, g in zip(tensors, gradients, strict=True)
         ]
-        again = [tensor(values(g, dtype), dtype) for g in step["G"]]
-        steps.append({**_again(step), "G": again, "expected": expected})
+        rewritten = [tensor(values(g, dtype), dtype) for g in step["G"]]
+        steps.append({**_rewritten(step), "G": rewritten, "expected": expected})
     first = [
         {**t, "W": tensor(w, dtype), "V": v}
         for t, w, v in zip(test["tensors"], weights, velocities, strict=True)
     ]
-    return {**test, "hyperparameters": _again(options), "tensors": first, "steps": steps}
+    return {**test, "hyperparameters": _rewritten(options), "tensors": first, "steps": steps}
 
 
 def _first_velocity(options: Json, tensor_: Json, index: int, dtype: str) -> Json:
