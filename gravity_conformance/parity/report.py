@@ -80,7 +80,9 @@ def notes(report: Report) -> list[str]:
             "zero and count as equal"
         )
     lines += [f"{name}: not run, {reason}" for name, reason in report.not_run.items()]
-    lines += [f"{name}: not installed (no {it})" for name, it in report.not_installed.items()]
+    lines += [
+        f"{name}: not installed (no {missing})" for name, missing in report.not_installed.items()
+    ]
     return lines + report.failures
 
 
