@@ -1,4 +1,4 @@
-"""Put the report of `gravity conform` on pytorch_optimizer's Gravity into docs/conformance.md.
+"""Write the report of `gravity conform` on pytorch_optimizer's Gravity into docs/conformance.md.
 
 python docs/conformance_report.py
 """
@@ -15,12 +15,12 @@ MARKED = re.compile(r"(<!-- report: .*? -->\n).*?(<!-- /report -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Run the command's checks and write the page again."""
+    """Run the checks and update the page."""
     text = PAGE.read_text(encoding="utf-8")
     report = markdown(conform(SPEC))
     new, count = MARKED.subn(lambda found: f"{found[1]}\n{report}\n{found[2]}", text)
     if count != 1:
-        raise SystemExit(f"{PAGE} must have one report between its two markers")
+        raise SystemExit(f"{PAGE} must have one report between its two markers, got {count}")
     PAGE.write_text(new, encoding="utf-8")
 
 

@@ -1,9 +1,8 @@
-"""Draw the figures of the documentation with gravity_core's own functions.
+"""Draw the figures of the documentation with the functions of gravity_core.
 
     python docs/figures.py
 
-writes docs/images/*.svg. Guarantee: the same versions of NumPy and Matplotlib write the
-same bytes.
+writes docs/images/*.svg. Guarantee: the same versions of NumPy and Matplotlib write the same bytes.
 """
 
 import io
@@ -65,7 +64,7 @@ def worked_example(x: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def step_curve() -> plt.Figure:
-    """Draw l ζ against g for a tensor whose largest element is 4, so that m = 1/4."""
+    """Draw η ζ against g for a tensor whose largest element is 4, so that m = 1/4."""
     lr = 0.1
     g = np.append(np.linspace(0.0, 1.5, 301), 4.0)  # the last element sets m
     m = float(max_step_grad(g))
@@ -82,22 +81,24 @@ def step_curve() -> plt.Figure:
     ax.plot([m, m], [0, top], color=ORANGE, lw=1.1, ls=":")
     ax.plot([m], [top], "o", color=ORANGE, ms=8, zorder=5)
     ax.annotate(
-        "largest step, $l\\,m/2$, at $g = m$",
+        "largest step, $\\eta\\,m/2$, at $g = m$",
         (m, top),
         xytext=(16, 2),
         textcoords="offset points",
         color=ORANGE,
     )
-    ax.text(descent[-1] + 0.02, 1.26 * top, "gradient descent, $l\\,g$", color=MUTED)
+    ax.text(descent[-1] + 0.02, 1.26 * top, "gradient descent, $\\eta\\,g$", color=MUTED)
     ax.text(m / 2, 0.03 * top, "rising", color=BLUE, ha="center")
-    ax.text(0.9, 0.62 * top, "Gravity, $l\\,\\zeta = l\\,g\\,/\\,(1 + (g/m)^2)$", color=BLUE)
+    ax.text(
+        0.9, 0.62 * top, "Gravity, $\\eta\\,\\zeta = \\eta\\,g\\,/\\,(1 + (g/m)^2)$", color=BLUE
+    )
     ax.text(m + 0.02, 0.03 * top, "falling: the step shrinks as $g$ grows", color=MUTED)
     ax.set(
         xlim=(0, 1.5),
         ylim=(0, 1.4 * top),
         xlabel="gradient of one element, $g$",
         ylabel="size of its step",
-        title=f"The step against the gradient, max|G| = 4, so m = {m}; l = {lr}",
+        title=f"The step against the gradient, max|G| = 4, so m = {m}; η = {lr}",
     )
     return fig
 
@@ -107,7 +108,7 @@ def largest_step() -> plt.Figure:
     m_abs = np.geomspace(0.03, 30, 181)
     at_largest, at_peak = [], []
     for value in m_abs:
-        g = np.asarray([min(value, 1.0 / value), value])  # the element nearest to m, the largest
+        g = np.asarray([min(value, 1.0 / value), value])  # the element nearest to m; the largest
         zeta = gradient_term(g)
         at_peak.append(zeta[0])
         at_largest.append(zeta[1])
@@ -193,13 +194,13 @@ FIGURES = (step_curve, largest_step, averaging_weight, trajectory)
 
 
 def compact(svg: str) -> str:
-    """Return `svg` with numbers to five digits and without indentation."""
+    """Return `svg` with numbers rounded to five digits and without indentation."""
     svg = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.5g}", svg)
     return re.sub(r" *\n +", "\n", svg)
 
 
 def main() -> None:
-    """Write every figure."""
+    """Write all figures."""
     IMAGES.mkdir(exist_ok=True)
     with mpl.rc_context(STYLE):
         for draw in FIGURES:

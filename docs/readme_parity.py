@@ -1,9 +1,9 @@
-"""Put the tables and the picture of the last `make parity` into the README.
+"""Write the tables and the picture of the last `make parity` into the README.
 
 python docs/readme_parity.py parity
 
-The run's figures are kept in docs/parity.json, without their curves, and a test holds the README
-to them.
+docs/parity.json keeps the results of the run, without the curves. A test compares the README with
+it.
 """
 
 import datetime
@@ -25,7 +25,7 @@ MARKED = re.compile(r"(<!-- parity: .*? -->\n).*?(<!-- /parity -->)", re.DOTALL)
 
 
 def with_section(text: str, report: dict[str, Any]) -> str:
-    """Return the README's text with the section that stands for the report."""
+    """Return the README's text with its parity section made from the report."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     when = datetime.date.fromisoformat(report["date"]).strftime("%-d %B %Y")
     caption = (
@@ -38,12 +38,14 @@ def with_section(text: str, report: dict[str, Any]) -> str:
         lambda found: f"{found[1]}\n{caption}\n\n{tables}\n{picture}\n\n{found[2]}", text
     )
     if count != 1:
-        raise SystemExit("README.md must have one parity section between its two markers")
+        raise SystemExit(
+            f"README.md must have one parity section between its two markers, got {count}"
+        )
     return new
 
 
 def without_curves(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the report with the ends of its curves only, which is what the tables show."""
+    """Return the report with only the last point of each curve, which the tables show."""
     for row in report["replays"]:
         if row["grade"]:
             for curve in ("deviation", "bound"):
@@ -54,7 +56,7 @@ def without_curves(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    """Copy the report in `folder` into README.md and docs."""
+    """Copy the report in `folder` into README.md and docs/."""
     report = without_curves(json.loads((folder / "parity.json").read_text(encoding="utf-8")))
     README.write_text(with_section(README.read_text(encoding="utf-8"), report), encoding="utf-8")
     KEPT.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a bug report has to say of a machine: ``gravity versions``."""
+"""Versions and devices for a bug report: ``gravity versions``."""
 
 import contextlib
 import importlib.metadata
@@ -10,7 +10,7 @@ import gravity_core
 from gravity_conformance._guard import ANYTHING, one_line, silenced
 from gravity_conformance.parity.run import Loaded, entry_points, load, new_report
 
-# What decides how a framework computes, on which device.
+# The packages that decide how and where a framework computes.
 PACKAGES = (
     "numpy",
     "array-api-compat",
@@ -29,10 +29,10 @@ PACKAGES = (
 
 
 def versions() -> Iterator[str]:
-    """Yield the lines: Gravity, Python, the machine, the packages, each backend with its devices.
+    """Yield one line each for Gravity, Python, the machine, the packages, and every backend.
 
-    Each line is yielded as soon as it is known, and the packages are listed before any of them is
-    imported, because a broken framework may end the process.
+    The line of a backend lists its devices. Each line is yielded as soon as it is known, and the
+    packages are listed before any of them is imported: a broken framework may end the process.
     """
     report = new_report(seed=0)
     yield f"gravity-optimizer: {gravity_core.__version__}"
@@ -64,5 +64,5 @@ def _devices(loaded: Loaded) -> str:
     try:
         with silenced(2):
             return f" on {', '.join(map(str, devices()))}"
-    except ANYTHING as error:  # a driver that does not fit, say
+    except ANYTHING as error:  # an incompatible driver, for example
         return f"; its devices cannot be listed: {one_line(error)}"

@@ -1,7 +1,6 @@
 """Gravity optimizer: the update as pure array-API functions, and the NumPy reference.
 
-Guarantee: importing this package imports no framework; it needs numpy and
-array-api-compat only.
+Guarantee: importing this package imports no framework. It needs numpy and array-api-compat only.
 """
 
 from gravity_core.coefficients import beta_hat, coefficients

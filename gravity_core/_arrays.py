@@ -1,6 +1,6 @@
-"""What the array-API standard leaves open: namespace of an array, its dtype by name, casts.
+"""Helpers beyond the array-API standard: namespace of an array, dtype names, casts.
 
-Guarantee: nothing here imports a framework; the namespaces come in as ``xp``.
+Guarantee: this module imports no framework; namespaces are passed in as ``xp``.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +13,7 @@ import numpy as np
 Array = Any
 Namespace = Any
 
-# The last two are NumPy's long double, as platforms have it; for oracles.
+# float96 and float128 are NumPy's long double, depending on the platform; for oracles.
 _WIDTH = {
     "float16": 16,
     "bfloat16": 16,
@@ -45,7 +45,7 @@ def dtype_name(dtype: Any) -> str:
 
 
 def float_name(array: Array, argument: str, *, long_double: bool = False) -> str:
-    """Return the dtype's name: float16, bfloat16, float32 or float64; NumPy's longer ones if asked.
+    """Return the dtype's name: float16, bfloat16, float32, float64, or a long double if allowed.
 
     Raises:
         TypeError: naming `argument`, for every other dtype.
@@ -94,7 +94,7 @@ def float_info(dtype: Any, argument: str = "dtype") -> FloatInfo:
 
 
 def working_dtype(xp: Namespace, **arrays: Array) -> Any:
-    """Return the dtype to compute in: the widest of the arrays', and float32 at the least."""
+    """Return the dtype to compute in: the widest among the arrays, at least float32."""
     dtype, width = getattr(xp, "float32", "float32"), 32  # keras.ops takes dtypes by name
     for argument, array in arrays.items():
         own = _WIDTH[float_name(array, argument, long_double=True)]
@@ -104,13 +104,13 @@ def working_dtype(xp: Namespace, **arrays: Array) -> Any:
 
 
 def cast(array: Array, dtype: Any, xp: Namespace) -> Array:
-    """Return `array` in `dtype`; the same array where it has that dtype already.
+    """Return `array` in `dtype`; the same object if it already has that dtype.
 
-    A Python number comes back as it is: the product with an array rounds it, once.
+    A Python number is returned unchanged; its product with an array rounds it once.
     """
     if not hasattr(array, "dtype") or array.dtype == dtype:
         return array
-    if isinstance(array, np.generic):  # arithmetic on 0-d NumPy arrays gives scalars
+    if isinstance(array, np.generic):  # 0-d NumPy arithmetic returns scalars
         array = np.asarray(array)
     if hasattr(xp, "astype"):
         return xp.astype(array, dtype)
@@ -118,19 +118,19 @@ def cast(array: Array, dtype: Any, xp: Namespace) -> Array:
 
 
 def float_counter(t: Any, dtype: Any, xp: Namespace) -> Any:
-    """Return `t`; in `dtype` where it is an array of integers, whose arithmetic would truncate."""
+    """Return `t`, cast to `dtype` if it is an integer array, whose arithmetic would truncate."""
     is_array = hasattr(t, "dtype") and not isinstance(t, Integral)
     return cast(t, dtype, xp) if is_array and "float" not in str(t.dtype) else t
 
 
 def quiet(xp: Namespace, **kinds: Any) -> AbstractContextManager[Any]:
-    """Return `numpy.errstate` for libraries that compute with NumPy; no other one warns."""
+    """Return `numpy.errstate` for libraries that compute with NumPy; the others never warn."""
     # torch.compile cannot trace through numpy.errstate.
     return nullcontext() if getattr(xp, "__name__", "").endswith("torch") else np.errstate(**kinds)
 
 
 def check_same_shape(**arrays: Array) -> None:
-    """Raise ValueError unless all named arrays have one shape (unknown dimensions agree)."""
+    """Raise ValueError unless all arrays have the same shape; unknown dimensions match any."""
     (first, reference), *others = ((name, tuple(a.shape)) for name, a in arrays.items())
     for name, shape in others:
         if len(shape) != len(reference) or any(

@@ -1,4 +1,4 @@
-"""Reading JSON that others wrote: what says one thing twice, or nests without end, is refused."""
+"""Read untrusted JSON: repeated keys and excessive nesting raise errors."""
 
 import json
 from collections import Counter
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def loads(text: str, **options: Any) -> Any:
-    """Return what `json.loads` does.
+    """Parse JSON like `json.loads`, with stricter checks.
 
     Args:
-        text: of JSON.
-        **options: of `json.loads`.
+        text: the JSON text.
+        **options: passed to `json.loads`.
 
     Raises:
-        ValueError: if it is no JSON, is nested too deeply, or has a key twice in one object.
+        ValueError: if the text is not JSON, is nested too deeply, or repeats a key in an object.
 
     Example:
         >>> loads('{"t": 1}')
@@ -32,6 +32,6 @@ def loads(text: str, **options: Any) -> Any:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} appears twice in one object")
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {key!r} appears twice in one object")
     return found

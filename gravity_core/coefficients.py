@@ -2,14 +2,13 @@
 
     β̂ = (β t + 1) / (t + 2)            1 − β̂ = ((1 − β) t + 1) / (t + 2)
 
-Both are evaluated from these closed forms. The second is never taken as the
-difference 1 − β̂, which in float32 would lose the digits that β̂ has rounded away.
+Both are evaluated from these closed forms. Subtracting β̂ from 1 in float32 would lose the digits
+that β̂ has rounded away.
 
-Two conventions for t exist. Algorithm 1 of the paper and the original PyTorch
-code make their first update with t = 1 (β̂ = 0.6333 for β = 0.9); the original
-Keras code, which produced the published results, starts with t = 0 (β̂ = 0.5).
-Every optimizer here takes ``first_step=1`` (the default) or ``first_step=0``,
-and update number n, counted from 0, has t = n + first_step.
+Two conventions for t exist. In Algorithm 1 of the paper and in the original PyTorch code, the
+first update has t = 1 (β̂ = 0.6333 for β = 0.9). In the original Keras code, which produced the
+published results, it has t = 0 (β̂ = 0.5). Every optimizer here takes ``first_step=1`` (the
+default) or ``first_step=0``. After n updates, the next one has t = n + first_step.
 """
 
 from numbers import Integral, Real
@@ -22,14 +21,13 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
     """Return (β̂, 1 − β̂) for step `t`.
 
     Args:
-        t: the step, >= 0. A Python or NumPy number gives Python floats,
-            computed in float64; an array of floating dtype (a traced or
-            device-side counter) gives arrays of that dtype.
+        t: the step, >= 0. A Python or NumPy number gives Python floats, computed in float64. An
+            array of floating dtype (a traced counter, or one on a device) gives arrays of that
+            dtype.
         beta: β in [0, 1].
 
     Returns:
-        The weight of the old velocity and the weight of the gradient term.
-        β̂ is 1/2 at t = 0 and tends to β.
+        The weights of the old velocity and of the gradient term. β̂ is 1/2 at t = 0 and tends to β.
 
     Raises:
         ValueError: if β lies outside [0, 1], or t is negative.
@@ -46,7 +44,7 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
         validate(beta=beta)
         beta = float(beta)
     elif not hasattr(beta, "dtype"):
-        validate(beta=beta)  # which refuses it
+        validate(beta=beta)  # raises
     if isinstance(t, Real):
         t = int(t) if isinstance(t, Integral) else float(t)
         if not t >= 0:
@@ -57,8 +55,8 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
 def beta_hat(t: Any, beta: Any = BETA) -> Any:
     """Return β̂ = (β t + 1) / (t + 2), the weight of the old velocity.
 
-    The running average that it makes covers about min(t + 2, 1 / (1 − β)) values.
-    Arguments, errors and source as in `coefficients`.
+    The running average with this weight covers about min(t + 2, 1 / (1 − β)) values.
+    Arguments, errors and source are as in `coefficients`.
 
     Example:
         >>> beta_hat(1)

@@ -1,7 +1,7 @@
 """Defaults, ranges and error messages of every Gravity argument, for core and adapters.
 
-Guarantee: whatever framework a user comes from, the same bad value of the same
-argument raises the same ``ValueError``, before anything has changed.
+Guarantee: in every framework, the same bad value of the same argument raises the same
+``ValueError``, before anything has changed.
 
 Source of the defaults: Bahrami and Pouriyan Zadeh, 2021, arXiv 2101.09192, section 3.
 """
@@ -34,10 +34,10 @@ DEFAULTS: dict[str, Any] = {
     "seed": SEED,
     "first_step": FIRST_STEP,
 }
-"""Every hyper-parameter that the frameworks share, by name."""
+"""The default of each hyper-parameter that all frameworks share."""
 
 NORMAL_LEVELS = 65_536
-"""How many values z in V₀ = σ z has: Φ⁻¹((k + ½) / 65 536)."""
+"""The number of values of z = Φ⁻¹((k + ½) / 65 536) in V₀ = σ z."""
 
 
 def _is_finite_and_not_negative(value: Any) -> bool:
@@ -60,7 +60,9 @@ _NUMBER_DTYPES = re.compile(r"u?int\d+|b?float(16|32|64|96|128)")  # not bool, c
 
 
 def may_be_a_number(value: Any) -> bool:
-    """Return False for text, and for a bool, complex or float8 number or array of any library.
+    """Return whether `value` may be a real number or an array of one.
+
+    It is False for text, and for a bool, complex or float8 number or array of any library.
 
     Example:
         >>> may_be_a_number(np.float32(0.1)), may_be_a_number(np.asarray(True))
@@ -69,7 +71,7 @@ def may_be_a_number(value: Any) -> bool:
     if isinstance(value, (str, bytes, bool)):
         return False
     dtype = getattr(value, "dtype", None)
-    # NumPy's own name says nothing of the byte order.
+    # dtype.name of NumPy omits the byte order; str(dtype) includes it.
     name = getattr(dtype, "name", None) or dtype_name(dtype)
     return dtype is None or bool(_NUMBER_DTYPES.fullmatch(name))
 
@@ -80,7 +82,7 @@ _LARGEST = {
     "bfloat16": (2 - 2.0**-7) * 2.0**127,
     "float32": float(np.finfo(np.float32).max),
 }
-# Rounded down to three digits: for the messages, and because σ and σ z are rounded, too.
+# Rounded down to three digits, for the messages and because σ and σ z are rounded as well.
 _LARGEST_STD = {
     name: float(Context(prec=3, rounding=ROUND_DOWN).create_decimal(largest / _LARGEST_Z))
     for name, largest in _LARGEST.items()
@@ -88,10 +90,10 @@ _LARGEST_STD = {
 
 
 def largest_velocity_std(dtype: str = "float32") -> float:
-    """Return the largest σ that is accepted for V₀ in a dtype, by its name.
+    """Return the largest σ accepted for V₀ in a dtype, given by name.
 
-    It is the largest finite number over the largest |z|; for float64 that of float32, so that a
-    run can change its dtype.
+    It is the largest finite number divided by the largest |z|. float64 has the limit of float32,
+    so that a run can change its dtype.
 
     Example:
         >>> largest_velocity_std("float16"), largest_velocity_std()
@@ -109,7 +111,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": _FINITE,
     "velocity_std": (
         lambda value: value is None or 0.0 <= float(value) <= largest_velocity_std(),
-        f"None or a number in [0, {largest_velocity_std():g}]",  # beyond, V₀ overflows float32
+        f"None or a number in [0, {largest_velocity_std():g}]",  # V₀ overflows float32 above it
     ),
     "seed": (_is_seed, "an integer in [0, 2**64)"),
     "first_step": (_is_first_step, "0 (the original Keras code) or 1 (Algorithm 1)"),
@@ -120,12 +122,11 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> None:
     """Raise for the first hyper-parameter that is out of its range.
 
     Args:
-        names: what the caller's users call an argument, where it differs
-            (``{"learning_rate": "lr"}``); used in the message only.
-        **values: hyper-parameters by their name here: ``learning_rate``,
-            ``alpha``, ``weight_decay`` (finite, >= 0), ``beta`` (in [0, 1]),
-            ``velocity_std`` (None, or >= 0 and such that V₀ fits float32), ``seed`` (integer in
-            [0, 2**64)), ``first_step`` (0 or 1).
+        names: the caller's names of arguments, where they differ (``{"learning_rate": "lr"}``);
+            used in the message only.
+        **values: hyper-parameters by name: ``learning_rate``, ``alpha``, ``weight_decay``
+            (finite, >= 0), ``beta`` (in [0, 1]), ``velocity_std`` (None, or >= 0 and such that V₀
+            fits float32), ``seed`` (an integer in [0, 2**64)), ``first_step`` (0 or 1).
 
     Raises:
         ValueError: naming the argument and the value received.
@@ -151,9 +152,9 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> None:
 def as_float(value: Any) -> float:
     """Return a number or an array of one number as a Python float.
 
-    Frameworks hold a learning rate of 0.3, and what a schedule returns, in float32, where
-    it is 0.30000001192…. Of a float32 the shortest decimal that rounds to it is taken, which
-    is the number that the user wrote, so that σ = α / l has the same bits in every framework.
+    Frameworks hold a learning rate of 0.3 in float32, where it is 0.30000001192…. For a float32,
+    this function returns the shortest decimal that rounds to it: the number that the user wrote.
+    σ = α / η then has the same bits in every framework.
 
     Example:
         >>> as_float(np.float32(0.3)), as_float(0.3), as_float(1)
@@ -171,22 +172,22 @@ def velocity_std(
     names: dict[str, str] | None = None,
     stacklevel: int = 3,
 ) -> float:
-    """Return σ = α / l, the standard deviation of V₀ (paper, Algorithm 1).
+    """Return σ = α / η, the standard deviation of V₀ (paper, Algorithm 1).
 
     Args:
-        learning_rate: l as the optimizer was constructed with, never a later
-            scheduled value: a warm-up that starts at 0 must not blow V₀ up.
+        learning_rate: η at construction, never a later scheduled value. Otherwise a warm-up that
+            starts at 0 would make V₀ infinite.
         alpha: α, >= 0.
-        velocity_std: σ itself, which then overrides the quotient.
+        velocity_std: σ itself, overriding α / η.
         names: as in `validate`.
-        stacklevel: of the warning, as in `warnings.warn`: whose line it names.
+        stacklevel: the caller that the warning names, as in `warnings.warn`.
 
     Returns:
-        σ, finite. It is 0 (V starts from rest) where l = 0 and no `velocity_std` is given,
-        with a UserWarning that says so unless α = 0 too.
+        σ, finite. It is 0 (V starts from rest) if η = 0 and `velocity_std` is None. A UserWarning
+        says so unless α = 0, too.
 
     Raises:
-        ValueError: if V₀ would overflow float32; `check_velocity_std` is for other dtypes.
+        ValueError: if V₀ would overflow float32. `check_velocity_std` checks other dtypes.
 
     Example:
         >>> velocity_std(0.1, 0.01)
@@ -224,9 +225,9 @@ def check_velocity_std(
 
     Args:
         std: σ, >= 0.
-        dtype: of V₀, by its name; of a complex V₀ that of its parts.
-        learning_rate: where σ is `alpha` over it, it is the argument that is named, else
-            `velocity_std` is.
+        dtype: the name of the dtype of V₀; for a complex V₀, of its real part.
+        learning_rate: η. If σ = α / η, the message names this argument; otherwise it names
+            `velocity_std`.
         alpha: α.
         names: as in `validate`.
 

@@ -1,8 +1,8 @@
-"""The NumPy optimizer: the oracle that all adapters are held to.
+"""The NumPy optimizer: the reference for all adapters.
 
-Guarantees: `Gravity.step` gives the bits of the pure functions in `gravity_core.update`
-(tested), changes its arguments only after all of them have been checked, and is
-deterministic. How far an honest implementation may be off is in `gravity_core.error_bound`.
+Guarantees: `Gravity.step` gives the bits of the pure functions in `gravity_core.update` (tested).
+It checks all arguments before it changes any, and it is deterministic. `gravity_core.error_bound`
+bounds the rounding errors of other implementations.
 """
 
 import operator
@@ -19,8 +19,8 @@ from gravity_core.state import State
 from gravity_core.update import gradient_term, max_step_grad, update
 from gravity_core.velocity import initial_velocity
 
-# Elements worked on at a time: the blocks of G, V, W and the scratch then share the
-# second-level cache, where whole-array temporaries would go through memory nine times.
+# Elements per block. The blocks of G, V, W and the scratch array share the second-level cache;
+# whole-array temporaries would pass through memory nine times.
 BLOCK = 65_536
 
 
@@ -35,7 +35,7 @@ class Trace(NamedTuple):
 
 
 def trace(grad: Array, v: Array, t: Any, *, beta: Any = hp.BETA, xp: Any = None) -> Trace:
-    """Return t, β̂, m, ζ and the new V of one step. Arguments and errors as in `update`.
+    """Return t, β̂, m, ζ and the new V of one step. Arguments and errors are as in `update`.
 
     Example:
         >>> step = trace(np.asarray([1.0, -2.0]), np.zeros(2), t=0)
@@ -49,7 +49,7 @@ def trace(grad: Array, v: Array, t: Any, *, beta: Any = hp.BETA, xp: Any = None)
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What `Gravity.minimize` went through: n steps, n + 1 points.
+    """The course of `Gravity.minimize`: n steps, n + 1 points.
 
     Attributes:
         x: the points, shape (n + 1, *x0.shape).
@@ -68,18 +68,18 @@ class Gravity:
     """Gravity for lists of NumPy arrays, updated in place.
 
         t ← t + 1;  β̂ = (β t + 1)/(t + 2);  ζ = G/(1 + (G max|G|)²)
-        V ← β̂ V + (1 − β̂) ζ;  W ← W − l λ W;  W ← W − l V
+        V ← β̂ V + (1 − β̂) ζ;  W ← W − η λ W;  W ← W − η V
 
-    V₀ ~ N(0, σ²) with σ = alpha / learning_rate is drawn at the first step, by seed and
-    position (`gravity_core.velocity`). Pickle and copy.deepcopy keep the whole state.
+    V₀ ~ N(0, σ²) with σ = α / η is drawn at the first step, from the seed and the position of the
+    parameter (`gravity_core.velocity`). pickle and copy.deepcopy keep the whole state.
 
     Args:
-        learning_rate: l, finite and >= 0. May be assigned between steps; σ keeps the first value:
-            where that is a small start of a warm-up, give velocity_std.
-        alpha: α, finite and >= 0; sets σ = α / l.
+        learning_rate: η, finite and >= 0. It may be assigned between steps; σ keeps the value at
+            construction. If a warm-up starts from a small value, pass velocity_std.
+        alpha: α, finite and >= 0; sets σ = α / η.
         beta: β in [0, 1].
         weight_decay: λ, finite and >= 0; decoupled.
-        velocity_std: σ itself, overriding α / l; finite and >= 0.
+        velocity_std: σ itself, overriding α / η; finite and >= 0.
         seed: an integer in [0, 2**64).
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
 
@@ -126,13 +126,13 @@ class Gravity:
         self.seed = operator.index(seed)
         self.first_step = operator.index(first_step)
         self.count = 0
-        """Updates made so far."""
+        """The number of updates so far."""
         self.velocity: list[np.ndarray] | None = None
         """V of each parameter; None before the first step."""
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate l of the next step; assigning a bad value raises ValueError."""
+        """The learning rate η of the next step; assigning a bad value raises ValueError."""
         return self._learning_rate
 
     @learning_rate.setter
@@ -141,7 +141,7 @@ class Gravity:
         self._learning_rate = float(value)
 
     def init(self, params: Sequence[np.ndarray]) -> None:
-        """Draw V₀ for `params`; `step` does so itself at its first call.
+        """Draw V₀ for `params`. The first call of `step` does this if you have not.
 
         Raises:
             ValueError: if V₀ would overflow the dtype of a parameter.
@@ -162,17 +162,17 @@ class Gravity:
         """Update every array of `params` in place with its gradient.
 
         Args:
-            params: the weight tensors, writable arrays of real or complex floating dtype;
-                the same list, in the same order, at every call.
-            grads: their gradients, in the same shapes and dtypes; not written to.
+            params: the weight tensors, writable arrays of real or complex floating dtype, in the
+                same order at every call.
+            grads: their gradients, in the same shapes and dtypes. They are not changed.
 
         Raises:
-            ValueError: if lengths, shapes, dtypes or the parameters of earlier steps do not
-                match, a parameter is read-only, or V₀ would overflow its dtype.
-            TypeError: if an array is no NumPy array, or not of a floating dtype.
-            All are raised before any parameter or velocity has changed.
+            ValueError: if lengths, shapes or dtypes do not match each other or earlier steps, a
+                parameter is read-only, or V₀ would overflow its dtype.
+            TypeError: if an argument is not a NumPy array, or its dtype is not floating.
+            All errors are raised before any parameter or velocity has changed.
         """
-        # Arithmetic on 0-d arrays gives scalars, so gradients of 0-d weights come as such.
+        # 0-d NumPy arithmetic returns scalars, so the gradient of a 0-d weight may be one.
         grads = [np.asarray(g) if isinstance(g, np.generic) else g for g in grads]
         self._check(params, grads)
         if self.velocity is None:
@@ -181,13 +181,13 @@ class Gravity:
         t = self.count + self.first_step
         old, new = coefficients(t, self.beta)
         lr, decay = self._learning_rate, self._learning_rate * self.weight_decay
-        # s·s may overflow, and ζ is then 0; what is not finite propagates without a word.
+        # s·s may overflow (ζ is then 0), and non-finite values propagate, without a warning.
         with np.errstate(all="ignore"):
             for w, g, v in zip(params, grads, self.velocity, strict=True):
                 w, g, v = _as_reals(w), _as_reals(g), _as_reals(v)
                 if w.dtype.itemsize >= 4:
                     _step_blocked(w, g, v, old, new, lr, decay)
-                else:  # half types: in float32, and rounded once
+                else:  # half types: computed in float32, rounded once
                     v[...] = update(g, v, t, beta=self.beta)
                     wide = w.astype(np.float32)
                     if decay:
@@ -199,7 +199,7 @@ class Gravity:
         """Return a copy of the state, for another framework or a file.
 
         Raises:
-            ValueError: before V₀ has been drawn, by `init` or the first `step`.
+            ValueError: if neither `init` nor `step` has drawn V₀ yet.
 
         Example:
             >>> optimizer, w = Gravity(), [np.ones(2)]
@@ -214,14 +214,15 @@ class Gravity:
         return State(self.count, self.velocity, self._hyperparameters())
 
     def import_state(self, state: State, params: Sequence[np.ndarray]) -> None:
-        """Take over a state and its hyper-parameters, to go on with `params`.
+        """Load a state with its hyper-parameters, and continue with `params`.
 
         Args:
-            state: of any framework.
+            state: a state exported from any framework.
             params: the weight tensors; V must have their shapes and dtypes.
 
         Raises:
-            ValueError: if it does not fit, naming what; nothing has then changed.
+            ValueError: if the state does not fit. The message names the first mismatch. Nothing
+                has changed then.
         """
         state.check([(w.shape, w.dtype.name) for w in params])
         count = state.count
@@ -251,7 +252,7 @@ class Gravity:
                 float_name(w if w.dtype.kind != "c" else w.real, f"params[{i}]")
             elif (v := self.velocity[i]).shape != w.shape or v.dtype != w.dtype:
                 raise ValueError(
-                    f"params[{i}] must stay as at the first step, {v.shape} {v.dtype}, "
+                    f"params[{i}] must keep its shape and dtype, {v.shape} {v.dtype}, "
                     f"got {w.shape} {w.dtype}"
                 )
             if g.shape != w.shape or g.dtype != w.dtype:
@@ -270,14 +271,14 @@ class Gravity:
     ) -> Trajectory:
         """Minimise a function from `x0` and return every step, for teaching and plots.
 
-        The optimizer itself is left as it was: the run starts from its hyper-parameters
-        and a fresh V₀, and `x0` is copied.
+        The optimizer does not change: the run starts from its hyper-parameters and a fresh V₀.
+        `x0` is copied.
 
         Args:
             f_and_grad: returns f(x) and its gradient, an array in the shape of x.
-            x0: the starting point, an array of numbers; computed in float64 unless it is
+            x0: the starting point, an array of numbers. The run computes in float64 unless x0 is
                 a float16 or float32 array.
-            steps: how many, >= 0.
+            steps: the number of steps, >= 0.
 
         Raises:
             ValueError: for a negative `steps`, an empty `x0`, or a gradient of another shape.
@@ -328,14 +329,14 @@ def _real_array(name: str, value: Any) -> np.ndarray:
 
 
 def _as_reals(array: np.ndarray) -> np.ndarray:
-    """View complex numbers as pairs of reals; other arrays come back as they are."""
+    """View complex numbers as pairs of reals; return other arrays unchanged."""
     if array.dtype.kind != "c":
         return array
     return array[..., np.newaxis].view(array.real.dtype)
 
 
 def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield matching pieces of equally shaped arrays, as views."""
+    """Yield matching blocks of equally shaped arrays, as views."""
     if arrays[0].size <= BLOCK:
         yield arrays
         return
@@ -345,7 +346,7 @@ def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     rows = max(1, BLOCK // row)
     for i in range(0, len(arrays[0]), rows):
         pieces = tuple(a[i : i + rows] for a in arrays)
-        if row > BLOCK:  # strided, and one row is too much
+        if row > BLOCK:  # strided, and one row exceeds a block
             yield from _blocks(*(a[0] for a in pieces))
         else:
             yield pieces
@@ -360,11 +361,11 @@ def _step_blocked(
     lr: float,
     decay: float,
 ) -> None:
-    """Do one update in place: the operations of `update`, in its order, block by block."""
+    """Do one update in place, block by block, with the operations of `update` in its order."""
     if not w.size:
         return
     scratch = np.empty(min(BLOCK, w.size), w.dtype)
-    # np.maximum and not max(): NaN must propagate.
+    # Not Python's max(): NaN must propagate.
     max_abs = w.dtype.type(0)
     for (gb,) in _blocks(g):
         max_abs = np.maximum(max_abs, np.maximum(gb.max(), -gb.min()))

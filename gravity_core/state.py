@@ -1,12 +1,12 @@
-"""The state of an optimizer as NumPy arrays: what moves a run from one framework to another.
+"""The state of an optimizer as NumPy arrays, to move a run from one framework to another.
 
-Guarantees: a `State` has been checked as a whole and shares no memory with an optimizer; a
-file holds no pickled objects, is written whole or not at all, and comes back bit for bit.
+Guarantees: every `State` is valid and shares no memory with an optimizer. A file holds no pickled
+objects, is written completely or not at all, and restores every bit.
 
 A file is an .npz archive. ``header`` is a string of JSON: ``{"format": "gravity-state",
 "version": 1, "t": …, "dtypes": […], "hyperparameters": {…}}``. ``velocity_0``, ``velocity_1``, …
-are the velocities in parameter order. NumPy has no bfloat16: such a velocity is stored as the
-upper 16 bits of its float32 numbers, in uint16.
+are the velocities in parameter order. NumPy has no bfloat16, so a bfloat16 velocity is stored in
+uint16: the upper 16 bits of its float32 numbers.
 """
 
 import json
@@ -28,31 +28,31 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128
 
 
 class State:
-    """Everything of an optimizer but the weights.
+    """The complete state of an optimizer, without the weights.
 
-    The next update has β̂ of t + first_step, so a run that is exported after n updates in one
-    framework and imported in another goes on as if it had stayed.
+    The next update uses β̂ for t + first_step. A run that is exported after n updates and imported
+    into another framework therefore continues as if it had not moved.
 
     Args:
-        t: updates made so far, an integer >= 0; or one for each velocity, where they differ
-            (PyTorch counts for each parameter the steps in which it had a gradient).
-        velocities: V of each parameter, in parameter order; they are copied.
-        hyperparameters: by the arguments' names of `gravity_core.Gravity`, the learning rate
-            being that of the next step; what is missing has its default, and σ, if it is not
-            given, the value alpha / learning_rate.
+        t: the number of updates so far, an integer >= 0; or one integer per velocity if they differ
+            (PyTorch counts, for each parameter, the steps in which it had a gradient).
+        velocities: V of each parameter, in parameter order. They are copied.
+        hyperparameters: by the argument names of `gravity_core.Gravity`. The learning rate is that
+            of the next step. Missing ones have their defaults; a missing velocity_std is
+            alpha / learning_rate.
         dtypes: names of the velocities' dtypes (float16, bfloat16, float32, float64, complex64,
-            complex128), if they are not those of the arrays: a bfloat16 velocity may come as
-            float32.
+            complex128). Pass them if they differ from the arrays' dtypes: a bfloat16 velocity may
+            be passed as float32.
 
     Attributes:
-        t: an int where all tensors have made the same number of updates, else a tuple.
-        velocities: read-only arrays; those of bfloat16 are float32, which holds them exactly.
-        dtypes: the dtype of each velocity, by name.
+        t: an int if all tensors have had the same number of updates, else a tuple.
+        velocities: read-only arrays. A bfloat16 velocity is held in float32, exactly.
+        dtypes: the name of each velocity's dtype.
         hyperparameters: all seven, as keyword arguments for `gravity_core.Gravity`.
 
     Raises:
         ValueError: naming the argument and the value received.
-        TypeError: for a hyper-parameter that does not exist.
+        TypeError: for an unknown hyper-parameter.
 
     Example:
         >>> state = State(30, [np.zeros((2, 3)), np.ones(3)], {"learning_rate": 0.5})
@@ -92,24 +92,24 @@ class State:
 
     @property
     def first_step(self) -> int:
-        """The t of Algorithm 1 at the first update: 1, or 0 as in the original Keras code."""
+        """The t of the first update: 1 as in Algorithm 1, or 0 as in the original Keras code."""
         return int(self.hyperparameters["first_step"])
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Updates made, one number per tensor."""
+        """The number of updates of each tensor."""
         return self.t if isinstance(self.t, tuple) else (self.t,) * len(self.velocities)
 
     @property
     def count(self) -> int:
-        """Updates made, for an optimizer that has one counter.
+        """The number of updates, for an optimizer that has one counter.
 
         Raises:
-            ValueError: if the tensors have made different numbers of updates.
+            ValueError: if the tensors have had different numbers of updates.
         """
         if isinstance(self.t, tuple):
             raise ValueError(
-                "t must be one number for an optimizer that counts all tensors' steps together, "
+                "t must be one number because this optimizer has one counter for all tensors, "
                 f"got {self.t}"
             )
         return self.t
@@ -117,11 +117,11 @@ class State:
     def check(
         self, parameters: Sequence[tuple[tuple[int, ...], str]], *, largest_t: int | None = None
     ) -> None:
-        """Raise ValueError unless there is a velocity for each parameter, in shape and dtype.
+        """Raise ValueError unless the velocities match the parameters in number, shape and dtype.
 
         Args:
-            parameters: the shape and the dtype's name of each velocity that is wanted.
-            largest_t: what the optimizer's own counter can count to.
+            parameters: the expected shape and dtype name of each velocity.
+            largest_t: the largest value that the optimizer's counter can hold.
         """
         if len(parameters) != len(self.velocities):
             raise ValueError(
@@ -132,13 +132,13 @@ class State:
             if wanted != (v.shape, self.dtypes[i]):
                 raise ValueError(
                     f"velocities[{i}] must be {wanted[1]} of shape {wanted[0]}, as its parameter "
-                    f"asks for, got {self.dtypes[i]} of shape {v.shape}"
+                    f"requires, got {self.dtypes[i]} of shape {v.shape}"
                 )
         if largest_t is not None and (t := max(self.counts, default=0)) > largest_t:
-            raise ValueError(f"t must be at most {largest_t}, which this counts to, got {t}")
+            raise ValueError(f"t must be at most {largest_t}, the limit of this optimizer, got {t}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz file to `path`, replacing what is there only when all is written."""
+        """Write an .npz file to `path`. An existing file is replaced once all is written."""
         header = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -151,7 +151,7 @@ class State:
             for i, (v, name) in enumerate(zip(self.velocities, self.dtypes, strict=True))
         }
         target = Path(path)
-        # A folder, not a temporary file: the file then has the permissions that any other has.
+        # In a temporary folder: a temporary file would not have the usual permissions.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".gravity-") as scratch:
             whole = Path(scratch, "state.npz")
             with whole.open("wb") as file:
@@ -162,11 +162,11 @@ class State:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "State":
-        """Read a file that `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            OSError: if it cannot be opened.
-            ValueError: naming the file, the field and the value, if it is anything else.
+            OSError: if the file cannot be opened.
+            ValueError: if it is not such a file, naming the file, the field and the value.
         """
         try:
             arrays = _read(path)
@@ -212,20 +212,22 @@ def _checked_t(t: Any, tensors: int) -> int | tuple[int, ...]:
 
 def _checked_velocity(field: str, v: np.ndarray, name: Any) -> np.ndarray:
     if name not in _DTYPES:
-        raise ValueError(f"{field} must have a dtype of {', '.join(_DTYPES)}, got {name!r}")
+        raise ValueError(f"{field} must have a dtype among {', '.join(_DTYPES)}, got {name!r}")
     held = "float32" if name == "bfloat16" else name
     if v.dtype.name not in (name, held):
         raise ValueError(f"{field} must be an array of {held}, got {v.dtype}")
-    v = np.array(v, dtype=held, order="C")  # native byte order, too
+    v = np.array(v, dtype=held, order="C")  # also converts to the native byte order
     if name == "bfloat16" and (_bits(v) & 0xFFFF).any():
-        raise ValueError(f"{field} must hold numbers of bfloat16, got others of float32")
+        raise ValueError(f"{field} must be exact in bfloat16, got other float32 numbers")
     v.flags.writeable = False
     return v
 
 
 def _checked_hyperparameters(values: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := [name for name in values if name not in hp.DEFAULTS]:
-        raise TypeError(f"hyperparameters must be of {', '.join(hp.DEFAULTS)}, got {unknown[0]!r}")
+        raise TypeError(
+            f"hyperparameters must be among {', '.join(hp.DEFAULTS)}, got {unknown[0]!r}"
+        )
     given = hp.DEFAULTS | dict(values)
     hp.validate(**given)
     given["velocity_std"] = hp.velocity_std(
@@ -238,12 +240,12 @@ def _checked_hyperparameters(values: Mapping[str, Any]) -> dict[str, Any]:
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
-            raise ValueError("must be an .npz file, got something else, or a part of one")
+            raise ValueError("must be an .npz file, got another kind of file or an incomplete one")
         file.seek(0)
         try:
             with np.load(file, allow_pickle=False) as archive:
                 if len(set(archive.files)) < len(archive.files):
-                    raise ValueError(f"one of its arrays is there twice: {sorted(archive.files)}")
+                    raise ValueError(f"an array appears twice: {sorted(archive.files)}")
                 return {name: np.asarray(archive[name]) for name in archive.files}
         except Exception as error:  # a damaged archive can make zipfile raise almost anything
             raise ValueError(f"must be an .npz file without pickled objects: {error}") from error
@@ -254,23 +256,29 @@ def _checked_header(array: np.ndarray | None) -> dict[str, Any]:
         raise ValueError(f"header must be a string of JSON, got {array!r}")
     header = loads(str(array))
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise ValueError(f"header must say format {_FORMAT!r}, got {str(array)[:80]!r}")
+        raise ValueError(f"header must have format {_FORMAT!r}, got {str(array)[:80]!r}")
     if type(header.get("version")) is not int or header["version"] != _VERSION:
         raise ValueError(
-            f"version must be {_VERSION}, which this release reads, got {header.get('version')!r}"
+            f"version must be {_VERSION} for this release, got {header.get('version')!r}"
         )
-    for field, kind in (("t", (int, list)), ("dtypes", list), ("hyperparameters", dict)):
+    for field, kind, name in (
+        ("t", (int, list), "an integer or a list"),
+        ("dtypes", list, "a list"),
+        ("hyperparameters", dict, "an object"),
+    ):
         if not isinstance(header.get(field), kind):
-            raise ValueError(f"{field} must be in the header, got {header.get(field)!r}")
+            raise ValueError(f"{field} in the header must be {name}, got {header.get(field)!r}")
     if missing := [name for name in hp.DEFAULTS if name not in header["hyperparameters"]]:
-        raise ValueError(f"hyperparameters must have {missing[0]}, got {header['hyperparameters']}")
+        raise ValueError(
+            f"hyperparameters must contain {missing[0]}, got {header['hyperparameters']}"
+        )
     return header
 
 
 def _as_stored(field: str, array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Return a velocity as it was before `save`."""
+    """Return a velocity in the form that `State` takes."""
     if dtype != "bfloat16":
         return array
     if array.dtype != np.uint16:
-        raise ValueError(f"{field} must be stored as uint16, bfloat16's bits, got {array.dtype}")
+        raise ValueError(f"{field} must be uint16, the bits of bfloat16, got {array.dtype}")
     return (array.astype(np.uint32) << 16).view(np.float32)

@@ -1,6 +1,6 @@
 """The Gravity update, as pure functions of arrays.
 
-One step for one weight tensor W with gradient G, velocity V and learning rate l
+One step for one weight tensor W with gradient G, velocity V and learning rate η
 (Bahrami and Pouriyan Zadeh, 2021, arXiv 2101.09192, Algorithm 1):
 
     t  ← t + 1                         the first update has t = 1
@@ -8,11 +8,11 @@ One step for one weight tensor W with gradient G, velocity V and learning rate l
     m  = 1 / max|G|                    the max-step gradient        `max_step_grad`
     ζ  = G / (1 + (G / m)²)            the gradient term            `gradient_term`
     V  ← β̂ V + (1 − β̂) ζ               the velocity                 `update`
-    W  ← W − l V                       left to the optimizer
+    W  ← W − η V                       left to the optimizer
 
 The functions take arrays of any array-API library (NumPy, PyTorch, JAX, CuPy, …), eager or
-compiled, and change nothing in place. `xp` is the array namespace, ``keras.ops`` for TensorFlow.
-float16 and bfloat16 are computed in float32 and rounded once, at the end.
+compiled, and change nothing in place. `xp` is the array namespace; use ``keras.ops`` for
+TensorFlow. float16 and bfloat16 are computed in float32 and rounded once, at the end.
 """
 
 from typing import Any
@@ -24,12 +24,12 @@ from gravity_core.hyperparameters import BETA
 
 
 def max_abs_grad(grad: Array, *, axes: tuple[int, ...] | None = None, xp: Any = None) -> Array:
-    """Return max|G|, the one number of a weight tensor by which its step is scaled.
+    """Return max|G|, which scales the step of a weight tensor.
 
     Args:
-        grad: G; any shape but empty, real floating dtype.
-        axes: None gives one maximum, a 0-d array; a tuple the maxima over those axes, which are
-            kept with length 1, for an array that holds a stack of weight tensors.
+        grad: G, not empty, of any shape and real floating dtype.
+        axes: None for one maximum, a 0-d array. For a stack of weight tensors in one array, a
+            tuple of axes to reduce; they keep length 1.
         xp: the array namespace; inferred from `grad` if None.
 
     Raises:
@@ -45,21 +45,21 @@ def max_abs_grad(grad: Array, *, axes: tuple[int, ...] | None = None, xp: Any = 
         raise ValueError(f"grad must not be empty, got shape {tuple(grad.shape)}")
     dtype = _arrays.working_dtype(xp, grad=grad)
     if axes == ():
-        return abs(cast(grad, dtype, xp))  # of no axes: libraries differ in what that means
+        return abs(cast(grad, dtype, xp))  # libraries differ in a reduction over no axes
     kept = {"axis": axes, "keepdims": axes is not None}
-    # Not max(abs(grad)): XLA fuses that abs into the reduction and then vectorises neither.
-    # The abs here is of few numbers: the maximum of 0 and −0 may be −0.
+    # Not max(abs(grad)): XLA fuses abs into the reduction and then vectorises neither.
+    # The outer abs, of few numbers, turns −0 into 0.
     return abs(cast(xp.maximum(xp.max(grad, **kept), -xp.min(grad, **kept)), dtype, xp))
 
 
 def max_step_grad(grad: Array, *, xp: Any = None) -> Array:
     """Return m = 1 / max|G|, the gradient at which the step is largest.
 
-    Args, errors: as in `max_abs_grad`.
+    Arguments and errors are as in `max_abs_grad`.
 
     Returns:
-        m, a 0-d array; inf where 1 / max|G| overflows, as for a gradient of zeros. It has the unit
-        of 1/G, so Gravity is not invariant under a scaling of the loss.
+        m, a 0-d array. It is inf where 1 / max|G| overflows, for example if all gradients are 0.
+        m has the unit of 1/G, so Gravity is not invariant under a scaling of the loss.
 
     Source: arXiv 2101.09192, "max-step gradient".
 
@@ -69,28 +69,27 @@ def max_step_grad(grad: Array, *, xp: Any = None) -> Array:
         0.25
     """
     xp = _arrays.namespace(xp, grad=grad)
-    with _arrays.quiet(xp, divide="ignore", over="ignore"):  # m = inf, see above
+    with _arrays.quiet(xp, divide="ignore", over="ignore"):  # m = inf, see Returns
         return 1.0 / max_abs_grad(grad, xp=xp)
 
 
 def gradient_term(grad: Array, *, max_abs: Array | None = None, xp: Any = None) -> Array:
     """Return ζ = G / (1 + (G / m)²) with m = 1 / max|G|, elementwise.
 
-    ζ ≈ G for |G| ≪ m, where Gravity is gradient descent; |ζ| is largest at |G| = m,
-    where it is m/2; beyond m it falls off. It is computed in the product form
-    s = G · max|G|, ζ = G / (1 + s·s): with no division by max|G| there is no NaN
-    for gradients of zeros. Above max|G| ≈ 4e9 in float32 s·s may overflow, and ζ is
-    then 0 where the formula has at most about 1e-29.
+    For |G| ≪ m, ζ ≈ G: Gravity is gradient descent. |ζ| is largest at |G| = m, where it is m/2.
+    Beyond m it falls off. The product form s = G · max|G|, ζ = G / (1 + s·s) does not divide by
+    max|G|, so a gradient of zeros gives no NaN. Above max|G| ≈ 4e9 in float32, s·s may overflow.
+    ζ is then 0; the exact value is at most about 1e-29.
 
     Args:
         grad: G, the gradient of one weight tensor; any shape, real floating dtype.
-        max_abs: max|G|, broadcasting with `grad`, where it is not that of `grad` alone, which
-            is a part of a tensor that is split over devices, or a stack of tensors.
+        max_abs: max|G|, broadcasting with `grad`. Pass it if `grad` is a shard of a tensor or a
+            stack of tensors; if None, it is computed from `grad`.
         xp: the array namespace; inferred from `grad` if None.
 
     Returns:
         ζ, in the shape of `grad`; float32 for float16 and bfloat16 gradients.
-        One NaN or infinity makes all of ζ NaN or 0 (but see docs/numerics.md on XLA).
+        One NaN or infinity makes all of ζ NaN or 0 (docs/numerics.md has an exception under XLA).
 
     Source: arXiv 2101.09192, "gradient term".
 
@@ -103,7 +102,7 @@ def gradient_term(grad: Array, *, max_abs: Array | None = None, xp: Any = None) 
     grad = cast(grad, _arrays.working_dtype(xp, grad=grad), xp)
     if 0 in grad.shape:
         return grad
-    with _arrays.quiet(xp, over="ignore", invalid="ignore"):  # see above
+    with _arrays.quiet(xp, over="ignore", invalid="ignore"):  # overflow of s·s, non-finite G
         s = grad * (max_abs_grad(grad, xp=xp) if max_abs is None else max_abs)
         return grad / (1.0 + s * s)  # not s**2: a power need not be correctly rounded
 
@@ -111,23 +110,24 @@ def gradient_term(grad: Array, *, max_abs: Array | None = None, xp: Any = None) 
 def update(
     grad: Array, v: Array, t: Any, *, beta: Any = BETA, max_abs: Array | None = None, xp: Any = None
 ) -> Array:
-    """Return the next velocity, V ← β̂ V + (1 − β̂) ζ; the weights then move by −l V.
+    """Return the next velocity, V ← β̂ V + (1 − β̂) ζ; the weights then move by −η V.
 
     Args:
         grad: G, the gradient of one weight tensor; any shape, real floating dtype.
         v: V, the velocity, in the shape of `grad`; real floating dtype.
-        t: the step, 1 at the first update of Algorithm 1. An integer gives coefficients from
-            float64; an array (a traced counter) in its own dtype if that is floating, else in V's.
+        t: the step, 1 at the first update of Algorithm 1. For an integer, the coefficients are
+            computed in float64. For an array (a traced counter), they are computed in its own
+            dtype if that is floating, else in that of V.
         beta: β in [0, 1]; 1 averages over the whole history.
         max_abs: max|G| of the whole tensor, as in `gradient_term`.
         xp: the array namespace; inferred from `grad` and `v` if None.
 
     Returns:
-        The new V, in the dtype of `v`. Empty tensors come back empty.
+        The new V, in the dtype of `v`; empty for an empty tensor.
 
     Raises:
-        ValueError: β outside [0, 1], negative t, or differing shapes.
-        TypeError: integer or complex arrays, or arrays of an unknown library.
+        ValueError: if β lies outside [0, 1], t is negative, or the shapes differ.
+        TypeError: for integer or complex arrays, or arrays of an unknown library.
 
     Source: arXiv 2101.09192, Algorithm 1.
 

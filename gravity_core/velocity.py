@@ -1,20 +1,20 @@
 """V₀ ~ N(0, σ²) from a seed: the same bits in every framework, device and language.
 
     key of a tensor   fold_in((hi32(seed), lo32(seed)), index)
-    element i         block j = i // 4 of the counter-based generator Threefry-2x32-20,
-                      (y0, y1) = threefry(key, (hi32(j), lo32(j))); of the halfwords
-                      y0 low, y0 high, y1 low, y1 high, number i % 4 is k
+    element i         block j = i // 4 of the counter-based generator Threefry-2x32-20:
+                      (y0, y1) = threefry(key, (hi32(j), lo32(j)));
+                      k = [y0 low, y0 high, y1 low, y1 high][i % 4], halfwords
     V₀                σ z,  z = Φ⁻¹((k + ½) / 65 536)
 
-i counts the elements of the whole tensor in C order; index is the tensor's position
-among the optimizer's parameters, from 0. Only integer operations, a gather and one
-product are used, so every rank or shard of a distributed job computes its own slice,
-and all agree to the last bit. The price of 65 536 possible values, a Kolmogorov
-distance of 7.6e-6 from the normal law and |z| ≤ 4.33, is one that V₀ does not notice.
+i counts the elements of the whole tensor in C order. index is the tensor's position among the
+optimizer's parameters, from 0. The recipe needs integer operations, a gather and one product. So
+every rank or shard of a distributed job computes its own slice, and all agree to the last bit. z
+has only 65 536 possible values. Its Kolmogorov distance from the normal distribution is 7.6e-6, and
+|z| ≤ 4.33; both are harmless for V₀.
 
-The functions run on uint32 arrays, or on int32 arrays that wrap around (PyTorch has no
-arithmetic on uint32, TensorFlow no gather by it): every right shift is masked, so the
-bits are the same.
+The functions run on uint32 arrays, or on int32 arrays that wrap around. (PyTorch has no arithmetic
+on uint32; TensorFlow cannot gather with uint32 indices.) Every right shift is masked, so both give
+the same bits.
 
 Source: Salmon, Moraes, Dror and Shaw, 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
@@ -32,8 +32,8 @@ from gravity_core._arrays import Array, float_name, namespace
 from gravity_core.hyperparameters import NORMAL_LEVELS, SEED, check_velocity_std, validate
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA  # of the key schedule; from the paper on Threefry
-_CHUNK = 16_384  # blocks generated at a time: the scratch arrays stay in the cache
+_PARITY = 0x1BD11BDA  # constant of the key schedule, from the Threefry paper
+_CHUNK = 16_384  # blocks per chunk: the scratch arrays fit the cache
 
 Words = tuple[Array, Array]
 
@@ -54,7 +54,7 @@ def threefry2x32(key: Words, counter: Words, *, xp: Any = None) -> Words:
     Returns:
         Two arrays of 32-bit words, in the counters' shape and dtype.
 
-    Source: Salmon et al. 2011; `jax.random` hashes with the same function.
+    Source: Salmon et al. 2011; `jax.random` uses the same hash.
 
     Example:
         >>> zero = np.zeros(1, np.uint32)
@@ -76,14 +76,14 @@ def threefry2x32(key: Words, counter: Words, *, xp: Any = None) -> Words:
 def fold_in(key: Words, number: Array, *, xp: Any = None) -> Words:
     """Return the key for stream `number` under `key`: threefry(key, (0, number)).
 
-    Equal to the key data of `jax.random.fold_in` for Threefry keys. Arguments as in
+    For Threefry keys it equals the key data of `jax.random.fold_in`. Arguments are as in
     `threefry2x32`.
     """
     return threefry2x32(key, (number ^ number, number), xp=xp)
 
 
 def tensor_key(seed: int = SEED, index: int = 0) -> Words:
-    """Return the key of tensor number `index` as two uint32 arrays of shape (1,).
+    """Return the key of the tensor at position `index`, as two uint32 arrays of shape (1,).
 
     Args:
         seed: an integer in [0, 2**64).
@@ -101,8 +101,8 @@ def tensor_key(seed: int = SEED, index: int = 0) -> Words:
     if not 0 <= index < 2**32:
         raise ValueError(f"index must be an integer in [0, 2**32), got {index!r}")
     # Arrays of one element: NumPy warns when a uint32 scalar wraps around, not when an array does.
-    hi, lo, number = (np.asarray([n & 0xFFFFFFFF], np.uint32) for n in (seed >> 32, seed, index))
-    return fold_in((hi, lo), number)
+    hi, lo, stream = (np.asarray([n & 0xFFFFFFFF], np.uint32) for n in (seed >> 32, seed, index))
+    return fold_in((hi, lo), stream)
 
 
 @functools.cache
@@ -116,7 +116,7 @@ def normal_quantiles() -> np.ndarray:
     """
     inv_cdf = statistics.NormalDist().inv_cdf
     z = np.asarray([inv_cdf((k + 0.5) / NORMAL_LEVELS) for k in range(NORMAL_LEVELS)], np.float32)
-    z.flags.writeable = False  # one table is shared by every caller
+    z.flags.writeable = False  # all callers share one table
     return z
 
 
@@ -124,13 +124,13 @@ def normal_blocks(key: Words, block: Words, quantiles: Array, *, xp: Any = None)
     """Return four standard normal numbers for each block counter.
 
     Args:
-        key: as `tensor_key` returns, in the dtype of `block`.
+        key: as returned by `tensor_key`, in the dtype of `block`.
         block: (hi32(j), lo32(j)), two 1-D arrays of n 32-bit words.
-        quantiles: `normal_quantiles` as an array of the same library.
+        quantiles: `normal_quantiles()` as an array of the same library.
         xp: the array namespace; inferred from `block` if None.
 
     Returns:
-        float32 array of shape (4 n,): z of the elements 4 j to 4 j + 3, block by block.
+        float32 array of shape (4 n,): z of the elements 4 j to 4 j + 3 of each block.
     """
     xp = namespace(xp, block=block[0])
     y0, y1 = threefry2x32(key, block, xp=xp)
@@ -141,19 +141,20 @@ def normal_blocks(key: Words, block: Words, quantiles: Array, *, xp: Any = None)
 
 
 def element_halfwords(key: Words, element: Words, *, xp: Any = None) -> Array:
-    """Return the halfword k of each element, for any choice of them; z is `normal_quantiles`[k].
+    """Return the halfword k of each given element; z is ``normal_quantiles()[k]``.
 
-    A shard of a tensor draws its part of V₀ so, at four times the hashing of `normal_blocks`.
-    Every operation is elementwise, so a compiler may split it over devices along any axis.
+    A shard of a tensor uses this to draw its own slice of V₀. It hashes four times as often as
+    `normal_blocks`. Every operation is elementwise, so a compiler may split it over devices along
+    any axis.
 
     Args:
-        key: as `tensor_key` returns, in the dtype of `element`.
-        element: (hi32(i), lo32(i)), two arrays of 32-bit words of one shape; i counts the
+        key: as returned by `tensor_key`, in the dtype of `element`.
+        element: (hi32(i), lo32(i)), two arrays of 32-bit words in one shape. i counts the
             elements in C order over the whole tensor.
         xp: the array namespace; inferred from `element` if None.
 
     Returns:
-        Words in [0, 65 536), in the shape and dtype of `element`.
+        k in [0, 65 536), in the shape and dtype of `element`.
     """
     xp = namespace(xp, element=element[0])
     hi, lo = element
@@ -165,12 +166,12 @@ def element_halfwords(key: Words, element: Words, *, xp: Any = None) -> Array:
 
 
 def normal_elements(key: Words, element: Words, quantiles: Array, *, xp: Any = None) -> Array:
-    """Return the standard normal number of each element, for any choice of them.
+    """Return the standard normal number of each given element.
 
     Args:
-        key: as for `element_halfwords`.
-        element: likewise.
-        quantiles: `normal_quantiles` as an array of the same library.
+        key: as in `element_halfwords`.
+        element: as in `element_halfwords`.
+        quantiles: `normal_quantiles()` as an array of the same library.
         xp: the array namespace; inferred from `element` if None.
 
     Returns:
@@ -196,21 +197,21 @@ def standard_normal(
     asarray: Callable[[np.ndarray], Array] = np.asarray,
     xp: Any = None,
 ) -> Iterator[tuple[int, int, Array]]:
-    """Yield the elements [start, stop) of tensor `index` before scaling, in chunks.
+    """Yield z for the elements [start, stop) of tensor `index`, in chunks.
 
-    No array of the tensor's size is held. `asarray` moves a small NumPy array (float32,
-    or uint32 words) to the caller's library and device.
+    No array of the tensor's size is allocated.
 
     Args:
-        start: first element, counted in C order over the whole, unsharded tensor.
+        start: the first element, counted in C order over the whole, unsharded tensor.
         stop: one past the last element.
         seed: an integer in [0, 2**64).
         index: the tensor's position among the optimizer's parameters, from 0.
-        asarray: see above.
-        xp: the array namespace; inferred from what `asarray` returns if None.
+        asarray: moves a small NumPy array (float32, or uint32 words) to the caller's library and
+            device.
+        xp: the array namespace; inferred from the result of `asarray` if None.
 
     Yields:
-        (a, b, z): z is a float32 array of the elements a to b − 1.
+        (a, b, z), where z is a float32 array for the elements a to b − 1.
 
     Example:
         >>> [(a, b, z.shape) for a, b, z in standard_normal(3, 10)]
@@ -220,7 +221,7 @@ def standard_normal(
     k0, k1 = (asarray(word) for word in tensor_key(seed, index))
     first, end = start // 4, -(-stop // 4)
     while first < end:
-        # Chunks end at multiples of _CHUNK, so the high word is the same all through one.
+        # Chunks end at multiples of _CHUNK, so the high word is constant within a chunk.
         last = min(end, (first // _CHUNK + 1) * _CHUNK)
         lo = np.arange(first, last, dtype=np.uint64).astype(np.uint32)
         hi = np.full_like(lo, first >> 32)
@@ -241,11 +242,11 @@ def initial_velocity(
     """Return V₀ = σ z of one tensor as a NumPy array.
 
     Args:
-        shape: of the weight tensor.
-        dtype: float16, bfloat16 (ml_dtypes), float32 or float64; the product σ z is taken in
-            it, for the half types in float32 and rounded once; complex types get a
-            normal real and imaginary part each, as an array of pairs of reals.
-        std: σ ≥ 0, as `gravity_core.hyperparameters.velocity_std` gives it.
+        shape: the shape of the weight tensor.
+        dtype: float16, bfloat16 (ml_dtypes), float32 or float64, or a complex type. σ z is
+            computed in this dtype; for the half types, in float32 and rounded once. A complex
+            number is a pair of normal reals.
+        std: σ ≥ 0, as returned by `gravity_core.hyperparameters.velocity_std`.
         seed: an integer in [0, 2**64).
         index: the tensor's position among the optimizer's parameters, from 0.
 
@@ -253,7 +254,7 @@ def initial_velocity(
         ValueError: if std, seed or index is outside its range, or V₀ would overflow the dtype.
         TypeError: for a dtype that is not floating.
 
-    Source: arXiv 2101.09192, Algorithm 1 (V₀); the generator is ours, see the module.
+    Source: arXiv 2101.09192, Algorithm 1 (V₀). The module docstring defines the generator.
 
     Example:
         >>> initial_velocity((2, 2), std=0.1).shape

@@ -1,7 +1,7 @@
-"""The real input of ``gravity parity``: handwritten digits, and a perceptron in NumPy.
+"""The training task of ``gravity parity``: handwritten digits, and a perceptron in NumPy.
 
-1,797 images of 8 × 8 pixels that scikit-learn brings along (the test part of the
-"Optical Recognition of Handwritten Digits" data set, UCI), so nothing is downloaded.
+scikit-learn includes the 1,797 images of 8 × 8 pixels (the test part of the UCI data set "Optical
+Recognition of Handwritten Digits"), so nothing is downloaded.
 """
 
 import itertools
@@ -15,11 +15,14 @@ from gravity_conformance.protocol import Task
 HIDDEN = 128
 BATCH = 32
 EPOCHS = 20
-TRAIN = 1440  # 45 full batches; 357 images are left for the test
+TRAIN = 1440  # 45 full batches; the other 357 images are the test set
 
 
 def digits_task(dtype: str, *, seed: int, steps: int | None, options: Mapping[str, Any]) -> Task:
-    """Return the task: a fixed split, W₀ and batch order by `seed`, `steps` updates (20 epochs)."""
+    """Return the task: a fixed split, W₀ and batch order from `seed`, `steps` updates.
+
+    None for `steps` means 20 epochs.
+    """
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -34,11 +37,11 @@ def digits_task(dtype: str, *, seed: int, steps: int | None, options: Mapping[st
         weights += [w.astype(dtype), np.zeros(fan_out, dtype)]
 
     per_epoch = TRAIN // BATCH
-    left = EPOCHS * per_epoch if steps is None else steps
+    remaining = EPOCHS * per_epoch if steps is None else steps
     epochs = []
-    while left > 0:
-        epochs.append(rng.permutation(TRAIN).reshape(per_epoch, BATCH)[:left])
-        left -= per_epoch
+    while remaining > 0:
+        epochs.append(rng.permutation(TRAIN).reshape(per_epoch, BATCH)[:remaining])
+        remaining -= per_epoch
     return Task(weights, x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:], epochs, options)
 
 
@@ -51,7 +54,7 @@ def logits(weights: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
 def loss_and_gradients(
     weights: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray
 ) -> tuple[float, list[np.ndarray]]:
-    """Return the mean cross-entropy of a batch and its gradients, back-propagated by hand."""
+    """Return the mean cross-entropy of a batch and its gradients, by manual back-propagation."""
     w1, b1, w2, b2 = weights
     hidden = np.maximum(x @ w1 + b1, 0)
     z = hidden @ w2 + b2

@@ -1,9 +1,9 @@
-"""Grading: a backend's trajectory against the reference, step by step, by the derived bound.
+"""Grade a backend's trajectory against the reference, step by step, by the derived bound.
 
-exact      bit-identical to the NumPy reference (numbers below the smallest normal one
-           count as equal: JAX and TensorFlow flush them to zero)
-bounded    inside twice the certified bound of `gravity_core.ErrorBound`, which any two
-           implementations that round honestly stay inside of each other
+exact      bit-identical to the NumPy reference; numbers below the smallest normal number count
+           as equal, because JAX and TensorFlow flush them to zero
+bounded    within twice the certified bound of `gravity_core.ErrorBound`, the largest difference
+           between two implementations that round correctly
 divergent  outside
 """
 
@@ -25,18 +25,19 @@ Verdict = Literal["exact", "bounded", "divergent"]
 
 @dataclass
 class Grade:
-    """What comparing one replay with the reference gave.
+    """The result of comparing one replay with the reference.
 
     Attributes:
         verdict: exact, bounded or divergent.
-        v0_identical: whether V₀ had the reference's bits.
-        flushed: how many values were equal only as zeros of either kind, over all steps.
-        worst: the greatest rounding error of a single update of V, in units of u·S, taken from
-            the backend's own V; the exact value comes from a wider type.
-        share: the greatest deviation of V or W as a share of its bound; above 1 is divergent.
-        deviation: for every step the greatest deviation of W.
-        bound: for every step the greatest certified bound on it.
-        first_divergence: the first value outside its bound, in words.
+        v0_identical: whether V₀ has the reference's bits.
+        flushed: the number of values, over all steps, that differ only by a flush to zero or by
+            the sign of zero.
+        worst: the largest rounding error of a single update of V, in units of u·S. The update
+            starts from the backend's own V; the exact value is computed in a wider dtype.
+        share: the largest deviation of V or W as a fraction of its bound; divergent above 1.
+        deviation: the largest deviation of W after each step.
+        bound: the largest certified bound on W after each step.
+        first_divergence: a description of the first value outside its bound.
     """
 
     verdict: Verdict = "exact"
@@ -50,7 +51,7 @@ class Grade:
 
 
 def reference(replay: Replay) -> Iterator[Step]:
-    """Yield the states of the reference: the pure functions, in the replay's dtype."""
+    """Yield the states of the reference, computed by the pure functions in the replay's dtype."""
     options = Gravity(**replay.options)
     lr, decay = options.learning_rate, options.learning_rate * options.weight_decay
     weights = [w.copy() for w in replay.weights]
@@ -74,9 +75,9 @@ def grade(
     """Compare a backend's steps with the reference's.
 
     Args:
-        replay: what the backend was fed.
-        steps: what its `replay` yields.
-        on_step: called after every step compared.
+        replay: the backend's input.
+        steps: the states that its `replay` yields.
+        on_step: called after each comparison.
 
     Raises:
         ValueError: if the backend yields too few or too many steps, or arrays of another
@@ -86,13 +87,13 @@ def grade(
     options = Gravity(**replay.options)
     bounds = [ErrorBound(w) for w in replay.weights]
     before: tuple[Step, Step] | None = None
-    for number, (expected, got) in enumerate(_in_step(reference(replay), steps)):
-        _check_arrays(number, replay, got)
-        t = number - 1 + options.first_step
+    for index, (expected, got) in enumerate(_in_step(reference(replay), steps)):
+        _check_arrays(index, replay, got)
+        t = index - 1 + options.first_step
         for i, bound in enumerate(bounds):
             if before is not None:
                 bound.step(
-                    replay.gradients[number - 1][i],
+                    replay.gradients[index - 1][i],
                     before[0].velocity[i],
                     expected.velocity[i],
                     before[0].weights[i],
@@ -106,9 +107,9 @@ def grade(
                 ("V", expected.velocity[i], got.velocity[i], 2 * bound.v),
                 ("W", expected.weights[i], got.weights[i], 2 * bound.w),
             ):
-                _compare(result, a, b, limit, f"{name} of tensor {i} after step {number}")
+                _compare(result, a, b, limit, f"{name} of tensor {i} after step {index}")
             if before is not None:
-                g, v = replay.gradients[number - 1][i], before[1].velocity[i]
+                g, v = replay.gradients[index - 1][i], before[1].velocity[i]
                 units = _error_in_units(g, v, got.velocity[i], t, options.beta)
                 result.worst = max(result.worst, units)
         if before is None:
@@ -117,7 +118,7 @@ def grade(
         else:
             result.deviation.append(_greatest(map(_distance, expected.weights, got.weights)))
             result.bound.append(_greatest(2 * bound.w for bound in bounds))
-        # A copy, because a backend may yield the arrays that it goes on to update.
+        # A copy, because a backend may yield arrays that it updates later.
         before = expected, Step([v.copy() for v in got.velocity], [])
         on_step()
     return result
@@ -128,23 +129,25 @@ def _in_step(expected: Iterator[Step], steps: Iterator[Step]) -> Iterator[tuple[
     for state in expected:
         got = next(steps, None)
         if got is None:
-            raise ValueError(f"replay must yield a state for every step, got {count} and no more")
+            raise ValueError(
+                f"replay must yield the initial state and one per step, got only {count} states"
+            )
         yield state, got
         count += 1
     if next(steps, None) is not None:
         raise ValueError(f"replay must yield {count} states, got more")
 
 
-def _check_arrays(number: int, replay: Replay, got: Step) -> None:
+def _check_arrays(index: int, replay: Replay, got: Step) -> None:
     wanted = [(w.shape, w.dtype) for w in replay.weights]
     for name, arrays in zip(Step._fields, got, strict=True):
         kinds = [(np.shape(a), getattr(a, "dtype", None)) for a in arrays]
         if kinds != wanted:
-            raise ValueError(f"{name} after step {number} must be arrays {wanted}, got {kinds}")
+            raise ValueError(f"{name} after step {index} must be arrays {wanted}, got {kinds}")
 
 
-def _compare(result: Grade, a: np.ndarray, b: np.ndarray, limit: np.ndarray, what: str) -> None:
-    """Let one array of a backend, `b`, where the reference has `a`, count in the result."""
+def _compare(result: Grade, a: np.ndarray, b: np.ndarray, limit: np.ndarray, name: str) -> None:
+    """Compare an array of the reference, `a`, with the backend's, `b`, and update `result`."""
     differs = _bits(a) != _bits(b)
     tiny = np.finfo(a.dtype).smallest_normal
     flushed = differs & (np.abs(a) < tiny) & (np.abs(b) < tiny)
@@ -163,21 +166,21 @@ def _compare(result: Grade, a: np.ndarray, b: np.ndarray, limit: np.ndarray, wha
     if result.first_divergence is None:
         where = tuple(int(k) for k in np.argwhere(outside)[0])
         result.first_divergence = (
-            f"{what}, element {where}: {b[where]!s} where the reference has {a[where]!s}, "
+            f"{name}, element {where}: got {b[where]!s}, the reference has {a[where]!s}, "
             f"bound {limit[where]:.3g}"
         )
 
 
 def _error_in_units(g: np.ndarray, v: np.ndarray, got: np.ndarray, t: int, beta: float) -> float:
-    """Return the error of one update of `v` that gave `got`, in units of u·S."""
+    """Return the error of `got`, the result of one update of `v`, in units of u·S."""
     info = float_info(got.dtype)
     wide = np.float64 if got.dtype == np.float32 else np.longdouble
     g, v = g.astype(wide), v.astype(wide)
-    # The coefficients, too, in the wider type.
+    # The coefficients are computed in the wider dtype, too.
     coefficients = {"t": np.asarray(t, wide), "beta": np.asarray(beta, wide)}
     exact = update(g, v, **coefficients)
     scale = update(np.abs(g), np.abs(v), **coefficients)  # S, because ζ is odd
-    # Where numbers under- or overflow an error is not relative to S.
+    # Errors from underflow and overflow are not relative to S.
     absolute = absolute_error(np.abs(g).astype(np.float64), info)
     return _greatest([np.abs(got - exact) / (scale * info.unit + absolute)])
 

@@ -1,7 +1,7 @@
 """The report of a parity run as one HTML page.
 
-Guarantees: the page needs no other file and no network (its policy forbids it), holds no
-script, and everything that a backend said of itself is escaped.
+Guarantees: the page needs no other file and no network (its policy forbids it) and contains no
+script. All text from a backend is escaped.
 """
 
 import base64
@@ -21,46 +21,47 @@ th, td { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ccc }
 img { max-width: 100% } code { background: #eee; padding: .1rem .3rem }
 """
 
-# What the grades do not show, and no backend can help; docs/numerics.md explains it.
+# Known differences between frameworks, which no backend can remove; see docs/numerics.md.
 FACTS = (
     (
         "Subnormal numbers",
-        "JAX and TensorFlow flush numbers below the smallest normal one to zero, eager and "
-        "compiled; NumPy and PyTorch keep them. They count as equal here, and the bound has a "
-        "term for them.",
+        "JAX and TensorFlow flush numbers below the smallest normal number to zero, eager and "
+        "compiled. NumPy and PyTorch keep them. The report counts them as equal, and the bound "
+        "has a term for them.",
     ),
     (
         "Fused multiply-add",
-        "XLA on the CPU rounds a product and a sum once where NumPy rounds twice, so jax.jit and "
-        "TensorFlow with XLA are bounded and not exact.",
+        "XLA on the CPU rounds a product and a sum once; NumPy rounds twice. So jax.jit and "
+        "TensorFlow with XLA are bounded, not exact.",
     ),
     (
         "NaN in a maximum",
         "XLA on the CPU can drop a NaN from max|G|: TensorFlow with XLA at every size, JAX for "
-        "large tensors. The element alone then becomes NaN; elsewhere its whole tensor does.",
+        "large tensors. Then only that element becomes NaN. In other modes its whole tensor does.",
     ),
     (
-        "Gradients that are not finite",
-        "They are not filtered, and poison their tensor. Each framework has its own guard: "
+        "Non-finite gradients",
+        "They are not filtered: one of them spoils its whole tensor. Each framework has a guard: "
         "torch.amp.GradScaler, optax.apply_if_finite, keras.optimizers.LossScaleOptimizer.",
     ),
     (
         "Huge gradients",
-        "In float32, for max|G| above about 1e9, (G max|G|)² overflows and ζ is 0 where the exact "
+        "In float32, (G max|G|)² may overflow for max|G| above about 1e9. ζ is then 0. The exact "
         "value is about 1e-30, below the resolution of any step.",
     ),
     (
         "Half precision",
-        "float16 and bfloat16 are computed in float32 and rounded once on the way out.",
+        "float16 and bfloat16 are computed in float32 and rounded once, at the end.",
     ),
     (
-        "Keras's own numbers",
-        "Keras keeps the learning rate in keras.config.floatx(), which should be float64 for "
-        "float64 variables; its own schedules return float32 on TensorFlow in any case.",
+        "The learning rate in Keras",
+        "Keras keeps the learning rate in keras.config.floatx(). Set it to float64 for float64 "
+        "variables. On TensorFlow, the schedules of Keras always return float32.",
     ),
     (
         "Weight decay",
-        "optax and Keras round W − l λ W elsewhere than NumPy does: bounded, where it is used.",
+        "optax and Keras round W − η λ W at other places than NumPy, so runs with weight decay are "
+        "bounded, not exact.",
     ),
 )
 
@@ -69,10 +70,10 @@ def page(report: Report, picture: bytes) -> str:
     """Return the page.
 
     Args:
-        report: of a run.
-        picture: its plots, a PNG file.
+        report: the report of a run.
+        picture: its plots, as a PNG file.
     """
-    verdict = "every backend present is exact or bounded" if report.passed else "FAILED"
+    verdict = "every installed backend is exact or bounded" if report.passed else "FAILED"
     notes = [reports.LEGEND, *reports.notes(report)]
     versions = [[name, version] for name, version in report.versions.items()]
     where = ", ".join(value for value in report.platform.values() if value)
@@ -92,7 +93,7 @@ def page(report: Report, picture: bytes) -> str:
         f'src="data:image/png;base64,{image}"></p>',
         "<h2>Versions</h2>",
         _table(["package", "version"], versions),
-        "<h2>What frameworks do otherwise</h2>",
+        "<h2>Known differences between frameworks</h2>",
         _list(f"<b>{escape(title)}</b>: {escape(text)}" for title, text in FACTS),
     ]
     return (

@@ -1,6 +1,6 @@
 """The report of a parity run: tables for a terminal and for Markdown, parity.json, parity.png.
 
-Guarantee: a file is either whole or absent; it is written beside its place and moved there.
+Guarantee: files are complete or absent. They are written to a temporary folder and moved.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ TRAINING_HEADER = [
     "backend", "dtype", "test accuracy", "final loss", "max |W − NumPy|", "seconds",
 ]  # fmt: skip
 LEGEND = (
-    "worst u·S: greatest rounding error of one update of V, in units of u·S with u the unit "
+    "worst u·S: largest rounding error of one update of V in units of u·S, where u is the unit "
     "roundoff and S = |β̂V| + |(1 − β̂)ζ| (certified: at most 11); "
-    "of bound: greatest deviation of V or W as a share of the certified bound on it; "
-    "bound on W: that bound after the last step"
+    "of bound: largest deviation of V or W, as a fraction of its certified bound; "
+    "bound on W: the largest certified bound on W after the last step"
 )
 
 
 def replay_rows(report: Report) -> Rows:
-    """Return the lines of the table on recorded gradients."""
+    """Return the rows of the table on recorded gradients."""
     rows = []
     for row in report.replays:
         start, end = [row.backend, row.mode, row.dtype], f"{row.seconds:.1f}"
@@ -51,7 +51,7 @@ def replay_rows(report: Report) -> Rows:
 
 
 def training_rows(report: Report) -> Rows:
-    """Return the lines of the table on own gradients."""
+    """Return the rows of the table on own gradients."""
     rows = []
     for row in report.trainings:
         if row.error is not None:
@@ -65,7 +65,7 @@ def training_rows(report: Report) -> Rows:
 
 
 def notes(report: Report) -> list[str]:
-    """Return in words what the tables cannot show."""
+    """Return notes on errors, divergences and backends that did not run."""
     lines = [
         f"{row.backend} {row.mode} {row.dtype}: {message}"
         for row in report.replays
@@ -76,16 +76,18 @@ def notes(report: Report) -> list[str]:
     flushing = dict.fromkeys(r.backend for r in report.replays if r.grade and r.grade.flushed)
     if flushing:
         lines.append(
-            f"{', '.join(flushing)}: values below the smallest normal number are flushed to zero "
-            "and count as equal"
+            f"{', '.join(flushing)}: numbers below the smallest normal number are flushed to "
+            "zero and count as equal"
         )
-    lines += [f"{what}: not run, {why}" for what, why in report.not_run.items()]
-    lines += [f"{name}: not installed (no {what})" for name, what in report.not_installed.items()]
+    lines += [f"{name}: not run, {reason}" for name, reason in report.not_run.items()]
+    lines += [
+        f"{name}: not installed (no {missing})" for name, missing in report.not_installed.items()
+    ]
     return lines + report.failures
 
 
 def _differing_accuracies(report: Report) -> list[str]:
-    """Say why test accuracies of a dtype differ by more than an image, as far as is measured."""
+    """Explain test accuracies of a dtype that differ by more than one image, where possible."""
     lines = []
     for dtype in dict.fromkeys(row.dtype for row in report.trainings):
         rows = [r for r in report.trainings if r.dtype == dtype and r.error is None]
@@ -94,19 +96,19 @@ def _differing_accuracies(report: Report) -> list[str]:
             if best - row.correct <= 1:
                 continue
             replays = [r for r in report.replays if (r.backend, r.dtype) == (row.backend, dtype)]
-            start = f"{row.backend} {dtype}: {best - row.correct} images fewer right than the best"
+            start = f"{row.backend} {dtype}: {best - row.correct} more images wrong than the best"
             if replays and all(r.passed for r in replays):
                 lines.append(
                     f"{start}; its optimizer agrees on recorded gradients, so its own gradients "
-                    f"differ (by the end its weights do by {row.weight_deviation:.1e})"
+                    f"differ (the final weights differ by {row.weight_deviation:.1e})"
                 )
             else:
-                lines.append(f"{start}; its optimizer does not agree on recorded gradients either")
+                lines.append(f"{start}; its optimizer also disagrees on recorded gradients")
     return lines
 
 
 def markdown(report: Report) -> str:
-    """Return both tables as Markdown, as the README shows them."""
+    """Return both tables and the notes as Markdown, for the README."""
     tables = (
         ("Recorded gradients, replayed", REPLAY_HEADER, replay_rows(report)),
         ("Own gradients", TRAINING_HEADER, training_rows(report)),
@@ -131,7 +133,7 @@ def write(report: Report, directory: Path) -> list[Path]:
         lambda path: path.write_text(markdown(report), encoding="utf-8"),
         lambda path: draw(report, path),
     )
-    # All are made before the first is moved, and the moves are not interrupted.
+    # All files are written before the first is moved. Nothing interrupts the moves.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".parity-") as scratch:
         for name, writer in zip(FILES, writers, strict=True):
             writer(Path(scratch, name))
@@ -143,7 +145,7 @@ def write(report: Report, directory: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+    if threading.current_thread() is not threading.main_thread():  # only it gets signals
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -154,12 +156,12 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw loss curves, and the deviation of W per step under its certified bound, per dtype."""
+    """Draw, for each dtype, the loss curves and the deviation of W under its certified bound."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     dtypes = list(dict.fromkeys(row.dtype for row in report.trainings))
-    rows = len(dtypes) or 1  # nothing may have been compared
+    rows = len(dtypes) or 1  # there may be no rows
     figure = Figure(figsize=(14, 4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 2, squeeze=False)
@@ -168,7 +170,7 @@ def draw(report: Report, path: Path) -> None:
         trained = [row for row in report.trainings if row.dtype == dtype and row.losses]
         for i, training in enumerate(trained):
             epochs = range(1, len(training.losses) + 1)
-            # The curves lie on each other: each is drawn thinner than the one below it.
+            # The curves overlap, so each is thinner than the one below it.
             style = styles[i % len(styles)]
             width = 1.2 + 1.6 * (len(trained) - 1 - i)
             left.semilogy(epochs, training.losses, style, lw=width, label=training.backend)

@@ -1,8 +1,8 @@
-"""Conformance vectors: what a Gravity implementation has to give, from exact arithmetic.
+"""Conformance vectors: inputs and expected results of Gravity, from exact arithmetic.
 
-README.md, beside this file, describes the JSON files for users of any language. `load_vectors`
-reads them into NumPy arrays; it needs NumPy only. The modules `cases`, `answers` and `exact`
-make the files, `check` verifies them.
+README.md, in this folder, describes the JSON files for users of any language. `load_vectors` reads
+them into NumPy arrays and needs NumPy only. The package `making` writes the files; `check` checks
+them.
 """
 
 import json
@@ -31,11 +31,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Expected:
-    """A result: its value, and how far a computed one may be from it, elementwise.
+    """An expected result, with a tolerance for each element.
 
     Attributes:
-        value: in the dtype of the result; bfloat16 values are held in float32.
-        tolerance: float64; NaN where the result is not to be compared.
+        value: the exact result, rounded to the dtype; bfloat16 values are held in float32.
+        tolerance: float64; NaN where the result must not be compared.
     """
 
     value: np.ndarray
@@ -44,7 +44,7 @@ class Expected:
     def accepts(self, computed: Any) -> np.ndarray:
         """Return for each element whether `computed` is within the tolerance.
 
-        What is not finite has to be met as it is.
+        If the expected value is not finite, `computed` must be the same value.
 
         Example:
             >>> expected = Expected(np.asarray([1.0, np.nan]), np.asarray([0.1, 0.0]))
@@ -60,7 +60,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What the optimizer is constructed with; `velocity_std` and `seed` may be None."""
+    """The arguments of the constructor; `velocity_std` and `seed` may be None."""
 
     learning_rate: float
     alpha: float
@@ -77,14 +77,14 @@ class Step:
     """One update of all tensors.
 
     Attributes:
-        t: of β̂.
-        learning_rate: l of this step.
-        reload: whether the state is saved, and loaded into a new optimizer, before this step.
+        t: the step counter in β̂.
+        learning_rate: η of this step.
+        reload: whether to save the state and load it into a new optimizer before this step.
         g: the gradient of each tensor.
-        beta_hat: β̂, in the dtype that is computed in.
+        beta_hat: β̂, in the working dtype.
         one_minus_beta_hat: 1 − β̂.
-        m: of each tensor, 1/max|G|.
-        zeta: of each tensor, ζ.
+        m: 1/max|G| of each tensor.
+        zeta: ζ of each tensor.
         v: V of each tensor after the step.
         w: W of each tensor after the step.
     """
@@ -103,7 +103,7 @@ class Step:
 
 @dataclass(frozen=True)
 class _Test:
-    """What every test has: its number in the file, a line of comment, flags of `Group.notes`."""
+    """The fields of every test: an id, unique in its file, a comment, and keys of `Group.notes`."""
 
     id: int
     comment: str
@@ -115,8 +115,8 @@ class UpdateTest(_Test):
     """Updates of one or more tensors.
 
     Attributes:
-        hyperparameters: of the construction.
-        same_gradients: whether the same gradient arrays are to be passed at every step.
+        hyperparameters: the arguments of the constructor.
+        same_gradients: whether to pass the same gradient arrays at every step.
         w: W of each tensor before the first step.
         v: V of each tensor before the first step; V₀ if there is a seed.
         steps: the updates, in order.
@@ -131,7 +131,7 @@ class UpdateTest(_Test):
 
 @dataclass(frozen=True)
 class InitialVelocityTest(_Test):
-    """V₀ of some elements of one tensor, to the bit."""
+    """V₀ of some elements of one tensor; the bits must be equal."""
 
     learning_rate: float
     alpha: float
@@ -159,7 +159,7 @@ class CoefficientsTest(_Test):
 
 @dataclass(frozen=True)
 class ThreefryTest(_Test):
-    """One hash of the generator: words of 32 bits."""
+    """One hash of the generator, in 32-bit words."""
 
     key: tuple[int, int]
     counter: tuple[int, int]
@@ -174,8 +174,8 @@ class Group:
         file: the name of the JSON file.
         type: "update", "coefficients", "initial_velocity" or "threefry".
         dtype: "float16", "bfloat16", "float32" or "float64" ("uint32" for "threefry").
-        tests: all of one class, by the type.
-        notes: what each flag means: {"kind": "mistake" or "case", "description": …}.
+        tests: all of the class that belongs to the type.
+        notes: the meaning of each flag: {"kind": "mistake" or "case", "description": …}.
     """
 
     file: str
@@ -186,7 +186,7 @@ class Group:
 
 
 def files() -> list[Traversable]:
-    """Return the JSON files of the vectors, by name; not the schema."""
+    """Return the JSON files of the vectors, sorted by name, without the schema."""
     return sorted(
         (
             file
@@ -198,7 +198,7 @@ def files() -> list[Traversable]:
 
 
 def load_vectors() -> list[Group]:
-    """Return all groups of tests that come with this package.
+    """Return all groups of tests in this package.
 
     Example:
         >>> groups = load_vectors()
@@ -238,7 +238,7 @@ def _float_or_none(number: Any) -> float | None:
 
 
 def _array(tensor: Any, dtype: str, shape: list[int] | None = None) -> np.ndarray:
-    numpy_dtype = "float32" if dtype == "bfloat16" else dtype  # which holds every bfloat16
+    numpy_dtype = "float32" if dtype == "bfloat16" else dtype  # holds every bfloat16
     array = np.asarray([float.fromhex(text) for text in tensor["hex"]], numpy_dtype)
     return array if shape is None else array.reshape(shape)
 

@@ -1,8 +1,8 @@
-"""Verifying a file of vectors: against the schema, and against the mathematics.
+"""Check a file of vectors against the schema and against the mathematics.
 
-Guarantee: a file without faults can be relied on, whoever made it: every result in it is the one
-that exact arithmetic gives for the inputs in it, every number means the same in both notations, and
-every mistake that a test is flagged with has been tried and is caught by it.
+Guarantee: a file without faults is right, no matter who made it. Every result is the one that
+exact arithmetic gives for its inputs. Both notations of a number agree. Every mistake in a test's
+flags has been tried, and the test catches it.
 """
 
 import json
@@ -19,7 +19,7 @@ from gravity_core._json import loads
 
 
 def check(path: Path) -> list[str]:
-    """Return the faults of a file, a line each; none if it is right.
+    """Return the faults of a file, one line each; an empty list if there are none.
 
     Raises:
         OSError: if the file cannot be read.
@@ -27,13 +27,13 @@ def check(path: Path) -> list[str]:
     """
     try:
         content = loads(path.read_bytes().decode("utf-8"), parse_constant=_no_constant)
-    except ValueError as error:  # of decoding, too
+    except ValueError as error:  # includes decoding errors
         return [_line(f"is not JSON: {error}")]
     return _schema_faults(content) or [*_bookkeeping_faults(content), *_test_faults(content)]
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"it has no {name}; write it as a string")
+    raise ValueError(f"JSON has no number {name}; write it as a string")
 
 
 def _line(text: str) -> str:
@@ -42,7 +42,7 @@ def _line(text: str) -> str:
 
 
 def _place(path: Any) -> str:
-    """Return where in a file, as ``groups[0].tests[3]``."""
+    """Return a place in a file, such as ``groups[0].tests[3]``."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return "".join(parts).lstrip(".")
 
@@ -52,7 +52,7 @@ def _schema_faults(content: Any) -> list[str]:
 
     schema = json.loads((resources.files(__package__) / "schema.json").read_text(encoding="utf-8"))
     standard = jsonschema.Draft202012Validator
-    # The standard takes 1.0 for an integer.
+    # The standard accepts 1.0 as an integer.
     types = standard.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int)
     validator = jsonschema.validators.extend(standard, type_checker=types)(schema)
     return [
@@ -64,18 +64,19 @@ def _schema_faults(content: Any) -> list[str]:
 def _bookkeeping_faults(content: Json) -> Iterator[str]:
     tests = [test for group in content["groups"] for test in group["tests"]]
     if content["number_of_tests"] != len(tests):
-        yield f"number_of_tests: is {content['number_of_tests']}, there are {len(tests)} tests"
-    for number, count in Counter(test["id"] for test in tests).items():
+        yield f"number_of_tests: is {content['number_of_tests']}, must be {len(tests)}"
+    for test_id, count in Counter(test["id"] for test in tests).items():
         if count > 1:
-            yield f"tests: the id {number} is given to {count} of them"
+            yield f"tests: {count} tests have the id {test_id}"
     used = {flag for test in tests for flag in test["flags"]}
     for flag in sorted(used - content["notes"].keys()):
-        yield _line(f"notes: the flag {flag!r} is used, and not explained")
+        yield _line(f"notes: the flag {flag!r} is used but not explained")
     for flag in sorted(content["notes"].keys() - used):
-        yield _line(f"notes: the flag {flag!r} is explained, and not used")
+        yield _line(f"notes: the flag {flag!r} is explained but not used")
     for flag, note in content["notes"].items():
         if flag in NOTES and note["kind"] != NOTES[flag]["kind"]:
-            yield _line(f"notes: the flag {flag!r} is of kind {NOTES[flag]['kind']}")
+            kind = NOTES[flag]["kind"]
+            yield _line(f"notes: the kind of {flag!r} must be {kind}, got {note['kind']}")
 
 
 def _test_faults(content: Json) -> Iterator[str]:
@@ -101,13 +102,13 @@ def _flag_faults(test: Json, group: Json, content: Json) -> Iterator[str]:
     read = read_test(test, group["type"], group["dtype"])
     for flag in flags.untrue(read, group["dtype"], mistakes):
         if flag in NOTES:
-            yield f"flags: {flag!r} is untrue, an implementation with that mistake passes"
+            yield f"flags: {flag!r} is wrong: an implementation with that mistake passes"
         else:
-            yield f"flags: {flag!r} is of a mistake that is not known here, so it was not tried"
+            yield f"flags: {flag!r} is not a known mistake, so it was not tried"
 
 
 def _differences(given: Any, wanted: Any, path: list[str | int]) -> Iterator[str]:
-    """Yield in words where `given`, which has the shape of the schema, is not `wanted`."""
+    """Yield a description of each difference. `given` conforms to the schema."""
     if isinstance(wanted, dict):
         if "hex" in wanted:
             yield from _number_differences(given, wanted, path)
@@ -116,30 +117,30 @@ def _differences(given: Any, wanted: Any, path: list[str | int]) -> Iterator[str
             yield from _differences(given[key], item, [*path, key])
     elif isinstance(wanted, list):
         if len(given) != len(wanted):
-            yield f"{_place(path)}: has {len(given)} entries and must have {len(wanted)}"
+            yield f"{_place(path)}: must have {len(wanted)} entries, got {len(given)}"
             return
         for i, item in enumerate(wanted):
             yield from _differences(given[i], item, [*path, i])
     elif given != wanted:
-        yield f"{_place(path)}: is {given}, the mathematics gives {wanted}"
+        yield f"{_place(path)}: is {given}, but the mathematics gives {wanted}"
 
 
 def _number_differences(given: Json, wanted: Json, path: list[str | int]) -> Iterator[str]:
-    """Compare one number, or the numbers of a tensor, in all notations."""
+    """Compare one number or the numbers of a tensor, in both notations."""
     if isinstance(wanted["hex"], str):
         given, wanted = ({k: [x] for k, x in numbers.items()} for numbers in (given, wanted))
     for name, numbers in given.items():
         if len(numbers) != len(wanted["hex"]):
             size = len(wanted["hex"])
-            yield f"{_place([*path, name])}: has {len(numbers)} entries and must have {size}"
+            yield f"{_place([*path, name])}: must have {size} entries, got {len(numbers)}"
             return
     for i, (text, right) in enumerate(zip(given["hex"], wanted["hex"], strict=True)):
         number = value(text)
         if number != value(right) and text != right:  # NaN is not equal to itself
-            yield f"{_place([*path, 'hex', i])}: is {text}, the mathematics gives {right}"
+            yield f"{_place([*path, 'hex', i])}: is {text}, but the mathematics gives {right}"
         elif (y := given["decimal"][i]) not in (wanted["decimal"][i], number):
             where = _place([*path, "decimal", i])
-            yield f"{where}: is {y}, its hex is {text}, that is {wanted['decimal'][i]}"
+            yield f"{where}: is {y}, must be {wanted['decimal'][i]}, which is {text}"
         elif "tolerance" in wanted and given["tolerance"][i] != wanted["tolerance"][i]:
             where = _place([*path, "tolerance", i])
-            yield (f"{where}: is {given['tolerance'][i]}, the bound is {wanted['tolerance'][i]}")
+            yield f"{where}: is {given['tolerance'][i]}, must be {wanted['tolerance'][i]}"

@@ -1,8 +1,8 @@
 """Gravity in exact arithmetic: rational numbers, rounded once to a floating-point format.
 
-Guarantee: nothing here computes with floating-point numbers, and nothing is taken from the
+Guarantee: this module computes with rational numbers only and shares no code with the
 implementations that the vectors test. A value is a `Fraction`, or the float NaN, ∞ or −∞.
-Only the quantiles of V₀ are irrational; mpmath gives them to 40 digits.
+Only the quantiles of V₀ are irrational; mpmath computes them to 40 digits.
 """
 
 import functools
@@ -24,12 +24,12 @@ class Format(NamedTuple):
 
     @property
     def unit(self) -> Fraction:
-        """u, the unit roundoff: what rounding to nearest changes at most, relatively."""
+        """u, the unit roundoff: the largest relative error of rounding to nearest."""
         return Fraction(1, 2**self.precision)
 
     @property
     def smallest_normal(self) -> Fraction:
-        """The number below which subnormal ones begin."""
+        """The smallest normal number; smaller ones are subnormal."""
         return Fraction(2) ** self.emin
 
     @property
@@ -47,12 +47,12 @@ FORMATS = {
 
 
 def working_dtype(dtype: str) -> str:
-    """Return the dtype to compute in: float32 for the half types."""
+    """Return the working dtype: float32 for the half types."""
     return dtype if dtype == "float64" else "float32"
 
 
 def is_finite(x: Value) -> bool:
-    """Tell whether `x` is a number."""
+    """Return whether `x` is finite."""
     return isinstance(x, Fraction)
 
 
@@ -72,7 +72,7 @@ def round_to(x: Value, dtype: str) -> Value:
 
 
 def multiply(a: Value, b: Value) -> Value:
-    """Return a · b, by the rules of IEEE 754 where one is not finite."""
+    """Return a · b, by the rules of IEEE 754 if a factor is not finite."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a * b
     return _sign(a) * _sign(b)
@@ -86,7 +86,7 @@ def add(a: Value, b: Value) -> Value:
 
 
 def divide(a: Value, b: Value) -> Value:
-    """Return a / b, b not 0; what is finite over an infinity is 0."""
+    """Return a / b for b ≠ 0; a finite number over an infinity is 0."""
     if isinstance(b, Fraction):
         return multiply(a, 1 / b)
     if math.isnan(b) or not isinstance(a, Fraction):
@@ -105,7 +105,7 @@ def coefficients(t: int, beta: Fraction) -> tuple[Fraction, Fraction]:
 
 
 def max_abs(g: Sequence[Value]) -> Value:
-    """Return max|G|, NaN if one element is; 0 for an empty tensor."""
+    """Return max|G|; NaN if an element is NaN, 0 for an empty tensor."""
     if any(math.isnan(x) for x in g):
         return math.nan
     return max((-x if x < 0 else x for x in g), default=Fraction(0))
@@ -125,14 +125,14 @@ def gradient_term(g: Sequence[Value]) -> list[Value]:
 
 
 class Tensor:
-    """One weight tensor on its way: V and W, and how far rounding may have taken them.
+    """V and W of one weight tensor over several steps, with bounds on their rounding errors.
 
     The bounds are those of `gravity_core.ErrorBound`, whose docstring derives them, evaluated
-    in exact arithmetic. For the half types, which `ErrorBound` does not know, the update has
-    the roundings of float32 and one to the half type; those of W are all to the half type.
+    in exact arithmetic. `ErrorBound` does not cover the half types. For them, V has the roundings
+    of float32 and one to the half type. All roundings of W are to the half type.
 
     Args:
-        dtype: in which V and W are stored.
+        dtype: the dtype in which V and W are stored.
         v: V before the first step.
         w: W before the first step.
     """
@@ -155,7 +155,7 @@ class Tensor:
     def step(
         self, g: Sequence[Value], t: int, rate: Fraction, beta: Fraction, decay: Fraction
     ) -> None:
-        """Make one step: V ← β̂ V + (1 − β̂) ζ, W ← (1 − l λ) W − l V."""
+        """Make one step: V ← β̂ V + (1 − β̂) ζ, W ← (1 − η λ) W − η V."""
         old, new = coefficients(t, beta)
         self.zeta = gradient_term(g)
         v, w = self.v, self.w
@@ -172,7 +172,7 @@ class Tensor:
             self._advance_w(i, _size(w[i]), rate, decay)
 
     def underflow_and_overflow(self, g: Sequence[Value]) -> list[Fraction]:
-        """Return what underflow and overflow may take from each element of ζ and V."""
+        """Return the largest error that underflow and overflow cause in each element of ζ and V."""
         form, largest = FORMATS[working_dtype(self.dtype)], _size(max_abs(g))
         # 3 max^(−3/4), rounded up
         overflow = 3 * Fraction(2) ** (-3 * (form.emax + 1) // 4) * (1 + form.unit)
@@ -208,7 +208,7 @@ class Tensor:
 
     @property
     def _underflow(self) -> Fraction:
-        """What one operation on W may lose: a flush; in the half types a subnormal's rounding."""
+        """The largest underflow error of one operation on W: a flush, or a subnormal's rounding."""
         form = FORMATS[self.dtype]
         flush = FORMATS[working_dtype(self.dtype)].smallest_normal
         return flush + (form.unit * form.smallest_normal if self._is_half else 0)
@@ -225,15 +225,15 @@ def _size(x: Value) -> Fraction:
 
 
 def relative_bound(x: Value, roundings: int, dtype: str) -> Fraction:
-    """Return how far that many roundings may take a computed `x` from the exact one."""
+    """Return the largest error of a computed `x` after that many roundings."""
     return _gamma(roundings + 1, dtype) * _size(x)
 
 
 def tolerance(exact: Value, bound: Fraction, dtype: str) -> float:
-    """Return how far a result may be from `exact` rounded to `dtype`: four digits, rounded up.
+    """Return the tolerance of a result around `exact` rounded to `dtype`.
 
-    A result may be `bound` away from the exact value, which itself lies a rounding away from
-    the expected one. Where the expected value is not finite it is 0.
+    It is `bound` plus the rounding error of the expected value, rounded up to four digits. It is 0
+    if the expected value is not finite.
     """
     expected = round_to(exact, dtype)
     if not (isinstance(exact, Fraction) and isinstance(expected, Fraction)):
@@ -249,7 +249,7 @@ def tolerance(exact: Value, bound: Fraction, dtype: str) -> float:
     return float(f"{math.ceil(x / Fraction(10) ** exponent)}e{exponent}")
 
 
-# V₀, from the paper on Threefry and the recipe in gravity_core/velocity.py.
+# V₀, from the Threefry paper and the definition in gravity_core/velocity.py.
 
 _MASK = 0xFFFFFFFF
 
@@ -295,6 +295,6 @@ def quantile(k: int) -> Fraction:
 
 
 def initial_velocity(k: int, std: Fraction, dtype: str) -> Value:
-    """Return V₀ = σ z in `dtype`; for the half types the product is taken in float32."""
+    """Return V₀ = σ z in `dtype`; for the half types the product is rounded to float32 first."""
     working = working_dtype(dtype)
     return round_to(round_to(multiply(round_to(std, working), quantile(k)), working), dtype)

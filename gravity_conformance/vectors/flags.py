@@ -1,7 +1,7 @@
-"""Trying the mistakes that a vector is flagged with.
+"""Try the mistakes in a vector's flags.
 
-Guarantee: a flag that is not returned by `untrue` is true. Each known way to make that mistake
-takes some result of the vector out of its tolerance, and without a mistake all are inside.
+Guarantee: a flag is right unless `untrue` returns it. Each known variant of that mistake moves some
+result of the vector out of its tolerance. Without a mistake, all results are inside.
 """
 
 from collections.abc import Iterable
@@ -22,8 +22,8 @@ from gravity_conformance.vectors import (
 Test = CoefficientsTest | InitialVelocityTest | ThreefryTest | UpdateTest
 Arrays = list[np.ndarray]
 
-# Mistakes that are not in the update but in how V₀ is drawn, and in the dtype that is computed in.
-BESIDE = {
+# Mistakes outside the update: in the drawing of V₀, and in the working dtype.
+OUTSIDE = {
     UpdateTest: ("velocity_shared", "half_overflow"),
     InitialVelocityTest: (
         *("velocity_shared", "seed_ignored", "seed_truncated"),
@@ -33,41 +33,48 @@ BESIDE = {
 
 
 def untrue(test: Test, dtype: str, mistakes: Iterable[str]) -> list[str]:
-    """Return those of `mistakes` that a test does not catch, or that nobody knows here."""
+    """Return those of `mistakes` that a test does not catch, or that are unknown."""
     return [flag for flag in mistakes if any(_ways(test, dtype, flag))]
 
 
 def _ways(test: Test, dtype: str, flag: str) -> Iterable[bool]:
-    """Yield for each way to make a mistake whether the test accepts it."""
-    beside = flag in BESIDE.get(type(test), ())
+    """Yield, for each known variant of a mistake, whether the test accepts it."""
+    outside = flag in OUTSIDE.get(type(test), ())
     variants = [variant for variant in MUTATIONS if variant.flag == flag]
-    if not (beside or variants):
+    if not (outside or variants):
         yield True
-    if beside:
-        yield accepts(test, dtype, beside=flag)
+    if outside:
+        yield accepts(test, dtype, outside=flag)
     for variant in variants:
         yield accepts(test, dtype, variant)
 
 
-def accepts(test: Test, dtype: str, variant: Variant = REFERENCE, beside: str = "") -> bool:
-    """Tell whether an implementation with a mistake, in the update or `beside` it, passes."""
+def accepts(test: Test, dtype: str, variant: Variant = REFERENCE, outside: str = "") -> bool:
+    """Return whether an implementation with a mistake passes.
+
+    Args:
+        test: the vector.
+        dtype: the dtype of its group.
+        variant: the update, with or without a mistake.
+        outside: the flag of a mistake outside the update; none if empty.
+    """
     with np.errstate(all="ignore"):
         if isinstance(test, UpdateTest):
-            return _updates(test, dtype, variant, beside)
+            return _updates(test, dtype, variant, outside)
         if isinstance(test, CoefficientsTest):
             return _coefficients(test, dtype, variant)
         if isinstance(test, InitialVelocityTest):
-            return _initial_velocity(test, dtype, variant, beside)
+            return _initial_velocity(test, dtype, variant, outside)
     return True
 
 
 def _wide(dtype: str) -> Any:
-    """Return a dtype wider than the one to compute in, so that mistakes alone are seen."""
+    """Return a dtype wider than the working dtype, so that only mistakes make a difference."""
     return np.longdouble if dtype == "float64" else np.float64
 
 
 def _stored(arrays: Arrays, dtype: str) -> Arrays:
-    """Return arrays rounded to `dtype`; in float32 for bfloat16, which NumPy does not have."""
+    """Return arrays rounded to `dtype`; bfloat16 is held in float32, as NumPy lacks it."""
     if dtype != "bfloat16":
         return [x.astype(dtype) for x in arrays]
     return [_rounded(x) for x in arrays]
@@ -79,11 +86,11 @@ def _rounded(x: np.ndarray) -> np.ndarray:
     return np.asarray(found, np.float32).reshape(x.shape)
 
 
-def _updates(test: UpdateTest, dtype: str, variant: Variant, beside: str) -> bool:
+def _updates(test: UpdateTest, dtype: str, variant: Variant, outside: str) -> bool:
     options, wide = test.hyperparameters, _wide(dtype)
-    if beside == "half_overflow" and dtype == "float16":
+    if outside == "half_overflow" and dtype == "float16":
         wide = np.float16
-    w, v = test.w, _first_velocity(test, dtype, variant, beside)
+    w, v = test.w, _first_velocity(test, dtype, variant, outside)
     if not all(np.array_equal(x, y, equal_nan=True) for x, y in zip(v, test.v, strict=True)):
         return False
     start, count, buffers = v, test.steps[0].t - options.first_step, test.steps[0].g
@@ -110,7 +117,7 @@ def _updates(test: UpdateTest, dtype: str, variant: Variant, beside: str) -> boo
     return True
 
 
-def _first_velocity(test: UpdateTest, dtype: str, variant: Variant, beside: str) -> Arrays:
+def _first_velocity(test: UpdateTest, dtype: str, variant: Variant, outside: str) -> Arrays:
     options = test.hyperparameters
     if options.seed is None:
         return test.v
@@ -119,7 +126,7 @@ def _first_velocity(test: UpdateTest, dtype: str, variant: Variant, beside: str)
         std = variant.std(options.alpha, options.learning_rate, test.steps[0].learning_rate)
     found = []
     for i, w in enumerate(test.w):
-        key = exact.tensor_key(options.seed, 0 if beside == "velocity_shared" else i)
+        key = exact.tensor_key(options.seed, 0 if outside == "velocity_shared" else i)
         found.append(_draw(key, range(w.size), std, dtype).reshape(w.shape))
     return found
 
@@ -137,12 +144,14 @@ def _coefficients(test: CoefficientsTest, dtype: str, variant: Variant) -> bool:
     return all(e.accepts(x).all() for e, x in zip(expected, pair, strict=True))
 
 
-def _initial_velocity(test: InitialVelocityTest, dtype: str, variant: Variant, beside: str) -> bool:
+def _initial_velocity(
+    test: InitialVelocityTest, dtype: str, variant: Variant, outside: str
+) -> bool:
     seeds = {"seed_ignored": 0, "seed_truncated": test.seed & 0xFFFFFFFF}
     key = exact.tensor_key(
-        seeds.get(beside, test.seed), 0 if beside == "velocity_shared" else test.index
+        seeds.get(outside, test.seed), 0 if outside == "velocity_shared" else test.index
     )
-    wrap = {"element_truncated": 2**32, "counter_truncated": 2**34}.get(beside, 2**64)
+    wrap = {"element_truncated": 2**32, "counter_truncated": 2**34}.get(outside, 2**64)
     elements = (i % wrap for i in range(test.first_element, test.first_element + test.elements))
     std = test.velocity_std
     if std is None:

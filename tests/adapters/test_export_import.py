@@ -132,7 +132,7 @@ def test_torch_takes_every_t_that_its_counter_knows(torch):
     [
         (
             State(2**24 + 1, [np.ones(3, np.float32)]),
-            "t must be at most 16777216, which this counts to, got 16777217",
+            "t must be at most 16777216, the limit of this optimizer, got 16777217",
         ),
         (State(1, []), "velocities must be one per parameter, 1, got 0"),
         (State(1, [np.ones(3)]), r"velocities\[0\] must be float32 of shape \(3,\), .* float64"),
@@ -332,7 +332,7 @@ def test_jax_refuses_what_it_cannot_tell(jax):
     two = optax.chain(gravity(), gravity()).init(w)
     with pytest.raises(ValueError, match="opt_state must hold one ScaleByGravityState, got 2"):
         import_state(two, STATE)
-    with pytest.raises(TypeError, match=r"hyperparameters must be of .* got 'lr'"):
+    with pytest.raises(TypeError, match=r"hyperparameters must be among .* got 'lr'"):
         export_state(gravity().init(w), lr=0.1)
     with pytest.raises(ValueError, match="velocities must be one per parameter, 1, got 2"):
         import_state(gravity().init(w), STATE)

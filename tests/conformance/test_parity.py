@@ -336,10 +336,10 @@ def test_other_accuracies_are_explained_by_what_was_measured():
     good, bad = result.trainings
     bad.correct = good.correct - 5
     (line,) = [n for n in report.notes(result) if "images" in n]
-    assert line.startswith("s1 float32: 5 images fewer right than the best; its optimizer agrees")
+    assert line.startswith("s1 float32: 5 more images wrong than the best; its optimizer agrees")
     result.replays[1].grade.verdict = "divergent"
     (line,) = [n for n in report.notes(result) if "images" in n]
-    assert "does not agree on recorded gradients either" in line
+    assert "also disagrees on recorded gradients" in line
     bad.correct = good.correct - 1
     assert not [n for n in report.notes(result) if "images" in n]
 
@@ -414,7 +414,7 @@ def test_a_report_of_everything_survives_json_markdown_and_drawing(tmp_path):
         "divergent",
         "X: y",
         "V of tensor 0",
-        "10 images fewer",
+        "10 more images wrong",
         "cupy: not installed",
     ):
         assert part in text

@@ -255,8 +255,8 @@ CORRUPTIONS = {
     "G is no float32": (set_in("steps", 0, G, 0, "hex", 0, to="0x1.0000001p+3"), "of float32"),
     "G underflows": (set_in("steps", 0, G, 0, "hex", 0, to="0x1p-9999"), "of float32"),
     "G overflows": (set_in("steps", 0, G, 0, "hex", 0, to="0x1p+9999"), "of float32"),
-    "shape": (set_in("tensors", 0, "shape", to=[3]), "has 3 elements, not 4"),
-    "a huge shape": (set_in("tensors", 0, "shape", to=[4096] * 8), "elements, not 4"),
+    "shape": (set_in("tensors", 0, "shape", to=[3]), "must have 3 elements, got 4"),
+    "a huge shape": (set_in("tensors", 0, "shape", to=[4096] * 8), "elements, got 4"),
     "G of another tensor": (set_in("steps", 0, G, to=[]), "should be non-empty"),
     "t": (set_in("steps", 0, "t", to=0), "does not fit first_step"),
     "t is no integer": (set_in("steps", 0, "t", to=1.0), "steps[0].t: 1.0 is not"),
@@ -291,12 +291,12 @@ CORRUPTIONS = {
     "a key too many": (set_in("steps", 0, "extra", to=1), "'extra' was unexpected"),
     "a step of another type": (set_in("steps", 0, to=[]), "steps[0]: [] is not of type"),
     # of the bookkeeping
-    "id": (set_in("id", to=2), "the id 2 is given to 2"),
-    "unknown flag": (set_in("flags", 0, to="new_flag"), "'new_flag' is used, and not explained"),
+    "id": (set_in("id", to=2), "2 tests have the id 2"),
+    "unknown flag": (set_in("flags", 0, to="new_flag"), "'new_flag' is used but not explained"),
     "number of tests": (lambda c: c.update(number_of_tests=1), "number_of_tests: is 1"),
     "unused note": (
         lambda c: c["notes"].update(more={"kind": "case", "description": ""}),
-        "'more' is explained, and not used",
+        "'more' is explained but not used",
     ),
     "no notes": (lambda c: c.pop("notes"), "'notes' is a required property"),
     "type": (lambda c: c["groups"][0].update(type="other"), "'other' is not one of"),
@@ -343,7 +343,7 @@ def test_a_flag_of_a_mistake_that_is_not_caught_is_told(kind, flag, tmp_path):
     path = tmp_path / "vectors.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     (fault,) = check(path)
-    assert fault.endswith(f"flags: '{flag}' is untrue, an implementation with that mistake passes")
+    assert fault.endswith(f"flags: '{flag}' is wrong: an implementation with that mistake passes")
 
 
 def test_a_mistake_that_nobody_knows_counts_as_not_tried(tmp_path):
@@ -353,13 +353,11 @@ def test_a_mistake_that_nobody_knows_counts_as_not_tried(tmp_path):
     path = tmp_path / "vectors.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     (fault,) = check(path)
-    assert fault.endswith(
-        "flags: 'of_my_own' is of a mistake that is not known here, so it was not tried"
-    )
+    assert fault.endswith("flags: 'of_my_own' is not a known mistake, so it was not tried")
     content["notes"]["of_my_own"]["kind"] = "case"
     content["notes"]["mean_for_max"] = {"kind": "case", "description": "which would not be tried"}
     path.write_text(json.dumps(content), encoding="utf-8")
-    assert check(path) == ["notes: the flag 'mean_for_max' is of kind mistake"]
+    assert check(path) == ["notes: the kind of 'mean_for_max' must be mistake, got case"]
 
 
 def leaves(content, path=()):
@@ -446,7 +444,7 @@ def test_corrupted_results_of_every_type_are_told(name, tmp_path):
         (b"[" * 100_000, "is not JSON"),
         (b"1" * 5000, "is not JSON"),
         (b'{"a": 1, "a": 2}', "the key 'a' appears twice"),
-        (b'{"a": NaN}', "it has no NaN"),
+        (b'{"a": NaN}', "has no number NaN"),
         (b"[]", "is not of type 'object'"),
         (b"{}", "is a required property"),
     ],

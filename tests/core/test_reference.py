@@ -172,8 +172,8 @@ def test_bad_lists_change_nothing(case, steps_before):
     ("params", "message"),
     [
         ([np.ones(3)], "params must have the 2 arrays of the first step, got 1"),
-        ([np.ones(3), np.ones((1, 2))], r"params\[1\] must stay .* \(2,\) float64, .* \(1, 2\)"),
-        ([np.ones(3), np.ones(2, "f")], r"params\[1\] must stay .* float64, got \(2,\) float32"),
+        ([np.ones(3), np.ones((1, 2))], r"params\[1\] must keep .* \(2,\) float64, .* \(1, 2\)"),
+        ([np.ones(3), np.ones(2, "f")], r"params\[1\] must keep .* float64, got \(2,\) float32"),
     ],
     ids=["fewer", "shape", "dtype"],
 )

@@ -33,7 +33,8 @@ FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>[\w, .]+) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-MATH = re.compile(r"\$\$.*?\$\$", re.DOTALL)
+# Code hosts render inline maths only without spaces inside its dollar signs.
+MATH = re.compile(r"\$\$.*?\$\$|\$(?=\S)[^$`\n]+(?<=\S)\$(?!\w)", re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 NAME = re.compile(r"`(?P<name>[A-Za-z_][\w.]*)(?:\(\)|=[^`]*)?`")
 FRAMEWORKS = {"array_api_compat", "jax", "jnp", "keras", "np", "numpy", "optax", "tf", "torch"}

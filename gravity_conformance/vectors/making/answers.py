@@ -1,7 +1,7 @@
-"""What a vector expects, from its inputs: the exact result, rounded once and written as JSON.
+"""The expected results of a vector: exact, rounded once, and written as JSON.
 
-Guarantee: the files are made and checked by the same functions, so a file that passes the
-check has the inputs that it shows and the results that the mathematics gives for them.
+Guarantee: the same functions make the files and check them. In a file that passes the check, both
+notations of each input agree, and every result is the one that the mathematics gives.
 """
 
 import math
@@ -17,11 +17,11 @@ Json = dict[str, Any]
 
 
 class FaultError(ValueError):
-    """An input that has no answer."""
+    """An input for which no result exists."""
 
 
 def hexadecimal(x: float) -> str:
-    """Return a float as in C99's %a, with no zeros to spare: 0.1 is 0x1.999999999999ap-4."""
+    """Return a float in C99's %a, without trailing zeros: 0.1 is 0x1.999999999999ap-4."""
     if math.isnan(x):
         return "NaN"
     if math.isinf(x):
@@ -34,7 +34,7 @@ def hexadecimal(x: float) -> str:
 
 
 def decimal(x: float, dtype: str) -> float | str:
-    """Return the shortest decimal that, read as a float64 and rounded to `dtype`, is `x`."""
+    """Return the shortest decimal that gives `x` when read as a float64 and rounded to `dtype`."""
     if not math.isfinite(x):
         return hexadecimal(x)
     short = (float(f"{x:.{digits}g}") for digits in range(1, 17))
@@ -42,12 +42,12 @@ def decimal(x: float, dtype: str) -> float | str:
 
 
 def is_decimal_of(y: float, x: float, dtype: str) -> bool:
-    """Tell whether `y` stands for the number `x` of `dtype`."""
+    """Return whether `y`, rounded to `dtype`, is the number `x`."""
     return math.isfinite(y) and exact.round_to(Fraction(y), dtype) == x
 
 
 def number(x: Value, dtype: str = "float64", bound: Fraction | None = None) -> Json:
-    """Return one number, rounded to `dtype`; with a tolerance if its error has a bound."""
+    """Return one number rounded to `dtype`, with a tolerance if `bound` is given."""
     rounded = float(exact.round_to(x, dtype))
     found: Json = {"hex": hexadecimal(rounded), "decimal": decimal(rounded, dtype)}
     if bound is not None:
@@ -65,7 +65,7 @@ def tensor(xs: Iterable[Value], dtype: str, bounds: Iterable[Fraction] | None = 
 
 
 def value(text: str) -> Value:
-    """Return the number that a hexadecimal string stands for.
+    """Return the number that a hexadecimal string represents.
 
     Example:
         >>> value("-0x1.8p-1")
@@ -82,7 +82,7 @@ def values(json: Json, dtype: str, shape: list[int] | None = None) -> list[Value
     """Return the numbers of a tensor.
 
     Raises:
-        FaultError: where there are too few or too many, or `dtype` has no such number.
+        FaultError: if there are too few or too many numbers, or `dtype` cannot represent one.
     """
     found = [value(text) for text in json["hex"]]
     for text, x in zip(json["hex"], found, strict=True):
@@ -90,13 +90,13 @@ def values(json: Json, dtype: str, shape: list[int] | None = None) -> list[Value
             raise FaultError(f"{text} is not a number of {dtype}")
     if shape is not None and len(found) != math.prod(shape):
         raise FaultError(
-            f"a tensor of shape {shape} has {math.prod(shape)} elements, not {len(found)}"
+            f"a tensor of shape {shape} must have {math.prod(shape)} elements, got {len(found)}"
         )
     return found
 
 
 def _rational(json: Json, name: str) -> Fraction:
-    """Return a hyper-parameter, a float64 in its range."""
+    """Return a hyper-parameter, a float64, after checking its range."""
     (x,) = values({"hex": [json["hex"]]}, "float64")
     try:
         hp.validate(names=None, **{name: float(x)})
@@ -105,15 +105,15 @@ def _rational(json: Json, name: str) -> Fraction:
     return Fraction(x)
 
 
-def _again(json: Json) -> Json:
-    """Return `json` with its hyper-parameters rewritten, so that both notations agree."""
+def _rewritten(json: Json) -> Json:
+    """Return `json` with its hyper-parameters rewritten so that both notations agree."""
     names = ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std")
     found = {name: json[name] for name in names if json.get(name) is not None}
     return {**json, **{name: number(_rational(x, name)) for name, x in found.items()}}
 
 
 def _std(test: Json) -> Fraction:
-    """Return σ: velocity_std, or α / l in float64; 0 where l is 0."""
+    """Return σ: velocity_std, or α / η in float64; 0 if η = 0."""
     if test["velocity_std"] is not None:
         return _rational(test["velocity_std"], "velocity_std")
     rate, alpha = (_rational(test[name], name) for name in ("learning_rate", "alpha"))
@@ -126,13 +126,13 @@ def _words(words: Iterable[int]) -> list[str]:
 
 
 def threefry(test: Json, dtype: str) -> Json:
-    """Answer a vector of the generator."""
+    """Return a test of the generator with its result."""
     key, counter = (tuple(int(word, 16) for word in test[name]) for name in ("key", "counter"))
     return {**test, "expected": {"output": _words(exact.threefry(key, counter))}}  # type: ignore[arg-type]
 
 
 def initial_velocity(test: Json, dtype: str) -> Json:
-    """Answer a vector of V₀."""
+    """Return a test of V₀ with its results."""
     std, key = _std(test), exact.tensor_key(int(test["seed"], 16), test["index"])
     first = test["first_element"]
     ks = [exact.halfword(key, i) for i in range(first, first + test["elements"])]
@@ -143,17 +143,17 @@ def initial_velocity(test: Json, dtype: str) -> Json:
         "z": tensor(map(exact.quantile, ks), "float32"),
         "V": tensor((exact.initial_velocity(k, std, dtype) for k in ks), dtype),
     }
-    return {**_again(test), "expected": expected}
+    return {**_rewritten(test), "expected": expected}
 
 
 def coefficients(test: Json, dtype: str) -> Json:
-    """Answer a vector of β̂ and 1 − β̂."""
+    """Return a test of β̂ and 1 − β̂ with its results."""
     expected = _coefficients(test["t"], _rational(test["beta"], "beta"), dtype)
-    return {**_again(test), "expected": expected}
+    return {**_rewritten(test), "expected": expected}
 
 
 def _coefficients(t: int, beta: Fraction, dtype: str) -> Json:
-    # From its closed form each has four roundings: the constant, product, sum and quotient.
+    # Each closed form has four roundings: constant, product, sum and quotient.
     return {
         name: number(x, dtype, exact.relative_bound(x, 4, dtype))
         for name, x in zip(
@@ -163,7 +163,7 @@ def _coefficients(t: int, beta: Fraction, dtype: str) -> Json:
 
 
 def update(test: Json, dtype: str) -> Json:
-    """Answer a vector of one or more updates of one or more tensors."""
+    """Return a test of one or more updates, of one or more tensors, with its results."""
     options = test["hyperparameters"]
     beta, decay = (_rational(options[name], name) for name in ("beta", "weight_decay"))
     shapes = [t["shape"] for t in test["tensors"]]
@@ -190,19 +190,19 @@ def update(test: Json, dtype: str) -> Json:
             _after(tensor_, g, dtype, working)
             for tensor_, g in zip(tensors, gradients, strict=True)
         ]
-        again = [tensor(values(g, dtype), dtype) for g in step["G"]]
-        steps.append({**_again(step), "G": again, "expected": expected})
+        rewritten = [tensor(values(g, dtype), dtype) for g in step["G"]]
+        steps.append({**_rewritten(step), "G": rewritten, "expected": expected})
     first = [
         {**t, "W": tensor(w, dtype), "V": v}
         for t, w, v in zip(test["tensors"], weights, velocities, strict=True)
     ]
-    return {**test, "hyperparameters": _again(options), "tensors": first, "steps": steps}
+    return {**test, "hyperparameters": _rewritten(options), "tensors": first, "steps": steps}
 
 
 def _first_velocity(options: Json, tensor_: Json, index: int, dtype: str) -> Json:
     if options["seed"] is None:
         if "V" not in tensor_:
-            raise FaultError("a test without a seed must give V of every tensor")
+            raise FaultError("V must be given for every tensor of a test without a seed")
         return tensor(values(tensor_["V"], dtype), dtype)
     size = math.prod(tensor_["shape"])
     stream = {"index": index, "first_element": 0, "elements": size}
@@ -213,24 +213,25 @@ def _first_velocity(options: Json, tensor_: Json, index: int, dtype: str) -> Jso
 def _check_step(test: Json, n: int) -> None:
     step, options = test["steps"][n], test["hyperparameters"]
     if n and step["t"] != test["steps"][n - 1]["t"] + 1:
-        raise FaultError(f"t of step {n} must be one more than that before, not {step['t']}")
+        wanted = test["steps"][n - 1]["t"] + 1
+        raise FaultError(f"t of step {n} must be {wanted}, got {step['t']}")
     if step["t"] < options["first_step"] or (
         not n and options["seed"] is not None and step["t"] != options["first_step"]
     ):
-        raise FaultError(f"t of step {n} does not fit first_step, it is {step['t']}")
+        raise FaultError(f"t of step {n} does not fit first_step, got {step['t']}")
     if len(step["G"]) != len(test["tensors"]):
-        raise FaultError(f"G of step {n} must have one entry per tensor, not {len(step['G'])}")
+        raise FaultError(f"G of step {n} must have one entry per tensor, got {len(step['G'])}")
     if test["same_gradients"] and step["G"] != test["steps"][0]["G"]:
-        raise FaultError(f"G of step {n} must be that of step 0, by same_gradients")
+        raise FaultError(f"G of step {n} must equal G of step 0, because same_gradients is true")
 
 
 def _after(after: exact.Tensor, g: list[Value], dtype: str, working: str) -> Json:
-    """Return what is expected of one tensor after a step."""
+    """Return the expected results of one tensor after a step."""
     tiny, largest = exact.FORMATS[working].smallest_normal, exact.max_abs(g)
     m = exact.max_step_grad(g)
     found = {"m": number(m, working, exact.relative_bound(m, 1, working) + tiny)}
     if 0 < largest < tiny:
-        found["m"]["tolerance"] = None  # where subnormal numbers are flushed, m is ∞
+        found["m"]["tolerance"] = None  # m is ∞ if subnormal numbers are flushed
     zeta = [
         exact.relative_bound(z, 5, working) + absolute
         for z, absolute in zip(after.zeta, after.underflow_and_overflow(g), strict=True)
@@ -247,4 +248,4 @@ ANSWERS: dict[str, Callable[[Json, str], Json]] = {
     "coefficients": coefficients,
     "update": update,
 }
-"""The function that answers a test, by the type of its group."""
+"""The function that computes the results of a test, by the type of its group."""

@@ -1,7 +1,7 @@
-"""All vectors' inputs, by file: `ordinary` and `extreme` updates, and what an update is made of.
+"""The inputs of all vectors by file: `ordinary` and `extreme` updates, coefficients, and V₀.
 
-Guarantee: the same files, byte for byte, on every machine. Numbers that stand for ordinary data
-come from Threefry in Python integers; every result comes from `answers`.
+Guarantee: the files are the same, byte for byte, on every machine. Pseudo-random inputs come from
+Threefry in Python integers. Every result comes from `answers`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +47,7 @@ def _coefficient_flags(t: int, beta: float, dtype: str) -> Iterator[str]:
 
 
 def initial_velocities(dtype: str) -> Iterator[Json]:
-    """Yield V₀ by seed, position of the tensor and elements."""
+    """Yield V₀ for seeds, positions of the tensor and ranges of elements."""
 
     def v0(comment: str, flags: Sequence[str], **inputs: Any) -> Json:
         given = {
@@ -64,17 +64,17 @@ def initial_velocities(dtype: str) -> Iterator[Json]:
         return {"comment": comment, "flags": list(flags), **given, "seed": seed64(given["seed"])}
 
     yield v0("the defaults: σ = 0.01/0.1", ["std_alpha", "default_velocity"])
-    yield v0("σ = α/l with other numbers", ["std_alpha"], learning_rate=0.003, alpha=0.05)
-    yield v0("learning rate 1, where σ is α", [], learning_rate=1.0)
-    yield v0("velocity_std overrides α/l", [], velocity_std=0.25)
+    yield v0("σ = α/η with other numbers", ["std_alpha"], learning_rate=0.003, alpha=0.05)
+    yield v0("learning rate 1: σ = α", [], learning_rate=1.0)
+    yield v0("velocity_std overrides α/η", [], velocity_std=0.25)
     yield v0("a seed of 64 bits", ["seed_ignored", "seed_truncated"], seed=0x0123456789ABCDEF)
     yield v0("the largest seed", ["seed_ignored", "seed_truncated"], seed=2**64 - 1)
     yield v0("the second tensor", ["velocity_shared"], index=1)
-    yield v0("tensor number 2³² − 1", ["velocity_shared", "large_index"], index=2**32 - 1)
-    yield v0("seed and position", ["velocity_shared", "seed_ignored"], seed=5, index=2)
+    yield v0("the tensor with index 2³² − 1", ["velocity_shared", "large_index"], index=2**32 - 1)
+    yield v0("a seed and a position", ["velocity_shared", "seed_ignored"], seed=5, index=2)
     if dtype in HALF:
         return  # the elements are those of float32, rounded
-    yield v0("a slice from within a block of four", ["slice"], first_element=3, elements=6)
+    yield v0("a slice that starts inside a block of four", ["slice"], first_element=3, elements=6)
     yield v0("elements far into the tensor", ["slice"], first_element=99_998)
     yield v0(
         "elements around 2³²", ["element_truncated", "slice"], first_element=2**32 - 2, elements=6
@@ -102,9 +102,9 @@ def generator(dtype: str) -> Iterator[Json]:
         ("Random123: zeros", (0, 0), (0, 0)),
         ("Random123: ones", (ones, ones), (ones, ones)),
         ("Random123: digits of π", (0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3)),
-        ("the key of tensor 0 by seed 0", (0, 0), (0, 0)),
-        ("the key of tensor 2 by seed 5", (0, 5), (0, 2)),
-        ("the key of tensor 1 by seed 2³²", (1, 0), (0, 1)),
+        ("the key of tensor 0 for seed 0", (0, 0), (0, 0)),
+        ("the key of tensor 2 for seed 5", (0, 5), (0, 2)),
+        ("the key of tensor 1 for seed 2³²", (1, 0), (0, 1)),
         ("a counter beyond 32 bits", (0, 5), (1, 2)),
     ):
         words = {
@@ -128,4 +128,4 @@ FILES: dict[str, list[tuple[str, tuple[str, ...], Cases]]] = {
         ("initial_velocity", (*FULL, *HALF), initial_velocities),
     ],
 }
-"""Name of each file: the groups that it has, by type, dtypes and cases."""
+"""The groups of each file, by its name: type, dtypes and cases."""

@@ -1,4 +1,4 @@
-"""The vectors of updates at the ends of the number line: edge cases, half types, not finite."""
+"""The update vectors with extreme numbers: edge cases, half types, non-finite values."""
 
 import math
 from collections.abc import Iterator
@@ -53,10 +53,10 @@ def edge_cases(dtype: str) -> Iterator[Json]:
     )
     big = math.sqrt(math.sqrt(largest))
     for comment, g in (
-        ("large gradients: s·s is near overflow at the largest", big / 2),
-        ("s·s overflows and ζ is 0, where the exact value is all but 0", 4 * big),
+        ("large gradients: s·s of the largest is near overflow", big / 2),
+        ("s·s overflows and ζ is 0; the exact value is nearly 0", 4 * big),
         ("s itself overflows", math.sqrt(largest) * 4),
-        ("the largest finite number, where 1/max|G| is subnormal", largest),
+        ("the largest finite number: 1/max|G| is subnormal", largest),
     ):
         g = float(exact.round_to(Fraction(g), dtype))
         yield usual(comment, ["huge_gradient"], gradients=[[[g, -g / 2, 1.0, 0.0]]])
@@ -68,14 +68,14 @@ def edge_cases(dtype: str) -> Iterator[Json]:
     )
     yield usual("an empty tensor", ["empty"], tensors=[((0,), [], [])], gradients=[[[]]])
     yield usual(
-        "empty and 0-d tensors among others; they count in the positions of V₀",
+        "empty and 0-d tensors among others; they count in the positions for V₀",
         ["empty", "zero_dimensional", "many_tensors", "global_max", "default_velocity"],
         tensors=[((2, 0), [], None), ((), [0.5], None), (shape, w, None)],
         gradients=[[[], [-2.0], ordinary], [[], [0.25], ordinary[::-1]]],
         seed=3,
     )
     if dtype != "float32":
-        return  # what follows has nothing to do with the dtype
+        return  # the rest does not depend on the dtype
     yield usual(
         "zeros of both signs beside a number",
         ["zero_gradient"],
@@ -93,7 +93,7 @@ def edge_cases(dtype: str) -> Iterator[Json]:
         gradients=[[[largest, -1.0, 1.0, 0.0]], [ordinary]],
     )
     yield usual(
-        "a huge V: W goes where V says",
+        "a huge V: W follows V",
         ["huge_velocity"],
         tensors=[(shape, w, [1e30, -1e30, 1.0, 0.0])],
         gradients=[[ordinary]],
@@ -111,13 +111,13 @@ def half_precision(dtype: str) -> Iterator[Json]:
     some = ["beta_for_beta_hat", "one_minus_beta_hat_omitted", "missing_square"]
     yield usual("an ordinary update", ["t_off_by_one", *some, "mean_for_max", "half_precision"])
     yield usual(
-        "max|G| = 16: s·s overflows if it is computed in float16",
+        "max|G| = 16: s·s overflows if computed in float16",
         [*own, "mean_for_max", "missing_square", "half_precision"],
         tensors=still,
         gradients=[[[16.0, -8.0, 1.0, 0.125]]],
     )
     yield usual(
-        "max|G| = 256: s overflows if it is computed in float16",
+        "max|G| = 256: s overflows if computed in float16",
         [*own, "mean_for_max", "missing_square", "half_precision"],
         tensors=still,
         gradients=[[[0.125, -0.5, -256.0, 2.0]]],
@@ -126,7 +126,7 @@ def half_precision(dtype: str) -> Iterator[Json]:
         "t = 2049 and β = 1", ["late_step", "half_precision"], tensors=still, t=2049, beta=1.0
     )
     yield usual(
-        "t = 70 000, beyond float16, and β = 1",
+        "t = 70 000, beyond the range of float16, and β = 1",
         ["coefficient_half", "late_step", "half_precision"],
         tensors=still,
         t=70_000,
@@ -135,7 +135,7 @@ def half_precision(dtype: str) -> Iterator[Json]:
     grads = [[draw(60 + n, shape, dtype, 2.0)] for n in range(4)]
     yield usual("four updates", [*some, "half_precision", "t_off_by_one"], gradients=grads)
     yield usual(
-        "three updates from V₀ by seed, with weight decay",
+        "three updates from a seeded V₀, with weight decay",
         ["std_alpha", "weight_decay", "half_precision", "default_velocity"],
         tensors=[(shape, w, None)],
         gradients=grads[:3],
@@ -153,7 +153,7 @@ def half_precision(dtype: str) -> Iterator[Json]:
 
 
 def non_finite(dtype: str) -> Iterator[Json]:
-    """Yield what is not finite; nothing is filtered, and all elements share max|G|."""
+    """Yield non-finite inputs. Nothing is filtered, and all elements share max|G|."""
     inf, nan = math.inf, math.nan
     shape = (4,)
     w, v, g = draw(70, shape, dtype), draw(71, shape, dtype, 0.25), draw(72, shape, dtype)
@@ -164,7 +164,7 @@ def non_finite(dtype: str) -> Iterator[Json]:
         "one NaN poisons its tensor", [*flags, "nan_in_maximum"], gradients=[[[1.0, nan, 2.0, 0.0]]]
     )
     yield usual(
-        "NaN in one tensor leaves the other alone",
+        "NaN in one tensor leaves the other tensor alone",
         [*flags, "nan_in_maximum", "global_max", "many_tensors"],
         tensors=[(shape, w, v), ((2,), [0.5, -0.5], [0.125, 0.25])],
         gradients=[[[1.0, nan, 2.0, 0.0], [1.0, -2.0]]],
@@ -181,18 +181,18 @@ def non_finite(dtype: str) -> Iterator[Json]:
     yield usual("all NaN", flags, gradients=[[[nan] * 4]])
     yield usual("NaN and ∞", [*flags, "nan_in_maximum"], gradients=[[[inf, nan, 1.0, 0.0]]])
     yield usual(
-        "∞ for one step: V remembers NaN, the others recover",
+        "∞ for one step: NaN stays in V, the other elements recover",
         flags,
         gradients=[[[1.0, inf, -2.0, 0.5]], [g]],
     )
     yield usual(
-        "V not finite: it stays so, and W follows",
+        "V not finite: V stays non-finite, and W follows",
         ["non_finite"],
         tensors=[(shape, w, [nan, inf, -inf, 0.25])],
         gradients=[[g], [g]],
     )
     yield usual(
-        "W not finite, V finite: V does not ask for W",
+        "W not finite, V finite: V does not depend on W",
         ["non_finite"],
         tensors=[(shape, [nan, inf, -inf, 0.25], v)],
     )

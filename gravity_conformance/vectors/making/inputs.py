@@ -1,4 +1,4 @@
-"""How the inputs of a vector are made and written."""
+"""Make the inputs of a vector and write them as JSON."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 
 def draw(stream: int, shape: Shape, dtype: str, size: float = 1.0) -> Numbers:
-    """Return numbers spread evenly over (−size, size), in `dtype`; others for each stream."""
+    """Return uniform pseudo-random numbers in (−size, size) in `dtype`, a sequence per stream."""
     found = []
     for i in range(math.prod(shape)):
         high, low = exact.threefry((0, stream), (0, i))
@@ -45,23 +45,23 @@ def case(
     """Return the inputs of one test of updates.
 
     Args:
-        comment: what it is, in a line.
-        flags: the mistakes that it catches and the cases that it stands for.
-        tensors: shape, W and V of each; V None where the seed gives it.
-        gradients: for every step those of every tensor.
-        dtype: of all of them.
-        t: of the first step; `first_step` if None.
-        rates: the learning rate of every step; `learning_rate` at all if none are given.
-        learning_rate: that the optimizer is constructed with.
+        comment: a description, in one line.
+        flags: the mistakes that it catches and the cases that it covers.
+        tensors: shape, W and V of each. V is None where it is drawn from the seed.
+        gradients: for each step, the gradient of each tensor.
+        dtype: the dtype of all tensors.
+        t: t of the first step; `first_step` if None.
+        rates: the learning rate of each step; `learning_rate` at every step if empty.
+        learning_rate: η at construction.
         alpha: α.
         beta: β.
         weight_decay: λ.
         velocity_std: σ itself.
-        seed: of V₀; None where V is given.
+        seed: the seed of V₀; None where V is given.
         first_step: 0 or 1.
-        maximize: whether gradients count with their sign changed.
-        same_gradients: whether the same arrays are passed at every step.
-        reload: the step, from 0, before which the state is saved and loaded.
+        maximize: whether the sign of the gradient is flipped.
+        same_gradients: whether every step passes the same arrays.
+        reload: the step, counted from 0, before which the state is saved and loaded.
     """
     start = first_step if t is None else t
     rates = rates or [learning_rate] * len(gradients)
@@ -97,12 +97,12 @@ def case(
 
 
 def float64(x: float) -> Json:
-    """Return a hyper-parameter as the files have it."""
+    """Return a hyper-parameter in the notation of the files."""
     return number(Fraction(x))
 
 
 def seed64(seed: int) -> str:
-    """Return a seed as the files have it."""
+    """Return a seed in the notation of the files."""
     return f"0x{seed:016x}"
 
 

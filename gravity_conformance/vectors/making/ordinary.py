@@ -1,4 +1,4 @@
-"""The vectors of updates with ordinary numbers: what is fed in, and which mistakes it shows."""
+"""The update vectors with ordinary numbers: their inputs, and the mistakes that they catch."""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -8,9 +8,9 @@ from gravity_conformance.vectors import exact
 from gravity_conformance.vectors.making.answers import Json
 from gravity_conformance.vectors.making.inputs import Numbers, Shape, case, draw
 
-# What one update tells apart whose coefficients are no round numbers.
+# The mistakes that one update reveals if its coefficients are not round numbers.
 COUNTER = ("t_off_by_one", "coefficient_half", "beta_for_beta_hat", "one_minus_beta_hat_omitted")
-# And if several gradients differ, the largest is negative, V is not 0 and l is not 1:
+# More if the gradients differ, the largest is negative, V ≠ 0 and η ≠ 1.
 ORDINARY = (*COUNTER, "mean_for_max", "signed_max", "missing_square", "learning_rate_twice")
 
 
@@ -32,18 +32,18 @@ def one_step(dtype: str) -> Iterator[Json]:
     if dtype == "float32":
         yield usual("another learning rate", ORDINARY, learning_rate=0.003)
     yield usual(
-        "learning rate 0: V changes and W does not",
+        "learning rate 0: V changes, W does not",
         ["t_off_by_one", "mean_for_max", "missing_square", "learning_rate_zero"],
         learning_rate=0.0,
     )
     for beta in (0.0, 0.5, 0.999, 1.0) if dtype == "float32" else ():
-        # β = ½ makes β̂ = ½ at every step
+        # β = ½ gives β̂ = ½ at every step
         flags = [f for f in ORDINARY if beta != 0.5 or f not in COUNTER[:3]]
         flags += ["beta_bounds"] if beta in (0.0, 1.0) else []
         yield usual(f"β = {beta:g}", flags, beta=beta, t=3)
     late = ["coefficient_half", "beta_for_beta_hat", "one_minus_beta_hat_omitted", "late_step"]
-    yield usual("t = 2049, which float16 does not have", late, t=2049)
-    yield usual("t = 70 000, beyond float16", late, t=70_000)
+    yield usual("t = 2049, which float16 cannot represent", late, t=2049)
+    yield usual("t = 70 000, beyond the range of float16", late, t=70_000)
     still = [(shape, w, [0.0] * 4)]
     difference = ["coefficient_difference"] if dtype == "float32" else []
     yield usual(
@@ -67,7 +67,7 @@ def one_step(dtype: str) -> Iterator[Json]:
     far = draw(4, shape, dtype, 0.05)
     two = [(shape, w, v), ((3,), draw(5, (3,), dtype), draw(6, (3,), dtype, 0.25))]
     yield usual(
-        "two tensors, the gradient of one a thousand times that of the other",
+        "two tensors; one gradient is about a thousand times larger than the other",
         ["global_max", "many_tensors"],
         tensors=two,
         gradients=[[far, draw(7, (3,), dtype, 50.0)]],
@@ -87,7 +87,7 @@ def one_step(dtype: str) -> Iterator[Json]:
     zeta = exact.gradient_term([Fraction(x) for x in g])
     opposite = [-float(exact.round_to(z, dtype)) for z in zeta]
     yield usual(
-        "β̂ V and (1 − β̂) ζ cancel: ulps of the result mean nothing, the tolerance does",
+        "β̂ V and (1 − β̂) ζ cancel: ulps of the result mean nothing, the tolerance holds",
         ["t_off_by_one", "missing_square", "mean_for_max", "cancellation"],
         tensors=[(shape, w, opposite)],
         first_step=0,
@@ -118,14 +118,14 @@ def trajectories(dtype: str) -> Iterator[Json]:
     flags = (*ORDINARY, "global_max")
     yield usual("five updates from a given V", [*flags, "many_tensors"], gradients=grads)
     yield usual(
-        "three updates from V₀ by seed",
+        "three updates from a seeded V₀",
         [*flags, "std_alpha", "velocity_shared", "many_tensors", "default_velocity"],
         tensors=seeded,
         gradients=grads[:3],
         seed=0,
     )
     yield usual(
-        "t from 0, from V₀ by seed",
+        "t from 0, from a seeded V₀",
         [*flags, "std_alpha", "first_step_0", "default_velocity"],
         tensors=seeded,
         gradients=grads[:2],
@@ -134,7 +134,7 @@ def trajectories(dtype: str) -> Iterator[Json]:
     )
     rates = [0.025, 0.05, 0.1, 0.05]
     yield usual(
-        "a warm-up and a decay: σ = α/l with the learning rate of the construction, 0.1",
+        "a warm-up and a decay: σ = α/η with the constructor's learning rate, 0.1",
         ["std_from_schedule", "std_alpha", "scheduled_learning_rate", "default_velocity"],
         tensors=seeded,
         gradients=grads[: len(rates)],
@@ -148,7 +148,7 @@ def trajectories(dtype: str) -> Iterator[Json]:
         reload=2,
     )
     yield usual(
-        "saved and loaded, from V₀ by seed and with a scheduled learning rate",
+        "saved and loaded, from a seeded V₀ and with a scheduled learning rate",
         ["velocity_reset", "t_reset", "reload", "scheduled_learning_rate", "default_velocity"],
         tensors=seeded,
         gradients=grads[:3],
@@ -157,9 +157,9 @@ def trajectories(dtype: str) -> Iterator[Json]:
         reload=1,
     )
     if dtype != "float32":
-        return  # what follows has nothing to do with the dtype
+        return  # the rest does not depend on the dtype
     yield usual(
-        "a warm-up that starts at 0, constructed with 0 and a velocity_std",
+        "a warm-up from 0: learning rate 0 at construction, with velocity_std",
         ["scheduled_learning_rate", "learning_rate_zero", "default_velocity"],
         tensors=seeded,
         gradients=grads[:3],
@@ -169,7 +169,7 @@ def trajectories(dtype: str) -> Iterator[Json]:
         seed=1,
     )
     yield usual(
-        "constructed with learning rate 0: V starts from rest",
+        "learning rate 0 at construction: V starts from rest",
         ["scheduled_learning_rate", "learning_rate_zero", "default_velocity"],
         tensors=seeded,
         gradients=grads[:2],
@@ -191,7 +191,7 @@ def trajectories(dtype: str) -> Iterator[Json]:
         weight_decay=0.05,
     )
     yield usual(
-        "maximize, with the same gradient arrays at every step: they must stay as they are",
+        "maximize, with the same gradient arrays at every step: they must not change",
         ["gradient_changed", "maximize_ignored", "maximize"],
         gradients=[grads[0]] * 3,
         maximize=True,
@@ -206,7 +206,7 @@ def trajectories(dtype: str) -> Iterator[Json]:
     )
     single: list[Shape] = [(1,)]
     yield usual(
-        "one number for twelve updates: the last β̂ is well on its way to β",
+        "one number for twelve updates: β̂ gets close to β",
         [*COUNTER, "missing_square", "learning_rate_twice"],
         tensors=[((1,), [0.5], [-0.125])],
         gradients=run(2, 12, single, [1.0]),

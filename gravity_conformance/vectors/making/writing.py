@@ -1,4 +1,4 @@
-"""The vectors' files: `cases` answered by `answers`, with their notes, as JSON text."""
+"""Write the files of the vectors: `cases`, results from `answers`, and notes, as JSON text."""
 
 import json
 from importlib import resources
@@ -12,7 +12,7 @@ from gravity_conformance.vectors.making.notes import NOTES
 
 HEADER = [
     "Conformance vectors of the Gravity optimizer (arXiv 2101.09192).",
-    "Expected values are exact results rounded once; README.md says how to use them.",
+    "Expected values are exact results, rounded once. README.md explains how to use them.",
 ]
 
 
@@ -44,7 +44,7 @@ WIDTH = 100
 
 
 def dump(content: Any, indent: int = 0) -> str:
-    """Return JSON with tensors, and what is short, on one line each."""
+    """Return JSON text with each tensor and each short value on one line."""
     line = json.dumps(content, ensure_ascii=False, allow_nan=False)
     if len(line) + indent <= WIDTH or not isinstance(content, dict | list):
         return line
@@ -62,7 +62,7 @@ def dump(content: Any, indent: int = 0) -> str:
 
 
 def texts() -> dict[str, str]:
-    """Return every file of the vectors by name: those made here, the schema and README.md."""
+    """Return the text of every file by name: the vectors, the schema and README.md."""
     folder = resources.files(vectors)
     found = {f"{name}.json": dump(document(name)) + "\n" for name in FILES}
     for name in ("schema.json", "README.md"):
@@ -71,7 +71,7 @@ def texts() -> dict[str, str]:
 
 
 def write(out: Path) -> list[Path]:
-    """Write all of them to a folder, and return their paths."""
+    """Write all files to a folder and return their paths."""
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, text in texts().items():
