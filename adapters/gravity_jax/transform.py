@@ -20,9 +20,9 @@ from jax.typing import ArrayLike, DTypeLike
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
-from gravity_jax.reduction import largest_magnitudes
-from gravity_jax.structure import MISSING, leaves_up_to, named_leaves, stacked_axes
-from gravity_jax.velocity import check_velocity_std, initial_velocity, working_dtype
+from gravity_jax._reduction import largest_magnitudes
+from gravity_jax._structure import MISSING, leaves_up_to, named_leaves, stacked_axes
+from gravity_jax._velocity import check_velocity_std, initial_velocity, working_dtype
 
 
 class ScaleByGravityState(NamedTuple):

@@ -27,7 +27,7 @@ from gravity_jax import (  # noqa: E402
     gravity,
     scale_by_gravity,
 )
-from gravity_jax.reduction import SMALL, TOGETHER, largest_magnitudes  # noqa: E402
+from gravity_jax._reduction import SMALL, TOGETHER, largest_magnitudes  # noqa: E402
 from tests.adapters.arguments import BAD  # noqa: E402
 
 

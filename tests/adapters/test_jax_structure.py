@@ -1,4 +1,4 @@
-"""gravity_jax.structure: the first place where a gradient tree is not that of the parameters."""
+"""gravity_jax._structure: the first place where a gradient tree is not that of the parameters."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 import jax.numpy as jnp  # noqa: E402
 
 from gravity_jax import gravity  # noqa: E402
-from gravity_jax.structure import first_difference, leaves_up_to  # noqa: E402
+from gravity_jax._structure import first_difference, leaves_up_to  # noqa: E402
 
 Pair = collections.namedtuple("Pair", "x y")
 
