@@ -61,7 +61,8 @@ def first_difference(expected: Any, got: Any, name: str) -> str | None:
     if superfluous:
         return f"{name}{superfluous[0]} {SUPERFLUOUS}"
     if structure != other:
-        return f"{name} must have the same static data as the parameters, got another {type(got).__name__}"
+        received = type(got).__name__
+        return f"{name} must have the same static data as the parameters, got another {received}"
     return next(
         filter(None, (first_difference(ours[key], theirs[key], name + key) for key in ours)), None
     )
