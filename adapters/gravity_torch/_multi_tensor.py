@@ -33,13 +33,12 @@ Rows = tuple[Tensor, Tensors]
 # β̂, 1 − β̂, and 1/(1 − β̂) as a tensor.
 Weights = tuple[float, float, Tensor]
 
-
 # These types have memory, and a look at the type is quicker than `has_memory`.
 _PLAIN = (torch.nn.Parameter, Tensor)
 
 
 def multi_tensor(items: list[Item], options: Options) -> None:
-    """Update each tensor on the CPU in blocks, or in a stack if it is small; GPUs differ."""
+    """Update large tensors in blocks and small ones in stacks; GPUs have their own path."""
     stacks: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     large: list[Item] = []
     single: list[Item] = []
@@ -192,7 +191,7 @@ def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options:
 def _move_half(
     ps: Tensors, terms: Rows, velocities: Tensors, old: float, options: Options, scratch: Rows
 ) -> None:
-    """Do as `_move`, in the float32 `terms` and `scratch`; W moves by the rounded V."""
+    """Like `_move`, but in the float32 `terms` and `scratch`; W moves by the rounded V."""
     (term, term_rows), (w, w_rows) = terms, scratch
     torch._foreach_copy_(w_rows, velocities)
     w.mul_(old).add_(term, alpha=-1 if options.maximize else 1)

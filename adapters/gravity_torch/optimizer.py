@@ -40,7 +40,7 @@ _DEFAULTS = {
 
 
 def _with_grad_if_differentiable(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a step record gradients exactly if `differentiable`, whatever the caller's mode."""
+    """Let a step record gradients exactly if `differentiable`, in any mode of the caller."""
     try:  # private to torch; unlike the code below, it also breaks the graph under torch.compile
         from torch.optim.optimizer import _use_grad_for_differentiable
     except ImportError:
@@ -169,8 +169,8 @@ class Gravity(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle or a state_dict; options that it lacks get their defaults.
 
-        A missing σ has no default. The group that the state is loaded into keeps its own. An old
-        pickle has no such group: σ then comes from the group's initial_lr, or from its lr.
+        σ has no default. If the state lacks it, the receiving group keeps its own. When unpickling,
+        there is no receiving group: σ then comes from the state's initial_lr, or else from its lr.
         """
         fixed = [group.get("velocity_std") for group in self.__dict__.get("param_groups", ())]
         for group in state["param_groups"]:
@@ -233,7 +233,7 @@ class Gravity(torch.optim.Optimizer):
             ValueError: if a gradient or a velocity does not fit its parameter: it has another
                 shape, or only one of the two is complex. This happens if `p.data` is replaced.
 
-        If `step` raises, no parameter and no counter has changed.
+        After one of these errors, no parameter and no counter has changed.
         """
         _check_capture(self)
         loss = None
@@ -307,7 +307,7 @@ class Gravity(torch.optim.Optimizer):
 
 
 def first_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:
-    """Return V₀ of the parameter of the group that has this index among all parameters."""
+    """Return V₀ of a parameter of the group; `index` is its position among all parameters."""
     _check_velocity_std(p, group)
     return initial_velocity(p, group["velocity_std"], group["seed"], index)
 
@@ -340,7 +340,9 @@ def _step_group(
         maximize=group["maximize"],
     )
     if compiling:
-        items = [(_listed(p), _listed(g), _listed(v), t, m) for p, g, v, t, m in items]
+        items = [
+            (_at_least_1d(p), _at_least_1d(g), _at_least_1d(v), t, m) for p, g, v, t, m in items
+        ]
     single = group["foreach"] is False or compiling or group["differentiable"]
     path = single_tensor if single else multi_tensor
     if group["fused"] and not compiling:
@@ -349,7 +351,7 @@ def _step_group(
         path(items, options)
 
 
-def _listed(x: Tensor) -> Tensor:
+def _at_least_1d(x: Tensor) -> Tensor:
     # torch.compile treats 0-d float64 tensors as numbers, and loses writes to them.
     return x if x.ndim else x.view(1)
 
