@@ -29,8 +29,8 @@ def check_state(p: Tensor, state: dict[str, Any]) -> None:
     velocity = state["velocity"]
     if velocity.shape != p.shape or velocity.is_complex() != p.is_complex():
         raise ValueError(
-            f"velocity must have the shape of its parameter, {tuple(p.shape)} {p.dtype}, "
-            f"got {tuple(velocity.shape)} {velocity.dtype}"
+            "velocity must have the shape of its parameter and be complex exactly if that is: "
+            f"expected {tuple(p.shape)} {p.dtype}, got {tuple(velocity.shape)} {velocity.dtype}"
         )
     if not _distributed.is_placed_as(velocity, p):
         expected, got = (getattr(x, "placements", "not sharded") for x in (p, velocity))
