@@ -1,4 +1,4 @@
-"""Hand-over of a Gravity run in JAX to and from other frameworks, as `gravity_core.State`."""
+"""Export and import of a Gravity run in JAX, as `gravity_core.State`."""
 
 from typing import Any
 
@@ -14,21 +14,21 @@ from gravity_jax.transform import ScaleByGravityState
 
 
 def export_state(opt_state: Any, **hyperparameters: Any) -> State:
-    """Return a copy of the state of `gravity` or `scale_by_gravity`, however it is wrapped.
+    """Return a copy of the state of `gravity` or `scale_by_gravity`, inside any optax wrappers.
 
-    The export of arrays that are spread over several processes gathers the whole V. This is a
-    collective operation: every process has to call it.
+    If arrays are sharded over several processes, this is a collective operation: every process must
+    call it, and gets the whole V.
 
     Args:
         opt_state: an optax state that holds one `ScaleByGravityState`.
-        **hyperparameters: the arguments that `gravity` was called with, which an optax state
-            does not know; those of JAX only (``mask``, ``velocity_dtype``) are left out. A
-            schedule is evaluated at the state's count. With a learning rate that
-            has been changed since (`optax.inject_hyperparams`), give ``velocity_std`` too.
+        **hyperparameters: the arguments of `gravity`, because an optax state does not store them.
+            Leave out those that only JAX has, such as ``mask`` and ``velocity_dtype``. A schedule
+            is evaluated at the state's count. If the learning rate has changed since `init`
+            (`optax.inject_hyperparams`), pass ``velocity_std`` too.
 
     Raises:
-        ValueError: if there is no `ScaleByGravityState`, or more than one; or for a
-            hyper-parameter out of its range.
+        ValueError: if the number of `ScaleByGravityState` is not one, or for a hyper-parameter out
+            of its range.
         TypeError: for a hyper-parameter that does not exist.
 
     Example:
@@ -54,17 +54,17 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
 def import_state(opt_state: optax.OptState, state: State) -> Any:
     """Return `opt_state` with the count and the velocities of `state`.
 
-    The hyper-parameters are the transformation's, which optax closes over: make it by
-    ``gravity(**state.hyperparameters)``, or with a schedule of your own as ``learning_rate``,
-    which goes on at the state's count.
+    The transformation itself holds the hyper-parameters. So create it with
+    ``gravity(**state.hyperparameters)``. You may pass a schedule of your own as ``learning_rate``;
+    it continues at the state's count.
 
     Args:
-        opt_state: what ``init`` of the transformation returns for the parameters, in whose
-            order of leaves the velocities must be.
-        state: of any framework.
+        opt_state: the result of the transformation's ``init`` for the parameters. The velocities
+            must have the order of its leaves.
+        state: a state from any framework.
 
     Raises:
-        ValueError: if the state does not fit, naming what, or its t is no int32.
+        ValueError: if the state does not fit, naming what does not, or if its t exceeds int32.
 
     Example:
         >>> from gravity_jax import gravity
@@ -91,7 +91,7 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
             return node
         return jax.tree.unflatten(one_level, map(replaced, children))
 
-    # optax's own tree_set does not look into a chain below a state that has a count.
+    # optax's tree_set does not search a chain inside a state that has a count.
     return replaced(opt_state)
 
 
@@ -107,14 +107,14 @@ def _own_state(opt_state: Any) -> ScaleByGravityState:
 
 
 def _counts_a_schedule(node: Any) -> bool:
-    # optax has no public name for the state of a weight decay by schedule, which is its count.
+    # optax has no public name for the state of a scheduled weight decay. That state is a count.
     return isinstance(node, optax.InjectStatefulHyperparamsState) or (
         getattr(node, "_fields", None) == optax.ScaleByScheduleState._fields
     )
 
 
 def _whole(v: Any) -> np.ndarray:
-    """Return all of V, whose shards may be in several processes."""
+    """Return the whole V, also if its shards are in several processes."""
     sharding = getattr(v, "sharding", None)
     if isinstance(sharding, NamedSharding) and not (
         v.is_fully_addressable or v.is_fully_replicated
@@ -125,5 +125,5 @@ def _whole(v: Any) -> np.ndarray:
 
 def _like(old: jax.Array, v: np.ndarray) -> jax.Array:
     new = jnp.array(v, old.dtype)  # a copy
-    # What is not committed to its devices stays so, as `init` makes it, and follows the parameters.
+    # An uncommitted array, as `init` makes it, must stay uncommitted to follow the parameters.
     return jax.device_put(new, old.sharding) if old.committed else new

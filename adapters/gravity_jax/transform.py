@@ -1,10 +1,14 @@
 """Gravity as optax gradient transformations.
 
-Guarantees: the state holds arrays only; V₀ needs no random key and has the same bits
-under jit as outside and on any mesh (where the learning rate is traced, as far as float32
-gives its σ); the math is gravity_core's with ``xp=jax.numpy``. Outside jit the step gives the
-bits of the NumPy reference (subnormal numbers apart, which XLA flushes to zero, and
-weight decay, which optax rounds elsewhere); under jit it stays inside the certified bound.
+Guarantees:
+
+- The state holds arrays only.
+- V₀ needs no random key. It has the same bits inside and outside jit and on any mesh. (If the
+  learning rate is traced, σ = α/η is computed in float32.)
+- The math is gravity_core's, with ``xp=jax.numpy``.
+- Outside jit, a step has the bits of the NumPy reference, with two exceptions: XLA flushes
+  subnormal numbers to zero, and optax rounds weight decay in another place.
+- Under jit, a step stays inside the certified bound.
 """
 
 import functools
@@ -20,17 +24,17 @@ from jax.typing import ArrayLike, DTypeLike
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
-from gravity_jax.reduction import largest_magnitudes
-from gravity_jax.structure import MISSING, leaves_up_to, named_leaves, stacked_axes
-from gravity_jax.velocity import check_velocity_std, initial_velocity, working_dtype
+from gravity_jax._reduction import largest_magnitudes
+from gravity_jax._structure import MISSING, leaves_up_to, named_leaves, stacked_axes
+from gravity_jax._velocity import check_velocity_std, initial_velocity, working_dtype
 
 
 class ScaleByGravityState(NamedTuple):
     """State of `scale_by_gravity`.
 
     Attributes:
-        count: updates made so far, an int32 scalar.
-        velocity: V, in the structure of the parameters.
+        count: the number of updates so far, an int32 scalar.
+        velocity: V, with the tree structure of the parameters.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count, as in optax's own states
@@ -52,17 +56,17 @@ def scale_by_gravity(
         V₀ ~ N(0, σ²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
         ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ
 
-    max|G| is taken over each array of the parameter tree, or over each layer of a `stacked` one.
-    Under jit, V₀ and V take the sharding of the parameters and max|G| is that of all shards.
+    max|G| is the maximum over each array of the parameter tree, or over each layer of a `stacked`
+    array. Under jit, V₀ and V take the sharding of the parameters, and max|G| covers all shards.
 
     Args:
         beta: β in [0, 1].
-        velocity_std: σ, >= 0, and such that V₀ does not overflow. None gives that of the defaults
-            of `gravity`, 0.01 / 0.1.
-        seed: an integer in [0, 2**64); a traced integer works too.
+        velocity_std: σ, >= 0 and small enough that V₀ does not overflow. None means 0.01 / 0.1,
+            the default of `gravity`.
+        seed: an integer in [0, 2**64); it may be traced.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        velocity_dtype: floating dtype of V; None takes that of each parameter, which complex
-            ones keep.
+        velocity_dtype: floating dtype of V. None means the dtype of each parameter. The velocity of
+            a complex parameter always has the parameter's dtype.
         stacked: as in `gravity`.
         axis_name: as in `gravity`.
 
@@ -70,11 +74,11 @@ def scale_by_gravity(
         The corresponding `optax.GradientTransformation`, with state `ScaleByGravityState`.
 
     Raises:
-        ValueError: naming the argument and the value received, or, for a traced one, its shape;
-            from `update`, for gradients that are missing, superfluous or of another shape, naming
-            their place in the tree.
-        TypeError: from `init` and `update`, likewise, for parameters and gradients that are
-            neither floating nor complex.
+        ValueError: naming the argument and the value received, or the shape of a traced value.
+            `update` also raises it for a gradient that is missing, superfluous or of another shape,
+            naming its place in the tree.
+        TypeError: from `init` and `update`, for a parameter or a gradient that is neither floating
+            nor complex, naming its place in the tree.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -94,10 +98,10 @@ def scale_by_gravity(
     _check_velocity_dtype(velocity_dtype)
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
-        if axis_name is not None and _is_inside(axis_name):  # a shard cannot tell its part of V₀
+        if axis_name is not None and _is_inside(axis_name):  # a shard has no index into V₀
             raise ValueError(
-                "init must be called outside the shard_map or pmap of axis_name, where it sees "
-                f"whole parameters, got a call inside the axis {axis_name!r}"
+                "init must be called outside the shard_map or pmap over axis_name, on whole "
+                f"parameters, got a call inside the axis {axis_name!r}"
             )
         leaves, structure = named_leaves(params, "params")
         velocity = [
@@ -108,7 +112,7 @@ def scale_by_gravity(
             count=jnp.zeros([], jnp.int32), velocity=jax.tree.unflatten(structure, velocity)
         )
         if velocity:  # optax.tree.map_params calls init with a placeholder that has no leaves
-            stacked_axes(stacked, state.velocity, velocity)  # a bad one is known before `update`
+            stacked_axes(stacked, state.velocity, velocity)  # raises here rather than in `update`
         return state
 
     def update_fn(
@@ -117,11 +121,11 @@ def scale_by_gravity(
         del params
         if axis_name is not None and not _is_inside(axis_name):
             raise ValueError(
-                "update must be called inside a shard_map or pmap with the axis of axis_name, got "
-                f"a call outside the axis {axis_name!r}"
+                "update must be called inside a shard_map or pmap over axis_name, "
+                f"got a call outside the axis {axis_name!r}"
             )
-        # Two passes, the maxima of all tensors and then the velocities: so that shards need one
-        # pmax for all of them, and the coefficients are made once for each dtype.
+        # Compute all maxima first and all velocities after them. So one pmax serves all tensors,
+        # and the coefficients are computed once per dtype.
         velocities, structure = named_leaves(state.velocity, "updates")
         grads = [
             _gradient(name, grad, v)
@@ -133,7 +137,7 @@ def scale_by_gravity(
         pairs = [(grad, v) for grad, (_, v) in zip(grads, velocities, strict=True)]
         max_abs = _max_abs(pairs, counts)
         if axis_name is not None:
-            max_abs = jax.lax.pmax(max_abs, axis_name)  # of all tensors in one collective
+            max_abs = jax.lax.pmax(max_abs, axis_name)  # one collective for all tensors
         dtypes = [working_dtype(grad.dtype, v.dtype) for grad, v in pairs]
         weights = {d: _coefficients(state.count, first_step, beta, d) for d in set(dtypes)}
         velocity = [
@@ -165,41 +169,42 @@ def gravity(
 ) -> optax.GradientTransformation:
     """The Gravity optimizer (Bahrami and Pouriyan Zadeh, 2021).
 
-        V₀ ~ N(0, (α/l)²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
-        ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ;  W ← W − l (V + λ W)
+        V₀ ~ N(0, (α/η)²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
+        ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ;  W ← W − η (V + λ W)
 
     Args:
-        learning_rate: l, a number >= 0 or an optax schedule. The standard deviation of V₀ is
-            alpha / l with l at step 0, whatever it becomes later: where that is a small start
-            of a warm-up, give velocity_std.
+        learning_rate: η, a number >= 0 or an optax schedule. The standard deviation of V₀ is
+            alpha / η with η at step 0. Later values do not affect it. If that η is the small start
+            of a warm-up, pass velocity_std.
         alpha: α, finite and >= 0.
         beta: β in [0, 1].
         weight_decay: λ, finite and >= 0, or an optax schedule; decoupled.
-        mask: as in `optax.add_decayed_weights`: which parameters decay.
-        velocity_std: standard deviation of V₀, overriding alpha / l; >= 0, and such that V₀
-            does not overflow its dtype, which `init` knows.
-        seed: an integer in [0, 2**64). V₀ depends on it and on each leaf's position, so
-            transformations of parts of one model (`optax.partition`) want a seed each.
+        mask: which parameters decay, as in `optax.add_decayed_weights`.
+        velocity_std: standard deviation of V₀, used instead of alpha / η. It must be >= 0 and small
+            enough that V₀ does not overflow its dtype, which `init` checks.
+        seed: an integer in [0, 2**64). V₀ depends on the seed and on each leaf's position. If
+            several transformations train parts of one model (`optax.partition`), give each its own
+            seed.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        velocity_dtype: floating dtype of V; None takes that of each parameter, which complex
-            ones keep.
-        stacked: None, or, for arrays that hold a stack of layers, how many of their leading axes
-            count layers, each of which has a max|G| of its own: an integer, a pytree of integers
-            (None is 0) that is a prefix of the parameters, or a callable that returns one for the
-            updates (in `init`, for V₀). No axis of layers may be split over `axis_name`, which
-            would mix layers.
-        axis_name: the axes of a shard_map or pmap over which weights are split, and max|G| then
-            reduced; `init` is called outside, where it sees whole parameters, and `update` inside.
+        velocity_dtype: floating dtype of V. None means the dtype of each parameter. The velocity of
+            a complex parameter always has the parameter's dtype.
+        stacked: for arrays that stack several layers, the number of leading axes that count
+            layers. Each layer then has its own max|G|. Pass an integer, a pytree of integers that
+            is a prefix of the parameters (None in it means 0), or a callable that returns one of
+            these for the updates (in `init`, for V₀). An axis of layers must not be sharded over
+            `axis_name`, because the reduction would mix layers.
+        axis_name: the axes of a shard_map or pmap over which weights are sharded; max|G| is reduced
+            over them. Call `init` outside, on whole parameters, and `update` inside.
 
     Returns:
         The corresponding `optax.GradientTransformation`.
 
     Raises:
-        ValueError: naming the argument and the value received, or, for a traced one, its shape;
-            from `update`, for gradients that are missing, superfluous or of another shape, naming
-            their place in the tree.
-        TypeError: from `init` and `update`, likewise, for parameters and gradients that are
-            neither floating nor complex.
+        ValueError: naming the argument and the value received, or the shape of a traced value.
+            `update` also raises it for a gradient that is missing, superfluous or of another shape,
+            naming its place in the tree.
+        TypeError: from `init` and `update`, for a parameter or a gradient that is neither floating
+            nor complex, naming its place in the tree.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -230,8 +235,8 @@ def gravity(
         stacked=stacked,
         axis_name=axis_name,
     )
-    # optax.inject_hyperparams builds the optimizer again for every update, when the learning rate
-    # may have reached 0. So only init computes σ, and warns.
+    # optax.inject_hyperparams builds the optimizer again in every update. The learning rate may be
+    # 0 by then, so only init computes σ and warns.
     injected = isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array)
     fixed_std = None if injected else _velocity_std(nominal, alpha, velocity_std)
     origin = {"learning_rate": nominal, "alpha": alpha} if velocity_std is None else {}
@@ -240,20 +245,20 @@ def gravity(
         std = _velocity_std(nominal, alpha, velocity_std) if injected else fixed_std
         for name, leaf in named_leaves(params, "params")[0]:
             dtype = _velocity_dtype(name, leaf, velocity_dtype)
-            if 0 not in jnp.shape(leaf):  # an empty one has no V₀ to overflow
+            if 0 not in jnp.shape(leaf):  # the V₀ of an empty array cannot overflow
                 check_velocity_std(std, dtype, **origin)
         return precondition(velocity_std=std).init(params)
 
     update_fn = precondition(velocity_std=0.0).update
     transforms = [optax.GradientTransformation(init_fn, update_fn)]
-    # By its type, too: the state must have one structure, whether or not a value is traced.
+    # Only a Python 0 omits the decay: the state's structure must not depend on traced values.
     if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
         transforms.append(optax.add_decayed_weights(weight_decay, mask))
     return optax.chain(*transforms, optax.scale_by_learning_rate(learning_rate))
 
 
 def _at_start(value: Any) -> Any:
-    """Return a schedule's value at step 0, which is then known inside jit, too."""
+    """Return a schedule's value at step 0 as a concrete number, also inside jit."""
     if not callable(value):
         return value
     with jax.ensure_compile_time_eval():
@@ -275,7 +280,7 @@ def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
     if velocity_std is not None:
         return velocity_std
     if _is_traced(learning_rate) or _is_traced(alpha):
-        # In float32 also where optax.inject_hyperparams gives them the dtype of half weights.
+        # In float32: optax.inject_hyperparams may pass them in the half dtype of the weights.
         learning_rate, alpha = jnp.asarray(learning_rate, float), jnp.asarray(alpha, float)
         at_rest = learning_rate == 0
         return jnp.where(at_rest, 0, alpha / jnp.where(at_rest, 1, learning_rate))
@@ -301,17 +306,17 @@ def _check_velocity_dtype(dtype: Any) -> None:
 
 
 def _dtype(name: str, leaf: Any) -> Any:
-    """Return the dtype of a leaf in which JAX can compute."""
+    """Return the dtype of a leaf; raise unless JAX can compute in it."""
     try:
         dtype = jax.typeof(leaf).dtype
         received = f"dtype {dtype}"
     except TypeError:
         dtype, received = None, repr(leaf)
-    # Nor float8, which JAX promotes to no other dtype: optax.apply_updates could not add it.
+    # Refuse float8: JAX promotes it to no other dtype, so optax.apply_updates could not add it.
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 16:
         raise TypeError(
-            f"{name} must be a floating or complex array of 16 bits or more (optax.masked leaves "
-            f"others out), got {received}"
+            f"{name} must be a floating or complex array of at least 16 bits (optax.masked can "
+            f"leave out other leaves), got {received}"
         )
     return dtype
 
@@ -324,25 +329,25 @@ def _velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
 
 
 def _gradient(name: str, grad: Any, v: jax.Array) -> jax.Array:
-    """Return a gradient as an array, once it is known to fit its velocity."""
+    """Return a gradient as an array; raise unless it fits its velocity."""
     if grad is None:
         raise ValueError(f"{name} {MISSING}")
     dtype = _dtype(name, grad)
     if jnp.shape(grad) != v.shape or jnp.iscomplexobj(grad) != jnp.iscomplexobj(v):
         raise ValueError(
-            f"{name} must have the shape of its parameter and be complex where that is, "
-            f"{v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
+            f"{name} must have the shape of its parameter and be complex exactly if that is: "
+            f"expected {v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
         )
     return jnp.asarray(grad)
 
 
 def _parts(array: jax.Array) -> list[jax.Array]:
-    """Return the real arrays that the update is made of; stacking them would copy."""
+    """Return the real and imaginary parts to update; stacking them would copy."""
     return [array.real, array.imag] if jnp.iscomplexobj(array) else [array]
 
 
 def _max_abs(pairs: list[tuple[jax.Array, jax.Array]], stacked: list[int]) -> list[Any]:
-    """Return max|G| of every gradient, or of each layer of it; None for an empty one."""
+    """Return max|G| of every gradient, or of each of its layers; None for an empty gradient."""
     parts = [_parts(grad) if grad.size else [] for grad, _ in pairs]
     layers = tuple(n for n, own in zip(stacked, parts, strict=True) for _ in own)
     found = iter(largest_magnitudes(tuple(itertools.chain(*parts)), layers))
@@ -357,7 +362,7 @@ def _max_abs(pairs: list[tuple[jax.Array, jax.Array]], stacked: list[int]) -> li
 
 
 def _coefficients(count: Any, first_step: Any, beta: Any, dtype: Any) -> tuple[Any, Any]:
-    """Return (β̂, 1 − β̂): outside jit from the host, in float64; under jit in `dtype`."""
+    """Return (β̂, 1 − β̂), computed on the host in float64, or under jit in `dtype`."""
     if isinstance(beta, jax.Array):
         beta = beta.astype(dtype)
     t = (count if _is_traced(count) else int(count)) + first_step
@@ -367,7 +372,7 @@ def _coefficients(count: Any, first_step: Any, beta: Any, dtype: Any) -> tuple[A
 def _next_velocity(
     grad: jax.Array, v: jax.Array, max_abs: jax.Array | None, old: Any, new: Any
 ) -> Any:
-    """Return β̂ V + (1 − β̂) ζ, as `gravity_core.update` does."""
+    """Return β̂ V + (1 − β̂) ζ, like `gravity_core.update`."""
     dtype = working_dtype(grad.dtype, v.dtype)
     parts = [
         old * past.astype(dtype) + new * gradient_term(g.astype(dtype), max_abs=max_abs, xp=jnp)

@@ -1,7 +1,7 @@
 """Gravity for TensorFlow and Keras 3: `gravity_tf.Gravity`, a `keras.optimizers.Optimizer`.
 
-Guarantee: importing this package imports keras with the backend that it is configured
-for (TensorFlow unless KERAS_BACKEND says otherwise), and nothing beyond what that brings.
+Guarantee: importing this package imports keras with its configured backend (TensorFlow by default,
+or the value of KERAS_BACKEND), and no framework beyond those that Keras imports.
 """
 
 from gravity_tf.optimizer import Gravity

@@ -1,14 +1,18 @@
-"""Gravity as a Keras 3 optimizer, which is what ``tf.keras`` is since TensorFlow 2.16.
+"""Gravity as a Keras 3 optimizer; since TensorFlow 2.16, ``tf.keras`` is Keras 3.
 
-Guarantees: V₀ needs no random state and is the same on every replica. The math is that of
-`gravity_core.update` with ``xp=keras.ops``; float32 and float64 variables of TensorFlow end it
-with TensorFlow's kernel of momentum, which is faster (both are tested against the reference). On
-TensorFlow's CPU, eager and in tf.function, the step gives the bits of the NumPy reference
-(subnormal numbers apart, which TensorFlow flushes to zero, and weight decay, which Keras rounds
-elsewhere), where TensorFlow is built without fused multiply-add, as its x86-64 wheels are; under
-XLA, on GPUs and on the other backends of Keras it stays inside the certified bound. Keras keeps
-a learning rate that is a number in `keras.config.floatx()`, which should therefore be float64 for
-float64 variables; on TensorFlow its schedules compute in float32 whatever floatx is.
+Guarantees:
+
+- V₀ needs no random state and is the same on every replica.
+- The math is `gravity_core.update` with ``xp=keras.ops``. For float32 and float64 variables of
+  TensorFlow, TensorFlow's momentum kernel does the last part, which is faster. Both ways are tested
+  against the NumPy reference.
+- On TensorFlow's CPU, eager and in tf.function, a step has the bits of the NumPy reference. There
+  are two exceptions: TensorFlow flushes subnormal numbers to zero, and Keras rounds weight decay in
+  another place. This needs a TensorFlow without fused multiply-add, such as the x86-64 wheels.
+- Under XLA, on GPUs and on the other backends of Keras, a step stays inside the certified bound.
+
+Keras stores a learning rate that is a number in `keras.config.floatx()`, so set that to float64 for
+float64 variables. On TensorFlow, the schedules of Keras compute in float32 for any floatx.
 """
 
 import contextlib
@@ -31,36 +35,36 @@ if keras.backend.backend() == "tensorflow":
 else:
     tf = None
 
-_LANES = 64  # columns of the table in `_max_abs`, by measurement
+_LANES = 64  # largest number of columns of the table in `_max_abs`; measured
 
 
 @keras.saving.register_keras_serializable(package="gravity")
 class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no stubs
     """Optimizer that implements the Gravity algorithm (Bahrami and Pouriyan Zadeh, 2021).
 
-        V₀ ~ N(0, (α/l)²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
-        ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ;  W ← W − l V
+        V₀ ~ N(0, (α/η)²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
+        ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ;  W ← W − η V
 
-    max|G| is taken over each variable.
+    max|G| is the maximum over one variable's gradient.
 
     Args:
-        learning_rate: l, a number >= 0, a `keras.optimizers.schedules.LearningRateSchedule`,
-            or a callable without arguments. The standard deviation of V₀ is alpha / l with
-            l at construction, whatever it becomes later: where that is a small start of a
-            warm-up, give velocity_std. A tensor or a variable is refused, as
-            of every Keras optimizer: a callable can return its value at each step.
+        learning_rate: η, a number >= 0, a `keras.optimizers.schedules.LearningRateSchedule`,
+            or a callable without arguments. The standard deviation of V₀ is alpha / η with η at
+            construction. Later values do not affect it. If that η is the small start of a warm-up,
+            pass velocity_std. Like every Keras optimizer, this one refuses a tensor or a variable:
+            pass a callable that returns its value.
         alpha: α, finite and >= 0.
         beta: β in [0, 1].
-        velocity_std: standard deviation of V₀, overriding alpha / l; >= 0, and such that V₀
-            does not overflow the variables' dtype.
-        seed: an integer in [0, 2**64). V₀ depends on it and on the variable's position, so
-            the replicas of a distributed job start alike, and optimizers of parts of one
-            model want a seed each.
+        velocity_std: standard deviation of V₀, used instead of alpha / η. It must be >= 0 and small
+            enough that V₀ does not overflow the variables' dtype.
+        seed: an integer in [0, 2**64). V₀ depends on the seed and on the variable's position, so
+            the replicas of a distributed job start alike. If several optimizers train parts of one
+            model, give each its own seed.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
         name: name of the optimizer.
-        **kwargs: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
-            `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
-            `gradient_accumulation_steps`, as of every Keras optimizer.
+        **kwargs: the other arguments of every Keras optimizer: `weight_decay`, `clipnorm`,
+            `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
+            `loss_scale_factor` and `gradient_accumulation_steps`.
 
     Raises:
         ValueError: naming the argument and the value received.
@@ -100,10 +104,10 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             first_step=first_step,
         )
         if isinstance(learning_rate, numbers.Real):
-            learning_rate = float(learning_rate)  # all that Keras takes as a number
+            learning_rate = float(learning_rate)  # the only number type that Keras accepts
         if decay is not None:
-            # Keras's backend of TensorFlow casts it by tf.cast, which takes a plain float
-            # through float32. np.float64 is a float, too, also to json.
+            # On TensorFlow, Keras calls tf.cast, which rounds a plain float to float32 first, but
+            # not an np.float64. json accepts an np.float64 as a float.
             kwargs["weight_decay"] = np.float64(decay)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.alpha = float(alpha)
@@ -112,19 +116,19 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         self._first_rate = hp.as_float(nominal)
         self.seed = int(seed)
         self.first_step = int(first_step)
-        # t of the step that `apply` is taking, and None outside `apply`. Computing it again for
-        # every variable took a tenth of an eager step of many small variables.
+        # t of the current step inside `apply`, None outside. Computing it for every variable again
+        # took a tenth of an eager step of many small variables.
         self._t: Any = None
 
     @property
     def learning_rate(self) -> Any:
-        """The learning rate of the next step; a number, a schedule or a callable can be assigned.
+        """The learning rate of the next step; assign a number, a schedule or a callable.
 
         Raises:
-            ValueError: if a number is assigned that is negative or not finite.
+            ValueError: if the assigned number is negative or not finite.
         """
         value = super().learning_rate
-        return np.float64(value) if isinstance(value, float) else value  # as for weight_decay
+        return np.float64(value) if isinstance(value, float) else value  # for tf.cast, see above
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
@@ -136,7 +140,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """Create one velocity variable for each of the model's variables.
 
         Raises:
-            ValueError: if V₀ would overflow the dtype of a variable; nothing has then changed.
+            ValueError: if V₀ would overflow the dtype of a variable. Nothing has changed then.
         """
         if self.built:
             return
@@ -147,7 +151,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
                 learning_rate=self._first_rate,
                 alpha=self.alpha,
             )
-        # In a tf.function V₀ would be a constant of its graph, which has a limit of 2 GB.
+        # Leave a tf.function: V₀ would be a constant of its graph, which is limited to 2 GB.
         with tf.init_scope() if tf else contextlib.nullcontext():
             super().build(variables)
             self._velocities: list[Any] = [
@@ -158,34 +162,37 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
                 )
                 for index, variable in enumerate(variables)
             ]
-        # Keras's own example calls this private method, which a release may remove.
+        # Keras's documentation calls this private method, but a release may remove it.
         if not hasattr(self, "_get_variable_index"):
             self._get_variable_index = _positions(variables)
 
     def _initializer(self, index: int) -> Any:
         def draw(shape: tuple[int, ...], dtype: Any = None) -> Any:
-            # On the host: it needs no random op, and is constant however the graph is built.
+            # On the host: this needs no random op, and gives the same V₀ in every graph.
             name = keras.backend.standardize_dtype(dtype)
             v = initial_velocity(
-                tuple(shape), _wide(name), std=self.velocity_std, seed=self.seed, index=index
+                tuple(shape),
+                _working_dtype(name),
+                std=self.velocity_std,
+                seed=self.seed,
+                index=index,
             )
             return ops.cast(v, name)
 
         return draw
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Update the variables from their gradients; arguments and errors as of every optimizer.
+        """Update the variables from their gradients, like every Keras optimizer.
 
-        `tf.IndexedSlices` count as the dense tensors that they stand for.
+        `tf.IndexedSlices` are converted to dense tensors first.
         """
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
-        # Keras keeps its list of variables private; the velocities have the same shapes.
+        # Keras's list of variables is private. The velocities have the same shapes.
         variables = trainable_variables or (self._velocities if self.built else [])
         if tf:
-            # V moves in the rows without a gradient, too, and duplicate rows count as their sum.
-            # What one list has more than the other is kept for the base class: it raises where the
-            # variables are its own, and stops at the shorter list where they are given.
+            # Dense: V also moves in rows without a gradient, and duplicate rows are summed. If one
+            # list is longer, its rest stays for the base class, which then raises or ignores it.
             grads = [*map(_dense, grads, variables), *grads[len(variables) :]]
         self._t = self._counter()
         try:
@@ -195,7 +202,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
     def _counter(self) -> Any:
         t = self.iterations + self.first_step
-        # The coefficients are then the host's; devices of JAX and torch may have no float64.
+        # TensorFlow computes the coefficients in float64. JAX and torch devices may lack it.
         return ops.cast(t, "float64") if tf else t
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -204,8 +211,9 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         gradient = _shaped(ops.cast(gradient, variable.dtype), variable)
         t = self._counter() if self._t is None else self._t
         name = keras.backend.standardize_dtype(variable.dtype)
-        step = self._step_by_kernel if tf and name == _wide(name) else self._step_by_ops
-        step(gradient, variable, velocity, ops.cast(learning_rate, _wide(name)), t)
+        dtype = _working_dtype(name)
+        step = self._step_by_kernel if tf and name == dtype else self._step_by_ops
+        step(gradient, variable, velocity, ops.cast(learning_rate, dtype), t)
 
     def _step_by_ops(self, gradient: Any, variable: Any, velocity: Any, lr: Any, t: Any) -> None:
         v = ops.convert_to_tensor(velocity)
@@ -216,7 +224,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         self.assign(variable, ops.cast(w - ops.cast(v, lr.dtype) * lr, variable.dtype))
 
     def _step_by_kernel(self, gradient: Any, variable: Any, velocity: Any, lr: Any, t: Any) -> None:
-        # TensorFlow's kernel of momentum, V ← V β̂ + G, W ← W − V l, saves four passes over memory.
+        # The momentum kernel V ← V β̂ + G, W ← W − V η saves four passes over memory.
         old, new = (ops.cast(c, lr.dtype) for c in coefficients(t, self.beta))
         zeta = gradient_term(gradient, max_abs=_max_abs(gradient, variable.shape), xp=ops)
         tf.raw_ops.ResourceApplyMomentum(
@@ -224,7 +232,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments; `velocity_std` as it was fixed at construction."""
+        """Return the constructor's arguments, with the σ in use as `velocity_std`."""
         config: dict[str, Any] = super().get_config()
         return config | {
             "alpha": self.alpha,
@@ -236,9 +244,9 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
 
 def _nominal(learning_rate: Any) -> Any:
-    """Return the learning rate at step 0, by which V₀ is scaled."""
+    """Return the learning rate at step 0, from which σ is computed."""
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        start = ops.convert_to_tensor(0, dtype="int")  # as Keras passes it, not a Python number
+        start = ops.convert_to_tensor(0, dtype="int")  # a tensor, as Keras passes it
         learning_rate = learning_rate(start)
     elif callable(learning_rate):
         learning_rate = learning_rate()
@@ -248,48 +256,50 @@ def _nominal(learning_rate: Any) -> Any:
     return hp.as_float(value) if hp.may_be_a_number(value) else value
 
 
-def _wide(dtype: str) -> str:
-    """Return the dtype in which variables of `dtype` are computed."""
+def _working_dtype(dtype: str) -> str:
+    """Return the dtype to compute in: float64 for double precision, else float32."""
     return "float64" if dtype == "float64" else "float32"
 
 
 def _positions(variables: list[Any]) -> Callable[[Any], int]:
-    """Return what finds the position of one of these variables."""
+    """Return a function that finds the position of one of these variables."""
     positions: dict[int, int] = {}
     for position, variable in enumerate(variables):
-        every = [variable]
+        same = [variable]
         if tf:
-            # Keras passes TensorFlow's variable in place of its own, and each replica its own part.
+            # Keras may pass TensorFlow's variable instead of its own, or the one of a replica.
             value = variable.value if isinstance(variable, keras.Variable) else variable
-            every += [value, *tf.distribute.get_strategy().experimental_local_results(value)]
-        positions |= dict.fromkeys(map(id, every), position)
+            same += [value, *tf.distribute.get_strategy().experimental_local_results(value)]
+        positions |= dict.fromkeys(map(id, same), position)
     return lambda variable: positions[id(variable)]
 
 
 def _dense(gradient: Any, variable: Any) -> Any:
-    """Return the tensor that a gradient of TensorFlow stands for."""
+    """Return a gradient of TensorFlow as a dense tensor."""
     if variable is None or not isinstance(gradient, tf.IndexedSlices):
         return gradient
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
 
 
 def _shaped(gradient: Any, variable: Any) -> Any:
-    """Return a gradient with its variable's shape, which one that is traced may not know yet."""
+    """Return a gradient with its variable's shape, which a traced gradient may not know."""
     shape, got = tuple(variable.shape), gradient.shape
     if not (got.is_compatible_with(shape) if tf else tuple(got) == shape):
         name = getattr(variable, "path", variable.name)
-        raise ValueError(f"the gradient of {name} must have its shape {shape}, got {tuple(got)}")
+        raise ValueError(
+            f"the gradient of {name} must have the variable's shape {shape}, got {tuple(got)}"
+        )
     return tf.ensure_shape(gradient, shape) if tf else gradient
 
 
 def _max_abs(gradient: Any, shape: tuple[int, ...]) -> Any:
-    """Return max|G| of a gradient of that shape; None where it has no elements."""
+    """Return max|G| of a gradient of that shape; None if it has no elements."""
     if 0 in shape:
         return None
     if len(shape) < 2 or shape[-1] >= _LANES:
         return max_abs_grad(gradient, xp=ops)
-    # XLA on the CPU vectorises neither a reduction over all of (64, 64, 3, 3) nor one over its flat
-    # view, which it sees through, and took most of a step for it; that over a table's rows it does.
-    # Of an odd number of elements the table has one column, and is not vectorised either.
+    # Reduce over the rows of a table first, because XLA on the CPU vectorizes that. It does not
+    # vectorize a reduction over all of (64, 64, 3, 3) or over its flat view, which took most of a
+    # step. For an odd number of elements the table has one column, and is not vectorized either.
     rows = ops.reshape(gradient, (-1, math.gcd(math.prod(shape), _LANES)))
     return ops.max(max_abs_grad(rows, axes=(0,), xp=ops))

@@ -1,4 +1,4 @@
-"""Hand-over of a `gravity_tf.Gravity` to and from other frameworks, as `gravity_core.State`."""
+"""Export and import of a `gravity_tf.Gravity` run, as `gravity_core.State`."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from gravity_tf.optimizer import Gravity
 def export_state(optimizer: Gravity) -> State:
     """Return a copy of the state and the hyper-parameters.
 
-    A schedule is exported as its learning rate of the next step.
+    A schedule is exported as the learning rate of the next step.
 
     Args:
-        optimizer: built; a `LossScaleOptimizer` has it as its ``inner_optimizer``.
+        optimizer: a built optimizer. For a `LossScaleOptimizer`, pass its ``inner_optimizer``.
 
     Raises:
-        ValueError: if it has not been built, or stands in the middle of an accumulation of
-            gradients.
+        ValueError: if the optimizer is not built, or has accumulated some of the gradients of the
+            next update.
 
     Example:
         >>> w = keras.Variable([1.0, 1.0])
@@ -35,33 +35,34 @@ def export_state(optimizer: Gravity) -> State:
     count, rest = divmod(int(_variable(optimizer, "iteration")), every)
     if rest:
         raise ValueError(
-            f"optimizer must stand between two updates, got {rest} of {every} gradients accumulated"
+            f"optimizer must be between two updates, got {rest} of {every} gradients accumulated"
         )
     values = {name: getattr(optimizer, name) for name in hp.DEFAULTS}
     return State(
         count,
-        [ops.convert_to_numpy(ops.cast(v, _held(v))) for v in velocities],
+        [ops.convert_to_numpy(ops.cast(v, _numpy_dtype(v))) for v in velocities],
         values
         | {
             "learning_rate": hp.as_float(ops.convert_to_numpy(optimizer.learning_rate)),
-            "weight_decay": optimizer.weight_decay or 0.0,  # Keras says None for none
+            "weight_decay": optimizer.weight_decay or 0.0,  # Keras has None for no decay
         },
         dtypes=[_name(v) for v in velocities],
     )
 
 
 def import_state(optimizer: Gravity, state: State) -> None:
-    """Take over a state, with its hyper-parameters, in place of the optimizer's own.
+    """Replace the optimizer's state and hyper-parameters by those of `state`.
 
-    A learning rate schedule stays, and goes on at the state's t. Import before the first step:
-    what has been traced keeps its hyper-parameters.
+    A learning rate schedule stays, and continues at the state's t. Import before the first step,
+    because a traced function keeps the hyper-parameters that it was traced with.
 
     Args:
-        optimizer: built, for the variables in the state's order.
-        state: of any framework.
+        optimizer: a built optimizer; its variables must be in the state's order.
+        state: a state from any framework.
 
     Raises:
-        ValueError: if it has not been built, or the state does not fit; nothing has then changed.
+        ValueError: if the optimizer is not built, or the state does not fit. Nothing has changed
+            then.
 
     Example:
         >>> import numpy as np
@@ -79,9 +80,8 @@ def import_state(optimizer: Gravity, state: State) -> None:
     count = state.count
     values = dict(state.hyperparameters)
     learning_rate = values.pop("learning_rate")
-    if _variable(optimizer, "learning_rate") is not None:  # neither a schedule nor a callable
+    if _variable(optimizer, "learning_rate") is not None:  # a number, not a schedule or a callable
         optimizer.learning_rate = learning_rate
-    # Keras says None for no weight decay.
     optimizer.weight_decay = values.pop("weight_decay") or None
     for name, value in values.items():
         setattr(optimizer, name, value)
@@ -100,7 +100,7 @@ def _velocities(optimizer: Gravity) -> list[Any]:
 
 
 def _variable(optimizer: Gravity, name: str) -> Any:
-    """Return the base class's variable of that name, which no public attribute holds, or None."""
+    """Return the base class's variable of that name, or None; no public attribute holds it."""
     return next((v for v in optimizer.variables if v.name == name), None)
 
 
@@ -109,5 +109,6 @@ def _name(v: Any) -> str:
     return name
 
 
-def _held(v: Any) -> str:
+def _numpy_dtype(v: Any) -> str:
+    """Return the dtype of V in NumPy, which has no bfloat16."""
     return "float32" if _name(v) == "bfloat16" else _name(v)

@@ -1,8 +1,8 @@
-"""Parameters that are split over processes: DTensor, which FSDP2 and tensor parallelism use.
+"""Parameters that are sharded over processes: DTensor, which FSDP2 and tensor parallelism use.
 
-Guarantee: a step communicates one all-reduce of a number per split parameter for each
-process group, which finds the maximum of each gradient over all its parts. (If a gradient has
-another placement than its parameter, torch redistributes it first.)
+Guarantee: a step makes one all-reduce per process group, of one number per sharded parameter. It
+finds the maximum of each gradient over all shards. (If the placements of a gradient differ from
+those of its parameter, torch redistributes the gradient first.)
 """
 
 import math
@@ -13,57 +13,57 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gravity_torch._loop import without_autocast
+from gravity_torch._tensors import without_autocast, working_dtype
 
 
 def is_distributed(x: Tensor) -> bool:
-    """Return whether `x` is a DTensor, without an import that takes long where there are none."""
+    """Return whether `x` is a DTensor, without importing torch.distributed, which is slow."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
 
 
 def local(x: Any) -> Tensor:
-    """Return the part of a DTensor that is in this process; of a tensor, itself."""
-    part: Tensor = x.to_local() if is_distributed(x) else x
-    return part
+    """Return this process's shard of a DTensor, and any other tensor unchanged."""
+    shard: Tensor = x.to_local() if is_distributed(x) else x
+    return shard
 
 
-def like(p: Any, part: Tensor) -> Tensor:
-    """Return `part` as a tensor that is placed as `p` is."""
+def like(p: Any, shard: Tensor) -> Tensor:
+    """Return `shard` as a tensor with the placements of `p`."""
     if not is_distributed(p):
-        return part
+        return shard
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
-        part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+        shard, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
     )
 
 
 def placed(whole: Tensor, p: Any) -> Tensor:
-    """Return the part of a whole tensor that belongs here, placed as `p` is; others as they are.
+    """Return a whole tensor with the placements of `p`; return any other tensor unchanged.
 
-    Every process has the whole, so nothing is communicated.
+    Every process has the whole tensor, so nothing is communicated.
     """
     if not is_distributed(p) or is_distributed(whole) or whole.shape != p.shape:
         return whole
     from torch.distributed.tensor import distribute_tensor
 
     split = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
-    # A copy in the parameter's memory format: a view would keep the whole tensor in memory.
-    part = torch.empty_like(local(p), dtype=whole.dtype, memory_format=torch.preserve_format)
-    return like(p, part.detach().copy_(local(split)))
+    # Copy, in the parameter's memory format: a view would keep the whole tensor in memory.
+    shard = torch.empty_like(local(p), dtype=whole.dtype, memory_format=torch.preserve_format)
+    return like(p, shard.detach().copy_(local(split)))
 
 
 def is_placed_as(x: Tensor, p: Tensor) -> bool:
-    """Return whether the part of `x` that is here belongs to the part of `p`."""
+    """Return whether the local shard of `x` belongs to the local shard of `p`."""
     if not is_distributed(x) and not is_distributed(p):
         return x.shape == p.shape
     placements = [getattr(t, "placements", None) for t in (x, p)]
     return placements[0] == placements[1] and local(x).shape == local(p).shape
 
 
-class Part(NamedTuple):
-    """The part of a split parameter, its gradient and V that is in this process, and max|G|."""
+class Shard(NamedTuple):
+    """This process's shards of a parameter, its gradient and V, and max|G|."""
 
     p: Tensor
     grad: Tensor
@@ -71,38 +71,40 @@ class Part(NamedTuple):
     max_abs: Tensor  # 0-d, of the whole gradient
 
 
-def parts(params: list[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, Part]:
-    """Return the part of each DTensor among the parameters.
+def shards(params: list[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, Shard]:
+    """Return the local shard of each DTensor among the parameters.
 
-    Every process has to ask for the same parameters, in the same order.
+    This is a collective operation: every process must pass the same parameters in the same order.
     """
     module = sys.modules.get("torch.distributed.tensor")
-    split: list[Any] = [p for p in params if isinstance(p, module.DTensor)] if module else []
-    if not split:
+    sharded: list[Any] = [p for p in params if isinstance(p, module.DTensor)] if module else []
+    if not sharded:
         return {}
     grads = []
-    for p in split:
+    for p in sharded:
         grad = p.grad
         if not is_distributed(grad):
-            raise RuntimeError("a DTensor parameter must have a DTensor for its gradient")
-        if grad.placements != p.placements:  # a sum that is still to be made, say
+            raise RuntimeError(
+                f"the gradient of a DTensor parameter must be a DTensor, got {type(grad).__name__}"
+            )
+        if grad.placements != p.placements:  # for example a pending sum
             grad = grad.redistribute(p.device_mesh, p.placements)
         grads.append(local(grad))
-    maxima = _maxima(split, grads)
+    maxima = _maxima(sharded, grads)
     return {
-        p: Part(local(p), grad, local(states[p]["velocity"]), max_abs)
-        for p, grad, max_abs in zip(split, grads, maxima, strict=True)
+        p: Shard(local(p), grad, local(states[p]["velocity"]), max_abs)
+        for p, grad, max_abs in zip(sharded, grads, maxima, strict=True)
     }
 
 
 def _maxima(params: list[Any], grads: list[Tensor]) -> list[Tensor]:
-    """Return max|G| of each whole gradient, from the parts of them in all processes."""
+    """Return max|G| of each whole gradient, over its shards in all processes."""
     import torch.distributed as dist
 
     values = _max_abs_bits(grads)
-    reductions: dict[tuple[int, ...], tuple[Any, list[int]]] = {}  # by the ranks of the group
+    reductions: dict[tuple[int, ...], tuple[Any, list[int]]] = {}  # by the group's ranks
     for i, p in enumerate(params):
-        for group in _groups_of_the_split(p.device_mesh, p.placements):
+        for group in _sharding_groups(p.device_mesh, p.placements):
             ranks = tuple(dist.get_process_group_ranks(group))
             reductions.setdefault(ranks, (group, []))[1].append(i)
     for group, members in reductions.values():
@@ -112,25 +114,25 @@ def _maxima(params: list[Any], grads: list[Tensor]) -> list[Tensor]:
             values[i] = value
     maxima = [torch.empty(0)] * len(grads)
     for (_, dtype), members in _kinds(grads).items():
-        wide = torch.promote_types(dtype.to_real(), torch.float32)
-        found = torch.stack([values[i] for i in members]).view(torch.float64).to(wide)
+        found = torch.stack([values[i] for i in members]).view(torch.float64)
+        found = found.to(working_dtype(dtype.to_real()))
         for i, value in zip(members, found.unbind(), strict=True):
             maxima[i] = value
     return maxima
 
 
 def _kinds(grads: list[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
-    """Return the numbers of the gradients that are of a device and a dtype."""
+    """Return the indices of the gradients on each device and in each dtype."""
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, grad in enumerate(grads):
         kinds.setdefault((grad.device, grad.dtype), []).append(i)
     return kinds
 
 
-def _groups_of_the_split(mesh: Any, placements: Any) -> list[Any]:
-    """Return the process groups over which a tensor is split."""
+def _sharding_groups(mesh: Any, placements: Any) -> list[Any]:
+    """Return the process groups over which a tensor is sharded."""
     if mesh.get_coordinate() is None:
-        return []  # this process has no part of it
+        return []  # this process has no shard of it
     return [
         mesh.get_group(dim)
         for dim, placement in enumerate(placements)
@@ -139,10 +141,10 @@ def _groups_of_the_split(mesh: Any, placements: Any) -> list[Any]:
 
 
 def _max_abs_bits(grads: list[Tensor]) -> list[Tensor]:
-    """Return max|G| of each, as the bits of a float64; on a GPU by kernels for many at a time.
+    """Return each max|G| as the bits of a float64.
 
-    Numbers that are not negative are in the order of their bits, and NaN comes last, which a
-    maximum of floats over processes may drop.
+    Non-negative floats have the order of their bits, and NaN is the largest. So the maximum of the
+    bits keeps a NaN, which an all-reduce of floats may drop.
     """
     values = [torch.empty(0)] * len(grads)
     for (device, dtype), members in _kinds(grads).items():
@@ -158,7 +160,7 @@ def _max_abs_bits(grads: list[Tensor]) -> list[Tensor]:
 
 
 def _one_by_one(grads: list[Tensor]) -> list[Tensor]:
-    pairs = map(torch.aminmax, grads)  # on a CPU many times as fast as norms
+    pairs = map(torch.aminmax, grads)  # on a CPU many times faster than norms
     return [torch.maximum(-low, high) for low, high in pairs]
 
 
@@ -167,10 +169,10 @@ def _many_at_a_time(grads: list[Tensor]) -> list[Tensor]:
 
 
 def elements(p: Any) -> range | Callable[[int, int], Tensor]:
-    """Return which elements of the whole tensor, counted in C order, are here.
+    """Return the indices in the whole tensor, in C order, of this process's elements.
 
-    Complex elements count as two. A range, or where they do not follow each other a function of
-    (a, b) that gives the numbers of the local elements a to b − 1 as int64.
+    A complex element counts as two. The result is a range if the elements are consecutive. If not,
+    it is a function of (a, b) that returns the indices of the local elements a to b − 1, as int64.
     """
     pair = (2,) if p.is_complex() else ()
     if not is_distributed(p):
@@ -178,7 +180,7 @@ def elements(p: Any) -> range | Callable[[int, int], Tensor]:
     from torch.distributed.tensor import Replicate, distribute_tensor
 
     def indices(dim: int, length: int) -> Tensor:
-        # torch itself splits the indices as it splits the tensor, without communication.
+        # Let torch shard the indices as it shards the tensor; this needs no communication.
         placements = [s if getattr(s, "dim", None) == dim else Replicate() for s in p.placements]
         shape = [length if d == dim else 1 for d in range(p.ndim)]
         index = torch.arange(length, device=local(p).device).view(shape)
@@ -195,13 +197,13 @@ def elements(p: Any) -> range | Callable[[int, int], Tensor]:
             start = first[0] * row if first else 0
             return range(start, start + len(first) * row)
 
-    def numbers(a: int, b: int) -> Tensor:
+    def between(a: int, b: int) -> Tensor:
         position = torch.arange(a, b, device=local(p).device)
-        number, stride = torch.zeros_like(position), 1
+        flat_index, stride = torch.zeros_like(position), 1
         for index, length in zip(reversed(here), reversed(shape), strict=True):
-            number += index[position % index.numel()] * stride
+            flat_index += index[position % index.numel()] * stride
             position //= index.numel()
             stride *= length
-        return number
+        return flat_index
 
-    return numbers
+    return between

@@ -1,14 +1,31 @@
-"""From a group's parameters, gradients and states to what the paths of a step are given."""
+"""The input of every path: the tensors to update, and the options of their group.
+
+Each path changes parameters and velocities in place and only reads the gradients.
+"""
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gravity_torch._distributed import Part
-from gravity_torch._loop import Item
+from gravity_torch._distributed import Shard
 from gravity_torch._state_checks import check_dtypes
+
+# (p, grad, velocity, t, max_abs) of one tensor, or of this process's shard of it. All tensors are
+# real. t is a 0-d tensor if the host must not read it. max_abs is a 0-d tensor for a shard, whose
+# max|G| is that of the whole gradient, and else None. A plain tuple: making a NamedTuple takes a
+# tenth of the time of Adam's step of a small tensor.
+Item = tuple[Tensor, Tensor, Tensor, int | Tensor, Tensor | None]
+
+
+class Options(NamedTuple):
+    """The hyper-parameters of a group; 0-d tensors in compiled graphs and for autograd."""
+
+    lr: float | Tensor
+    beta: float | Tensor
+    weight_decay: float | Tensor | None  # None for no decay
+    maximize: bool
 
 
 def items_of(
@@ -17,28 +34,28 @@ def items_of(
     grads: list[Tensor],
     velocities: list[Tensor],
     steps: list[Tensor],
-    parts: dict[Tensor, Part],
+    shards: dict[Tensor, Shard],
 ) -> list[Item]:
-    """Return the real tensors to be updated, each with its t; nothing is changed yet."""
-    # With capturable=True the host must not look at the counter.
+    """Return the items of a group, with complex tensors as pairs of reals; change nothing."""
     first_step = group["first_step"]
     if torch.compiler.is_compiling():
         times: list[Any] = [step.double() + first_step for step in steps]
-    elif group["capturable"]:
+    elif group["capturable"]:  # the host must not read the counter
         times = _times(steps, first_step)
     else:
         times = [int(step.item()) + first_step for step in steps]
     dtypes = {x.dtype for xs in (params, grads, velocities) for x in xs}
-    if not parts and not any(dtype.is_complex for dtype in dtypes):  # nothing to be asked of each
+    if not shards and not any(dtype.is_complex for dtype in dtypes):
         return list(zip(params, grads, velocities, times, [None] * len(times), strict=True))
     items: list[Item] = []
     for p, grad, v, t in zip(params, grads, velocities, times, strict=True):
         check_dtypes(p, grad, v)
         w, max_abs = p, None
-        if p in parts:
-            w, grad, v, max_abs = parts[p]
+        if p in shards:
+            w, grad, v, max_abs = shards[p]
         if w.is_complex():
-            # Only of the gradient may a copy be made, where its conjugation is still to be done.
+            # Resolving a conjugation may copy. Only the gradient may be copied: W and V are
+            # updated in place.
             grad = torch.view_as_real(grad.resolve_conj())
             w, v = torch.view_as_real(w), torch.view_as_real(v)
         items.append((w, grad, v, t, max_abs))
@@ -46,12 +63,12 @@ def items_of(
 
 
 def _times(steps: list[Tensor], first_step: int) -> list[Tensor]:
-    """Return t of each as a 0-d tensor on its device; few kernels, however many there are."""
+    """Return each t as a 0-d tensor on its device, with a fixed number of kernels per device."""
     by_device: defaultdict[torch.device, list[int]] = defaultdict(list)
     for i, step in enumerate(steps):
         by_device[step.device].append(i)
     times: dict[int, Tensor] = {}
-    for alike in by_device.values():
-        t = torch.stack([steps[i] for i in alike]).double() + first_step
-        times.update(zip(alike, t.unbind(), strict=True))
+    for indices in by_device.values():
+        t = torch.stack([steps[i] for i in indices]).double() + first_step
+        times.update(zip(indices, t.unbind(), strict=True))
     return [times[i] for i in range(len(steps))]

@@ -1,4 +1,4 @@
-"""What a state may be: its counter, its checks, and that of other Gravity codes in our names."""
+"""The state of a parameter: its step counter, its checks, and the names of other Gravity codes."""
 
 from typing import Any
 
@@ -9,9 +9,10 @@ from gravity_torch import _distributed
 
 
 def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return a number of steps as the state keeps it."""
-    # float32 counts exactly up to 2**24 steps, and is what torch's own optimizers keep. On the
-    # host, whatever the default device is; a tensor of a number, which fake tensors know.
+    """Return a number of steps as the tensor that the state stores."""
+    # float32, as in torch's own optimizers, counts exactly up to 2**24. The device is explicit,
+    # because the default device may be another one. FakeTensorMode can read a tensor that is made
+    # from a number.
     device = p.device if group["capturable"] else "cpu"
     if isinstance(value, Tensor):
         return value.to(device, torch.float32)
@@ -19,7 +20,7 @@ def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def check_state(p: Tensor, state: dict[str, Any]) -> None:
-    """Raise unless a state is one of Gravity's, for this parameter."""
+    """Raise unless a state belongs to Gravity and fits the parameter."""
     if not state:
         return
     missing = {"step", "velocity"} - state.keys()
@@ -28,18 +29,16 @@ def check_state(p: Tensor, state: dict[str, Any]) -> None:
     velocity = state["velocity"]
     if velocity.shape != p.shape or velocity.is_complex() != p.is_complex():
         raise ValueError(
-            f"velocity must have the shape of its parameter, {tuple(p.shape)} {p.dtype}, "
-            f"got {tuple(velocity.shape)} {velocity.dtype}"
+            "velocity must have the shape of its parameter and be complex exactly if that is: "
+            f"expected {tuple(p.shape)} {p.dtype}, got {tuple(velocity.shape)} {velocity.dtype}"
         )
     if not _distributed.is_placed_as(velocity, p):
-        expected, got = (getattr(x, "placements", "not split") for x in (p, velocity))
-        raise ValueError(
-            f"velocity must be split over the processes as its parameter, {expected}, got {got}"
-        )
+        expected, got = (getattr(x, "placements", "not sharded") for x in (p, velocity))
+        raise ValueError(f"velocity must be sharded like its parameter, {expected}, got {got}")
 
 
 def check_shapes(p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
-    """Raise unless gradient and velocity have the parameter's shape."""
+    """Raise unless the gradient and the velocity have the parameter's shape."""
     check_state(p, state)
     if grad.shape != p.shape:
         raise ValueError(
@@ -52,15 +51,15 @@ def check_dtypes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:
     """Raise unless all three are real, or all three complex."""
     if not p.is_complex() == grad.is_complex() == velocity.is_complex():
         raise ValueError(
-            "p.grad and velocity must be real or complex as their parameter is, which is "
+            "p.grad and velocity must be complex exactly if their parameter is: for a parameter of "
             f"{p.dtype}, got {grad.dtype} and {velocity.dtype}"
         )
 
 
 def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return the state in our names; what is ours already comes back as it is."""
+    """Return a state of another Gravity code under our names, and any other state unchanged."""
     if not any("v" in old and "velocity" not in old for old in state_dict["state"].values()):
-        return state_dict  # also with groups that have keys of the user's own
+        return state_dict  # its groups may have a "t" or "step" of the user's own
     steps = {
         key: group.get("t", group.get("step"))
         for group in state_dict["param_groups"]

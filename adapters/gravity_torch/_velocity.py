@@ -1,4 +1,4 @@
-"""V₀ of a parameter: drawn on its device, and of a split one only the part that is here."""
+"""V₀ of a parameter: drawn on its device, and only for the shard that is in this process."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from gravity_core.velocity import normal_elements, normal_quantiles, standard_normal, tensor_key
 from gravity_torch import _distributed
+from gravity_torch._tensors import working_dtype
 
-_CHUNK = 2**16  # elements of a split parameter that are drawn at a time
+_CHUNK = 2**16  # elements of a shard that are drawn at a time
 
 
 def as_reals(x: Tensor) -> Tensor:
-    """Return a complex tensor as a view of pairs of reals, others as they are."""
+    """Return a complex tensor as a view of pairs of reals, and a real one unchanged."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
@@ -22,23 +23,22 @@ def initial_velocity(p: Tensor, std: float, seed: int, index: int) -> Tensor:
     """Return V₀ = σ z in the parameter's dtype, memory format and placement.
 
     Args:
-        p: the parameter; a DTensor gets the part of its whole V₀ that belongs here.
+        p: the parameter; for a DTensor, each process draws its own shard of V₀.
         std: σ.
         seed: an integer in [0, 2**64).
-        index: the parameter's position among all of the optimizer's.
+        index: the parameter's position among all parameters of the optimizer.
     """
     velocity = torch.empty_like(_distributed.local(p), memory_format=torch.preserve_format)
     real = as_reals(velocity)
     flat = torch.empty(real.numel(), dtype=real.dtype, device=real.device)
-    wide = torch.promote_types(real.dtype, torch.float32)
     for a, b, z in _normal(p, flat.numel(), seed, index):
-        flat[a:b] = z.to(wide) * std
+        flat[a:b] = z.to(working_dtype(real.dtype)) * std
     real.copy_(flat.view(real.shape))
     return _distributed.like(p, velocity)
 
 
 def _normal(p: Tensor, size: int, seed: int, index: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield (a, b, z): the numbers of the elements a to b − 1 of those that are here."""
+    """Yield (a, b, z), where z are the normal numbers of the local elements a to b − 1."""
     device = _distributed.local(p).device
 
     def asarray(array: np.ndarray) -> Tensor:

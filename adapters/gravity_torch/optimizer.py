@@ -1,8 +1,8 @@
 """Gravity as a `torch.optim.Optimizer`.
 
-Guarantees: the state needs no global random numbers and survives a state_dict round
-trip bit for bit; bad arguments, states and sparse gradients are refused before any parameter
-has moved; gradients are never written to. The plain loop gives the bits of the NumPy reference.
+Guarantees: V₀ uses no global random state. A state_dict restores the state bit for bit. Bad
+arguments, bad states and sparse gradients raise before any parameter has moved. Gradients are never
+written to. With `foreach=False`, the results have the bits of the NumPy reference.
 """
 
 import functools
@@ -16,17 +16,18 @@ from torch import Tensor
 
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
-from gravity_torch._compiled import compiled
-from gravity_torch._fast import count, fast
-from gravity_torch._items import items_of
-from gravity_torch._loop import Item, Options, for_loop
+from gravity_torch._fused import fused
+from gravity_torch._items import Item, Options, items_of
+from gravity_torch._multi_tensor import count, multi_tensor
+from gravity_torch._single_tensor import single_tensor
 from gravity_torch._state_checks import check_shapes, check_state, counter, translated
+from gravity_torch._tensors import to_numpy
 from gravity_torch._velocity import initial_velocity
 
-# Parameters, groups or named parameters, as torch's own optimizers take them.
+# Parameters, parameter groups or named parameters, as for torch's own optimizers.
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
-# The name of each hyper-parameter in torch.
+# PyTorch's name of each hyper-parameter.
 NAMES = {name: "lr" if name == "learning_rate" else name for name in hp.DEFAULTS}
 _DEFAULTS = {
     **{NAMES[name]: value for name, value in hp.DEFAULTS.items()},
@@ -39,8 +40,8 @@ _DEFAULTS = {
 
 
 def _with_grad_if_differentiable(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a step record gradients only if `differentiable`, whatever its caller's mode is."""
-    try:  # private to torch; it also breaks torch.compile graphs at each step
+    """Let a step record gradients exactly if `differentiable`, in any mode of the caller."""
+    try:  # private to torch; unlike the code below, it also breaks the graph under torch.compile
         from torch.optim.optimizer import _use_grad_for_differentiable
     except ImportError:
         pass
@@ -48,11 +49,11 @@ def _with_grad_if_differentiable(step: Callable[..., Any]) -> Callable[..., Any]
         return _use_grad_for_differentiable(step)
 
     @functools.wraps(step)
-    def in_its_mode(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def step_in_mode(self: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             return step(self, *args, **kwargs)
 
-    return in_its_mode
+    return step_in_mode
 
 
 class Gravity(torch.optim.Optimizer):
@@ -60,46 +61,46 @@ class Gravity(torch.optim.Optimizer):
 
     .. math::
         \begin{aligned}
-            &V_0 \sim \mathcal{N}(0, (\alpha / l)^2), \quad t \leftarrow t + 1           \\
+            &V_0 \sim \mathcal{N}(0, (\alpha / \eta)^2), \quad t \leftarrow t + 1        \\
             &\hat\beta = (\beta t + 1) / (t + 2)                                         \\
             &\zeta = G / (1 + (G \max|G|)^2)                                             \\
             &V \leftarrow \hat\beta V + (1 - \hat\beta) \zeta                            \\
-            &W \leftarrow W - l \lambda W - l V
+            &W \leftarrow W - \eta \lambda W - \eta V
         \end{aligned}
 
-    with learning rate l, weight decay λ, and one max|G| per parameter tensor.
+    with learning rate η, weight decay λ, and one max|G| per parameter tensor.
 
     Args:
         params: parameters, parameter groups or named parameters to optimize.
-        lr: l, finite and >= 0; a number, or a Tensor with one element.
-        alpha: α, finite and >= 0; the standard deviation of V₀ is alpha / lr with the lr
-            that the group was added with, whatever a scheduler does later. Where that is a
-            small start of a warm-up, give velocity_std.
-        beta: β in [0, 1]; the running average covers up to 1 / (1 − β) gradients.
+        lr: η, finite and >= 0; a number, or a Tensor with one element.
+        alpha: α, finite and >= 0. The standard deviation of V₀ is alpha / lr, with the lr that
+            the group was added with. Later changes of lr do not affect it. If that lr is the
+            small start of a warm-up, pass velocity_std.
+        beta: β in [0, 1]. The running average covers up to 1 / (1 − β) gradients.
         weight_decay: λ, finite and >= 0; decoupled, as in AdamW.
-        velocity_std: standard deviation of V₀, overriding alpha / lr; >= 0, and such that V₀
-            does not overflow the parameters' dtype.
-        seed: integer in [0, 2**64). V₀ depends on it and on the parameter's position among
-            all parameters, so data-parallel replicas start alike; several optimizers for
-            parts of one model want a seed each.
+        velocity_std: standard deviation of V₀, used instead of alpha / lr. It must be >= 0 and
+            small enough that V₀ does not overflow the parameters' dtype.
+        seed: integer in [0, 2**64). V₀ depends on the seed and on the parameter's position among
+            all parameters, so data-parallel replicas start alike. If several optimizers train
+            parts of one model, give each its own seed.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        foreach: False runs the plain loop over the core's functions, with the bits of the
-            NumPy reference. None and True run the fast path, inside the certified bound.
+        foreach: False updates one tensor at a time with the core's functions, and has the bits of
+            the NumPy reference. None and True update many tensors per call, inside the certified
+            bound.
         maximize: maximize the objective instead of minimizing it.
-        capturable: keep the step count on the parameter's device and never look at it from
-            the host, as CUDA graphs require; in one, a scheduler reaches only an lr that is a
+        capturable: allow capture in a CUDA graph. The step count stays on the parameter's device,
+            and the host never reads it. A scheduler affects a captured graph only if lr is a
             Tensor on the GPU.
-        differentiable: let autograd differentiate through the step, in W, V and a Tensor lr;
-            the standard deviation of V₀ is a constant to it, also where it is alpha / lr.
+        differentiable: let autograd differentiate through the step with respect to W, V and a
+            Tensor lr. The standard deviation of V₀ is a constant, even if it is alpha / lr.
         fused: True compiles the update with `torch.compile`.
 
     Raises:
         ValueError: naming the argument and the value received.
-        RuntimeError: for `fused` with `foreach`, or with `differentiable`, in torch's words.
+        RuntimeError: for `fused` with `foreach` or with `differentiable`, as in torch.
 
-    State per parameter: ``step`` (updates made), ``velocity`` (V, in the parameter's
-    dtype; complex parameters have a complex velocity). Both appear at the parameter's
-    first gradient.
+    State per parameter: ``step`` (the number of updates) and ``velocity`` (V, in the parameter's
+    dtype; complex for a complex parameter). Both appear at the parameter's first gradient.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -113,7 +114,7 @@ class Gravity(torch.optim.Optimizer):
         ['step', 'velocity']
     """
 
-    _has_warned = False  # of a start from rest
+    _has_warned = False  # that V starts from rest
 
     def __init__(
         self,
@@ -149,10 +150,10 @@ class Gravity(torch.optim.Optimizer):
         super().__init__(params, _checked(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its V₀ has the standard deviation alpha / lr of this moment."""
+        """Add a group; the standard deviation of its V₀ is alpha / lr with its present lr."""
         if not isinstance(param_group, dict):
-            super().add_param_group(param_group)  # which refuses it
-        given, number = param_group.get("velocity_std"), len(self.param_groups)
+            super().add_param_group(param_group)  # raises torch's TypeError
+        given, index = param_group.get("velocity_std"), len(self.param_groups)
         try:
             param_group.update(_checked(self.defaults | param_group))
             self._fix_velocity_std(param_group, param_group["lr"])
@@ -161,15 +162,15 @@ class Gravity(torch.optim.Optimizer):
                 if p.requires_grad:
                     _check_velocity_std(p, param_group)
         except Exception:
-            del self.param_groups[number:]
-            param_group["velocity_std"] = given  # the user's dict, which may be mended
+            del self.param_groups[index:]
+            param_group["velocity_std"] = given  # the user may correct the dict and try again
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore from a pickle or a state_dict; options that it does not know get defaults.
+        """Restore a pickle or a state_dict; options that it lacks get their defaults.
 
-        σ is no default: it stays that of the group that the state is loaded into. A pickle has
-        none, and σ comes from the rate that a scheduler started with, where there is one.
+        σ has no default. If the state lacks it, the receiving group keeps its own. When unpickling,
+        there is no receiving group: σ then comes from the state's initial_lr, or else from its lr.
         """
         fixed = [group.get("velocity_std") for group in self.__dict__.get("param_groups", ())]
         for group in state["param_groups"]:
@@ -179,7 +180,7 @@ class Gravity(torch.optim.Optimizer):
                     values["velocity"] = _distributed.placed(values["velocity"], p)
                 check_state(p, values)
         super().__setstate__(state)
-        self.defaults = _DEFAULTS | self.defaults  # which come from the pickle, too
+        self.defaults = _DEFAULTS | self.defaults  # an old pickle may lack some
         for i, group in enumerate(self.param_groups):
             if group.get("velocity_std") is None:
                 group["velocity_std"] = fixed[i] if i < len(fixed) else None
@@ -188,17 +189,19 @@ class Gravity(torch.optim.Optimizer):
             self._fix_velocity_std(group, group.get("initial_lr", group["lr"]))
             for p in group["params"]:
                 if values := self.state.get(p, {}):
-                    values["step"] = counter(values["step"], p, group)  # a number in other codes
+                    values["step"] = counter(values["step"], p, group)  # may be a number
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, also one of the original Gravity code or of pytorch_optimizer's.
+        """Load a state_dict of this class, of the original Gravity code or of pytorch_optimizer.
 
-        Those call the velocity ``v``, and count the steps per group, as ``t`` or ``step``.
+        The other two call the velocity ``v`` and keep one step count per group, as ``t`` or
+        ``step``. Their checkpoints do not store σ. The receiving optimizer keeps its own, so
+        construct it with the run's initial lr.
         """
         super().load_state_dict(translated(state_dict))
 
     def _fix_velocity_std(self, group: dict[str, Any], lr: float | Tensor) -> None:
-        """Fix σ of a group; the first that has none, and starts from rest, says so."""
+        """Fix σ of a group; warn for the first group that has none and starts from rest."""
         undefined = group["velocity_std"] is None and _number(lr) == 0 and group["alpha"] != 0
         if undefined and self._has_warned:
             group["velocity_std"] = 0.0
@@ -223,13 +226,14 @@ class Gravity(torch.optim.Optimizer):
         """Perform one optimization step.
 
         Args:
-            closure: reevaluates the model and returns the loss; its result is returned.
+            closure: reevaluates the model and returns the loss. `step` returns that loss.
 
         Raises:
-            RuntimeError: for a sparse gradient, before any parameter has moved.
-            ValueError: for a gradient or a velocity that has not its parameter's shape, or is real
-                where that is complex or the reverse, as where `p.data` was replaced; before any
-                parameter or counter has moved.
+            RuntimeError: for a sparse gradient.
+            ValueError: if a gradient or a velocity does not fit its parameter: it has another
+                shape, or only one of the two is complex. This happens if `p.data` is replaced.
+
+        After one of these errors, no parameter and no counter has changed.
         """
         _check_capture(self)
         loss = None
@@ -244,21 +248,20 @@ class Gravity(torch.optim.Optimizer):
             steps: list[Tensor] = []
             self._init_group(group, params, grads, velocities, steps)
             batches.append((group, params, grads, velocities, steps))
-        parts = _distributed.parts([p for _, params, *_ in batches for p in params], self.state)
-        if parts and any(group["differentiable"] for group in self.param_groups):
+        shards = _distributed.shards([p for _, params, *_ in batches for p in params], self.state)
+        if shards and any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError("`differentiable` does not support DTensor")
-        for (
-            p,
-            part,
-        ) in parts.items():  # after the collective, in which the other processes would wait
-            if part.p.shape != part.velocity.shape:
+        # Raise only after the collective operation, or the other processes would wait in it.
+        for p, shard in shards.items():
+            if shard.p.shape != shard.velocity.shape:
                 check_state(p, self.state[p])
-        items = [items_of(*batch, parts) for batch in batches]  # of all groups, before any moves
+        # Check all groups before the first parameter moves.
+        items = [items_of(*batch, shards) for batch in batches]
         for (group, params, *_, steps), items_of_group in zip(batches, items, strict=True):
             _step_group(group, params, steps, items_of_group)
         return loss
 
-    # torch.compile calls a method of this name outside the graph that it makes of `step`.
+    # torch.compile runs a method of this name outside the graph of `step`.
     def _init_group(
         self,
         group: dict[str, Any],
@@ -267,8 +270,8 @@ class Gravity(torch.optim.Optimizer):
         velocities: list[Tensor],
         steps: list[Tensor],
     ) -> None:
-        """Collect what has a gradient, and its state; create the state at the first gradient."""
-        states, strided = self.state, torch.strided  # looked up once: the loop is of many
+        """Collect the parameters with a gradient, and their state; create missing states."""
+        states, strided = self.state, torch.strided  # look them up once, outside the loop
         for i, p in enumerate(group["params"]):
             if (grad := p.grad) is not None:
                 if grad.layout is not strided:
@@ -278,24 +281,24 @@ class Gravity(torch.optim.Optimizer):
                 state = states[p] or self._init_state(p, group, self._position(group) + i)
                 velocity = state["velocity"]
                 if not p.shape == velocity.shape == grad.shape:
-                    check_shapes(p, grad, state)  # p.data was replaced; the kernels do not look
+                    check_shapes(p, grad, state)  # p.data was replaced; kernels check no shapes
                 params.append(p)
                 grads.append(grad)
                 velocities.append(velocity)
                 steps.append(state["step"])
 
     def _position(self, group: dict[str, Any]) -> int:
-        """Return the number of parameters before those of the group: V₀ is numbered so."""
-        number = 0
+        """Return the index of the group's first parameter among all parameters."""
+        index = 0
         for other in self.param_groups:
             if other is group:
                 break
-            number += len(other["params"])
-        return number
+            index += len(other["params"])
+        return index
 
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
         draw = first_velocity
-        if torch.compiler.is_compiling():  # what draws V₀ cannot be traced
+        if torch.compiler.is_compiling():  # the generator of V₀ cannot be traced
             draw = torch.compiler.disable(draw)
         velocity = draw(p, group, index)
         state: dict[str, Any] = self.state[p]
@@ -304,7 +307,7 @@ class Gravity(torch.optim.Optimizer):
 
 
 def first_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:
-    """Return V₀ of a parameter of the group, the one of number `index`."""
+    """Return V₀ of a parameter of the group; `index` is its position among all parameters."""
     _check_velocity_std(p, group)
     return initial_velocity(p, group["velocity_std"], group["seed"], index)
 
@@ -319,12 +322,12 @@ def _check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
 def _step_group(
     group: dict[str, Any], params: list[Tensor], steps: list[Tensor], items: list[Item]
 ) -> None:
-    """Count the step, and update on the path that the options and the tensors allow."""
+    """Count the step, and update by the path that the options and the tensors allow."""
     if not steps:
         return
     compiling = torch.compiler.is_compiling()
     if not (compiling or group["differentiable"]):
-        # Private kernels do not tell autograd, so it could not tell a stale graph from a fresh one.
+        # Private kernels do not mark p as changed, so autograd would accept a stale graph.
         torch.autograd.graph.increment_version(params)
     if group["capturable"] or compiling:
         torch._foreach_add_(steps, 1)
@@ -337,75 +340,76 @@ def _step_group(
         maximize=group["maximize"],
     )
     if compiling:
-        items = [(_listed(p), _listed(g), _listed(v), t, m) for p, g, v, t, m in items]
-    readable = group["foreach"] is False or compiling or group["differentiable"]
-    path = for_loop if readable else fast
+        items = [
+            (_at_least_1d(p), _at_least_1d(g), _at_least_1d(v), t, m) for p, g, v, t, m in items
+        ]
+    single = group["foreach"] is False or compiling or group["differentiable"]
+    path = single_tensor if single else multi_tensor
     if group["fused"] and not compiling:
-        compiled(items, options, others=path)
+        fused(items, options, others=path)
     else:
         path(items, options)
 
 
-def _listed(x: Tensor) -> Tensor:
-    # 0-d float64 tensors are numbers to torch.compile, which loses what is written to them.
+def _at_least_1d(x: Tensor) -> Tensor:
+    # torch.compile treats 0-d float64 tensors as numbers, and loses writes to them.
     return x if x.ndim else x.view(1)
 
 
 def _as_scalar(lr: float | Tensor) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return lr
-    # In float64, as a number is, so that l λ is rounded once; MPS has none.
+    # In float64, like a Python number, so that η λ is rounded once. MPS has no float64.
     return lr.reshape(()) if lr.is_mps else lr.reshape(()).double()
 
 
 def _checked(group: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with Python's own numbers; raise for the first that is bad."""
+    """Return the options as Python numbers; raise for the first that is out of range."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
     values = {name: group[own] for name, own in NAMES.items()}
     hp.validate(**values | {"learning_rate": _number(lr)}, names=NAMES)
-    if _number(lr) > 0:  # at 0 it warns, which is for the group that is added
+    if _number(lr) > 0:  # at 0 it would warn; `add_param_group` does that
         hp.velocity_std(_number(lr), group["alpha"], group["velocity_std"], names=NAMES)
     if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
     if group["fused"] and group["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    # A state with NumPy's numbers would not load with weights_only=True.
+    # Convert NumPy numbers, which torch.load(weights_only=True) refuses.
     numbers = {name: float(group[name]) for name in ("alpha", "beta", "weight_decay")}
     numbers |= {name: int(group[name]) for name in ("seed", "first_step")}
     return group | numbers | {"lr": lr if isinstance(lr, Tensor) else float(lr)}
 
 
 def _number(lr: Any) -> Any:
-    """Return a one-element Tensor as NumPy's number, and anything else unchanged, to be refused."""
+    """Return a one-element Tensor as a NumPy number; any other value unchanged, for `validate`."""
     if not isinstance(lr, Tensor) or not hp.may_be_a_number(lr):
         return lr
-    lr = lr.detach().cpu()
-    return (lr.float() if lr.dtype == torch.bfloat16 else lr).numpy().reshape(())[()]
+    return to_numpy(lr).reshape(())[()]
 
 
 def _level_of_user() -> int:
-    """Return how far above its caller the user's code is, for `warnings.warn`."""
+    """Return how many frames the user's code is above the caller, for `warnings.warn`."""
     level, frame = 0, sys._getframe()
-    # Code that is run by `exec` may have no name.
     while frame.f_back and _package(frame) in ("torch", __package__):
         level, frame = level + 1, frame.f_back
     return level
 
 
 def _package(frame: FrameType) -> str:
+    # Code run by `exec` may have no __name__.
     return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _check_capture(optimizer: Gravity) -> None:
-    """Refuse a step in a CUDA graph that would not be replayed rightly."""
-    # Private to torch, whose later versions deprecate the second name, under which others have it.
+    """Raise in a CUDA graph capture that could not be replayed correctly."""
+    # Private to torch. Older versions have the second name only, and newer ones deprecate it.
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
         if check := getattr(optimizer, name, None):
             check()
             return
-    # Repeat torch's error, which matters, and leave out its advice on capturable=True.
+    # Without these names, raise torch's error. Leave out its hint about capturable=True.
     if torch.compiler.is_compiling() or not torch.cuda.is_available():
         return
     capturable = all(group["capturable"] for group in optimizer.param_groups)

@@ -1,4 +1,4 @@
-"""Hand-over of a `gravity_torch.Gravity` to and from other frameworks, as `gravity_core.State`."""
+"""Export and import of a `gravity_torch.Gravity` run, as `gravity_core.State`."""
 
 from numbers import Integral
 from typing import Any
@@ -10,26 +10,27 @@ from torch import Tensor
 from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
+from gravity_torch._tensors import to_numpy
 from gravity_torch.optimizer import NAMES, Gravity, first_velocity
 
-_LARGEST_T = 2**24  # to which float32 counts, as torch's own optimizers do
+_LARGEST_T = 2**24  # the float32 counter is exact up to here
 
 
 def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
     """Return a copy of the state and the hyper-parameters.
 
-    A parameter that has had no gradient yet is exported as what it is: no updates made, and
-    the V₀ that it will start from. Of a DTensor the whole V is exported, which is a collective
-    operation: every process has to ask for it.
+    A parameter without a gradient so far is exported with 0 updates and the V₀ that it will start
+    from. For DTensors this is a collective operation: every process must call it, and gets the
+    whole V.
 
     Args:
-        optimizer: left as it is.
-        group: which parameter group; None takes all, which must then have the same
-            hyper-parameters.
+        optimizer: the optimizer to export; it does not change.
+        group: index of the parameter group to export. None exports all groups, which must then
+            have the same hyper-parameters.
 
     Raises:
-        ValueError: naming the hyper-parameter in which the groups differ; or for a group that
-            does not exist.
+        ValueError: if the groups differ in a hyper-parameter, naming it, or if the group does not
+            exist.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(3))
@@ -58,25 +59,26 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
             else:
                 counts.append(0)
                 v = first_velocity(p, values, index)
-            velocities.append(_to_numpy(v))
+            velocities.append(to_numpy(_whole(v)))
             dtypes.append(_name(v))
     return State(counts, velocities, first, dtypes=dtypes)
 
 
 def import_state(optimizer: Gravity, state: State, *, group: int | None = None) -> None:
-    """Take over a state, with its hyper-parameters, in place of the optimizer's own.
+    """Replace the optimizer's state and hyper-parameters by those of `state`.
 
-    Like `load_state_dict`, but for the options that only PyTorch has (``foreach``, ``maximize``
-    and so on), which stay.
+    This works like `load_state_dict`, but keeps the options that only PyTorch has, such as
+    ``foreach`` and ``maximize``.
 
     Args:
-        optimizer: with the parameters in the state's order.
-        state: of any framework.
-        group: which parameter group; None takes all, and gives them the same hyper-parameters.
+        optimizer: the optimizer to change; its parameters must be in the state's order.
+        state: a state from any framework.
+        group: index of the parameter group to import into. None imports into all groups, and gives
+            them the same hyper-parameters.
 
     Raises:
-        ValueError: if the state does not fit, naming what, or its t is above 2²⁴, to which
-            PyTorch's counter counts; nothing has then changed.
+        ValueError: if the state does not fit, naming what does not, or if its t is above 2²⁴, the
+            limit of PyTorch's counter. Nothing has changed then.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(3))
@@ -104,15 +106,15 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
 
 
 def _groups(optimizer: Gravity, group: int | None) -> list[tuple[dict[str, Any], int]]:
-    """Return the groups asked for, each with the position of its first parameter."""
+    """Return the requested groups, each with the index of its first parameter."""
     found, start = [], 0
     for values in optimizer.param_groups:
         found.append((values, start))
         start += len(values["params"])
     if group is None:
         return found
-    whole = isinstance(group, Integral) and not isinstance(group, bool)
-    if not whole or group not in range(len(found)):
+    is_integer = isinstance(group, Integral) and not isinstance(group, bool)
+    if not is_integer or group not in range(len(found)):
         raise ValueError(f"group must be None or in [0, {len(found)}), got {group!r}")
     return [found[group]]
 
@@ -120,7 +122,7 @@ def _groups(optimizer: Gravity, group: int | None) -> list[tuple[dict[str, Any],
 def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
     values = {name: group[own] for name, own in NAMES.items()}
     if isinstance(lr := values["learning_rate"], Tensor):
-        values["learning_rate"] = hp.as_float(lr.detach().cpu().numpy().reshape(()))
+        values["learning_rate"] = hp.as_float(to_numpy(lr).reshape(()))
     return values
 
 
@@ -128,10 +130,9 @@ def _name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _to_numpy(v: Any) -> np.ndarray:
-    whole = v.full_tensor() if _distributed.is_distributed(v) else v
-    host = whole.detach().cpu().resolve_conj()
-    return np.asarray((host.float() if host.dtype == torch.bfloat16 else host).numpy())
+def _whole(v: Any) -> Tensor:
+    whole: Tensor = v.full_tensor() if _distributed.is_distributed(v) else v
+    return whole
 
 
 def _like(p: Any, v: np.ndarray) -> Tensor:

@@ -303,7 +303,7 @@ def test_init_of_replicated_parameters_inside_shard_map():
 
 def test_elements_beyond_32_bits_have_their_own_numbers():
     """Numbers of elements that no machine holds, against Python's integers."""
-    from gravity_jax.velocity import _times_plus
+    from gravity_jax._velocity import _times_plus
 
     hi, lo = jnp.zeros(3, jnp.uint32), jnp.asarray([0, 5, 2**20 - 1], jnp.uint32)
     for n, i in [(2**31 - 1, 7), (2**16 + 3, 2**32 - 1)]:

@@ -1,4 +1,4 @@
-"""gravity_jax.structure: the first place where a gradient tree is not that of the parameters."""
+"""gravity_jax._structure: the first place where a gradient tree is not that of the parameters."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 import jax.numpy as jnp  # noqa: E402
 
 from gravity_jax import gravity  # noqa: E402
-from gravity_jax.structure import first_difference, leaves_up_to  # noqa: E402
+from gravity_jax._structure import first_difference, leaves_up_to  # noqa: E402
 
 Pair = collections.namedtuple("Pair", "x y")
 
@@ -52,7 +52,11 @@ MISSING = "is missing: a parameter without a gradient needs zeros, or optax.mask
             "updates must be of type dict as in the parameters, got list",
         ),
         (Pair(ONE, 1.0), Pair((1.0, 2.0), 1.0), "updates.x must be of type dict .*, got tuple"),
-        ([Module(1.0, 3)], [Module(1.0, 4)], "updates[0] differs .* in what Module holds beside"),
+        (
+            [Module(1.0, 3)],
+            [Module(1.0, 4)],
+            "updates[0] must have the same static data .* another Module",
+        ),
     ],
 )
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])

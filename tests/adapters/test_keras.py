@@ -637,7 +637,9 @@ def test_a_gradient_of_another_shape_is_refused(shape):
     optimizer = Gravity()
     optimizer.build([variable])
     before = to_numpy([variable, *optimizer.variables])
-    message = rf"gradient of w0.* must have its shape \(3,\), got {re.escape(str(shape))}"
+    message = (
+        rf"gradient of w0.* must have the variable's shape \(3,\), got {re.escape(str(shape))}"
+    )
     with pytest.raises(ValueError, match=message):
         optimizer.apply([ops.ones(shape)])
     assert_same([variable, *optimizer.variables], before)

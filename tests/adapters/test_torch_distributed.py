@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 import gravity_core  # noqa: E402
 from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay, Step  # noqa: E402
-from gravity_torch import Gravity, _distributed, _fast  # noqa: E402
+from gravity_torch import Gravity, _distributed, _multi_tensor  # noqa: E402
 from tests.adapters.processes import Processes  # noqa: E402
 from tests.adapters.torch_reference import Calls  # noqa: E402
 
@@ -144,7 +144,7 @@ def test_fully_sharded_training_is_the_training_in_one_process(crew, options):
 
 # DTensor: recorded gradients, however the tensors are split
 
-SHAPES = [(7, 5), (3,), (2, 3, 5), (1, 4), (6, 8), (_fast.SMALL // 8 + 1, 9)]
+SHAPES = [(7, 5), (3,), (2, 3, 5), (1, 4), (6, 8), (_multi_tensor.SMALL // 8 + 1, 9)]
 
 
 def recorded(dtype, steps=4):
@@ -382,7 +382,7 @@ def test_the_calls_for_the_maxima_on_a_gpu_do_not_grow_with_the_tensors(dtype):
 
 
 def test_a_plain_gradient_of_a_split_tensor_is_refused(crew):
-    message = "a DTensor parameter must have a DTensor for its gradient"
+    message = "the gradient of a DTensor parameter must be a DTensor, got Tensor"
     assert crew.run(2, plain_gradient) == [message] * 2
 
 
@@ -557,8 +557,8 @@ def misplaced_states(rank, world):
 
 def test_a_velocity_that_is_split_otherwise_is_refused_before_anything_moves(crew):
     rows, columns, copies = "(Shard(dim=0),)", "(Shard(dim=1),)", "(Replicate(),)"
-    pairs = (rows, columns), (rows, copies), ("not split", rows), (rows, "not split")
-    message = "velocity must be split over the processes as its parameter, {}, got {}"
+    pairs = (rows, columns), (rows, copies), ("not sharded", rows), (rows, "not sharded")
+    message = "velocity must be sharded like its parameter, {}, got {}"
     assert crew.run(2, misplaced_states) == [[message.format(*pair) for pair in pairs]] * 2
 
 

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_torch  # noqa: E402
-from gravity_torch import _compiled  # noqa: E402
+from gravity_torch import _fused  # noqa: E402
 from tests.adapters.torch_reference import (  # noqa: E402
     Reference,
     cleared_graphs,
@@ -147,7 +147,7 @@ def test_the_fused_path_where_the_compiler_refuses_its_option(monkeypatch, dtype
         return own(function, **others)
 
     monkeypatch.setattr(torch, "compile", compile_without)
-    monkeypatch.setattr(_compiled, "BATCH", 1)  # quicker
+    monkeypatch.setattr(_fused, "BATCH", 1)  # quicker
     with cleared_graphs():
         check(gravity_torch, fused=True, dtype=dtype)
     assert len(calls) == (dtype is torch.float32)  # bfloat16 takes the other way

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_core  # noqa: E402
 import gravity_torch  # noqa: E402
-from gravity_torch import _compiled, _fast, _gathered, _loop  # noqa: E402
+from gravity_torch import _fused, _multi_tensor, _multi_tensor_gpu, _tensors  # noqa: E402
 from tests.adapters.torch_reference import (  # noqa: E402
     Reference,
     cleared_graphs,
@@ -22,11 +22,11 @@ from tests.adapters.torch_reference import (  # noqa: E402
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
 # The options of each path, and what is put in place of a module's own.
-GPU = [(gravity_torch.optimizer, "fast", _gathered.gathered)]
+GPU = [(gravity_torch.optimizer, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)]
 PATHS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "loop": ({"foreach": False}, []),
     "default": ({}, []),
-    "default without torch's private kernel": ({}, [(_fast, "_fused_sgd", None)]),
+    "default without torch's private kernel": ({}, [(_multi_tensor, "_fused_sgd", None)]),
     "capturable": ({"capturable": True}, []),
     "fused": ({"fused": True}, []),
     "fused and capturable": ({"fused": True, "capturable": True}, []),
@@ -35,12 +35,12 @@ PATHS: dict[str, tuple[dict[str, Any], list[Any]]] = {
 }
 # In place of thousands of elements, so that small tensors meet every branch; in the true order.
 THRESHOLDS = [
-    (_fast, "SMALL", 24),
-    (_fast, "STACK", 40),
-    (_fast, "BLOCK", 100),
-    (_gathered, "GATHERED", 100),
-    (_compiled, "COMPILED", 30),
-    (_compiled, "BATCH", 2),
+    (_multi_tensor, "SMALL", 24),
+    (_multi_tensor, "STACK", 40),
+    (_multi_tensor, "BLOCK", 100),
+    (_multi_tensor_gpu, "CONCATENATED", 100),
+    (_fused, "COMPILED", 30),
+    (_fused, "BATCH", 2),
 ]
 SHAPES = [(), (0,), (2, 0), (1,), (3,), (7,), (3, 4), (23,), (5, 6), (2, 3, 4, 5), (100,), (333,)]
 LAYOUTS = ["contiguous", "transposed", "strided", "expanded"]
@@ -212,11 +212,13 @@ def test_tensors_as_large_as_each_path_asks_for(path, dtype):
     needs_a_compiler(path)
     kinds = [
         Kind((3, 4), dtype, 3),
-        Kind((5000,), dtype, 2 * (_fast.STACK // 5000) + 3),  # two stacks, also without a seventh
+        Kind(
+            (5000,), dtype, 2 * (_multi_tensor.STACK // 5000) + 3
+        ),  # two stacks, also without a seventh
         Kind((300, 500), dtype, 1, "transposed", "transposed"),
-        Kind((_fast.SMALL + 1,), dtype, 2),
-        Kind((_fast.BLOCK + 1,), dtype, 1),
-        Kind((_compiled.COMPILED + 3,), dtype, _compiled.BATCH + 1),
+        Kind((_multi_tensor.SMALL + 1,), dtype, 2),
+        Kind((_multi_tensor.BLOCK + 1,), dtype, 1),
+        Kind((_fused.COMPILED + 3,), dtype, _fused.BATCH + 1),
     ]
     options = {"weight_decay": 0.1, "maximize": True}
     check(path, [Group(kinds), Group(kinds[::2], options)], STEPS)
@@ -233,7 +235,7 @@ def test_every_kind_of_tensors_has_a_graph_of_its_own(monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda f, **_: compile_with(f, backend=counter, dynamic=True)
     )
-    monkeypatch.setattr(_compiled, "BATCH", 1)  # quicker
+    monkeypatch.setattr(_fused, "BATCH", 1)  # quicker
     counts = []
     with cleared_graphs():
         for _ in range(2):
@@ -258,7 +260,7 @@ def test_dense_is_what_torch_keeps_the_strides_of(order, cuts):
             cut_off = slice(1) if cut == 1 else slice(None, None, 2)
             x = x[(slice(None),) * dim + (cut_off,)]
     kept = torch.empty_like(x, memory_format=torch.preserve_format).stride() == x.stride()
-    assert _loop.is_dense(x) == (kept or x.is_contiguous())
+    assert _tensors.is_dense(x) == (kept or x.is_contiguous())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
-from gravity_torch import Gravity, _fast  # noqa: E402
+from gravity_torch import Gravity, _multi_tensor  # noqa: E402
 from tests.adapters.torch_reference import (  # noqa: E402
     Reference,
     needs_a_compiler,
@@ -32,7 +32,7 @@ PATHS = [
     {"fused": True},
     {"fused": True, "capturable": True},
 ]
-SHAPES = [(3,), (3,), (), (2, 4), (_fast.SMALL + 1,)]
+SHAPES = [(3,), (3,), (), (2, 4), (_multi_tensor.SMALL + 1,)]
 
 
 class Steps(RuleBasedStateMachine):

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import gravity_core
-from gravity_torch import _compiled, backend
+from gravity_torch import _fused, backend
 
 
 @contextlib.contextmanager
 def cleared_graphs():
     """Let what is compiled inside, with other numbers or another compiler, stay inside."""
-    caches = [f for f in vars(_compiled).values() if hasattr(f, "cache_clear")]
+    caches = [f for f in vars(_fused).values() if hasattr(f, "cache_clear")]
     try:
         for cache in caches:
             cache.cache_clear()

@@ -127,3 +127,17 @@ def test_imports_point_one_way(part):
                 continue  # what an adapter implements for `gravity parity`
             found = {other for other in FORBIDDEN[part] if f"{name}.".startswith(f"{other}.")}
             assert not found, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "package", ["gravity_core", *(f"adapters/{name}" for name in sorted(ADAPTERS))]
+)
+def test_a_module_is_private_exactly_if_its_package_exports_nothing_from_it(package):
+    """Two kinds of modules are public by their own names: entry points and `hyperparameters`."""
+    folder = ROOT / package
+    imports = ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body
+    exporting = {n.module.rpartition(".")[2] for n in imports if isinstance(n, ast.ImportFrom)}
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    public = modules & (exporting | {"backend", "hyperparameters"})
+    assert exporting
+    assert {name for name in modules if not name.startswith("_")} == public

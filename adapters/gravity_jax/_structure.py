@@ -1,4 +1,4 @@
-"""Trees and the names of their leaves; a gradient tree beside that of the velocities."""
+"""Names of the leaves of a tree, and the comparison of a gradient tree with the velocity tree."""
 
 import operator
 from typing import Any
@@ -14,27 +14,36 @@ SUPERFLUOUS = "belongs to no parameter"
 
 
 def named_leaves(tree: Any, argument: str) -> tuple[list[tuple[str, Any]], Any]:
-    """Return the leaves with their names, such as params['w'], and the structure."""
+    """Return the leaves with their names, such as params['w'], and the tree structure."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     return [(argument + jax.tree_util.keystr(path), leaf) for path, leaf in leaves], structure
 
 
 def leaves_up_to(velocity: Any, updates: Any) -> list[Any]:
-    """Return what `updates` has in the place of each leaf of `velocity`.
+    """Return the subtree of `updates` at the place of each leaf of `velocity`.
 
     Raises:
-        ValueError: naming the first place where `updates` has another structure.
+        ValueError: naming the first place where the structure of `updates` differs.
     """
     structure: Any = jax.tree.structure(velocity)
     try:
         return list(structure.flatten_up_to(updates))
     except ValueError as error:
-        # JAX's own message lists all keys of a dict, and not the way to it.
+        # JAX's message lists all keys of a dict, but not where the dict is.
         raise ValueError(first_difference(velocity, updates, "updates") or str(error)) from None
 
 
 def first_difference(expected: Any, got: Any, name: str) -> str | None:
-    """Return in words where `got`, which is called `name`, cannot be flattened up to `expected`."""
+    """Return a description of the first place where `got` cannot be flattened up to `expected`.
+
+    Args:
+        expected: the tree whose structure is needed.
+        got: the tree to compare.
+        name: what the description calls `got`.
+
+    Returns:
+        The description, or None if `got` has the structure.
+    """
     if jax.tree_util.all_leaves([expected]):
         return None
     if type(got) is not type(expected):
@@ -52,16 +61,15 @@ def first_difference(expected: Any, got: Any, name: str) -> str | None:
     if superfluous:
         return f"{name}{superfluous[0]} {SUPERFLUOUS}"
     if structure != other:
-        return (
-            f"{name} differs from the parameters in what {type(got).__name__} holds beside leaves"
-        )
+        received = type(got).__name__
+        return f"{name} must have the same static data as the parameters, got another {received}"
     return next(
         filter(None, (first_difference(ours[key], theirs[key], name + key) for key in ours)), None
     )
 
 
 def _one_level(node: Any) -> tuple[dict[str, Any], Any]:
-    """Return the children of a node by their key, such as ['w'], and its own structure."""
+    """Return the children of a node by key, such as ['w'], and the structure of the node alone."""
     children, structure = jax.tree_util.tree_flatten_with_path(
         node, is_leaf=lambda x: x is not node
     )
@@ -69,26 +77,26 @@ def _one_level(node: Any) -> tuple[dict[str, Any], Any]:
 
 
 def stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> list[int]:
-    """Return for every leaf how many leading axes count its layers."""
+    """Return, for every leaf, how many of its leading axes count layers."""
     if stacked is None:
         return [0] * len(grads)
     prefix = stacked(updates) if callable(stacked) else stacked
-    # None is an empty tree to JAX, which fits no leaf.
+    # Replace None, which JAX takes for an empty tree instead of a leaf.
     prefix = jax.tree.map(lambda n: 0 if n is None else n, prefix, is_leaf=lambda n: n is None)
     try:
         counts, _ = named_leaves(jax.tree.broadcast(prefix, updates), "stacked")
     except ValueError as error:
         raise ValueError(f"stacked must be a pytree prefix of the updates: {error}") from error
     axes = []
-    for (name, count), grad in zip(counts, grads, strict=True):
+    for (name, value), grad in zip(counts, grads, strict=True):
         try:
-            number = -1 if isinstance(count, bool) else operator.index(count)
-        except TypeError:  # a traced number included
-            number = -1
-        if not 0 <= number <= grad.ndim:
+            count = -1 if isinstance(value, bool) else operator.index(value)
+        except TypeError:  # for example a traced integer
+            count = -1
+        if not 0 <= count <= grad.ndim:
             raise ValueError(
-                f"{name} must be an integer in [0, {grad.ndim}], the number of leading axes that "
-                f"count layers, known when traced, got {count!r}"
+                f"{name} must be an integer in [0, {grad.ndim}], known when tracing (the number of "
+                f"leading axes that count layers), got {value!r}"
             )
-        axes.append(number)
+        axes.append(count)
     return axes

@@ -1,4 +1,7 @@
-"""The default path: few passes over memory and few calls, tested against the readable path."""
+"""The path of `foreach=True`, the default: few passes over memory and few calls.
+
+Guarantee: V and W are inside the certified bound. The tests compare them with `_single_tensor`.
+"""
 
 import functools
 from collections import defaultdict
@@ -9,58 +12,47 @@ import torch
 from torch import Tensor
 
 from gravity_core.coefficients import coefficients
-from gravity_torch._gathered import gathered
-from gravity_torch._loop import Item, Options, flat, for_loop
+from gravity_torch._items import Item, Options
+from gravity_torch._multi_tensor_gpu import multi_tensor_gpu
+from gravity_torch._single_tensor import single_tensor
+from gravity_torch._tensors import flat, has_memory, working_dtype
 
-# Elements worked on at a time, so that no temporary of a tensor's size is made. Larger blocks
-# mean fewer calls, smaller ones a scratch that stays in the cache; measured, not derived.
+# Elements per block, so that no temporary has a tensor's size. Larger blocks need fewer calls;
+# smaller blocks stay in the cache. The value is measured, not derived.
 BLOCK = 7 * 2**16
-# Smaller tensors are stacked with others of their shape, up to STACK elements in all: a call
-# costs microseconds, as much as the arithmetic on thousands of elements.
+# Tensors of fewer than SMALL elements are stacked with others of their shape, up to STACK elements.
+# One call costs microseconds, as much as the arithmetic on thousands of elements.
 SMALL = 2**14
 STACK = 2**17
-# The dtype that each is computed in.
-_WORKING = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-}
-# Where M² could leave the range of float32 in the expanded form of `_blocked`.
+# The form that `_blocked` computes needs max|G|² to stay inside the range of float32.
 _LARGEST = 1e30
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
-# Tensors in one, and each of them as a view.
+# Several tensors as the rows of one, and a view of each row.
 Rows = tuple[Tensor, Tensors]
 # β̂, 1 − β̂, and 1/(1 − β̂) as a tensor.
 Weights = tuple[float, float, Tensor]
 
-
-# Known to have memory, and quicker to ask for.
+# These types have memory, and a look at the type is quicker than `has_memory`.
 _PLAIN = (torch.nn.Parameter, Tensor)
 
 
-def has_memory(p: Tensor) -> bool:
-    """Return whether private kernels and graphs can be given `p`: not fake and other classes."""
-    return type(p.data) is Tensor and not p.is_meta
-
-
-def fast(items: list[Item], options: Options) -> None:
-    """Update with few passes over memory and few calls; inside the certified bound."""
+def multi_tensor(items: list[Item], options: Options) -> None:
+    """Update large tensors in blocks and small ones in stacks; GPUs have their own path."""
     stacks: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     large: list[Item] = []
-    plain: list[Item] = []
-    elsewhere: list[Item] = []
+    single: list[Item] = []
+    on_gpu: list[Item] = []
     for item in items:
         p, grad, velocity, t, max_abs = item
         dtype = p.dtype
         mixed = dtype is not grad.dtype or dtype is not velocity.dtype
         if mixed or (type(p) not in _PLAIN and not has_memory(p)):
-            plain.append(item)
+            single.append(item)
         elif not p.is_cpu:
-            elsewhere.append(item)
-        elif dtype not in _WORKING or type(t) is not int:
-            plain.append(item)
+            on_gpu.append(item)
+        elif type(t) is not int or not dtype.is_floating_point or dtype.itemsize == 1:
+            single.append(item)  # the last is float8
         elif not (size := p.numel()):
             continue
         elif size >= SMALL:
@@ -68,15 +60,15 @@ def fast(items: list[Item], options: Options) -> None:
         elif p.is_contiguous() and velocity.is_contiguous():
             stacks[dtype, p.shape, t, max_abs is None].append(item)
         else:
-            plain.append(item)
-    for_loop(plain, options)
-    gathered(elsewhere, options)
+            single.append(item)
+    single_tensor(single, options)
+    multi_tensor_gpu(on_gpu, options)
     if not (large or stacks):
         return
     options = options._replace(lr=float(options.lr))
-    # One scratch for all of them: to touch fresh memory costs more than the arithmetic in it.
+    # All tensors share one scratch: touching fresh memory costs more than the arithmetic in it.
     blocks = [min(2 * item[0].numel(), BLOCK) for item in large]
-    length = max(blocks + [2 * _rows(alike) * alike[0][0].numel() for alike in stacks.values()])
+    length = max(blocks + [2 * _rows(stack) * stack[0][0].numel() for stack in stacks.values()])
 
     @functools.cache
     def scratch(dtype: torch.dtype) -> Tensor:
@@ -88,14 +80,14 @@ def fast(items: list[Item], options: Options) -> None:
         return old, new, torch.tensor(1 / new, dtype=dtype, device="cpu")
 
     for item in large:
-        p, *_, t, _ = item
-        views, dtype = flat(item), _WORKING[p.dtype]
+        p, grad, velocity, t, _ = item
+        views, dtype = flat(p, grad, velocity), working_dtype(p.dtype)
         shared = weights(t, dtype), options, scratch(dtype)
         if views is None or not _blocked(views, item, *shared):
-            for_loop([item], options)
-    for (kept, _, t, _), alike in stacks.items():
-        dtype = _WORKING[kept]
-        _stacked(alike, weights(t, dtype), options, scratch(dtype))
+            single_tensor([item], options)
+    for (p_dtype, _, t, _), stack in stacks.items():
+        dtype = working_dtype(p_dtype)
+        _stacked(stack, weights(t, dtype), options, scratch(dtype))
 
 
 def count(steps: list[Tensor]) -> None:
@@ -104,8 +96,8 @@ def count(steps: list[Tensor]) -> None:
     if _fused_sgd is None or not ours or not steps[0].is_cpu:
         torch._foreach_add_(steps, 1)
         return
-    # Ascent at rate 1 along gradients of 1: one call into torch's kernel for all of them, where an
-    # addition is dispatched for each, which takes the host three times as long.
+    # Gradient ascent at rate 1 along gradients of 1. One call of torch's kernel does all counters;
+    # _foreach_add_ dispatches one addition per counter, which takes three times as long.
     one = torch.ones((), dtype=torch.float32, device="cpu")
     _fused_sgd(steps, [one] * len(steps), [], momentum=0.0, lr=1.0, maximize=True)
 
@@ -113,22 +105,23 @@ def count(steps: list[Tensor]) -> None:
 def _blocked(
     views: list[Tensor], item: Item, weights: Weights, options: Options, scratch: Tensor
 ) -> bool:
-    """Update one tensor on the CPU; return False, and do nothing, if M is too large.
+    """Update one tensor on the CPU; if max|G| is too large, change nothing and return False.
 
-    (1 − β̂) ζ = G / (1/(1 − β̂) + M²/(1 − β̂) · G·G) with M = max|G|: two passes over a block, and a
-    third that does V and W together. Half types are copied into the scratch.
+    (1 − β̂) ζ = G / (1/(1 − β̂) + M²/(1 − β̂) · G·G) with M = max|G|. Two passes over a block
+    compute this, and a third updates V and W. Half types are copied into the scratch.
     """
     _, grad, _, _, max_abs = item
     low, high = torch.aminmax(grad) if max_abs is None else (-max_abs, max_abs)
     old, new, constant = weights
     m = float(max(-low.item(), high.item()))
-    factor = m * m / new  # not a power, which raises where this is inf
-    if not factor < _LARGEST:  # NaN too
+    factor = m * m / new  # a power would raise OverflowError where this is inf
+    if not factor < _LARGEST:  # also true for NaN
         return False
     half = grad.dtype is not scratch.dtype
     size = BLOCK // 2 if half else BLOCK
-    small = grad.numel() <= size  # one block, and no calls to split it off
-    for p, g, v in [views] if small else zip(*(torch.split(x, size) for x in views), strict=True):
+    one_block = grad.numel() <= size
+    blocks = [views] if one_block else zip(*(torch.split(x, size) for x in views), strict=True)
+    for p, g, v in blocks:
         n = g.numel()
         s = scratch[:n]
         if half:
@@ -143,14 +136,15 @@ def _blocked(
 
 
 def _rows(items: list[Item]) -> int:
-    """Return how many small tensors of one shape are stacked at a time."""
+    """Return how many small tensors of one shape fit into a stack."""
     return min(len(items), STACK // items[0][0].numel())
 
 
 def _stacked(items: list[Item], weights: Weights, options: Options, scratch: Tensor) -> None:
-    """Update small tensors of one shape and t together, a tensor a row.
+    """Update small tensors of one shape and one t together; each tensor is a row.
 
-    (1 − β̂) ζ = G / (1/(1 − β̂) + s·s/(1 − β̂)) with s = G M: no M² that could overflow.
+    (1 − β̂) ζ = G / (1/(1 − β̂) + s·s/(1 − β̂)) with s = G max|G|. There is no max|G|² that could
+    overflow.
     """
     first, old, new, constant = items[0][0], *weights
     size = first.numel()
@@ -182,11 +176,11 @@ def _stacked(items: list[Item], weights: Weights, options: Options, scratch: Ten
 
 
 def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options: Options) -> None:
-    """V ← β̂ V ± term;  W ← W − l λ W − l V, in one pass where torch has it."""
+    """V ← β̂ V ± term;  W ← W − η λ W − η V. Without weight decay, in one pass if torch has it."""
     if options.weight_decay is not None:
         torch._foreach_mul_(ps, 1 - options.lr * options.weight_decay)
     if _fused_sgd is not None:
-        # Momentum SGD, with β̂ for the momentum and the terms, which need no damping, for gradients.
+        # Momentum SGD: β̂ is the momentum. The terms are the gradients, and need no dampening.
         _fused_sgd(ps, terms, velocities, momentum=old, lr=options.lr, maximize=options.maximize)
         return
     torch._foreach_mul_(velocities, old)
@@ -197,7 +191,7 @@ def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options:
 def _move_half(
     ps: Tensors, terms: Rows, velocities: Tensors, old: float, options: Options, scratch: Rows
 ) -> None:
-    """As `_move`, in the wide `terms` and `scratch`; W moves by the V that is kept, rounded."""
+    """Like `_move`, but in the float32 `terms` and `scratch`; W moves by the rounded V."""
     (term, term_rows), (w, w_rows) = terms, scratch
     torch._foreach_copy_(w_rows, velocities)
     w.mul_(old).add_(term, alpha=-1 if options.maximize else 1)
@@ -210,7 +204,7 @@ def _move_half(
     torch._foreach_copy_(ps, w_rows)
 
 
-# Private to torch, though torch's own SGD is made of it; without it there are three passes.
+# Private to torch, although torch's own SGD uses it. Without it, `_move` makes three passes.
 _fused_sgd: Callable[..., None] | None = None
 if hasattr(torch, "_fused_sgd_"):
     _fused_sgd = functools.partial(

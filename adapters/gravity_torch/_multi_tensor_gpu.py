@@ -1,4 +1,7 @@
-"""The path of GPUs: a step is few kernels, whatever the number of tensors."""
+"""The GPU's part of `foreach=True`: a fixed number of kernels for many tensors.
+
+Guarantee: the host reads nothing from the device, so it never waits.
+"""
 
 import functools
 from collections import defaultdict
@@ -8,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gravity_torch._loop import Item, Options, flat, update_item, without_autocast
+from gravity_torch._items import Item, Options
+from gravity_torch._single_tensor import update_item
+from gravity_torch._tensors import flat, without_autocast
 
-# Elements that are gathered at a time: enough to keep a GPU busy, copies of them little memory.
-GATHERED = 2**22
+# Elements per concatenated copy: enough to keep a GPU busy, while the copies take little memory.
+CONCATENATED = 2**22
 
 
-def gathered(items: list[Item], options: Options) -> None:
-    """Update copies of many tensors in one: few kernels, and no look from the host, for GPUs."""
+def multi_tensor_gpu(items: list[Item], options: Options) -> None:
+    """Concatenate copies of many tensors, and update them as one."""
     kinds: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     for item in items:
         p, _, _, t, max_abs = item
@@ -25,14 +30,14 @@ def gathered(items: list[Item], options: Options) -> None:
     for (device, *_), alike in kinds.items():
         for portion in _portions(alike):
             if len(portion) == 1:
-                update_item(portion[0], options)  # where it is, with no copies of what is large
+                update_item(portion[0], options)  # in place: a copy of a large tensor costs memory
             else:
                 _update_copies(portion, device, options)
 
 
 def _update_copies(portion: list[Item], device: torch.device, options: Options) -> None:
-    # Flat views, because cat and _foreach_copy_ take tensors of other strides one by one.
-    views = [flat(item) for item in portion]
+    # Flat views: cat and _foreach_copy_ handle tensors with other strides one by one.
+    views = [flat(*item[:3]) for item in portion]
     flats = [
         [x.reshape(-1) for x in item[:3]] if view is None else view
         for item, view in zip(portion, views, strict=True)
@@ -48,13 +53,14 @@ def _update_copies(portion: list[Item], device: torch.device, options: Options) 
     for tensors, whole in ((ps, p), (velocities, v)):
         torch._foreach_copy_(tensors, list(torch.split(whole, sizes)))
     for (p, _, v, *_), view, (new_p, _, new_v) in zip(portion, views, flats, strict=True):
-        if view is None:  # `reshape` may have made copies
+        if view is None:  # `reshape` may have copied
             p.copy_(new_p.view(p.shape))
             v.copy_(new_v.view(v.shape))
 
 
-def _spread(lengths: Tensor, size: int, numbers: Sequence[Any]) -> Tensor:
-    stacked = without_autocast(torch.stack, numbers)
+def _spread(lengths: Tensor, size: int, scalars: Sequence[Any]) -> Tensor:
+    """Return one value per element of the concatenated tensor."""
+    stacked = without_autocast(torch.stack, scalars)
     return stacked.repeat_interleave(lengths, output_size=size)
 
 
@@ -63,7 +69,7 @@ def _portions(items: list[Item]) -> Iterator[list[Item]]:
     size = 0
     for item in items:
         elements = item[0].numel()
-        if portion and size + elements > GATHERED:
+        if portion and size + elements > CONCATENATED:
             yield portion
             portion, size = [], 0
         portion.append(item)
@@ -73,5 +79,5 @@ def _portions(items: list[Item]) -> Iterator[list[Item]]:
 
 @functools.cache
 def _lengths(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    # Kept: to send it again would make the host wait, and a CUDA graph reads it at its address.
+    # Cached: sending it again would make the host wait, and a CUDA graph reads it at its address.
     return torch.tensor(lengths, device=device)

@@ -1,8 +1,8 @@
-"""max|G| of every gradient: `gravity_core.update.max_abs_grad`, in fewer kernels and passes.
+"""max|G| of every gradient: `gravity_core.update.max_abs_grad` in fewer kernels and passes.
 
-Guarantee: the numbers and the derivatives are those of the core's expression, and no gradient is
-gathered. Where a program is known to be for one device, NaN propagates; elsewhere the core's own
-expression runs, which XLA reduces over the devices.
+Guarantee: values and derivatives equal those of the core's expression, and no gradient is gathered.
+If the program is known to use one device, NaN propagates. If not, the core's own expression runs,
+and XLA reduces it over the devices.
 """
 
 import functools
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from gravity_core.update import max_abs_grad
 
-# At every call, XLA's CPU client allocates the scalars of each reduction's computation again. That
-# costs more than reading a short gradient, so small gradients of one size are stacked and reduced
-# together. The stacks are short because XLA compiles equal kernels once, and a kernel that takes
-# the second maximum of an array differs from one that takes the first.
-SMALL = 2**14  # elements of a gradient
-TOGETHER = 4  # gradients in a stack
+# At every call, XLA's CPU client allocates the scalars of each reduction again. That costs more
+# than reading a short gradient, so small gradients of one size are stacked and reduced together.
+# The stacks are short: XLA compiles equal kernels only once, but the kernels that use the first and
+# the second maximum of a stack differ.
+SMALL = 2**14  # largest number of elements of a small gradient
+TOGETHER = 4  # gradients per stack
 
 Arrays = tuple[jax.Array, ...]
 Layers = tuple[int, ...]
@@ -27,11 +27,11 @@ Pair = tuple[Any, Any]
 
 
 def largest_magnitudes(grads: Arrays, stacked: Layers) -> list[Any]:
-    """Return max|G| of every gradient, a scalar; of a stack that of each layer, broadcasting.
+    """Return max|G| of every gradient, as a scalar or as one value per layer that broadcasts.
 
     Args:
-        grads: the G, real and not empty.
-        stacked: for every one how many leading axes count layers.
+        grads: the gradients, real and not empty.
+        stacked: for each gradient, how many leading axes count layers.
     """
     return [
         jnp.expand_dims(largest, tuple(range(layers, grad.ndim))) if layers else largest
@@ -45,7 +45,7 @@ def _maxima(grads: Arrays, stacked: Layers) -> list[Any]:
         return _over_devices(grads, stacked)
     if any(isinstance(grad, jax.core.Tracer) for grad in grads):
         return _together(grads, stacked)
-    # Outside jit each may be on a device of its own.
+    # Outside jit, each gradient may be on another device, so they cannot be stacked.
     return [_in_one_pass(grad, n) for grad, n in zip(grads, stacked, strict=True)]
 
 
@@ -57,10 +57,10 @@ def _derivative(stacked: Layers, primals: Any, tangents: Any) -> Any:
 
 
 def _on_one_device(grads: Arrays) -> bool:
-    """Return whether no gradient can be split over devices, as far as tracing shows.
+    """Return whether no gradient can be sharded, as far as this is known when tracing.
 
-    Types and the context show a mesh; jit(in_shardings=…) does not. Without a mesh in sight, a
-    traced gradient may be split over as many devices as there are.
+    The types and the context show a mesh, but jit(in_shardings=…) is not visible. If no mesh is
+    visible, a traced gradient may be sharded over all devices.
     """
     meshes = [jax.typeof(grad).sharding.mesh for grad in grads]
     size = max((mesh.size for mesh in [*meshes, jax.sharding.get_abstract_mesh()]), default=0)
@@ -82,7 +82,7 @@ def _together(grads: Arrays, stacked: Layers) -> list[Any]:
     maxima: list[Any] = [None] * len(grads)
     alike = defaultdict(list)
     for i, (grad, layers) in enumerate(zip(grads, stacked, strict=True)):
-        known = isinstance(grad.size, int)  # and no symbol, as jax.export may have it
+        known = isinstance(grad.size, int)  # jax.export may have a symbolic size
         if known and grad.size <= SMALL and not layers:
             alike[grad.size, grad.dtype].append(i)
         else:
@@ -97,8 +97,8 @@ def _together(grads: Arrays, stacked: Layers) -> list[Any]:
 
 
 def _in_one_pass(grad: jax.Array, layers: int) -> Any:
-    # XLA on CPU makes two kernels or more of each maximum, and one of this pair; but its loop over
-    # half numbers is slow. Its loop over several short axes is, too, hence one axis.
+    # XLA on the CPU needs at least two kernels for max|G|, but only one for the pair (max, min).
+    # That kernel is slow for half types, and for several short axes; so flatten to one axis.
     rows = grad.reshape(*grad.shape[:layers], -1)
     if jnp.finfo(rows.dtype).bits < 32:
         return max_abs_grad(rows, axes=(layers,), xp=jnp)[..., 0]

@@ -1,8 +1,8 @@
 """V₀ of one parameter as a JAX array: the numbers of `gravity_core.velocity`, shard by shard.
 
-Guarantee: every operation is elementwise, and V₀ takes the sharding of its parameter, under jit
-as outside, so that each device draws its own part and no device holds more. The bits are those of
-every other framework, whatever the sharding.
+Guarantee: V₀ takes the sharding of its parameter, inside and outside jit. Every operation is
+elementwise, so each device draws its own shard and holds nothing more. The bits are the same as in
+every other framework, for any sharding.
 """
 
 import functools
@@ -20,12 +20,12 @@ Words = tuple[Any, Any]
 
 
 def check_velocity_std(std: Any, dtype: Any, **origin: Any) -> None:
-    """Raise if V₀ would overflow its dtype; of a traced σ nothing is known.
+    """Raise if V₀ would overflow its dtype; a traced σ cannot be checked.
 
     Args:
         std: σ >= 0.
-        dtype: of V₀, floating or complex.
-        **origin: `learning_rate` and `alpha`, where σ is their quotient.
+        dtype: the dtype of V₀, floating or complex.
+        **origin: `learning_rate` and `alpha`, if σ is alpha / learning_rate.
 
     Raises:
         ValueError: naming the argument and the value received.
@@ -38,31 +38,31 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
     """Return V₀ = σ z in the shape and sharding of a parameter.
 
     Args:
-        param: the parameter, or a `jax.ShapeDtypeStruct`; its numbers do not matter.
+        param: the parameter, or a `jax.ShapeDtypeStruct`; its values are not used.
         std: σ >= 0, which may be traced.
         seed: an integer in [0, 2**64), which may be traced.
         index: the parameter's position among the leaves of the tree, from 0.
-        dtype: of V₀, floating or complex.
+        dtype: the dtype of V₀, floating or complex.
 
     Raises:
-        ValueError: for an axis of more than 2**32 elements, and where V₀ would overflow.
+        ValueError: for an axis of more than 2**32 elements, or if V₀ would overflow.
     """
     shape = jnp.shape(param)
-    if any(isinstance(n, int) and n > 2**32 for n in shape):  # jax.export has symbols, too
+    if any(isinstance(n, int) and n > 2**32 for n in shape):  # jax.export may have symbols
         raise ValueError(f"an axis must have at most 2**32 elements, got shape {shape}")
     if 0 in shape:
         if isinstance(param, jax.core.Tracer):
-            return param.astype(dtype)  # jit finds a mesh of explicit axes by what is used only
+            return param.astype(dtype)  # only a use of `param` shows jit a mesh of explicit axes
         return jnp.zeros_like(param, dtype=dtype)
     if isinstance(param, jax.ShapeDtypeStruct):
         param = jnp.zeros_like(param)  # on the devices of its sharding
     check_velocity_std(std, dtype)
-    # NumPy arrays: what jit is given by every process of a cluster alike.
+    # Pass NumPy arrays, which jit accepts as equal from every process of a cluster.
     return _scaled_normal(param, _key(seed, index), normal_quantiles(), std, dtype=dtype)
 
 
 def working_dtype(*dtypes: Any) -> Any:
-    """Return the dtype to compute in: float64 for double precision, else float32."""
+    """Return the dtype to compute in: float64 if any dtype has double precision, else float32."""
     return jnp.float64 if any(jnp.finfo(dtype).bits == 64 for dtype in dtypes) else jnp.float32
 
 
@@ -81,18 +81,18 @@ def _scaled_normal(param: jax.Array, key: Words, quantiles: Any, std: Any, *, dt
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     real, wide = jnp.finfo(dtype).dtype, working_dtype(dtype)
     parts = []
-    for element in _element_numbers(param, 2 if is_complex else 1):
+    for element in _element_indices(param, 2 if is_complex else 1):
         k = element_halfwords(key, element, xp=jnp)
-        # On a mesh with explicit axes a gather needs the sharding of its result.
+        # On a mesh with explicit axes, a gather must be told the sharding of its result.
         z = quantiles.at[k].get(mode="promise_in_bounds", out_sharding=jax.typeof(k).sharding)
         parts.append((z.astype(wide) * jnp.asarray(std, wide)).astype(real))
     return jax.lax.complex(*parts) if is_complex else parts[0]
 
 
-def _element_numbers(param: jax.Array, parts: int) -> list[Words]:
-    """Return the 64-bit numbers, in C order, of each element's `parts` real parts."""
-    # Zeros that lie where the parameter does: XLA carries its sharding through these comparisons.
-    # XLA folds simpler forms such as zeros_like, and then draws all of V₀ on every device.
+def _element_indices(param: jax.Array, parts: int) -> list[Words]:
+    """Return the 64-bit indices, in C order, of the `parts` real parts of each element."""
+    # Zeros with the parameter's sharding, which XLA carries through these comparisons. XLA folds
+    # simpler forms such as zeros_like, and then draws all of V₀ on every device.
     x = param.real
     hi = lo = ((x == x) & (x != x)).astype(jnp.uint32)
     sharding = jax.typeof(param).sharding
@@ -103,8 +103,8 @@ def _element_numbers(param: jax.Array, parts: int) -> list[Words]:
 
 
 def _times_plus(hi: jax.Array, lo: jax.Array, n: int, i: Any) -> tuple[jax.Array, jax.Array]:
-    """Return (hi, lo) · n + i for 64-bit numbers in two words; JAX may have no longer ones."""
-    # Arrays, and by % and //: n is a symbol where jax.export leaves the length of an axis open.
+    """Return (hi, lo) · n + i for 64-bit integers in two words; JAX may have no 64-bit integers."""
+    # Use arrays, % and //, because jax.export may have a symbol for n.
     n0, n1 = jnp.asarray(n % 2**16, jnp.uint32), jnp.asarray(n // 2**16, jnp.uint32)
     n_low = (n1 << 16) | n0
     a0, a1 = lo & 0xFFFF, lo >> 16

@@ -1,4 +1,7 @@
-"""The compiled path: the core through `torch.compile`, one graph for all shapes."""
+"""The path of `fused=True`: the core's functions through `torch.compile`, one graph for all shapes.
+
+Guarantee: V and W are inside the certified bound.
+"""
 
 import functools
 import types
@@ -9,32 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gravity_torch._fast import has_memory
-from gravity_torch._gathered import GATHERED
-from gravity_torch._loop import Item, Options, flat, update_item
+from gravity_torch._items import Item, Options
+from gravity_torch._multi_tensor_gpu import CONCATENATED
+from gravity_torch._single_tensor import update_item
+from gravity_torch._tensors import flat, has_memory, working_dtype
 
-# Smaller tensors go the other way: a call costs about what that costs for this many elements.
+# Tensors with fewer elements take the other path, which is then as fast as a compiled call.
 COMPILED = 2**12
-# Tensors in a call: more share the costs of the call, and take longer to compile.
+# Tensors per call. More of them share the cost of a call, but take longer to compile.
 BATCH = 8
 
 
-def compiled(items: list[Item], options: Options, others: Callable[..., None]) -> None:
-    """Update with one compiled graph for all shapes; small and strided tensors by `others`."""
+def fused(items: list[Item], options: Options, others: Callable[..., None]) -> None:
+    """Update with compiled graphs; `others` is the path for small and strided tensors."""
     rest = []
     batches: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     for item in items:
         views = None
         p, grad, velocity, t, max_abs = item
         size = p.numel()
-        if size >= COMPILED and (p.is_cpu or size >= GATHERED // 4):
-            negated = p.is_neg() or grad.is_neg() or velocity.is_neg()  # compiled code forgets it
+        if size >= COMPILED and (p.is_cpu or size >= CONCATENATED // 4):
+            negated = p.is_neg() or grad.is_neg() or velocity.is_neg()  # compiled code ignores it
             if p.dtype == grad.dtype == velocity.dtype and not negated and has_memory(p):
-                views = flat(item)
+                views = flat(p, grad, velocity)
         if views is None:
             rest.append(item)
         else:
-            # .data, because graphs are guarded by what a view is a view of.
+            # .data: torch guards a graph by the tensor that a view belongs to.
             p, grad, velocity = (x.data for x in views)
             kind = p.device, p.dtype, max_abs is None
             batches[kind].append((p, grad, velocity, t, max_abs))
@@ -55,12 +59,12 @@ def _update_batch(items: list[Item], options: Options) -> None:
     padding = _padding(*kind)[len(items) :]
     ps, grads, velocities, times, maxima = map(list, zip(*items, *padding, strict=True))
     times[len(items) :] = [first] * len(padding)
-    # Values that may change are passed as tensors; otherwise torch would compile the graph again.
+    # Pass changing values as tensors: torch would compile a new graph for each new number.
     t: Tensor | list[Tensor]
     if isinstance(first, Tensor):
         t = torch.stack(times)
-    else:  # of the host's tensors, a GPU's kernels can be given only those that are 0-d
-        t = _float64(times) if p.is_cpu else [_float64(number) for number in times]
+    else:  # GPU kernels accept tensors on the CPU only if they are 0-d
+        t = _float64(times) if p.is_cpu else [_float64(time) for time in times]
     lr = options.lr if isinstance(options.lr, Tensor) else _float64(options.lr)
     decay = None if options.weight_decay is None else _float64(options.weight_decay)
     changing = Options(lr, _float64(options.beta), decay, options.maximize)
@@ -68,8 +72,8 @@ def _update_batch(items: list[Item], options: Options) -> None:
     update(ps, grads, velocities, maxima, t, *changing)
 
 
-def _float64(numbers: Any) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64, device="cpu")  # whatever the default is
+def _float64(value: Any) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")  # not the default device
 
 
 def _update_all(
@@ -77,67 +81,67 @@ def _update_all(
     grads: list[Tensor],
     velocities: list[Tensor],
     maxima: list[Tensor | None],
-    t: Tensor | list[Tensor],
+    times: Tensor | list[Tensor],
     *options: Any,
 ) -> None:
-    items = zip(params, grads, velocities, t, maxima, strict=True)
-    for p, grad, velocity, t_of_it, max_abs in items:
+    for p, grad, velocity, t, max_abs in zip(params, grads, velocities, times, maxima, strict=True):
         if max_abs is None:
             max_abs = _max_abs(grad)
-        update_item((p, grad, velocity, t_of_it, max_abs), Options(*options))
+        update_item((p, grad, velocity, t, max_abs), Options(*options))
 
 
 def _max_abs(grad: Tensor) -> Tensor:
-    # By halves, which meet or share an element: half as many maxima that wait for the one before.
+    # Compare two halves (which may share one element) elementwise first: this halves the chain of
+    # maxima that wait for each other.
     n = (grad.numel() + 1) // 2
-    # Wide, because torch 2.7 cannot compile such operations on half types with emulated casts.
-    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    # torch 2.7 cannot compile these operations on half types if it emulates precision casts.
+    wide = grad.to(working_dtype(grad.dtype))
     return torch.maximum(wide[:n].abs(), wide[-n:].abs()).amax()
 
 
 @functools.cache
 def _compiled_update(device: torch.device, dtype: torch.dtype, *kind: Any) -> Any:
-    """Return the compiled update of a kind of tensors, or None if torch cannot do it rightly."""
-    # Of a code object torch keeps eight graphs, and then compiles no more: one for each kind.
+    """Return the compiled update for one kind of tensors, or None if torch would round it wrongly.
+
+    Each kind has a code object of its own, because torch compiles at most eight graphs for one.
+    """
     code = _update_all.__code__.replace()
     function = types.FunctionType(code, _update_all.__globals__)
-    # Without emulated casts V would be rounded to half precision in memory, but not for W.
+    # Without emulated casts, a half-precision V is rounded in memory, but not where it moves W.
     try:
         return torch.compile(function, dynamic=True, options={"emulate_precision_casts": True})
-    except RuntimeError:  # torch does not promise to keep this option
+    except RuntimeError:  # a future torch may lack this option
         wide = dtype in (torch.float32, torch.float64)
         return torch.compile(function, dynamic=True) if wide else None
 
 
-@torch.inference_mode(
-    False
-)  # the zeros are kept, and inference tensors would need a graph of their own
-def _zeros(size: int, device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:
+# The zeros are cached. Inference tensors would need a graph of their own.
+@torch.inference_mode(False)
+def _zeros(size: int, device: torch.device, dtype: torch.dtype, whole: bool) -> list[Item]:
     """Return a batch of tensors of zeros, which no update moves."""
-    wide = torch.promote_types(dtype, torch.float32)
     items: list[Item] = []
     for n in range(size, size + BATCH):
         p, grad, velocity = (torch.zeros(n, dtype=dtype, device=device) for _ in range(3))
-        max_abs = None if alone else torch.zeros((), dtype=wide, device=device)
+        max_abs = None if whole else torch.zeros((), dtype=working_dtype(dtype), device=device)
         items.append((p, grad, velocity, 1, max_abs))
     return items
 
 
 @functools.cache
-def _padding(device: torch.device, dtype: torch.dtype, alone: bool) -> list[Item]:
-    return _zeros(64, device, dtype, alone)
+def _padding(device: torch.device, dtype: torch.dtype, whole: bool) -> list[Item]:
+    return _zeros(64, device, dtype, whole)
 
 
 @functools.cache
 def _compile_for_all_shapes(
     device: torch.device,
     dtype: torch.dtype,
-    alone: bool,
+    whole: bool,
     decays: bool,
     maximize: bool,
     threads: int,
 ) -> None:
     # Give every tensor a different size: sizes that are equal in the first call would be compiled
     # as always equal. Make them large, so that the code is compiled for several threads.
-    items = _zeros(2**16, device, dtype, alone)
+    items = _zeros(2**16, device, dtype, whole)
     _update_batch(items, Options(0.0, 0.0, 0.0 if decays else None, maximize))

@@ -1,0 +1,42 @@
+"""The path of `foreach=False`: one tensor at a time, with the functions of `gravity_core`.
+
+Guarantee: V and W have the bits of the NumPy reference. The tests hold every other path to them.
+"""
+
+import array_api_compat.torch as xp
+from torch import Tensor
+
+from gravity_core.update import update
+from gravity_torch._items import Item, Options
+from gravity_torch._tensors import working_dtype
+
+
+def single_tensor(items: list[Item], options: Options) -> None:
+    """Update one tensor after the other."""
+    for item in items:
+        update_item(item, options)
+
+
+def update_item(item: Item, options: Options) -> None:
+    """Update one tensor."""
+    p, grad, velocity, t, max_abs = item
+    if options.maximize:
+        # torch 2.7 cannot compile the negation of a half type if it emulates precision casts.
+        grad = -grad.to(working_dtype(grad.dtype))
+    v = update(grad, velocity, t, beta=options.beta, max_abs=max_abs, xp=xp)
+    velocity.copy_(v)
+    dtype = working_dtype(p.dtype)
+    w = p.to(dtype)
+    if options.weight_decay is not None:
+        # If the learning rate has a gradient, autograd keeps the factor w, so it must not be p.
+        w = w.clone() - w.clone() * _scalar(options.lr * options.weight_decay, w)
+    # Multiply and then subtract, as NumPy does: sub(alpha=lr) rounds only once.
+    p.copy_(w - v.to(dtype) * _scalar(options.lr, w))
+
+
+def _scalar(value: float | Tensor, w: Tensor) -> float | Tensor:
+    if not isinstance(value, Tensor):
+        return value
+    # Without the cast, a 0-d w would be computed in the wider of the two dtypes. A 0-d tensor on
+    # the CPU combines with tensors on any device. One on a GPU does not, so it is moved.
+    return value.to(value.device if value.is_cpu else w.device, w.dtype)

@@ -1,0 +1,49 @@
+"""Helpers on tensors that several files use: dtypes, views, joins and conversion to NumPy."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in: float32 for a half type, any wider dtype itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def to_numpy(x: Tensor) -> np.ndarray:
+    """Return a tensor as a NumPy array; NumPy has no bfloat16, so that becomes float32."""
+    x = x.detach().cpu().resolve_conj()
+    return np.asarray((x.float() if x.dtype == torch.bfloat16 else x).numpy())
+
+
+def has_memory(x: Tensor) -> bool:
+    """Return whether private kernels and graphs accept `x`: no fake, meta or subclass tensor."""
+    return type(x.data) is Tensor and not x.is_meta
+
+
+def flat(p: Tensor, grad: Tensor, velocity: Tensor) -> list[Tensor] | None:
+    """Return flat views with the same order of elements, or None if there are none."""
+    if p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
+        return [p.view(-1), grad.view(-1), velocity.view(-1)]
+    if p.stride() == grad.stride() == velocity.stride() and is_dense(p):
+        return [x.as_strided((x.numel(),), (1,)) for x in (p, grad, velocity)]
+    return None
+
+
+def is_dense(x: Tensor) -> bool:
+    """Return whether the elements fill one block of memory without overlap."""
+    size = 1
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length != 1:
+            if stride != size:
+                return False
+            size *= length
+    return True
+
+
+def without_autocast(join: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors by `torch.cat` or `torch.stack`, and keep their dtype under autocast."""
+    # Autocast to float16 refuses bfloat16 tensors and vice versa, except with out=.
+    return join(tensors, out=tensors[0].new_empty(0))
