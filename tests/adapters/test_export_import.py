@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gravity_core import Gravity, State
-from tests.adapters.processes import Processes
+from tests.support.processes import Processes
 
 
 def module(name, framework):

@@ -28,7 +28,7 @@ from gravity_jax import (  # noqa: E402
     scale_by_gravity,
 )
 from gravity_jax.reduction import SMALL, TOGETHER, largest_magnitudes  # noqa: E402
-from tests.adapters.arguments import BAD  # noqa: E402
+from tests.support.arguments import BAD  # noqa: E402
 
 
 def tree(number, dtype=jnp.float32):

@@ -23,8 +23,9 @@ import gravity_tf  # noqa: E402
 from gravity_conformance.parity.digits import digits_task, loss_and_gradients  # noqa: E402
 from gravity_core import ErrorBound, initial_velocity  # noqa: E402
 from gravity_tf import Gravity  # noqa: E402
-from tests.adapters.arguments import BAD  # noqa: E402
-from tests.adapters.keras_helpers import (  # noqa: E402
+from tests.support.arguments import BAD  # noqa: E402
+from tests.support.backends import numpy_dtype  # noqa: E402
+from tests.support.keras_helpers import (  # noqa: E402
     SHAPES,
     applying,
     arrays,
@@ -34,7 +35,6 @@ from tests.adapters.keras_helpers import (  # noqa: E402
     to_numpy,
     velocities,
 )
-from tests.backends import numpy_dtype  # noqa: E402
 
 BACKEND = keras.backend.backend()
 # JAX and torch evaluate the coefficients in float32, from a counter on the device.

@@ -16,7 +16,7 @@ from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_core import initial_velocity  # noqa: E402
 from gravity_tf import Gravity, backend  # noqa: E402
-from tests.adapters.keras_helpers import (  # noqa: E402
+from tests.support.keras_helpers import (  # noqa: E402
     SHAPES,
     arrays,
     graded,

@@ -20,7 +20,7 @@ from gravity_conformance.parity.digits import digits_task
 from gravity_conformance.parity.grading import grade
 from gravity_conformance.protocol import Replay, Step
 from gravity_core import initial_velocity
-from tests.adapters.keras_helpers import (
+from tests.support.keras_helpers import (
     arrays,
     keras_without,
     make_variables,

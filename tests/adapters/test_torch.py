@@ -17,8 +17,8 @@ import gravity_core  # noqa: E402
 import gravity_torch  # noqa: E402
 from gravity_conformance.parity.digits import digits_task  # noqa: E402
 from gravity_torch import Gravity, _fast, _gathered, _loop  # noqa: E402
-from tests.adapters.arguments import BAD_LR  # noqa: E402
-from tests.adapters.torch_reference import (  # noqa: E402
+from tests.support.arguments import BAD_LR  # noqa: E402
+from tests.support.torch_reference import (  # noqa: E402
     Calls,
     Reference,
     cleared_graphs,

@@ -16,8 +16,8 @@ import gravity_core  # noqa: E402
 from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_torch import Gravity, _distributed, _fast  # noqa: E402
-from tests.adapters.processes import Processes  # noqa: E402
-from tests.adapters.torch_reference import Calls  # noqa: E402
+from tests.support.processes import Processes  # noqa: E402
+from tests.support.torch_reference import Calls  # noqa: E402
 
 
 class Crew:

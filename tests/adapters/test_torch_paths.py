@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_torch  # noqa: E402
 from gravity_torch import _compiled, _fast, _gathered, _loop  # noqa: E402
-from tests.adapters.torch_reference import (  # noqa: E402
+from tests.support.torch_reference import (  # noqa: E402
     Reference,
     cleared_graphs,
     needs_a_compiler,

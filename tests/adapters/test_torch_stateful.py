@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 from gravity_torch import Gravity, _fast  # noqa: E402
-from tests.adapters.torch_reference import (  # noqa: E402
+from tests.support.torch_reference import (  # noqa: E402
     Reference,
     needs_a_compiler,
     to_numpy,

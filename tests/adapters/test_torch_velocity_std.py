@@ -16,7 +16,7 @@ from tests.adapters.test_torch import (  # noqa: E402
     run,
     values,
 )
-from tests.adapters.torch_reference import cleared_graphs  # noqa: E402
+from tests.support.torch_reference import cleared_graphs  # noqa: E402
 
 
 @pytest.mark.parametrize("rest", [{"velocity_std": 0.0}, {"alpha": 0.0}], ids=str)

@@ -1,19 +1,13 @@
 """Strangers' implementations with and without a mistake: each mistake is caught, and named."""
 
-import importlib.util
-import io
-import json
 import re
-from pathlib import Path
 
 import pytest
 
-from gravity_conformance.conform import worker
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.vectors import load_vectors
-
-STRANGERS = Path(__file__).with_name("strangers.py")
-KINDS = {"plain": (), "torch": ("torch",), "optax": ("jax", "optax"), "keras": ("keras",)}
+from tests.support.command import STRANGERS
+from tests.support.worker import KINDS, findings
 
 # mistake → its name in the report, the check that it must fail, the kinds to which it can happen
 MISTAKES = {
@@ -39,24 +33,6 @@ MISTAKES = {
     "reset": ("V reset on load", "resume", ("torch", "keras")),
     "minus_one": ("β̂ uses t − 1", "convention", KINDS),
 }
-
-
-def events(spec, checks=tuple(CHECKS), **job):
-    """Return what the worker tells of an implementation, in this process, which is faster."""
-    names = KINDS.get(spec.rpartition(":")[2].partition("_")[0], ())
-    for module in names:
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{spec} needs {module}")
-    report = io.StringIO()
-    worker._run(
-        {"spec": spec, "kind": None, "kw": {}, "first_step": None} | job | {"checks": checks},
-        report,
-    )
-    return [json.loads(line) for line in report.getvalue().splitlines()]
-
-
-def findings(*args, **kwargs):
-    return {e["check"]: e for e in events(*args, **kwargs) if e["event"] == "finding"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +15,8 @@ from gravity_conformance.conform import report as reports
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.conform.runner import Line, Report, conform
 from gravity_conformance.mutations import MUTATIONS
-from tests.conformance.command import RIGHT, gravity_conform, written
+from tests.support.command import RIGHT, gravity_conform, written
 
-STRANGERS = Path(__file__).with_name("strangers.py")
 FRAMEWORKS = ("torch", "jax", "optax", "tensorflow", "keras")
 
 

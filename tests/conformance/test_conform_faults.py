@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from gravity_conformance.conform.drive.spec import SpecError, load, recognise
-from tests.conformance.test_conform import findings
+from tests.support.worker import findings
 
 RIGHT = """
 import numpy as np

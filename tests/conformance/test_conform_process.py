@@ -18,7 +18,7 @@ from gravity_conformance._output import replace
 from gravity_conformance.conform import report as reports
 from gravity_conformance.conform import runner
 from gravity_conformance.conform.runner import conform
-from tests.conformance.command import RIGHT, gravity_conform, written
+from tests.support.command import RIGHT, gravity_conform, written
 
 SCHEMA = json.loads(
     (resources.files("gravity_conformance.conform") / "schema.json").read_text("utf-8")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conformance import sides
+from tests.support import sides
 
 for module in sides.NEEDED:
     pytest.importorskip(module, reason=f"the hand-over goes through {module}")

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.conformance import sides
+from tests.support import sides
 
 for module in sides.NEEDED:
     pytest.importorskip(module, reason=f"the frameworks beside each other need {module}")

@@ -24,11 +24,12 @@ from gravity_conformance.vectors.making import writing
 from gravity_conformance.vectors.making.answers import decimal, hexadecimal, value
 from gravity_conformance.vectors.making.notes import NOTES
 from gravity_core import ErrorBound, coefficients, hyperparameters, update, velocity
-from tests.backends import BACKENDS, numpy_dtype
-from tests.core import exact as second_opinion
+from tests.support import exact as second_opinion
+from tests.support.backends import BACKENDS, numpy_dtype
 
 COMMAND = [sys.executable, "-m", "gravity_conformance", "vectors"]
 GROUPS = load_vectors()
+PORT = Path(__file__).parents[1] / "support" / "port.mjs"
 
 
 def vectors_of(kind, but=None):
@@ -591,7 +592,7 @@ def test_a_port_to_another_language_needs_only_the_readme():
     node = shutil.which("node")
     if node is None:
         pytest.skip("the port is to JavaScript and needs node")
-    command = [node, Path(__file__).with_name("port.mjs"), files()[0].parent]
+    command = [node, PORT, files()[0].parent]
     right = subprocess.run(command, capture_output=True, text=True)
     assert (right.returncode, right.stderr) == (0, "")
     assert re.fullmatch(r"[0-9]{4} results compared, 0 wrong\n", right.stdout)

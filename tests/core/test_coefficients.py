@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gravity_core import beta_hat, coefficients
-from tests.core import exact
+from tests.support import exact
 
 betas = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 0.9, 0.999, 1 - 2.0**-53, 1.0]))
 steps = st.one_of(st.integers(0, 100), st.integers(0, 2**52))  # t + 2 is exact

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gravity_core import ErrorBound, Gravity, coefficients, gradient_term, update
-from tests.backends import BACKENDS
-from tests.core import exact
-from tests.core.adversary import ORDERS, Adversary
-from tests.core.values import FEW, FULL, specials, tensors
+from tests.support import exact
+from tests.support.adversary import ORDERS, Adversary
+from tests.support.backends import BACKENDS
+from tests.support.values import FEW, FULL, specials, tensors
 
 on_dtypes = pytest.mark.parametrize("dtype", FULL)
 on_backends = pytest.mark.parametrize("backend", BACKENDS, ids=str)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gravity_core import Gravity
 from gravity_core import hyperparameters as hp
 from gravity_core.velocity import normal_quantiles
-from tests.core import exact
+from tests.support import exact
 
 NOT_NUMBERS = ["0.1", None, [], 1j, float("nan")]
 NOT_FINITE = [float("inf"), -float("inf"), 10**309]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gravity_core import Gravity, beta_hat, initial_velocity, reference, trace, update
-from tests.backends import numpy_dtype
-from tests.core.values import FULL, HALF, tensors
+from tests.support.backends import numpy_dtype
+from tests.support.values import FULL, HALF, tensors
 
 BLOCK = 8  # in place of 65 536, so that small arrays have many blocks
 LAYOUTS = {

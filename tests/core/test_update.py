@@ -18,9 +18,9 @@ from gravity_core import (
     trace,
     update,
 )
-from tests.backends import BACKENDS, NUMPY, numpy_dtype
-from tests.core import exact
-from tests.core.values import FEW, FULL, HALF, info, shapes, tensors
+from tests.support import exact
+from tests.support.backends import BACKENDS, NUMPY, numpy_dtype
+from tests.support.values import FEW, FULL, HALF, info, shapes, tensors
 
 BETA = 0.9
 on_backends = pytest.mark.parametrize("backend", BACKENDS, ids=str)

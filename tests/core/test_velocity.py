@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gravity_core import initial_velocity, velocity
-from tests.backends import BACKENDS, numpy_dtype
-from tests.core.values import shapes
+from tests.support.backends import BACKENDS, numpy_dtype
+from tests.support.values import shapes
 
 MASK = 0xFFFFFFFF
 words = st.integers(0, MASK)

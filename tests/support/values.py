@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from tests.backends import numpy_dtype
+from tests.support.backends import numpy_dtype
 
 HALF = ("float16", "bfloat16")
 FULL = ("float32", "float64")

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+STRANGERS = Path(__file__).with_name("strangers.py")
 COMMAND = [sys.executable, "-m", "gravity_conformance", "conform"]
 
 # The beginning of a module `odd.py`.
