@@ -23,6 +23,7 @@ from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_core import State, initial_velocity  # noqa: E402
 from gravity_jax import export_state, gravity, import_state  # noqa: E402
+from tests.support.jax_helpers import stepper  # noqa: E402
 
 SHAPES = [(16, 8), (8,), (8, 4, 16), (8, 3)]
 SPECS = {
@@ -66,14 +67,6 @@ def sharded_steps(replay, place, update, state):
         if gradients is not None:
             params, state = update(params, state, place(gradients))
         yield Step([np.asarray(v) for v in state[0].velocity], [np.asarray(w) for w in params])
-
-
-def stepper(optimizer):
-    def step(params, state, gradients):
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
 
 
 def collectives(compiled):
@@ -371,7 +364,8 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from gravity_jax import export_state, gravity, import_state
-from tests.adapters.test_jax_sharding import SPECS, a_replay, collectives, mesh_of, stepper
+from tests.adapters.test_jax_sharding import SPECS, a_replay, collectives, mesh_of
+from tests.support.jax_helpers import stepper
 from jax.sharding import NamedSharding
 
 assert jax.process_count() == 2 and len(jax.local_devices()) == 4

@@ -1,6 +1,6 @@
 """gravity_tf.Gravity in TensorFlow's own ways: graphs, tapes, XLA, sparse gradients, checkpoints.
 
-What every Keras optimizer does, on any backend, is in `test_keras.py`.
+`test_keras.py` tests what works on any backend.
 """
 
 import subprocess
@@ -19,6 +19,7 @@ from gravity_tf import Gravity, backend  # noqa: E402
 from tests.support.keras_helpers import (  # noqa: E402
     SHAPES,
     arrays,
+    assert_same,
     graded,
     keras_without,
     make_variables,
@@ -49,11 +50,6 @@ def in_mode(mode):
         return lambda gradients: step([tf.constant(g) for g in gradients])
 
     return wrap
-
-
-def assert_same(a, b):
-    assert len(a) == len(b) > 0
-    assert all(np.array_equal(x, y) for x, y in zip(to_numpy(a), to_numpy(b), strict=True))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 from gravity_torch import Gravity, export_state  # noqa: E402
 from gravity_torch import optimizer as optimizer_module  # noqa: E402
-from tests.adapters.test_torch import (  # noqa: E402
+from tests.support.torch_helpers import (  # noqa: E402
     assert_same,
     give_gradients,
     parameters,

@@ -127,3 +127,14 @@ def test_imports_point_one_way(part):
                 continue  # what an adapter implements for `gravity parity`
             found = {other for other in FORBIDDEN[part] if f"{name}.".startswith(f"{other}.")}
             assert not found, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_test_module_imports_a_test_module_and_none_is_long():
+    """Helpers are in tests/support; a longer file has more than one subject."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert source.count("\n") <= 600, f"{path.relative_to(ROOT)} has over 600 lines"
+        for name in imported(path):
+            parts = name.split(".")
+            found = [part for part in parts if part.startswith("test_")]
+            assert parts[0] != "tests" or not found, f"{path.relative_to(ROOT)} imports {name}"

@@ -94,3 +94,58 @@ def graded(
                 yield Step(to_numpy(velocities(inner)), to_numpy(variables))
 
     return grade(Replay(weights, effective, options), steps())
+
+
+def assert_same(a, b):
+    assert len(a) == len(b) > 0
+    assert all(np.array_equal(x, y) for x, y in zip(to_numpy(a), to_numpy(b), strict=True))
+
+
+def run(optimizer, numbers=range(1, 4), weights=None, names=None, dtype="float32"):
+    """Apply the arrays of these numbers as gradients; return the variables."""
+    from keras import ops
+
+    variables = make_variables(arrays(0, dtype) if weights is None else weights, names)
+    optimizer.build(variables)
+    for number in numbers:
+        optimizer.apply([ops.convert_to_tensor(g) for g in arrays(number, dtype)])
+    return variables
+
+
+def perceptron(optimizer, **options):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(32, activation="relu", name="hidden"),
+            keras.layers.Dense(10, name="logits", dtype="float32"),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], **options)
+    return model
+
+
+def fit(model, task, epochs, **options):
+    return model.fit(
+        task.x_train,
+        task.y_train,
+        batch_size=32,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        **options,
+    )
+
+
+BOUNDED = {"exact", "bounded"}
+
+
+def expected_verdicts():
+    """Return the verdicts that a replay may have on Keras's backend."""
+    import keras
+
+    # JAX and torch evaluate the coefficients in float32, from a counter on the device.
+    return {"exact"} if keras.backend.backend() == "tensorflow" else BOUNDED
