@@ -1,14 +1,14 @@
-"""The processes that several modules of tests share."""
+"""Fixtures for several test modules."""
 
 import pytest
 
 
 @pytest.fixture(scope="module")
-def crew():
+def process_groups():
     """Yield process groups of torch.distributed, which start when a test needs them."""
-    from tests.support.torch_crew import Crew
+    from tests.support.torch_processes import ProcessGroups
 
-    crew = Crew()
-    yield crew
-    for processes in crew.by_size.values():
+    groups = ProcessGroups()
+    yield groups
+    for processes in groups.by_size.values():
         processes.stop()

@@ -85,7 +85,7 @@ def test_eager_equals_the_numpy_optimizer():
     assert_same(jax.tree.leaves(params), weights)
 
 
-def test_the_state_is_arrays_and_named():
+def test_the_state_is_a_named_tuple_of_arrays():
     state = scale_by_gravity().init(tree(0))
     assert isinstance(state, ScaleByGravityState)
     assert state.count.dtype == jnp.int32
@@ -101,7 +101,7 @@ def test_init_gives_the_same_bits_under_jit_and_from_a_traced_seed():
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, plain)
 
 
-def test_init_holds_no_index_of_the_size_of_a_tensor():
+def test_init_holds_no_tensor_sized_index():
     params = jax.ShapeDtypeStruct((2**22,), jnp.float32)
     memory = jax.jit(gravity().init).lower(params).compile().memory_analysis()
     assert memory.output_size_in_bytes >= 2**24
@@ -118,13 +118,13 @@ def test_inject_hyperparams_equals_the_plain_call(transform):
     b, _ = run(plain, params, plain.init(params), range(1, 4), transform)
     u = 2.0**-24
     for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
-        # alpha, beta and l arrive rounded to float32: three more roundings in each of three
-        # updates, beside those of the bound in both runs, of values below 1 + max|W|
+        # Rounding alpha, beta and η to float32 adds three roundings to each of three updates, on
+        # top of those of the bound in both runs, of values below 1 + max|W|.
         units = 3 * (3 + 2 * (gravity_core.ErrorBound.ROUNDINGS + 3))
         assert np.abs(x - y).max() <= units * u * (1 + np.abs(y).max())
 
 
-def test_a_schedule_sets_the_first_velocity_at_its_start():
+def test_sigma_comes_from_the_first_value_of_a_schedule():
     params = {"w": jnp.zeros(1000)}
     for rate in (0.3, 0.07):  # which float32 rounds
         constant = gravity(rate).init(params)
@@ -134,12 +134,12 @@ def test_a_schedule_sets_the_first_velocity_at_its_start():
             assert_same(constant[0].velocity, scheduled[0].velocity)
 
 
-def test_learning_rate_zero_starts_from_rest_and_says_so_once():
+def test_a_zero_learning_rate_starts_from_rest_and_warns_once():
     warm_up = optax.linear_schedule(0.0, 0.1, 10)
     with pytest.warns(UserWarning, match="learning_rate is 0 at construction") as record:
         optimizer = gravity(warm_up)
     assert len(record) == 1
-    assert record[0].filename == __file__  # the line of the user
+    assert record[0].filename == __file__  # the user's line
     state = optimizer.init({"w": jnp.ones(4)})
     assert not state[0].velocity["w"].any()
     traced = jax.jit(lambda lr: gravity(lr).init({"w": jnp.ones(4)}))(0.0)  # silent, and finite
@@ -147,7 +147,7 @@ def test_learning_rate_zero_starts_from_rest_and_says_so_once():
 
 
 def test_the_value_of_a_schedule_at_its_start_is_known_under_jit():
-    # The schedule may rely on an array, and sees one also when JAX traces.
+    # The schedule may expect an array, and receives one even if JAX traces.
     rate = lambda count: 0.3 * jnp.exp(-count.astype(jnp.float32))  # noqa: E731
     w = jnp.zeros(1000)
     plain = gravity(0.3).init(w)[0].velocity
@@ -162,7 +162,7 @@ def test_weight_decay_is_decoupled_and_masked():
     grads = jax.tree.map(jnp.zeros_like, params)
     optimizer = gravity(0.1, weight_decay=0.5, mask={"w": True, "b": False}, velocity_std=0.0)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    # −l λ W, of which each factor and the product is rounded once
+    # −η λ W, with one rounding of each factor and of the product
     assert np.allclose(updates["w"], -0.1 * 0.5 * 2.0, rtol=4 * 2.0**-24, atol=0)
     assert not updates["b"].any()
 
@@ -174,7 +174,7 @@ def test_weight_decay_by_a_schedule():
     state = optimizer.init(w)
     for rate in (0.5, 0.25, 0.0):
         updates, state = jax.jit(optimizer.update)(jnp.zeros(4), state, w)
-        # λ, l and two products, each rounded once
+        # one rounding each of λ, η and two products
         assert np.allclose(updates, -0.1 * rate * 2.0, rtol=4 * 2.0**-24, atol=0)
     with pytest.raises(ValueError, match=r"weight_decay must be a finite number >= 0, got .*-1"):
         gravity(weight_decay=optax.constant_schedule(-1))
@@ -212,7 +212,7 @@ def test_velocity_dtype():
     assert updates["w"].dtype == jnp.float32
 
 
-def test_velocity_dtype_is_for_real_leaves_and_floating():
+def test_velocity_dtype_applies_to_real_leaves_and_must_be_floating():
     state = gravity(velocity_dtype=jnp.bfloat16).init({"c": jnp.ones(3, jnp.complex64)})
     assert state[0].velocity["c"].dtype == jnp.complex64
     for bad in (jnp.int32, "foo", 3):
@@ -221,7 +221,7 @@ def test_velocity_dtype_is_for_real_leaves_and_floating():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_double_velocity_is_single_without_x64():
+def test_a_float64_velocity_is_float32_without_x64():
     optimizer = gravity(velocity_dtype=jnp.float64)
     assert optimizer.init(jnp.ones(3))[0].velocity.dtype == jnp.float32
     with jax.enable_x64(True):
@@ -244,14 +244,14 @@ def test_eager_steps_have_the_bits_of_the_core(dtype, velocity_dtype):
             assert np.asarray(updates).tobytes() == expected.astype(g.dtype).tobytes()
 
 
-def test_a_double_velocity_has_double_coefficients_under_jit():
+def test_a_float64_velocity_has_float64_coefficients_under_jit():
     with jax.enable_x64(True):
         g = jnp.asarray(np.random.default_rng(9).normal(size=30), jnp.float32)
         transform = scale_by_gravity(velocity_dtype=jnp.float64)
         state = transform.init(g)._replace(count=jnp.asarray(4, jnp.int32))
         expected = gravity_core.update(np.asarray(g), np.asarray(state.velocity), 5)
         got = jax.jit(transform.update)(g, state)[1].velocity
-        size = np.abs(state.velocity).max() + np.abs(g).max()  # which ζ does not exceed
+        size = np.abs(state.velocity).max() + np.abs(g).max()  # ζ does not exceed max|G|
         assert np.abs(got - expected).max() <= 2 * ErrorBound.ROUNDINGS * 2.0**-53 * size
 
 
@@ -271,7 +271,7 @@ def test_a_traced_seed_of_more_than_32_bits():
             assert np.array_equal(traced(seed), gravity(seed=seed).init(w)[0].velocity)
 
 
-def test_a_traced_seed_that_is_no_integer_is_refused():
+def test_a_traced_seed_must_be_an_integer():
     with pytest.raises(ValueError, match=r"seed must be an integer in .*got dtype float32"):
         jax.jit(lambda seed: gravity(seed=seed).init(jnp.ones(2)))(1.0)
 
@@ -281,8 +281,8 @@ NUMBERS = ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std", "se
 
 @pytest.mark.parametrize("shape", [(1,), (2,)])
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_traced_number_that_is_no_scalar_is_refused(name, shape):
-    w = jnp.ones(2)  # with which two numbers would broadcast
+def test_a_traced_number_must_be_a_scalar(name, shape):
+    w = jnp.ones(2)  # two numbers would broadcast with it
 
     def step(number):
         optimizer = gravity(**{name: number})
@@ -291,11 +291,11 @@ def test_a_traced_number_that_is_no_scalar_is_refused(name, shape):
     numbers = jnp.ones(shape, jnp.int32 if name in ("seed", "first_step") else jnp.float32)
     with pytest.raises(ValueError, match=rf"^{name} must be a scalar, got shape \({shape[0]},\)"):
         jax.jit(step)(numbers)
-    assert jax.vmap(step)(numbers).shape == (*shape, 2)  # where each is a scalar
+    assert jax.vmap(step)(numbers).shape == (*shape, 2)  # each is a scalar there
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
-def test_the_first_velocity_of_every_dtype_is_the_references(dtype):
+def test_v0_of_every_dtype_equals_the_reference(dtype):
     w = jnp.ones((5, 3), dtype)
     got = np.asarray(gravity(seed=2**63 + 1).init([jnp.ones(2), w])[0].velocity[1])
     expected = initial_velocity(w.shape, got.dtype, std=0.01 / 0.1, seed=2**63 + 1, index=1)
@@ -308,13 +308,13 @@ def test_the_first_velocity_of_every_dtype_is_the_references(dtype):
     ids=repr,
 )
 @pytest.mark.parametrize("name", ["learning_rate", "alpha", "beta", "velocity_std"])
-def test_arrays_of_what_is_no_real_number_are_refused(name, value):
+def test_arrays_of_non_real_values_are_refused(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be ") as caught:
         gravity(**{name: value})
     assert str(caught.value).endswith(f", got {value!r}")
 
 
-def test_a_schedule_of_what_is_no_real_number_is_refused():
+def test_a_schedule_of_non_real_values_is_refused():
     for value in (jnp.asarray(True), jnp.asarray(0.1j)):
         with pytest.raises(ValueError, match=r"^learning_rate must be a .*, got Array"):
             gravity(lambda count, value=value: value)

@@ -1,4 +1,4 @@
-"""gravity_jax: which leaves it takes, and the errors that name those that it refuses."""
+"""gravity_jax: the leaves that it accepts, and the errors for other leaves."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,6 @@ from gravity_jax import (  # noqa: E402
     gravity,
     scale_by_gravity,
 )
-
-# leaves that are no arrays, and errors
 
 
 @pytest.mark.filterwarnings("error")
@@ -35,7 +33,7 @@ def test_missing_empty_and_scalar_leaves():
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, bool])
-def test_integer_parameters_are_named(dtype):
+def test_integer_parameters_are_refused_by_name(dtype):
     with pytest.raises(TypeError, match=r"params\['a'\]\[1\] must be a floating or complex"):
         gravity().init({"a": [jnp.ones(2), jnp.ones(2, dtype)]})
 
@@ -50,7 +48,7 @@ NO_ARRAYS = {
 
 
 @pytest.mark.parametrize("leaf", ["string", "function", "float8"])
-def test_leaves_that_are_no_arrays_are_named_at_init(leaf):
+def test_init_names_leaves_that_are_not_arrays(leaf):
     bad, received = NO_ARRAYS[leaf]
     with pytest.raises(TypeError, match=rf"params\['w'\] must be a floating .*got {received}"):
         gravity().init({"w": bad})
@@ -76,7 +74,7 @@ def test_leaves_that_are_no_arrays_are_named_at_init(leaf):
     ids=["integer", "float0", "missing", "shape", "complex", *NO_ARRAYS],
 )
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_bad_gradients_are_named(gradient, error, message, transform):
+def test_bad_gradients_are_refused_by_name(gradient, error, message, transform):
     params = {"a": {"w": jnp.ones(3)}, "b": jnp.ones(2)}
     optimizer = gravity()
     state = optimizer.init(params)
@@ -99,7 +97,7 @@ TOO_SMALL = "learning_rate must not be so small that alpha / learning_rate overf
     ],
 )
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_a_first_velocity_that_overflows_is_refused(make, message, transform):
+def test_an_overflowing_v0_is_refused(make, message, transform):
     whole, half = jnp.ones(1000), jnp.ones(3, jnp.float16)
     for params, options in (
         ([whole, half], {}),
@@ -115,7 +113,7 @@ def test_a_first_velocity_that_overflows_is_refused(make, message, transform):
         assert all(jnp.isfinite(v).all() for v in jax.tree.leaves(state))
 
 
-def test_a_traced_standard_deviation_is_not_refused():
+def test_a_traced_velocity_std_is_not_refused():
     state = jax.jit(lambda rate: gravity(rate).init(jnp.ones(3, jnp.float16)))(1e-12)
     assert jnp.isinf(state[0].velocity).any()
 

@@ -17,11 +17,9 @@ from tests.support.jax_helpers import (  # noqa: E402
     tree,
 )
 
-# checkpoints and other libraries
-
 
 def resumes(optimizer, keep):
-    """Assert that a run that `keep` stored and restored goes on bit for bit."""
+    """Assert that a run continues bit for bit after `keep` has stored and restored it."""
     params = tree(0)
     params, state = run(optimizer, params, optimizer.init(params), range(1, 4), jax.jit)
     whole = run(optimizer, params, state, range(4, 7), jax.jit)

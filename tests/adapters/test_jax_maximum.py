@@ -1,4 +1,4 @@
-"""gravity_jax: max|G| of every gradient, of small ones together, and of stacked layers."""
+"""gravity_jax: max|G| of single gradients, of batches of small ones, and of stacked layers."""
 
 import contextlib
 import math
@@ -31,7 +31,7 @@ def test_complex_gradients_share_one_maximum():
     assert np.array_equal(np.stack([updates[0].real, updates[0].imag], axis=-1), expected)
 
 
-# max|G|: of small arrays together
+# Batches of small gradients
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
@@ -47,7 +47,7 @@ def test_every_gradient_has_its_own_maximum(transform, dtype):
     found = transform(lambda *g: largest_magnitudes(g, (0,) * len(g)))(*[g.real for g in grads])
     expected = [np.abs(np.asarray(g.real, np.float32)).max() for g in grads]
     assert [float(m) for m in found] == [float(m) for m in expected]
-    # And each gradient gets its own, a complex one that of both its parts.
+    # Each gradient uses its own maximum; a complex gradient uses that of both its parts.
     transform_ = scale_by_gravity(velocity_std=0.0)
     updates, _ = transform_.update(grads, transform_.init(grads))
     for g, update in zip(grads, updates, strict=True):
@@ -58,7 +58,7 @@ def test_every_gradient_has_its_own_maximum(transform, dtype):
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_maxima_under_vmap(transform):
-    """Over any axis, of some gradients only, of stacks, and nested."""
+    """vmap may be over any axis, map only some gradients, apply to stacks, and nest."""
     rng = np.random.default_rng(5)
     a, b, c = (rng.normal(size=s).astype(np.float32) for s in ((5, 4), (3, 7), (2, 4, 6)))
 
@@ -90,7 +90,7 @@ def by_the_number_of_devices(monkeypatch, arrays):
     return contextlib.nullcontext(), arrays
 
 
-# How a program under jit is known to be for one device.
+# The ways in which code under jit finds out that it is for one device.
 KNOWN = [by_the_context, by_their_mesh, by_the_number_of_devices]
 
 
@@ -108,7 +108,7 @@ def test_small_gradients_of_one_size_share_reductions(known, monkeypatch):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(2000,), (20_000,), (400, 50), (20, 10, 100)])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
-def test_one_number_that_is_not_finite_reaches_all(jit, shape, dtype, value, at):
+def test_one_non_finite_number_poisons_the_tensor(jit, shape, dtype, value, at):
     g = np.random.default_rng(1).normal(size=math.prod(shape)).astype(np.float32)
     g[at] = value
     transform_ = scale_by_gravity(velocity_std=0.0)
@@ -123,8 +123,8 @@ def test_one_number_that_is_not_finite_reaches_all(jit, shape, dtype, value, at)
     assert not np.any(updates, where=~np.isnan(updates))
 
 
-def test_the_value_beside_a_derivative_is_the_same():
-    """Also with a NaN, which the form that has a derivative drops."""
+def test_taking_a_derivative_does_not_change_the_value():
+    """This includes a NaN, which the differentiable form would drop."""
     transform = scale_by_gravity(velocity_std=0.0)
     g = jnp.asarray(np.random.default_rng(1).normal(size=20_000), jnp.float32).at[7].set(jnp.nan)
     velocity = lambda g: transform.update(g, transform.init(g))[0]  # noqa: E731
@@ -135,8 +135,8 @@ def test_the_value_beside_a_derivative_is_the_same():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_derivatives_by_the_gradient(dtype):
-    """As a learned optimizer or an unrolled training takes them."""
+def test_derivatives_with_respect_to_the_gradient(dtype):
+    """Learned optimizers and unrolled training need these derivatives."""
     g = jnp.asarray([0.5, -2.0, 1.0, 0.25, -0.75, 1.5], dtype)
     transform = scale_by_gravity(velocity_std=0.0, velocity_dtype=jnp.float32)
 
@@ -151,17 +151,17 @@ def test_derivatives_by_the_gradient(dtype):
         zeta_by_g = np.diag((1 - s) / (1 + s) ** 2)
         zeta_by_g[:, 1] -= zeta_by_m
         expected = coefficients(1, 0.9)[1] * zeta_by_g
-        # The derivative in G's dtype is a sum of at most three terms below 1, of at most ten
-        # roundings each, and is itself rounded to that dtype, as each term may be.
+        # The derivative is a sum of at most three terms below 1 with at most ten roundings each. It
+        # is rounded to G's dtype, and so may be each term.
         u = 2.0**-24 if dtype == jnp.float32 else 2.0**-8
         assert np.abs(np.asarray(by_g, np.float64) - expected).max() <= (3 * 10 * 2.0**-24 + 6 * u)
 
 
-# stacked
+# Stacked layers
 
 
 def layers_apart(w, g, velocity, leading):
-    """Return the updates of every layer, run by itself from its part of V₀."""
+    """Return the updates of the layers, each run separately from its slice of V₀."""
     transform = scale_by_gravity()
     updates = np.zeros(w.shape, np.float32)
     for at in np.ndindex(w.shape[:leading]):
@@ -171,14 +171,14 @@ def layers_apart(w, g, velocity, leading):
 
 
 @pytest.mark.parametrize("leading", [0, 1, 2, 3])
-def test_stacked_layers_are_layers_apart(leading):
+def test_stacked_layers_equal_separate_layers(leading):
     rng = np.random.default_rng(6)
     w, g = (jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32) for _ in range(2))
     transform = scale_by_gravity(stacked=leading)
     state = transform.init(w)
     updates, _ = transform.update(g, state)
     assert np.array_equal(updates, layers_apart(w, g, state.velocity, leading))
-    if leading:  # and it is another optimizer than the one of the whole array
+    if leading:  # which differs from updating the whole array
         assert not np.array_equal(updates, layers_apart(w, g, state.velocity, 0))
 
 
@@ -205,13 +205,13 @@ def test_stacked_as_a_prefix_and_as_a_callable(stacked):
         apart = layers_apart(
             g["blocks"][name], g["blocks"][name], state.velocity["blocks"][name], 1
         )
-        # the bound's roundings on either way, of |β̂V| + |(1 − β̂)ζ| <= max|V| + max|G|
+        # the bound's roundings on both sides, relative to |β̂V| + |(1 − β̂)ζ| <= max|V| + max|G|
         size = np.abs(state.velocity["blocks"][name]).max() + np.abs(g["blocks"][name]).max()
         units = 2 * ErrorBound.ROUNDINGS
         assert np.abs(updates["blocks"][name] - apart).max() <= units * 2.0**-24 * size
 
 
-def test_stacked_goes_through_the_alias_and_complex_numbers():
+def test_stacked_works_through_the_alias_and_on_complex_numbers():
     g = jnp.asarray([[1 + 2j, 3], [0.5j, 0.25]], jnp.complex64)
     optimizer = gravity(1.0, velocity_std=0.0, stacked=1)
     updates, _ = optimizer.update(g, optimizer.init(g))
@@ -240,7 +240,7 @@ def test_bad_stacked(stacked, message):
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_none_in_stacked_is_no_stack(transform):
+def test_none_in_stacked_means_not_stacked(transform):
     params = {"blocks": jnp.ones((2, 3)), "head": {"w": jnp.ones(3), "b": None}}
     for none in ({"blocks": 1, "head": None}, {"blocks": 1, "head": {"w": None, "b": None}}):
         a, b = (scale_by_gravity(stacked=s) for s in (none, {"blocks": 1, "head": 0}))

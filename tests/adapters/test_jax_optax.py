@@ -19,8 +19,6 @@ from tests.support.jax_helpers import (  # noqa: E402
     tree,
 )
 
-# optax's wrappers
-
 
 @pytest.mark.parametrize("stacked", [None, {"a": 1, "b": 0}, lambda g: {"a": g["a"].ndim, "b": 0}])
 def test_map_params_reaches_the_velocity_only(stacked):
@@ -32,7 +30,7 @@ def test_map_params_reaches_the_velocity_only(stacked):
 
 
 def test_multi_steps_averages_gradients():
-    # To eight binary places, of which a mean of two, however it is taken, needs no rounding.
+    # With eight binary places the mean of two is exact in every order of operations.
     first, second = (jax.tree.map(lambda g: jnp.round(g * 256) / 256, tree(n)) for n in (1, 2))
     mean = jax.tree.map(lambda x, y: (x + y) / 2, first, second)
     params, multi = tree(0), optax.MultiSteps(gravity(), every_k_schedule=2)
@@ -68,7 +66,7 @@ def test_masked_leaves_the_rest_alone():
     assert updates["steps"] is params["steps"]
 
 
-def test_partition_is_two_optimizers():
+def test_partition_equals_two_optimizers():
     params, labels = tree(0), {"a": "first", "b": "second"}
     optimizer = optax.partition({"first": gravity(seed=1), "second": gravity(0.5, seed=2)}, labels)
     updates, _ = optimizer.update(tree(1), optimizer.init(params), params)
@@ -96,15 +94,15 @@ def test_lookahead_pulls_back_the_fast_weights():
         params = optax.apply_updates(params, updates)
     replay = Replay(arrays(tree(0)), [arrays(tree(1)), arrays(tree(2))])
     *_, last = reference(replay)
-    fast_bound = grade(replay, reference(replay)).bound[-1]  # of any two runs of the fast weights
+    fast_bound = grade(replay, reference(replay)).bound[-1]  # for any two runs of the fast weights
     for got, start, fast in zip(arrays(params.slow), replay.weights, last.weights, strict=True):
         half_way = (fast.astype(np.float64) - start) / 2
-        # slow + (fast − slow)/2: both sums are rounded once
+        # slow + (fast − slow)/2, with one rounding of each sum
         rounded = 2.0**-24 * (np.abs(half_way) + np.abs(got))
         assert (np.abs(got - (start + half_way)) <= fast_bound / 2 + rounded).all()
 
 
-def test_injected_numbers_may_be_traced():
+def test_injected_hyperparameters_may_be_traced():
     options = {"learning_rate": 0.25, "velocity_std": 0.5, "seed": 5, "first_step": 0}
     params = tree(0)
     injected, plain = optax.inject_hyperparams(gravity)(**options), gravity(**options)
@@ -115,7 +113,7 @@ def test_injected_numbers_may_be_traced():
     assert not any(u.any() for u in jax.tree.leaves(updates))
 
 
-# Numbers that float32 holds exactly, as it does α / l.
+# float32 represents these numbers and α / η exactly.
 EXACT = {
     "learning_rate": 3 / 8,
     "alpha": 3 / 64,
@@ -128,7 +126,7 @@ EXACT = {
 
 
 def graded(step, params, state, velocity_of, options):
-    """Grade four steps, whose gradients are `tree(1)` and on."""
+    """Grade four steps with the gradients `tree(1)` to `tree(4)`."""
     gradients = [tree(number) for number in range(1, 5)]
     steps = [Step(arrays(velocity_of(state)), arrays(params))]
     replay = Replay(arrays(params), [arrays(g) for g in gradients], options)
@@ -140,7 +138,7 @@ def graded(step, params, state, velocity_of, options):
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("without", [None, "velocity_std"])
-def test_all_numbers_injected_together_are_those_of_the_plain_call(without, transform):
+def test_injecting_all_hyperparameters_equals_the_plain_call(without, transform):
     options = {name: number for name, number in EXACT.items() if name != without}
     optimizer = optax.inject_hyperparams(gravity)(**options)
     state = transform(optimizer.init)(tree(0))
@@ -152,7 +150,7 @@ def test_all_numbers_injected_together_are_those_of_the_plain_call(without, tran
     assert result.verdict in ("exact", "bounded"), result.first_divergence
 
 
-def test_a_traced_weight_decay_is_that_of_the_plain_call():
+def test_a_traced_weight_decay_equals_the_plain_call():
     @jax.jit
     def step(decay, *values):
         return stepper(gravity(**{**EXACT, "weight_decay": decay}))(*values)
@@ -166,7 +164,7 @@ def test_a_traced_weight_decay_is_that_of_the_plain_call():
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_injected_schedule_that_has_decayed_to_zero_is_silent():
+def test_an_injected_schedule_may_decay_to_zero_silently():
     params = tree(0)
     optimizer = optax.inject_hyperparams(gravity)(optax.linear_schedule(0.1, 0.0, 2))
     state = optimizer.init(params)
@@ -181,31 +179,31 @@ def test_an_injected_warm_up_from_zero_warns_once():
     with pytest.warns(UserWarning, match="learning_rate is 0 at construction") as record:
         state = optimizer.init(params)
     assert len(record) == 1
-    for _ in range(2):  # where a warning is an error
+    for _ in range(2):  # without a warning, which would be an error
         _, state = optimizer.update(tree(1), state, params)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_injected_numbers_give_half_weights_a_deviation_in_single(dtype):
+def test_injected_hyperparameters_give_half_weights_a_float32_sigma(dtype):
     make = optax.inject_hyperparams(gravity, static_args="velocity_dtype")
     optimizer = make(0.1, velocity_dtype=jnp.float32)
     w = jnp.ones(100, dtype)
     with jax.numpy_dtype_promotion("strict"):
         eager = optimizer.init(w).inner_state[0].velocity
         traced = jax.jit(optimizer.init)(w).inner_state[0].velocity
-    # a quotient and a product, each rounded once on either way
+    # one rounding each of a quotient and a product, on both sides
     assert (np.abs(eager - traced) <= 4 * 2.0**-24 * np.abs(eager)).all()
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_injected_numbers_under_complex_weights(transform):
+def test_injected_hyperparameters_with_complex_weights(transform):
     optimizer = optax.inject_hyperparams(gravity, hyperparam_dtype=jnp.float32)(0.1)
     w = g = jnp.asarray([1 + 2j, 0.5j], jnp.complex64)
     state = optimizer.init(w)
     steps = [as_pairs(state, w)]
     w, state = transform(stepper(optimizer))(w, state, g)
     steps.append(as_pairs(state, w))
-    # the numbers as float32 holds them, but for σ, which an eager init takes from those written
+    # The hyper-parameters in float32; an eager init computes σ from the given numbers.
     options = {"learning_rate": float(np.float32(0.1)), "beta": float(np.float32(0.9))}
     options["velocity_std"] = 0.01 / 0.1
     result = grade(Replay(steps[0].weights, [steps[0].weights], options), iter(steps))
@@ -214,12 +212,12 @@ def test_injected_numbers_under_complex_weights(transform):
 
 
 def as_pairs(state, w):
-    """Return one complex tensor and its velocity as pairs of reals, which its update works on."""
+    """Return one complex tensor and its velocity as pairs of reals, as the update treats them."""
     velocity = state.inner_state[0].velocity
     return Step(*([np.stack([x.real, x.imag], axis=-1)] for x in (velocity, w)))
 
 
-def test_the_preconditioner_is_the_velocity():
+def test_scale_by_gravity_returns_the_velocity():
     params = tree(0)
     transform = scale_by_gravity(velocity_std=0.5, seed=2)
     updates, state = transform.update(tree(1), transform.init(params))

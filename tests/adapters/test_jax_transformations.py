@@ -1,4 +1,4 @@
-"""gravity_jax under JAX's transformations, inside optax's wrappers, and in other libraries."""
+"""gravity_jax under JAX's transformations."""
 
 import os
 import subprocess
@@ -29,12 +29,9 @@ DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64]
 
 
 def as_steps(start, velocities, weights):
-    """Return what `grade` compares, from V₀, W₀ and the stacked states of all steps."""
+    """Return the steps for `grade` from V₀, W₀ and the stacked states of all steps."""
     states = [start, *zip(velocities, weights, strict=True)]
     return (Step([np.asarray(v)], [np.asarray(w)]) for v, w in states)
-
-
-# JAX's transformations
 
 
 def test_a_thousand_steps_in_a_scan_and_a_vmap_stay_inside_the_bound():
@@ -73,13 +70,13 @@ def test_vmap_over_hyper_parameters_and_seeds():
     for i, (lr, seed) in enumerate([(0.1, 1), (0.5, 2)]):
         one = jax.jit(velocity)(jnp.float32(lr), jnp.uint32(seed))
         for x, y in zip(*map(jax.tree.leaves, (many, one)), strict=True):
-            # two updates on either way, each of the bound's roundings and one for the weight decay,
-            # of values below max|V| + max|ζ|, where a normal gradient has |ζ| <= |G| < 5
+            # Two updates on both sides, each with the bound's roundings and one for the weight
+            # decay, of values below max|V| + max|ζ|; a normal gradient has |ζ| <= |G| < 5.
             units = 2 * 2 * (ErrorBound.ROUNDINGS + 1)
             assert np.abs(x[i] - y).max() <= units * 2.0**-24 * (np.abs(y).max() + 5)
 
 
-def test_the_step_is_traced_once_and_init_fits_it():
+def test_the_step_is_traced_once_from_the_state_of_init():
     traced = []
     optimizer = gravity(optax.cosine_decay_schedule(0.1, 10), weight_decay=0.01)
 
@@ -97,7 +94,7 @@ def test_the_step_is_traced_once_and_init_fits_it():
 
 @pytest.mark.parametrize("dtype", [*DTYPES, jnp.float64, jnp.complex128])
 @pytest.mark.parametrize("velocity_dtype", [None, jnp.bfloat16, jnp.float32, jnp.float64])
-def test_types_are_the_same_before_and_after_in_cond_and_scan(dtype, velocity_dtype):
+def test_cond_and_scan_keep_the_dtypes(dtype, velocity_dtype):
     double = (jnp.float64, jnp.complex128)
     with jax.enable_x64(dtype in double or velocity_dtype in double):
         assert_types_are_kept_in_cond_and_scan(dtype, velocity_dtype)
@@ -134,7 +131,7 @@ def test_donated_buffers_are_reused():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_donated_step_needs_no_memory_of_the_size_of_a_tensor(dtype):
+def test_a_donated_step_needs_no_tensor_sized_memory(dtype):
     optimizer = gravity(velocity_dtype=jnp.float32)
     params = [jax.ShapeDtypeStruct(s, dtype) for s in [(2**18,), (2**9, 2**9), (2**8, 2**8, 3, 3)]]
     arguments = params, jax.eval_shape(optimizer.init, params), params
@@ -173,8 +170,8 @@ for params in [*map(jnp.ones, [(3, 4), (2, 3, 4), (3, 70_000)]), split]:
 
 
 @pytest.mark.parametrize("devices", ["1", "8"])
-def test_the_compiler_prints_no_error_about_an_ensemble(devices):
-    """XLA prints one where it cannot finish simplifying a program, and goes on."""
+def test_compiling_an_ensemble_prints_no_error(devices):
+    """XLA prints an error and continues if it cannot finish simplifying a program."""
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     environment["JAX_NUM_CPU_DEVICES"] = devices
     command = [sys.executable, "-c", _ENSEMBLES]
@@ -182,8 +179,8 @@ def test_the_compiler_prints_no_error_about_an_ensemble(devices):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_init_of_shapes_outside_jit_is_that_of_arrays():
-    """As `optax.adam` has it: a state of arrays."""
+def test_init_of_shapes_outside_jit_returns_arrays():
+    """`optax.adam` also returns a state of arrays."""
     params = {**tree(0), "half": jnp.ones(7, jnp.bfloat16), "empty": jnp.ones((0, 3))}
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     state = gravity(seed=9).init(shapes)
@@ -207,14 +204,14 @@ def test_axes_of_any_length_are_exported(spec, shape, stacked):
     velocity, updates = export.export(jax.jit(step))(open_shape).call(w)
     expected_velocity, expected_updates = step(w)
     assert np.array_equal(velocity, expected_velocity)
-    # −l V: the bound's roundings on either way, l's own and the product's, of l S, where |ζ| <= 1
+    # −η V: on both sides the bound's roundings, that of η and that of the product; |ζ| <= 1
     units = 2 * (ErrorBound.ROUNDINGS + 2)
     size = 0.1 * (np.abs(velocity).max() + 1)
     assert np.abs(updates - expected_updates).max() <= units * 2.0**-24 * size
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_no_nan_is_made_on_the_way(transform):
+def test_no_intermediate_value_is_nan(transform):
     params = {"zero": jnp.zeros(4), "huge": jnp.full(4, 3e38), "mixed": jnp.asarray([3e38, 0, 1])}
     optimizer = gravity()
     with jax.debug_nans(True):
@@ -224,7 +221,7 @@ def test_no_nan_is_made_on_the_way(transform):
     assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
-def test_nothing_needs_jit():
+def test_everything_works_without_jit():
     params = {"array": jnp.ones((2, 3)), "numpy": np.ones(3, np.float32), "number": 0.5}
     optimizer = gravity()
     plain = optimizer.init(params)
@@ -239,7 +236,7 @@ def test_strict_promotion_of_types_and_ranks():
     injected = optax.inject_hyperparams(gravity, static_args=("velocity_dtype", "stacked"))
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         for dtype in DTYPES:
-            # optax casts injected numbers to the parameters' dtype, complex ones included
+            # optax casts injected numbers to the parameters' dtype, even if it is complex
             make = gravity if dtype == jnp.complex64 else injected
             for velocity_dtype in (None, jnp.float32):
                 optimizer = make(0.1, velocity_dtype=velocity_dtype, stacked={"a": 1, "b": 0})
@@ -264,7 +261,7 @@ def test_x64_keeps_every_dtype():
 
 @pytest.mark.parametrize("gradient", [0.0, 0.6875])
 def test_hyper_gradients(gradient):
-    """d W₁/d(l, β, α) of one update, against the formula differentiated by hand in float64."""
+    """d W₁/d(η, β, α) of one update equals the formula differentiated by hand in float64."""
     g = np.asarray([gradient, -gradient, gradient / 2])
 
     def weights(lr, beta, alpha):
@@ -272,21 +269,22 @@ def test_hyper_gradients(gradient):
         w = jnp.zeros(3)
         return stepper(optimizer)(w, optimizer.init(w), jnp.asarray(g, jnp.float32))[0]
 
-    lr, beta, alpha = 7 / 64, 29 / 32, 3 / 256  # which float32 holds exactly
+    lr, beta, alpha = 7 / 64, 29 / 32, 3 / 256  # exact in float32
     derivatives = jax.jacobian(weights, argnums=(0, 1, 2))(lr, beta, alpha)
     z = np.asarray(gravity(1.0, 1.0).init(jnp.zeros(3))[0].velocity, np.float64)
     old, new = coefficients(1, beta)
     v0, zeta = alpha / lr * z, g / (1 + (g * gradient) ** 2)
-    # W₁ = −l (β̂ (α/l) z + (1 − β̂) ζ), and at t = 1 both weights change with β by 1/3. Each is a
-    # sum of terms, of which those in V₀ cancel by l: hence its size beside it.
+    # W₁ = −η (β̂ (α/η) z + (1 − β̂) ζ), and at t = 1 both weights change with β by 1/3. Each
+    # derivative is a sum of terms. The terms in V₀ cancel with respect to η, so the size of
+    # the terms is given separately.
     exact = [
         (-new * zeta, 2 * old * abs(v0) + new * abs(zeta)),
         (-lr / 3 * (v0 - zeta), lr / 3 * (abs(v0) + abs(zeta))),
         (-old * z, old * abs(z)),
     ]
-    # By l a term is V₁, with the bound's roundings (V₀ = (α/l) z has two, in place of the five in
-    # ζ), the other 4 in β̂, 4 in −α/l² and 2 in products; a sum follows. The terms by β and α have
-    # fewer: 9 and 8. One more covers the second order.
+    # With respect to η, one term is V₁ with the bound's roundings (V₀ = (α/η) z has two in place
+    # of the five in ζ). The other has 4 in β̂, 4 in −α/η² and 2 in products. A sum follows. The
+    # terms with respect to β and α have fewer: 9 and 8. One more covers the second order.
     units = ErrorBound.ROUNDINGS + 1 + 1
     for derivative, (expected, size) in zip(derivatives, exact, strict=True):
         assert (np.abs(derivative - expected) <= units * 2.0**-24 * size).all()

@@ -57,7 +57,7 @@ def test_gives_the_steps_of_the_reference(options):
     "given", [{}, {"weight_decay": 0.3}, {"learning_rate": lambda: 0.3}], ids=" ".join
 )
 def test_float64(given):
-    """0.3 is a number that float32 rounds, far outside of the bound of float64."""
+    """float32 rounds 0.3, with an error far outside the bound of float64."""
     if BACKEND == "jax" and ops.convert_to_tensor(np.ones(1)).dtype != "float64":
         pytest.skip("JAX has float64 with JAX_ENABLE_X64 only")
     before = keras.config.floatx()
@@ -97,8 +97,8 @@ def test_half_variables(dtype):
             assert (np.abs(x - y) <= 6 * eps * (1 + np.abs(y))).all()
 
 
-def test_first_step_0_is_the_formula_of_the_published_runs(task):
-    """The original Keras code counts t from 0; here its formula as the paper prints it."""
+def test_first_step_0_gives_the_formula_of_the_published_runs(task):
+    """The original Keras code counts t from 0; this is its formula as in the paper."""
     lr, alpha, beta = 0.1, 0.01, 0.9
     optimizer = Gravity(lr, alpha, beta, first_step=0)
     variables = make_variables(task.weights)
@@ -124,7 +124,7 @@ def test_first_step_0_is_the_formula_of_the_published_runs(task):
             )
     for got, w, bound in zip(to_numpy(variables), weights, bounds, strict=True):
         assert (np.abs(got - w) <= bound.w).all()
-        assert bound.w.max() < 1e-3  # which another convention leaves at the first step
+        assert bound.w.max() < 1e-3  # which another convention exceeds at the first step
 
 
 def test_the_two_conventions_differ():
@@ -145,21 +145,21 @@ def test_forms_of_the_learning_rate_agree():
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.07])  # which float32 rounds
-def test_a_schedule_sets_the_first_velocity_at_its_start(rate):
+def test_sigma_comes_from_the_first_value_of_a_schedule(rate):
     schedule = keras.optimizers.schedules.CosineDecay(rate, 100)
     assert Gravity(schedule).velocity_std == 0.01 / rate
     assert Gravity(lambda: rate).velocity_std == 0.01 / rate
 
 
 class Custom(keras.optimizers.schedules.LearningRateSchedule):
-    """One that needs a tensor for the step, of the dtype that Keras counts in."""
+    """A schedule that needs the step as a tensor of the dtype of Keras's counter."""
 
     def __call__(self, step):
         assert keras.backend.standardize_dtype(step.dtype).startswith("int")
         return 0.5 / (1.0 + ops.cast(step, "float32"))
 
 
-def test_a_schedule_gets_the_step_as_a_tensor():
+def test_a_schedule_receives_the_step_as_a_tensor():
     optimizer = Gravity(Custom())
     assert optimizer.velocity_std == 0.01 / 0.5
     first_rates = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], [0.5, 0.25, 0.5 / 3])
@@ -180,8 +180,8 @@ def test_a_bad_number_is_not_assigned():
     assert optimizer.learning_rate == 0.75
 
 
-def test_variables_are_no_learning_rates():
-    """One would be read once, and what it becomes later be lost."""
+def test_variables_are_refused_as_learning_rates():
+    """A variable would be read once, and later changes would be lost."""
     for rate in (keras.Variable(0.1, trainable=False), ops.convert_to_tensor(0.1), np.asarray(0.1)):
         with pytest.raises(ValueError, match="`learning_rate` should be float"):
             Gravity(rate)
@@ -198,11 +198,11 @@ def test_a_schedule_is_followed_step_by_step():
         move = before - to_numpy(variables)[0]
         points.append((move, to_numpy(velocities(optimizer))[0]))
     for (move, v), rate in zip(points, [0.5, 0.25, 0.0, 0.0], strict=True):
-        # a power of two times V is exact, and the subtractions from |W| ≤ 8 round
+        # a power of two times V is exact; the subtractions from |W| ≤ 8 round
         assert np.allclose(move, rate * v, rtol=0, atol=2 * 8 * 2.0**-24)
 
 
-def test_zero_starts_from_rest_and_says_so_once():
+def test_a_zero_learning_rate_starts_from_rest_and_warns_once():
     warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.1)
     for rate in (0.0, warm_up, lambda: 0.0):
         with warnings.catch_warnings(record=True) as record:
@@ -219,14 +219,14 @@ def test_zero_starts_from_rest_and_says_so_once():
     assert np.array_equal(to_numpy(velocities(silent))[0], initial_velocity((3, 4), std=0.5))
 
 
-def test_a_step_with_learning_rate_0_moves_nothing():
+def test_a_step_with_a_zero_learning_rate_moves_nothing():
     optimizer = Gravity(0.1)
     optimizer.learning_rate = 0.0
     assert_same(run(optimizer), arrays(0))
     assert all(np.isfinite(v).all() for v in to_numpy(velocities(optimizer)))
 
 
-def test_the_first_velocity_keeps_the_first_learning_rate():
+def test_v0_uses_the_first_learning_rate():
     optimizer = Gravity(0.1)
     optimizer.learning_rate = 1e-6
     optimizer.build(make_variables(arrays(0)))
@@ -252,7 +252,7 @@ def test_trains_with_callbacks_and_resumes(task, tmp_path):
     assert history["learning_rate"][-1] < history["learning_rate"][0]
     best = keras.models.load_model(tmp_path / "best.keras")
     loss, _ = best.evaluate(task.x_test, task.y_test, verbose=0)
-    # Two means of positive numbers: sums in batches of 32, and a product and a sum for each batch.
+    # Two means of positive numbers: sums in batches of 32, then a product and a sum per batch.
     batches = -(-len(task.y_test) // 32)
     rounding = 2 * (32 + 2 * batches + 2) * 2.0**-24
     assert loss == pytest.approx(min(history["val_loss"]), rel=rounding)
@@ -261,7 +261,7 @@ def test_trains_with_callbacks_and_resumes(task, tmp_path):
     assert resumed["val_accuracy"][-1] > 0.9
 
 
-# Odds and ends
+# Missing gradients, and errors
 
 
 def test_a_missing_gradient_leaves_its_variable_alone():
@@ -300,7 +300,7 @@ def test_variables_of_another_model_are_refused():
     assert_same(everything, before)
 
 
-def test_shapes_stay():
+def test_shapes_do_not_change():
     assert [tuple(v.shape) for v in run(Gravity())] == SHAPES
 
 
@@ -314,7 +314,7 @@ NO_NUMBERS = [np.asarray(True), np.bool_(True), np.complex64(0.1), np.asarray(0.
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
-def test_arrays_of_what_is_no_real_number_are_refused(value):
+def test_arrays_of_non_real_values_are_refused(value):
     optimizer = Gravity(0.5)
     for name in ("learning_rate", "alpha", "beta", "velocity_std", "weight_decay"):
         with pytest.raises(ValueError, match=f"^{name} must be ") as caught:
@@ -338,7 +338,7 @@ SMALL = "learning_rate must not be so small that alpha / learning_rate overflows
         ({"velocity_std": 2e4}, r"^velocity_std must be in \[0, 15100\] for V₀ .* got 20000.0$"),
     ],
 )
-def test_a_first_velocity_that_overflows_is_refused(arguments, message):
+def test_an_overflowing_v0_is_refused(arguments, message):
     optimizer = Gravity(**arguments)
     single = [keras.Variable(w, dtype="float32") for w in arrays(0)]
     half = keras.Variable(np.ones(3), dtype="float16")

@@ -1,4 +1,4 @@
-"""What the base class of Keras optimizers does, with gravity_tf.Gravity, on any backend."""
+"""The features of Keras's base class with gravity_tf.Gravity, on any backend."""
 
 import ast
 import re
@@ -41,9 +41,6 @@ def task():
     return digits_task("float32", seed=0, steps=45, options={})
 
 
-# What the base class does, with Gravity
-
-
 def test_weight_decay_and_its_exclusions():
     names = ["kernel", "scale", "empty", "conv_kernel", "bias"]
     plain = run(Gravity(), names=names)
@@ -71,7 +68,7 @@ def test_clipvalue():
 
 @pytest.mark.parametrize(("argument", "scale"), [("clipnorm", 0.5), ("global_clipnorm", 0.25)])
 def test_clipping_by_norm(argument, scale):
-    # One gradient has norm 4, both together √(16 + 48) = 8: powers of two, so nothing rounds.
+    # One gradient has norm 4, and both have √(16 + 48) = 8: powers of two, which do not round.
     weights = [np.zeros(4, np.float32), np.zeros(3, np.float32)]
     gradients = [[np.full(4, 2, np.float32), np.full(3, 4, np.float32)]]
     effective = [[g * np.float32(scale) for g in gradients[0]]]
@@ -82,9 +79,10 @@ def test_clipping_by_norm(argument, scale):
     optimizer.apply([ops.convert_to_tensor(g) for g in gradients[0]], variables)
     reference = gravity_core.Gravity()
     reference.step(weights, effective[0])
-    # |V₀| and |ζ| are below 1 and l is 0.1, so V and then W = −l V, two roundings more, round by
-    # 0.1 (ROUNDINGS + 2) u on either side. Root (one ulp, 2 u), product and quotient there and two
-    # roundings here move G by 6 u, and ζ by at most 3 times that: |1 − 4 G⁴/(1 + G⁴)| ≤ 3.
+    # |V₀| and |ζ| are below 1 and η is 0.1. W = −η V adds two roundings to those of V, so W is off
+    # by at most 0.1 (ROUNDINGS + 2) u on both sides. Keras computes a root (one ulp, 2 u), a
+    # product and a quotient, and this test rounds twice. So G is off by 6 u, and ζ by at most
+    # 3 times that: |1 − 4 G⁴/(1 + G⁴)| ≤ 3.
     bound = 0.1 * (2 * (ErrorBound.ROUNDINGS + 2) + 3 * 6) * 2.0**-24
     for got, w in zip(to_numpy(variables), weights, strict=True):
         assert np.allclose(got, w, rtol=0, atol=bound)
@@ -174,18 +172,18 @@ def test_stateless_apply():
         s, w = state, weights
         for number in range(1, 4):
             w, s = apply(s, [ops.convert_to_tensor(g) for g in arrays(number)], w)
-        bound = 2 * 3 * ErrorBound.ROUNDINGS * 2.0**-24 * 8  # three updates of both, |W| < 8
+        bound = 2 * 3 * ErrorBound.ROUNDINGS * 2.0**-24 * 8  # three updates on both sides, |W| < 8
         for a, b in zip(to_numpy(w), to_numpy(expected), strict=True):
             assert np.allclose(a, b, rtol=0, atol=bound)
         assert int(s[0]) == 3
     assert_same(variables, arrays(0))  # nothing has changed in place
 
 
-# Names that Keras keeps for itself
+# Private names of Keras
 
 
-def test_private_names_are_its_own():
-    """A private name of Keras may go with any release; a guard has the one that is used."""
+def test_private_names_do_not_clash_with_keras():
+    """Any release of Keras may remove a private name; the only one in use has a guard."""
     optimizer = keras.optimizers.Optimizer(0.1, use_ema=True, gradient_accumulation_steps=2)
     optimizer.build(make_variables(arrays(0)))
     used, own = set(), set()
@@ -202,7 +200,7 @@ def test_private_names_are_its_own():
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}], ids=str)
-def test_finds_its_variables_where_keras_does_not(options, monkeypatch):
+def test_variables_are_found_without_keras_private_method(options, monkeypatch):
     def trained():
         variables, optimizer = make_variables(arrays(0)), Gravity(**options)
         optimizer.build(variables)

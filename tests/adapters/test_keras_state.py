@@ -26,8 +26,6 @@ def task():
     return digits_task("float32", seed=0, steps=45, options={})
 
 
-# Configuration and state
-
 BACKEND = keras.backend.backend()
 
 
@@ -36,7 +34,7 @@ def a_third():
     return 1 / 3
 
 
-def everything():
+def with_every_option():
     return Gravity(
         0.2,
         0.03,
@@ -56,7 +54,7 @@ def everything():
 
 
 def test_config_round_trip():
-    optimizer = everything()
+    optimizer = with_every_option()
     config = optimizer.get_config()
     arguments = set(inspect.signature(Gravity.__init__).parameters) - {"self", "kwargs"}
     assert arguments <= set(config)
@@ -88,7 +86,7 @@ def test_a_clone_steps_like_its_original(rate):
     assert_same(run(clone), run(optimizer))
 
 
-def test_a_clone_keeps_sigma_when_the_learning_rate_has_moved_on():
+def test_a_clone_keeps_sigma_after_the_learning_rate_changes():
     optimizer = Gravity(0.1)
     optimizer.learning_rate = 0.0
     assert Gravity.from_config(optimizer.get_config()).velocity_std == 0.01 / 0.1
@@ -99,7 +97,7 @@ def test_a_clone_keeps_sigma_when_the_learning_rate_has_moved_on():
     [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
     ids=["deepcopy", "pickle"],
 )
-def test_copies_and_pickles_before_it_is_built(duplicate):
+def test_copies_and_pickles_of_an_unbuilt_optimizer(duplicate):
     optimizer = Gravity(0.3, seed=9)
     assert_same(run(duplicate(optimizer)), run(optimizer))
 
@@ -153,7 +151,7 @@ def test_resumes_bit_for_bit(way, task, tmp_path):
 )
 def test_resumes_bit_for_bit_with_several_options(options, task, tmp_path):
     if BACKEND == "jax" and "use_ema" in options:
-        pytest.skip("Keras 3.15 on JAX fits no model twice with use_ema, whatever the optimizer")
+        pytest.skip("Keras 3.15 on JAX cannot fit a model with use_ema twice, with any optimizer")
     model = perceptron(Gravity(seed=3, **options))
     fit(model, task, 1)  # 45 batches, so the accumulator of 2 is half full
     model.save(tmp_path / "model.keras")
@@ -193,6 +191,3 @@ def test_velocities_are_named_after_their_variables():
         for layer in ("hidden", "logits")
         for kind in ("kernel", "bias")
     ]
-
-
-# The learning rate

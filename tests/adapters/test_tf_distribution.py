@@ -1,9 +1,9 @@
 """gravity_tf.Gravity on several devices: replicas stay equal, and equal to one device.
 
-Devices and clusters are set up once in a process, so each kind has processes of its own, which
-run a function of this file. The loss is linear and its coefficients are small dyadic numbers,
-so the gradient of the global batch is exact however the batch is divided: what is left to
-compare is the optimizer.
+A process can set up devices and clusters only once, so each kind has its own processes, which run
+a function of this file. The loss is linear, and its coefficients are small dyadic numbers. So the
+gradient of the global batch is exact for every division of the batch, and the test compares the
+optimizers alone.
 """
 
 import json
@@ -62,7 +62,7 @@ def run_processes(function, folder, environments):
 
 
 def write(**lists):
-    """Write lists of arrays, each under its name and number."""
+    """Write lists of arrays, each array under its name and index."""
     flat = {f"{name}{i:03}": a for name, values in lists.items() for i, a in enumerate(values)}
     np.savez(os.environ["OUT"], **flat)
 
@@ -72,14 +72,14 @@ def read(result, name):
 
 
 def replay():
-    """The gradients of the global batch: sums over replicas."""
+    """Return the replay with the gradients of the global batch, the sums over replicas."""
     parts = [[arrays(100 * r + n, shapes=SHAPES) for n in range(STEPS)] for r in range(REPLICAS)]
     total = [[a + b for a, b in zip(*step, strict=True)] for step in zip(*parts, strict=True)]
     return Replay(arrays(50, shapes=SHAPES), total, {"seed": SEED})
 
 
 def check(result, verdicts):
-    """Grade the recorded steps: 1 + STEPS lists of V and of W, one after the other."""
+    """Grade the recorded steps: the concatenation of 1 + STEPS lists of V, and the same for W."""
     n = len(SHAPES)
     v, w = read(result, "v"), read(result, "w")
     steps = [Step(v[i : i + n], w[i : i + n]) for i in range(0, len(v), n)]
@@ -95,7 +95,7 @@ def assert_replicas_equal(result, name):
 
 
 def distributed_steps(strategy, replica_number, compiled):
-    """Take the steps of `replay` on a strategy; return V, W and every replica's last V and W."""
+    """Make the steps of `replay` under a strategy; return V, W and every replica's last V and W."""
     import tensorflow as tf
 
     from gravity_tf import Gravity
@@ -131,7 +131,7 @@ def distributed_steps(strategy, replica_number, compiled):
 
 
 def fitted():
-    """Fit a model whose gradients are exact however a batch is divided; return all its numbers."""
+    """Fit a model whose gradients are exact for every division of a batch; return its variables."""
     import keras
 
     from gravity_tf import Gravity
@@ -149,7 +149,7 @@ def fitted():
 
 
 def mirrored():
-    """In a process: two logical CPUs, a loop of its own and then model.fit."""
+    """Train on two logical CPUs of this process, by a custom loop and by model.fit."""
     import keras
     import tensorflow as tf
 
@@ -209,7 +209,7 @@ def test_mirrored_strategy(tmp_path):
 
 
 def workers():
-    """In a process: one of the two workers that TF_CONFIG names."""
+    """Train as one of the two workers in TF_CONFIG."""
     import tensorflow as tf
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -250,7 +250,7 @@ def test_multi_worker_strategy(tmp_path):
 
 
 def sharded():
-    """In a process: Keras on JAX with four devices, the data or the weights divided."""
+    """Train Keras on JAX with four devices, with data or weights sharded."""
     import keras
     from keras import distribution, ops
 

@@ -55,7 +55,7 @@ def test_the_plain_loop_has_the_bits_of_the_numpy_optimizer(decay, dtype):
         assert to_numpy(p).tobytes() == w.tobytes()
 
 
-def test_global_random_numbers_are_neither_used_nor_moved():
+def test_the_global_random_state_is_neither_used_nor_advanced():
     results = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -76,7 +76,7 @@ def test_seed_and_position_choose_the_velocity():
     assert not torch.equal(va, vb)
 
 
-def test_late_parameters_and_gradients_start_at_their_own_first_step():
+def test_late_parameters_and_gradients_have_their_own_first_step():
     early, late, added = parameters((4,), (4,), (4,))
     optimizer = Gravity([early, late])
     run(optimizer, [early], range(3))
@@ -87,7 +87,7 @@ def test_late_parameters_and_gradients_start_at_their_own_first_step():
     assert [int(optimizer.state[p]["step"]) for p in (early, late, added)] == [4, 1, 1]
 
 
-def test_the_velocity_keeps_the_first_learning_rate():
+def test_v0_uses_the_first_learning_rate():
     (p,) = parameters((1000,))
     optimizer = Gravity([p], lr=0.1)
     optimizer.param_groups[0]["lr"] = 0.0  # a warm-up from 0
@@ -97,7 +97,7 @@ def test_the_velocity_keeps_the_first_learning_rate():
     assert optimizer.state[p]["velocity"].abs().max() < 1
 
 
-def test_learning_rate_zero_starts_from_rest_and_says_so_once():
+def test_a_zero_learning_rate_starts_from_rest_and_warns_once():
     (p,) = parameters((4,))
     with pytest.warns(UserWarning, match="lr is 0 at construction") as record:
         optimizer = Gravity([p], lr=0.0)
@@ -110,7 +110,7 @@ def test_learning_rate_zero_starts_from_rest_and_says_so_once():
     with pytest.warns(UserWarning, match="lr is 0 at construction") as record:
         groups = Gravity([{"params": [q]} for q in parameters((3,), (3,))], lr=0.0)
     assert len(record) == 1
-    groups.add_param_group({"params": parameters((3,))})  # which has been said
+    groups.add_param_group({"params": parameters((3,))})  # the warning was given before
     assert [group["velocity_std"] for group in groups.param_groups] == [0.0] * 3
 
 
@@ -118,7 +118,7 @@ def test_learning_rate_zero_starts_from_rest_and_says_so_once():
 @pytest.mark.parametrize("counters", ["host", "device"])
 @pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1}])
 def test_the_path_of_gpus_has_the_bits_of_the_plain_loop(counters, dtype, options, monkeypatch):
-    """Its kernels are those of the CPU here; test_torch_cuda.py runs it on a GPU."""
+    """Here it runs on the CPU; test_torch_cuda.py runs it on a GPU."""
     monkeypatch.setattr(_gathered, "GATHERED", 1000)
     options = _loop.Options(0.1, 0.9, options.get("weight_decay"), "maximize" in options)
     runs = []
@@ -148,7 +148,7 @@ def test_the_time_of_a_step_is_linear_in_the_groups(monkeypatch):
     params = parameters(*[(3,)] * 50)
     optimizer = Gravity([{"params": [p]} for p in params])
     run(optimizer, params, [0])
-    monkeypatch.setattr(Gravity, "_position", None)  # asked for at first gradients only
+    monkeypatch.setattr(Gravity, "_position", None)  # called for first gradients only
     run(optimizer, params, [1])
 
 
@@ -180,7 +180,7 @@ def test_learning_rate_as_a_tensor(shape, dtype, path):
 
 
 @pytest.mark.parametrize("path", [{}, {"foreach": False}], ids=str)
-def test_a_whole_number_as_a_tensor_is_a_learning_rate_as_of_adam(path):
+def test_an_integer_tensor_is_a_valid_learning_rate(path):
     numbers, tensors = parameters((5,)), parameters((5,))
     run(Gravity(numbers, lr=1, **path), numbers, range(2))
     run(Gravity(tensors, lr=torch.tensor(1), **path), tensors, range(2))
@@ -208,7 +208,7 @@ def test_maximize_and_closure():
     assert up.step(lambda: 7.0) == 7.0
     down.step()
     assert torch.equal(p, q)
-    assert torch.equal(p.grad, torch.ones(4))  # gradients are not written to
+    assert torch.equal(p.grad, torch.ones(4))  # gradients are not modified
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_options_that_exclude_each_other(arguments, message):
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Gravity(None, **arguments)  # checked before the parameters are looked at
+        Gravity(None, **arguments)  # the arguments are checked before the parameters
     (p,) = parameters((2,))
     optimizer = Gravity([p])
     with pytest.raises(ValueError, match=message):
@@ -249,7 +249,7 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=str)
 def test_the_calls_of_a_step_on_a_gpu_do_not_grow_with_the_tensors(layout, options, monkeypatch):
-    """A call is a kernel there, but for views and for those of lists of alike strides."""
+    """A call is a kernel there, except for views and for lists of equal strides."""
     monkeypatch.setattr(gravity_torch.optimizer, "fast", _gathered.gathered)
     few, many = (calls_of_a_step(number, layout, options) for number in (10, 100))
     assert 0 < many == few
@@ -271,8 +271,8 @@ def calls_of_a_step(number, layout, options):
 
 
 @pytest.mark.parametrize("weight_decay", [None, 0.1])
-def test_the_rate_may_be_on_a_gpu_and_a_parameter_not(weight_decay):
-    """Fake tensors know which devices go together; there need be no GPU."""
+def test_the_rate_may_be_on_a_gpu_with_a_parameter_on_the_cpu(weight_decay):
+    """Fake tensors check the devices of an operation without a GPU."""
     with torch._subclasses.FakeTensorMode(), torch.no_grad():
         p, grad, velocity = (torch.ones(3) for _ in range(3))
         lr = torch.tensor(0.1, dtype=torch.float64, device="cuda")

@@ -1,4 +1,4 @@
-"""gravity_torch.Gravity in checkpoints: torch.distributed.checkpoint, hooks, moves of a model."""
+"""gravity_torch.Gravity in checkpoints: torch.distributed.checkpoint, hooks, dtypes, devices."""
 
 import copy
 import os
@@ -58,13 +58,13 @@ def two_groups(model, tensor=False, **options):
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
 @pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
 def test_distributed_checkpoint_in_one_process(tmp_path, tensor, flat, path):
-    """Also into an optimizer that has not stepped: it steps with a learning rate of 0 first."""
+    """An optimizer that has not stepped makes a step with a learning rate of 0 first."""
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     model = network()
     optimizer = two_groups(model, tensor, seed=3, weight_decay=0.1, **path)
     train(model, optimizer, range(4))
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] / 2  # as a scheduler does; V₀ keeps the first
+        group["lr"] = group["lr"] / 2  # as a scheduler does; V₀ uses the first rate
     saved = get_optimizer_state_dict(model, optimizer, options=options)
     dcp.save({"model": model.state_dict(), "optimizer": saved}, checkpoint_id=tmp_path)
 
@@ -86,7 +86,7 @@ def test_distributed_checkpoint_in_one_process(tmp_path, tensor, flat, path):
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
-def test_set_optimizer_state_dict_into_an_optimizer_that_has_not_stepped(flat):
+def test_set_optimizer_state_dict_before_the_first_step(flat):
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     model, fresh = network(), network()
     model[0].bias.requires_grad_(False)
@@ -103,7 +103,7 @@ def test_set_optimizer_state_dict_into_an_optimizer_that_has_not_stepped(flat):
 
 
 def test_a_checkpoint_before_the_first_step_counts_one():
-    """What makes the state for it is a step with a rate and gradients of 0, which torch counts."""
+    """torch creates the state by a step with a rate and gradients of 0, which counts."""
     model = network()
     before = values(model.parameters())
     optimizer = Gravity(model.parameters(), foreach=False)
@@ -156,14 +156,14 @@ def test_hooks_around_the_step_and_the_state_dict():
         for handle in everywhere:
             handle.remove()
     assert state["note"] == "kept"
-    # Sorted inside of the step: the order of a hook here and one everywhere is torch's affair.
+    # Sorted, because torch does not define the order of a local and a global hook.
     assert sorted(calls[:2]) == ["before", "before all"]
     assert sorted(calls[2:4]) == ["after", "after all"]
     assert calls[4:] == ["saving", "saved", "loading", "loaded"]
 
 
 def test_state_dict_hooks_translate_a_format():
-    """A run that keeps its velocity under another name on disk, by hooks on both sides."""
+    """Hooks on both sides store the velocity under another name."""
 
     def renamed(state_dict, old, new):
         state = {
@@ -184,10 +184,10 @@ def test_state_dict_hooks_translate_a_format():
     assert_same_training(model, optimizer, other, resumed)
 
 
-# Moving a model.
+# Changing the dtype or device of a model.
 
 
-def test_a_state_takes_the_type_of_the_parameters_that_it_is_loaded_for():
+def test_a_loaded_state_takes_the_dtype_of_the_parameters():
     model, wide = network(), network(torch.float64)
     results = []
     for cls, name in ((Gravity, "velocity"), (torch.optim.Adam, "exp_avg")):
@@ -203,8 +203,8 @@ def test_a_state_takes_the_type_of_the_parameters_that_it_is_loaded_for():
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-def test_a_state_goes_to_the_device_of_the_parameters(capturable):
-    """`meta` stands for another device; the counter goes along where the device counts."""
+def test_a_state_moves_to_the_device_of_the_parameters(capturable):
+    """`meta` stands for another device; the counter moves if it is on the device."""
     model, elsewhere = network(), network().to("meta")
     optimizer = Gravity(model.parameters(), capturable=capturable)
     train(model, optimizer, [0])
@@ -217,7 +217,7 @@ def test_a_state_goes_to_the_device_of_the_parameters(capturable):
 
 @PATHS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_module_changes_its_type_before_the_first_step(dtype, path):
+def test_a_module_changes_its_dtype_before_the_first_step(dtype, path):
     model, other = network(), network(dtype)
     optimizer = Gravity(model.parameters(), **path)
     model.to(dtype)
@@ -225,11 +225,11 @@ def test_a_module_changes_its_type_before_the_first_step(dtype, path):
     assert all(v.dtype == dtype for v in velocities(optimizer))
 
 
-# All together: a convolutional network on the digits, interrupted and taken up by another process.
+# A convolutional network on the digits, interrupted and resumed by another process.
 
 
 def train_on_digits(first, last, state=None):
-    """Run batches `first` to `last` from a state; return the state and the averaged accuracy."""
+    """Train on batches `first` to `last`; return the state and the averaged model's accuracy."""
     task = digits_task("float32", seed=0, steps=last, options={})
     x, y = torch.tensor(task.x_train).view(-1, 1, 8, 8), torch.tensor(task.y_train).long()
     torch.manual_seed(0)
@@ -278,7 +278,7 @@ def flattened(tree):
     return {"": tree}
 
 
-def test_training_taken_up_by_another_process(tmp_path):
+def test_another_process_resumes_the_training(tmp_path):
     before, after = tmp_path / "before.pt", tmp_path / "after.pt"
     torch.save(train_on_digits(0, 200)[0], before)
     expected, accuracy = train_on_digits(0, 450)

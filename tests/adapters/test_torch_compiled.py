@@ -34,7 +34,7 @@ def test_one_graph_serves_all_shapes():
         graphs.append(counters["stats"]["unique_graphs"])
     params = parameters(*many)
     optimizer = Gravity(params, fused=True)
-    for number in range(2):  # nor do other numbers need another
+    for number in range(2):  # other hyper-parameters need no new graph either
         optimizer.param_groups[0].update(lr=0.2 * number, beta=0.5 * number)
         run(optimizer, params, [number])
     graphs.append(counters["stats"]["unique_graphs"])
@@ -67,14 +67,14 @@ for number in range(2):
 """
 
 
-def test_fake_and_meta_tensors_before_and_after_real_ones_on_the_compiled_path():
-    """In a process of its own, because kernels that got such tensors would end it."""
+def test_fake_meta_and_real_tensors_in_turn_on_the_compiled_path():
+    """The test runs in its own process, because kernels crash on such tensors."""
     needs_a_compiler({"fused": True})
     subprocess.run([sys.executable, "-c", FAKE_AND_REAL_STEPS], check=True, timeout=300)
 
 
-def test_a_step_in_inference_mode_leaves_no_tensors_of_its_own_to_later_ones(monkeypatch):
-    """Counted with a compiler that leaves the operations as they are."""
+def test_a_step_in_inference_mode_leaves_no_inference_tensors_to_later_steps(monkeypatch):
+    """The counting compiler does not change the operations."""
     from torch._dynamo.testing import CompileCounter
 
     counter, compile_with = CompileCounter(), torch.compile
@@ -91,7 +91,7 @@ def test_a_step_in_inference_mode_leaves_no_tensors_of_its_own_to_later_ones(mon
                 Gravity(given, fused=True).step()
             graphs.append(counter.frame_count)
     assert graphs[1] > 0
-    assert graphs[2:] == graphs[1:2] * 2  # and not another for each number of tensors
+    assert graphs[2:] == graphs[1:2] * 2  # no new graph for each number of tensors
 
 
 def test_one_compilation_for_ten_steps():
@@ -118,8 +118,8 @@ def test_one_compilation_for_ten_steps():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_compiled_step_of_single_numbers(dtype):
-    """In float64 torch.compile loses what is written to them, in torch's own optimizers, too."""
+def test_a_compiled_step_of_0d_parameters(dtype):
+    """torch.compile loses writes to 0-d float64 tensors, also in torch's own optimizers."""
     torch._dynamo.reset()
     params = parameters((), (3,), dtype=dtype)
     references = [Reference(p, 0.1, 0, i, weight_decay=0.1) for i, p in enumerate(params)]

@@ -14,15 +14,13 @@ from torch import nn  # noqa: E402
 
 import gravity_core  # noqa: E402
 from gravity_torch import Gravity  # noqa: E402
-from tests.support.torch_crew import (  # noqa: E402
+from tests.support.torch_processes import (  # noqa: E402
     assert_same,
     gradient_scale,
     model_and_data,
     train,
     weights,
 )
-
-# Checkpoints
 
 
 def checkpoint(rank, world, folder, way):
@@ -43,12 +41,12 @@ def checkpoint(rank, world, folder, way):
         return model, Gravity(model.parameters(), lr=0.3, foreach=False), batches
 
     model, optimizer, batches = sharded()
-    scale = gradient_scale(world)  # which all processes find together
+    scale = gradient_scale(world)  # a collective operation of all processes
     train(model, optimizer, batches[:2])
     options = StateDictOptions(full_state_dict=way == "full", cpu_offload=way == "full")
     states = copy.deepcopy(get_state_dict(model, optimizer, options=options))
     train(model, optimizer, batches[2:])
-    if way == "full":  # which rank 0 has, and one process can load
+    if way == "full":  # rank 0 has the full state, and one process can load it
         resumed, batches = model_and_data()
         again = Gravity(resumed.parameters(), foreach=False)
         if rank == 0:
@@ -60,7 +58,7 @@ def checkpoint(rank, world, folder, way):
     else:
         dcp.save({"model": states[0], "optimizer": states[1]}, checkpoint_id=folder)
         resumed, again, batches = sharded()
-        # Asked of an optimizer that has not stepped, torch makes a step with lr = 0.
+        # If the optimizer has not stepped, torch makes a step with lr = 0.
         empty = get_state_dict(resumed, again)
         loaded = {"model": empty[0], "optimizer": empty[1]}
         dcp.load(loaded, checkpoint_id=folder)
@@ -73,8 +71,8 @@ def checkpoint(rank, world, folder, way):
 
 
 @pytest.mark.parametrize("way", ["folder", "full"])
-def test_distributed_checkpoints_resume_bit_for_bit(crew, way, tmp_path):
-    for whole, resumed in crew.run(2, checkpoint, str(tmp_path / "checkpoint"), way):
+def test_distributed_checkpoints_resume_bit_for_bit(process_groups, way, tmp_path):
+    for whole, resumed in process_groups.run(2, checkpoint, str(tmp_path / "checkpoint"), way):
         if resumed is not None:
             assert_same(whole, resumed)
 
@@ -114,16 +112,16 @@ def whole_state(rank, world, kind, options):
 
 @pytest.mark.parametrize("options", [{"foreach": False}, {}], ids=str)
 @pytest.mark.parametrize("kind", ["ours", "the original code"])
-def test_a_state_of_one_process_is_split_as_the_parameters_are(crew, kind, options):
-    """Into uneven parts, and an empty one."""
-    for whole, single, communicated, own in crew.run(2, whole_state, kind, options):
+def test_a_state_of_one_process_is_sharded_like_the_parameters(process_groups, kind, options):
+    """The shards are uneven, and one is empty."""
+    for whole, single, communicated, own in process_groups.run(2, whole_state, kind, options):
         assert communicated == 0
-        assert own  # and the whole is not kept in memory
+        assert own  # the whole tensor is not kept in memory
         if options:
             assert_same(whole, single)
         else:
             for a, b in zip(whole, single, strict=True):
-                # two steps on each side, of fewer roundings than the bound counts, below 8
+                # two steps on each side, with at most the bound's roundings, of values below 8
                 roundings = 2 * 2 * gravity_core.ErrorBound.ROUNDINGS
                 assert np.abs(a - b).max() <= roundings * 2.0**-24 * 8
 
@@ -161,7 +159,7 @@ def misplaced_states(rank, world):
         except ValueError as error:
             answers.append(str(error))
         assert optimizer.state[p]["velocity"] is before
-    # Put in by hand, where nothing splits it.
+    # Assigned directly, without sharding.
     p, optimizer = stepped([Shard(0)])
     optimizer.state[p]["velocity"] = torch.ones(4, 6)
     before = p.to_local().clone()
@@ -174,8 +172,9 @@ def misplaced_states(rank, world):
     return answers
 
 
-def test_a_velocity_that_is_split_otherwise_is_refused_before_anything_moves(crew):
+def test_a_velocity_with_another_sharding_is_refused_before_any_change(process_groups):
     rows, columns, copies = "(Shard(dim=0),)", "(Shard(dim=1),)", "(Replicate(),)"
     pairs = (rows, columns), (rows, copies), ("not split", rows), (rows, "not split")
     message = "velocity must be split over the processes as its parameter, {}, got {}"
-    assert crew.run(2, misplaced_states) == [[message.format(*pair) for pair in pairs]] * 2
+    expected = [message.format(*pair) for pair in pairs]
+    assert process_groups.run(2, misplaced_states) == [expected] * 2

@@ -1,4 +1,4 @@
-"""gravity_torch.Gravity under the rest of torch: what works with torch.optim.SGD works with it."""
+"""gravity_torch.Gravity with other parts of torch, as a replacement for torch.optim.SGD."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ from tests.support.torch_helpers import (  # noqa: E402
     velocities,
 )
 
-# Of older versions of torch (2.8, say), inside themselves.
+# Older versions of torch (such as 2.8) give these warnings in their own code.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning"),
     pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
@@ -38,7 +38,7 @@ pytestmark = [
 
 
 def test_gradient_scaler_leaves_the_bits_of_the_unscaled_run():
-    """A scale of a power of two is exact, and a step with an inf is skipped as if it never was."""
+    """A scale of a power of two is exact, and skipping a step with an inf leaves no trace."""
     model, other = network(), network()
     optimizer, plain = Gravity(model.parameters()), Gravity(other.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -92,7 +92,7 @@ def test_autocast_trains(dtype):
 # Averages of the weights.
 
 
-def test_averages_of_the_weights_do_not_disturb_the_run():
+def test_weight_averaging_does_not_affect_the_run():
     model, other = network(), network()
     optimizer, plain = Gravity(model.parameters()), Gravity(other.parameters())
     scheduler = swa_utils.SWALR(optimizer, swa_lr=0.03, anneal_epochs=4)
@@ -140,11 +140,11 @@ def test_batch_normalization_of_an_average():
     assert (model[1].running_mean - inputs.mean(dim=0)).abs().max() > bound
 
 
-# The step inside of the backward pass.
+# The step inside the backward pass.
 
 
 def test_optimizer_in_backward_equals_the_ordinary_run():
-    """From rest, because an optimizer of one parameter each would draw another V₀."""
+    """Both runs start from rest, because separate optimizers would draw another V₀."""
     model, other = network(), network()
     plain = Gravity(other.parameters(), velocity_std=0.0)
     optimizers = {p: Gravity([p], velocity_std=0.0) for p in model.parameters()}
@@ -162,8 +162,8 @@ def test_optimizer_in_backward_equals_the_ordinary_run():
     assert_same(values(model.parameters()), values(other.parameters()))
 
 
-def test_optimizers_of_one_parameter_want_a_seed_each():
-    """Alike they start tensors of one shape alike; the ordinary optimizer never does."""
+def test_optimizers_of_one_parameter_need_different_seeds():
+    """With one seed, tensors of one shape start equal; a single optimizer avoids this."""
     pairs = {}
     for kind, seeds in {"same": (0, 0), "own": (0, 1)}.items():
         params = parameters((50,), (50,))
@@ -214,9 +214,9 @@ def test_functional_gradients_equal_those_of_backward():
 
 @pytest.mark.parametrize("stacked", [True, False])
 def test_an_ensemble_in_one_tensor_shares_one_maximum(stacked):
-    """One max|G| per tensor: members of a stack depend on each other.
+    """Members of a stack share one max|G|, and so depend on each other.
 
-    `stack_module_state` makes the stack; as slices, which are the same memory, they do not.
+    `stack_module_state` makes the stack. Slices of it share its memory and have their own maxima.
     """
     members = [network() for _ in range(3)]
     stack, _ = torch.func.stack_module_state(members)
@@ -245,10 +245,10 @@ def test_an_ensemble_in_one_tensor_shares_one_maximum(stacked):
     assert_same([first], [before - torch.from_numpy(expected) * LR])
 
 
-# The habits of users.
+# Usual patterns of users.
 
 
-def test_closure_runs_with_gradients_and_its_loss_comes_back():
+def test_the_closure_runs_with_gradients_and_its_loss_is_returned():
     model, other = network(), network()
     optimizer, plain = Gravity(model.parameters()), Gravity(other.parameters())
     for number in range(3):
@@ -276,7 +276,7 @@ def test_repr_shows_the_options():
 
 
 class Clipped(Gravity):
-    """A user's own: another default, an argument of its own, a step with something before it."""
+    """A user's subclass with another default, a new argument, and work before the step."""
 
     def __init__(self, params, lr=0.3, *, largest=0.1, **options):
         super().__init__(params, lr, **options)
@@ -300,7 +300,7 @@ def test_a_subclass_of_a_user():
             p.grad.clamp_(-0.1, 0.1)
         plain.step()
     assert_same(values(model.parameters()), values(other.parameters()))
-    # torch pickles an optimizer's groups, state and defaults, but no attributes of a subclass.
+    # torch pickles the groups, state and defaults of an optimizer, but no attributes of a subclass.
     copied = pickle.loads(pickle.dumps(optimizer))
     assert isinstance(copied, Clipped)
     assert copied.param_groups[0]["velocity_std"] == 0.01 / 0.3
@@ -308,7 +308,7 @@ def test_a_subclass_of_a_user():
 
 
 class Several(torch.optim.Optimizer):
-    """The wrapper for several optimizers as frameworks have it: groups and state of all in one."""
+    """A wrapper for several optimizers as in other libraries, with all groups and states."""
 
     def __init__(self, **optimizers):
         self.optimizers = optimizers
@@ -327,7 +327,7 @@ class Several(torch.optim.Optimizer):
             optimizer.load_state_dict(state_dict[name])
 
 
-def test_beside_another_optimizer_under_a_wrapper():
+def test_a_wrapper_around_several_optimizers():
     def make():
         model = network()
         return model, Several(

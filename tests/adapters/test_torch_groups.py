@@ -27,8 +27,6 @@ from tests.support.torch_helpers import (  # noqa: E402
     velocities,
 )
 
-# Parameters and groups.
-
 
 def test_named_parameters_resume_in_another_order():
     model, other = network(), network()
@@ -71,8 +69,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", [*OPTIONS, "all"])
 def test_every_option_per_group(option):
-    """A group with the option beside one without, as two optimizers would."""
-    for_all_groups = {"differentiable", "fused"}  # autograd's mode; tests/adapters/test_torch.py
+    """A group with the option and a group without it step like two optimizers."""
+    for_all_groups = {"differentiable", "fused"}  # autograd's mode: tests/adapters/test_torch.py
     assert set(OPTIONS) | for_all_groups == set(Gravity(parameters((1,))).defaults)
     options = OPTIONS if option == "all" else {option: OPTIONS[option]}
     runs = []
@@ -92,7 +90,7 @@ def test_every_option_per_group(option):
     in_one, in_two, without = runs
     assert_same(in_one, in_two)
     assert torch.equal(in_one[1], without[1])
-    if option not in ("foreach", "capturable"):  # the same formula another way
+    if option not in ("foreach", "capturable"):  # the same formula on another path
         assert not torch.equal(in_one[0], without[0])
 
 
@@ -101,7 +99,7 @@ def test_groups_copied_into_another_optimizer(way):
     params = parameters((3, 4), (4,))
     optimizer = Gravity([{"params": [params[0]], "beta": 0.5}, {"params": [params[1]]}], seed=3)
     for group in optimizer.param_groups:
-        group["lr"] = 0.0  # a warm-up that begins
+        group["lr"] = 0.0  # a warm-up starts
     groups = way(optimizer.param_groups)
     other = Gravity(groups)
     copies = [p for group in groups for p in group["params"]]
@@ -113,7 +111,7 @@ def test_groups_copied_into_another_optimizer(way):
     assert_same(values(params), values(copies))
 
 
-def test_a_shared_parameter_is_one():
+def test_a_shared_parameter_is_updated_once():
     model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False))
     model[1].weight = model[0].weight
     optimizer = Gravity(model.parameters())
@@ -128,7 +126,7 @@ def test_a_shared_parameter_is_one():
         optimizer.add_param_group({"params": [model[1].weight]})
 
 
-def test_frozen_parameters_stay_and_keep_the_places_of_the_others():
+def test_frozen_parameters_stay_and_keep_their_index():
     model, other = network(), network()
     model[0].requires_grad_(False)
     frozen = values(model[0].parameters())
@@ -146,8 +144,8 @@ def test_frozen_parameters_stay_and_keep_the_places_of_the_others():
 
 
 @PATHS
-def test_gradients_of_zero_are_not_gradients_of_none(path):
-    """A zero gradient lets V decay and W move on by it, as momentum does; None does nothing."""
+def test_zero_gradients_differ_from_missing_gradients(path):
+    """With a zero gradient V decays and W moves by it, as with momentum; None changes nothing."""
     (p,) = parameters((3, 4))
     optimizer = Gravity([p], **path)
     run(optimizer, [p], range(2))

@@ -28,8 +28,6 @@ from tests.support.torch_helpers import (  # noqa: E402
     velocities,
 )
 
-# Learning-rate schedulers.
-
 SCHEDULES = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda n: min(n / 4, 1.0)),  # warm-up from 0
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda n: 0.9),
@@ -53,7 +51,7 @@ SCHEDULES = {
     "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=4),
     "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.3, total_steps=12, cycle_momentum=False),
 }
-# Whatever torch has, so that a scheduler that is new there fails until it is covered here.
+# All schedulers of torch, so that a new one fails until it is covered here.
 NAMES = sorted(
     name
     for name, c in vars(lr_scheduler).items()
@@ -86,7 +84,7 @@ def rates(name, lr):
 @PATHS
 @pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
 @pytest.mark.parametrize("name", NAMES)
-def test_scheduler_is_the_same_as_rates_set_by_hand(name, tensor, path):
+def test_a_scheduler_equals_rates_set_by_hand(name, tensor, path):
     params, by_hand = parameters(*SHAPES), parameters(*SHAPES)
     optimizer = Gravity(params, lr=learning_rate(tensor), **path)
     scheduler = SCHEDULES[name](optimizer)
@@ -100,7 +98,7 @@ def test_scheduler_is_the_same_as_rates_set_by_hand(name, tensor, path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_plain_loop_under_a_scheduler_has_the_bits_of_numpy(name):
+def test_the_plain_loop_with_a_scheduler_has_the_bits_of_numpy(name):
     params = parameters(*SHAPES)
     w = [p.numpy().copy() for p in values(params)]
     v = [
@@ -152,13 +150,13 @@ def test_scheduler_and_optimizer_resume(name, path):
     ids=["OneCycleLR", "CyclicLR"],
 )
 def test_there_is_no_momentum_to_cycle(schedule):
-    """As with torch's own optimizers that have none: pass cycle_momentum=False."""
+    """Pass cycle_momentum=False, as for torch's own optimizers without momentum."""
     for optimizer in (Gravity(parameters((2,))), torch.optim.Adagrad(parameters((2,)))):
         with pytest.raises(ValueError, match="optimizer must support momentum"):
             schedule(optimizer)
 
 
-def test_schedule_by_hand_reaches_every_group():
+def test_rates_set_by_hand_reach_every_group():
     a, b = parameters((3,), (3,))
     optimizer = Gravity([{"params": [a], "lr": 0.3}, {"params": [b]}])
     before = values([a, b])
@@ -173,7 +171,7 @@ def test_schedule_by_hand_reaches_every_group():
         assert (p.detach() - (w - 0.2 * v)).abs().max() <= 4 * U * w.abs().max().clamp(min=1)
 
 
-# torch's recipe for a compiled step with a scheduler; Dynamo imports what warns of torch.jit.
+# torch's recipe for a compiled step with a scheduler. Dynamo imports code that warns of torch.jit.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", ["LambdaLR", "OneCycleLR"])
 def test_compiled_step_with_a_scheduler_compiles_once(name):
@@ -198,5 +196,5 @@ def test_compiled_step_with_a_scheduler_compiles_once(name):
         schedulers[1].step()
     assert counter.frame_count == 1
     for a, b in zip(values(params), values(plain), strict=True):
-        # Ten updates on both sides of values below 8; a float32 learning rate is one more rounding.
+        # Ten updates on both sides of values below 8; the float32 learning rate adds a rounding.
         assert (a - b).abs().max() <= 10 * 2 * (gravity_core.ErrorBound.ROUNDINGS + 1) * U * 8

@@ -1,4 +1,4 @@
-"""The state of gravity_torch.Gravity: resuming, copies, checkpoints of other code, refusals."""
+"""The state of gravity_torch.Gravity: resuming, copies, checkpoints of other code, errors."""
 
 import copy
 import io
@@ -34,8 +34,8 @@ def test_resumes_bit_for_bit(way):
     elif way == "pickle":
         copies, resumed = pickle.loads(pickle.dumps((params, optimizer)))
     else:
-        resumed = Gravity(copies, lr=0.5, seed=99)  # all of which the state overrides
-        state = copy.deepcopy(optimizer.state_dict())  # torch shares the tensors else
+        resumed = Gravity(copies, lr=0.5, seed=99)  # the state overrides all of them
+        state = copy.deepcopy(optimizer.state_dict())  # else torch shares the tensors
         if way == "file":
             buffer = io.BytesIO()
             torch.save(state, buffer)
@@ -48,8 +48,8 @@ def test_resumes_bit_for_bit(way):
 
 
 @pytest.mark.parametrize("sizes", [(5, 10), (10, 5), (20_000, 40_000)])
-def test_a_state_of_other_shapes_is_refused_before_anything_has_changed(sizes):
-    """torch's kernel would read and write beyond the smaller one."""
+def test_a_state_of_other_shapes_is_refused_before_any_change(sizes):
+    """torch's kernel would read and write beyond the smaller tensor."""
     (a,), (b,) = parameters((sizes[0],)), parameters((sizes[1],))
     old, new = Gravity([a], lr=0.5), Gravity([b])
     run(old, [a], [0])
@@ -63,8 +63,8 @@ def test_a_state_of_other_shapes_is_refused_before_anything_has_changed(sizes):
 
 
 @pytest.mark.parametrize("dtypes", [[torch.float64], [torch.float32, torch.int64]], ids=str)
-def test_counters_of_other_dtypes_count(dtypes):
-    """As a user may set them."""
+def test_counters_may_have_other_dtypes(dtypes):
+    """A user may assign such counters."""
     params = parameters((3,), (4,))
     optimizer, other = Gravity(params), Gravity(twins := parameters((3,), (4,)))
     run(optimizer, params, [0])
@@ -76,7 +76,7 @@ def test_counters_of_other_dtypes_count(dtypes):
     assert_same(values(params), values(twins))
 
 
-def test_the_default_dtype_is_not_that_of_the_counters():
+def test_counters_ignore_the_default_dtype():
     params = parameters((3,))
     optimizer = Gravity(params)
     torch.set_default_dtype(torch.float64)
@@ -89,7 +89,7 @@ def test_the_default_dtype_is_not_that_of_the_counters():
 
 
 @pytest.mark.parametrize("ours", [torch.float32, torch.complex64], ids=str)
-def test_a_complex_velocity_for_a_real_parameter_and_the_reverse_are_refused(ours):
+def test_mixing_real_and_complex_in_a_loaded_state_is_refused(ours):
     theirs = torch.float32 if ours.is_complex else torch.complex64
     (p,) = parameters((3,), dtype=ours)
     optimizer = Gravity([p])
@@ -98,7 +98,7 @@ def test_a_complex_velocity_for_a_real_parameter_and_the_reverse_are_refused(our
     state["state"] = {p: {"step": torch.tensor(1.0), "velocity": torch.ones(3, dtype=theirs)}}
     with pytest.raises(ValueError, match=rf"\(3,\) {ours}, got \(3,\) {theirs}"):
         Gravity.__new__(Gravity).__setstate__(state)
-    if ours.is_complex:  # of the other torch takes the real parts, and warns
+    if ours.is_complex:  # in the reverse case torch drops the imaginary parts with a warning
         other = parameters((3,), dtype=theirs)
         old = Gravity(other)
         run(old, other, [0])
@@ -114,7 +114,7 @@ def test_the_state_of_another_optimizer_is_refused():
         Gravity([p]).load_state_dict(other.state_dict())
 
 
-def test_an_older_pickle_gets_the_defaults_of_today():
+def test_an_older_pickle_gets_the_current_defaults():
     (p,) = parameters((3,))
     optimizer = Gravity([p])
     run(optimizer, [p], [0])
@@ -128,7 +128,7 @@ def test_an_older_pickle_gets_the_defaults_of_today():
     assert torch.equal(old.param_groups[0]["params"][0], p)
 
 
-def test_a_count_that_was_stored_as_a_number():
+def test_a_state_may_store_the_step_as_a_number():
     (p,) = parameters((3,))
     optimizer = Gravity([p])
     run(optimizer, [p], [0])
@@ -160,7 +160,7 @@ def test_capturable_counts_on_the_device_of_the_parameter():
 
 @pytest.mark.parametrize("counter", ["t", "step"])
 def test_loads_the_checkpoints_of_other_gravity_codes(counter):
-    """State ``v``, and the steps counted by the group: the original code, pytorch_optimizer."""
+    """The original code and pytorch_optimizer store ``v``, and count the steps in the group."""
     (p,) = parameters((5,))
     optimizer = Gravity([p])
     run(optimizer, [p], range(7))
@@ -178,7 +178,7 @@ def test_loads_the_checkpoints_of_other_gravity_codes(counter):
     assert counter not in resumed.param_groups[0]
 
 
-def test_goes_on_from_a_checkpoint_that_pytorch_optimizer_has_made():
+def test_resumes_from_a_checkpoint_of_pytorch_optimizer():
     other = pytest.importorskip("pytorch_optimizer", reason="its steps make the checkpoint")
     theirs = parameters((3, 4), (70,))
     their_optimizer = other.Gravity(theirs, lr=0.2, alpha=0.02, beta=0.8)
@@ -187,7 +187,7 @@ def test_goes_on_from_a_checkpoint_that_pytorch_optimizer_has_made():
     torch.save(their_optimizer.state_dict(), buffer)
     buffer.seek(0)
     ours = [torch.nn.Parameter(w) for w in values(theirs)]
-    optimizer = Gravity(ours)  # whose lr and so on come from the checkpoint
+    optimizer = Gravity(ours)  # the hyper-parameters come from the checkpoint
     optimizer.load_state_dict(torch.load(buffer, weights_only=True))
     references = []
     for i, p in enumerate(ours):
@@ -201,7 +201,7 @@ def test_goes_on_from_a_checkpoint_that_pytorch_optimizer_has_made():
         for reference, p, q in zip(references, ours, theirs, strict=True):
             reference.step(to_numpy(p.grad), 0.2)
             reference.check(p, optimizer.state[p])
-            # Theirs is the literal form, whose roundings the bound counts, too.
+            # They use the literal form; the bound covers its roundings.
             step = torch.tensor(float(their_optimizer.param_groups[0]["step"]))
             reference.check(q, {"step": step, "velocity": their_optimizer.state[q]["v"]})
 

@@ -41,7 +41,7 @@ def test_complex_parameters_are_pairs_of_reals():
     ("dtype", "largest"),
     [
         *[(torch.float32, x) for x in (1e10, 1e14, 1e16, 3e38, float("nan"), float("inf"))],
-        # the square of 1e200 leaves the range of Python's numbers
+        # the square of 1e200 overflows Python's floats
         *[(torch.float64, x) for x in (1e16, 1e150, 1e200, 1.7e308, float("nan"), float("inf"))],
     ],
     ids=str,
@@ -51,7 +51,7 @@ def test_complex_parameters_are_pairs_of_reals():
     "path", [{}, {"foreach": False}, {"capturable": True}, {"fused": True}], ids=str
 )
 def test_huge_and_non_finite_gradients(path, size, dtype, largest):
-    """Where the expanded form of the blocked path would overflow, it must not be taken."""
+    """The blocked path must not use its expanded form if that would overflow."""
     needs_a_compiler(path)
     (p,) = parameters((size,), dtype=dtype)
     give_gradients([p], 0)
@@ -86,8 +86,8 @@ def test_huge_and_non_finite_gradients(path, size, dtype, largest):
     ],
     ids=str,
 )
-def test_a_parameter_of_another_size_is_refused_before_anything_moves(path, sizes, monkeypatch):
-    """As pruning makes it, which replaces p.data."""
+def test_a_parameter_of_another_size_is_refused_before_any_change(path, sizes, monkeypatch):
+    """Pruning may cause this, because it replaces p.data."""
     needs_a_compiler(path)
     if path == "of GPUs":
         monkeypatch.setattr(gravity_torch.optimizer, "fast", _gathered.gathered)
@@ -111,7 +111,7 @@ def test_a_parameter_of_another_size_is_refused_before_anything_moves(path, size
     for number, state in optimizer.state_dict()["state"].items():
         assert state["step"] == 1
         assert torch.equal(state["velocity"], before[1][number]["velocity"])
-    del optimizer.state[b]  # what its user has to do
+    del optimizer.state[b]  # the user's remedy
     optimizer.step()
     assert [int(optimizer.state[p]["step"]) for p in (a, b)] == [2, 1]
 
@@ -119,15 +119,15 @@ def test_a_parameter_of_another_size_is_refused_before_anything_moves(path, size
 @pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}], ids=str)
 @pytest.mark.parametrize("what", ["p", "p.grad", "velocity"])
 @pytest.mark.parametrize("ours", [torch.float32, torch.complex64], ids=str)
-def test_complex_for_real_and_the_reverse_are_refused_before_anything_moves(ours, what, path):
+def test_mixing_real_and_complex_is_refused_before_any_change(ours, what, path):
     needs_a_compiler(path)
     theirs = torch.float32 if ours.is_complex else torch.complex64
     (a,), (b,) = parameters((3,)), parameters((5000,), dtype=ours)
     optimizer = Gravity([{"params": [a]}, {"params": [b]}], **path)
     run(optimizer, [a, b], [0])
     dtypes = {"p": ours, "p.grad": ours, "velocity": ours} | {what: theirs}
-    # As a module that is converted leaves them: .data is replaced, the rest stays as it was.
-    with warnings.catch_warnings(action="ignore"):  # the imaginary parts that are dropped
+    # Converting a module replaces .data and leaves the rest unchanged.
+    with warnings.catch_warnings(action="ignore"):  # torch warns that it drops the imaginary parts
         b.data = b.data.to(dtypes["p"])
         b.grad.data = b.grad.data.to(dtypes["p.grad"])
         state = optimizer.state[b]
@@ -154,7 +154,7 @@ def test_lazily_negated_and_conjugated_tensors(path):
         optimizer.step()
         runs.append(values([p, c]))
     for a, b in zip(*runs, strict=True):
-        # one update on each side, of fewer roundings than the bound counts, of values below 8
+        # one update on each side, with at most the bound's roundings, of values below 8
         assert (a - b).abs().max() <= 2 * gravity_core.ErrorBound.ROUNDINGS * 2.0**-24 * 8
     conjugate = torch.nn.Parameter(torch.ones(4, dtype=torch.complex64).conj())
     conjugate.grad = torch.ones(4, dtype=torch.complex64)
@@ -181,7 +181,7 @@ LARGE_AND_SMALL = pytest.mark.parametrize("size", [4, 200_000])
 @pytest.mark.parametrize(
     "types", [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)], ids=str
 )
-def test_a_module_that_changes_its_type_after_a_step(types, path, size):
+def test_a_module_changes_its_dtype_after_a_step(types, path, size):
     needs_a_compiler(path)
     (p,) = parameters((size,), dtype=types[0])
     optimizer = Gravity([p], **path)
@@ -189,7 +189,7 @@ def test_a_module_that_changes_its_type_after_a_step(types, path, size):
     p.data, p.grad = p.data.to(types[1]), None
     reference = to_numpy(p), to_numpy(optimizer.state[p]["velocity"])
     run(optimizer, [p], [1])
-    # The velocity keeps its type, and W moves by l V as it is rounded to that.
+    # The velocity keeps its dtype, and W moves by η V, rounded to that dtype.
     v = gravity_core.update(to_numpy(p.grad), reference[1], 2)
     w = reference[0] - v.astype(reference[0].dtype) * reference[0].dtype.type(0.1)
     assert np.array_equal(to_numpy(optimizer.state[p]["velocity"]), v)
@@ -198,7 +198,7 @@ def test_a_module_that_changes_its_type_after_a_step(types, path, size):
 
 @LARGE_AND_SMALL
 @pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}], ids=str)
-def test_a_default_device_elsewhere_changes_nothing(path, size):
+def test_another_default_device_changes_nothing(path, size):
     needs_a_compiler(path)
     runs = []
     for device in ("cpu", "meta"):
@@ -215,8 +215,8 @@ def test_a_default_device_elsewhere_changes_nothing(path, size):
 
 @LARGE_AND_SMALL
 @pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}], ids=str)
-def test_a_graph_from_before_the_step_is_refused_by_autograd(path, size):
-    """As after a step of torch's own: its gradients would be those of no weights at all."""
+def test_autograd_refuses_a_graph_from_before_the_step(path, size):
+    """torch's own optimizers behave the same: the gradients would mix old and new weights."""
     needs_a_compiler(path)
     (p,) = parameters((size,))
     optimizer = Gravity([p], **path)
@@ -230,7 +230,7 @@ def test_a_graph_from_before_the_step_is_refused_by_autograd(path, size):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}, "of GPUs"], ids=str)
 def test_autocast_around_a_step_changes_nothing(path, dtype, monkeypatch):
-    """It may be to another half type than the parameters': that of GPUs is float16, if not told."""
+    """Autocast may use another half type than the parameters; its default on GPUs is float16."""
     needs_a_compiler(path)
     if path == "of GPUs":
         monkeypatch.setattr(gravity_torch.optimizer, "fast", _gathered.gathered)
@@ -248,7 +248,7 @@ def test_autocast_around_a_step_changes_nothing(path, dtype, monkeypatch):
 @LARGE_AND_SMALL
 @pytest.mark.parametrize("path", [{}, {"foreach": False}, {"capturable": True}], ids=str)
 def test_meta_and_fake_tensors_are_stepped(path, size):
-    """As memory estimators do, which have no values."""
+    """Memory estimators step such tensors, which have no values."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     def steps(device):
@@ -274,12 +274,12 @@ LAYOUTS = {
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_of_other_layouts_are_refused_before_anything_moves(layout, groups):
+def test_gradients_of_other_layouts_are_refused_before_any_change(layout, groups):
     if layout == "mkldnn" and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch is built without mkldnn")
     convert, message = LAYOUTS[layout]
     dense, other = parameters((4, 2), (4, 2))
-    if layout != "sparse_coo":  # which only parameters of their own layout have
+    if layout != "sparse_coo":  # a gradient of these layouts needs a parameter of the same layout
         other = torch.nn.Parameter(convert(other.detach()))
     dense.grad, other.grad = torch.ones(4, 2), convert(torch.ones(4, 2))
     split = [{"params": [dense]}, {"params": [other]}]

@@ -1,7 +1,7 @@
-"""The vectors: right by a second opinion, made anew byte for byte, and sharp.
+"""The vectors: independently verified, reproducible byte for byte, and sensitive to mistakes.
 
-Sharp: the reference passes them all, and each implementation with a mistake fails on every vector
-that is flagged with it.
+The reference passes them all, and each implementation with a mistake fails on every vector that is
+flagged with the mistake.
 """
 
 import re
@@ -30,7 +30,7 @@ PORT = Path(__file__).parents[1] / "support" / "port.mjs"
 
 
 def vectors_of(kind, but=None):
-    """Return (dtype, test) of every test of a kind, without those of one flag."""
+    """Return (dtype, test) of every test of a kind, except those with one flag."""
     return [
         pytest.param(group.dtype, test, id=f"{group.file[:-5]}-{test.id}")
         for group in GROUPS
@@ -48,12 +48,12 @@ def mistakes(test):
     ("dtype", "test"),
     [case for kind in ("update", "coefficients", "initial_velocity") for case in vectors_of(kind)],
 )
-def test_the_reference_passes_and_every_mistake_that_is_flagged_fails(dtype, test):
+def test_the_reference_passes_and_every_flagged_mistake_fails(dtype, test):
     assert flags.accepts(test, dtype)
     assert flags.untrue(test, dtype, mistakes(test)) == []
 
 
-def test_every_mistake_is_caught_by_some_vector_and_every_note_is_used():
+def test_every_mistake_has_a_vector_and_every_note_is_used():
     used = {flag for group in GROUPS for test in group.tests for flag in test.flags}
     assert used == NOTES.keys()
     caught = {flag for flag in used if NOTES[flag]["kind"] == "mistake"}
@@ -103,7 +103,7 @@ def test_the_core_has_the_known_answers(dtype, test):
     assert tuple(int(word[0]) for word in output) == test.output
 
 
-# A second opinion on the mathematics: the tests' own rational arithmetic, the certified bound in
+# An independent verification: the tests' own rational arithmetic, the certified bound in
 # float64, NumPy's rounding and the core's quantiles.
 
 
@@ -135,7 +135,7 @@ def test_expected_values_and_tolerances_have_a_second_opinion(dtype, test):
                     abs(Fraction(float(e)) - y) for e, y in zip(expected.value.flat, x, strict=True)
                 ]
                 want = limit + in_float64(error, shape)
-                assert (expected.tolerance >= want * (1 - 1e-9)).all()  # float64 rounds, too
+                assert (expected.tolerance >= want * (1 - 1e-9)).all()  # float64 rounds as well
                 assert (expected.tolerance <= want * (1 + 1.001e-3)).all()  # to four digits
 
 
@@ -154,15 +154,15 @@ floats = st.floats(allow_nan=False, allow_infinity=False)
 
 @pytest.mark.parametrize("dtype", FORMATS)
 @given(x=floats | st.floats(-70_000, 70_000, width=32) | st.floats(-1e-7, 1e-7))
-def test_rounding_is_that_of_numpy(dtype, x):
-    """From float64, where NumPy rounds once."""
+def test_rounding_equals_numpys(dtype, x):
+    """From float64 NumPy rounds once."""
     with np.errstate(over="ignore"):
         want = float(np.float64(x).astype(numpy_dtype(dtype)))
     assert float(exact.round_to(Fraction(x), dtype)) == want
 
 
 @given(n=st.integers(-(10**30), 10**30), d=st.integers(1, 10**30))
-def test_rounding_to_float64_is_that_of_python(n, d):
+def test_rounding_to_float64_equals_pythons(n, d):
     assert float(exact.round_to(Fraction(n, d), "float64")) == n / d
 
 
@@ -175,7 +175,7 @@ def test_both_notations_read_back(dtype, x):
         assert float(np.float64(decimal(x, dtype)).astype(numpy_dtype(dtype))) == x
 
 
-def test_quantiles_are_those_of_the_core():
+def test_quantiles_equal_the_cores():
     ks = [0, 1, 32_767, 32_768, 65_534, 65_535, *range(17, 65_536, 131)]
     assert [float(exact.quantile(k)) for k in ks] == velocity.normal_quantiles()[ks].tolist()
 
@@ -184,7 +184,7 @@ def test_quantiles_are_those_of_the_core():
     x=st.fractions(min_value=0) | floats.map(lambda x: abs(Fraction(x))),
     bound=st.fractions(min_value=0, max_value=1),
 )
-def test_tolerances_are_rounded_up_and_by_little(x, bound):
+def test_tolerances_are_rounded_up_slightly(x, bound):
     found = exact.tolerance(x, bound, "float64")
     want = bound + abs(Fraction(float(exact.round_to(x, "float64"))) - x)
     assert want * (1 - Fraction(1, 2**52)) <= Fraction(found) <= want * Fraction(1002, 1000)
@@ -193,7 +193,7 @@ def test_tolerances_are_rounded_up_and_by_little(x, bound):
 # The files
 
 
-def test_the_files_are_made_anew_byte_for_byte(tmp_path):
+def test_the_files_are_reproduced_byte_for_byte(tmp_path):
     done = subprocess.run([*COMMAND, "--out", tmp_path / "new"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     made = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
@@ -204,7 +204,7 @@ def test_the_files_are_made_anew_byte_for_byte(tmp_path):
     assert sum(map(len, made.values())) < 550_000
 
 
-def test_the_files_have_no_fault():
+def test_the_files_pass_the_check():
     done = subprocess.run(
         [*COMMAND, *(part for file in files() for part in ("--check", file))],
         capture_output=True,
@@ -214,7 +214,7 @@ def test_the_files_have_no_fault():
     assert done.stdout.splitlines() == [f"{file}: no fault" for file in files()]
 
 
-def test_accepted_is_what_lies_within_the_tolerance_and_what_is_not_finite_as_it_is():
+def test_results_are_accepted_within_the_tolerance_and_non_finite_ones_only_if_equal():
     inf, nan = float("inf"), float("nan")
     expected = Expected(
         np.asarray([1, 1, 1, 1, nan, nan, inf, inf, inf, 1]),
@@ -226,13 +226,13 @@ def test_accepted_is_what_lies_within_the_tolerance_and_what_is_not_finite_as_it
     assert expected.accepts(0.0).shape == (10,)
 
 
-# Others than the reference
+# Other implementations
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
 def test_the_core_on_every_library_stays_inside_the_tolerances(backend, dtype):
-    """Eager and compiled, with flushed subnormals and fused operations."""
+    """The backends are eager and compiled; some flush subnormals or fuse operations."""
     backend.load(numpy_dtype(dtype))
     outside = []
     for group in GROUPS:
@@ -259,7 +259,7 @@ def updates_are_inside(test, backend, dtype):
 
 
 def test_a_port_to_another_language_needs_only_the_readme():
-    """Written from it, without hexadecimal floats; V₀ from z on."""
+    """The port follows the README, reads no hexadecimal floats, and computes V₀ from z."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("the port is to JavaScript and needs node")

@@ -87,7 +87,7 @@ CORRUPTIONS = {
     "number as a string": (set_in(*AFTER, V, "decimal", 0, to="1.5"), "decimal[0]: '1.5'"),
     "a key too many": (set_in("steps", 0, "extra", to=1), "'extra' was unexpected"),
     "a step of another type": (set_in("steps", 0, to=[]), "steps[0]: [] is not of type"),
-    # of the bookkeeping
+    # of ids, flags, notes and numbers
     "id": (set_in("id", to=2), "the id 2 is given to 2"),
     "unknown flag": (set_in("flags", 0, to="new_flag"), "'new_flag' is used, and not explained"),
     "number of tests": (lambda c: c.update(number_of_tests=1), "number_of_tests: is 1"),
@@ -102,8 +102,8 @@ CORRUPTIONS = {
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_each_corruption_is_told_in_one_line(name, tmp_path):
-    corrupt, told = CORRUPTIONS[name]
+def test_each_corruption_is_reported_in_one_line(name, tmp_path):
+    corrupt, message = CORRUPTIONS[name]
     content = shortened("one_step.json", 2)
     path = tmp_path / "vectors.json"
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -111,14 +111,14 @@ def test_each_corruption_is_told_in_one_line(name, tmp_path):
     corrupt(content)
     path.write_text(json.dumps(content), encoding="utf-8")
     faults = check(path)
-    assert any(told in line for line in faults), faults
+    assert any(message in line for line in faults), faults
     assert all("\n" not in line and len(line) <= 300 for line in faults)
-    if name not in ("unknown flag", "dtype", "type"):  # that have two sides, or several tests
+    if name not in ("unknown flag", "dtype", "type"):  # these give several faults
         assert len(faults) == 1
 
 
 MISTAKES = [flag for flag in NOTES if NOTES[flag]["kind"] == "mistake"]
-# In which nothing can go wrong; V₀ of the defaults, from the first element on.
+# Tests that no mistake can fail: an empty tensor, and the V₀ of the defaults.
 HARMLESS = {"update": ("edge_cases.json", "an empty tensor")}
 HARMLESS["initial_velocity"] = ("initial_velocity.json", "the defaults: σ = 0.01/0.1")
 
@@ -128,7 +128,7 @@ HARMLESS["initial_velocity"] = ("initial_velocity.json", "the defaults: σ = 0.0
     [("update", flag) for flag in MISTAKES]
     + [("initial_velocity", flag) for flag in MISTAKES if flag != "std_alpha"],
 )
-def test_a_flag_of_a_mistake_that_is_not_caught_is_told(kind, flag, tmp_path):
+def test_a_flag_whose_mistake_passes_is_reported(kind, flag, tmp_path):
     name, comment = HARMLESS[kind]
     content = json.loads((files()[0].parent / name).read_text(encoding="utf-8"))
     group = next(group for group in content["groups"] if group["type"] == kind)
@@ -143,7 +143,7 @@ def test_a_flag_of_a_mistake_that_is_not_caught_is_told(kind, flag, tmp_path):
     assert fault.endswith(f"flags: '{flag}' is untrue, an implementation with that mistake passes")
 
 
-def test_a_mistake_that_nobody_knows_counts_as_not_tried(tmp_path):
+def test_an_unknown_mistake_counts_as_untried(tmp_path):
     content = shortened("one_step.json", 1)
     first_update(content)["flags"].append("of_my_own")
     content["notes"]["of_my_own"] = {"kind": "mistake", "description": "a new one"}
@@ -160,7 +160,7 @@ def test_a_mistake_that_nobody_knows_counts_as_not_tried(tmp_path):
 
 
 def leaves(content, path=()):
-    """Yield the path of every entry that has no entries itself."""
+    """Yield the path of every entry without entries."""
     if isinstance(content, dict | list) and content:
         items = content.items() if isinstance(content, dict) else enumerate(content)
         for key, item in items:
@@ -170,7 +170,7 @@ def leaves(content, path=()):
 
 
 def shortened(name, tests):
-    """Return the content of a file, with the first tests of each group."""
+    """Return the content of a file with the first tests of each group."""
     content = json.loads((files()[0].parent / name).read_text(encoding="utf-8"))
     for group in content["groups"]:
         del group["tests"][tests:]
@@ -189,8 +189,8 @@ json_values = st.sampled_from(
 
 
 @given(data=st.data(), content=st.sampled_from(SMALL).map(copy.deepcopy), to=json_values)
-def test_whatever_number_is_changed_is_told(data, content, to, tmp_path_factory):
-    """And whatever else is changed gives no traceback."""
+def test_every_changed_number_is_reported(data, content, to, tmp_path_factory):
+    """Other changes give no traceback."""
     path = data.draw(st.sampled_from(list(leaves(content))))
     inside = content
     for key in path[:-1]:
@@ -215,7 +215,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_corrupted_results_of_every_type_are_told(name, tmp_path):
+def test_corrupted_results_of_every_type_are_reported(name, tmp_path):
     path, wrong = OTHER[name]
     kind = name.partition(" ")[0]
     for file in files():
@@ -235,7 +235,7 @@ def test_corrupted_results_of_every_type_are_told(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
@@ -249,18 +249,18 @@ def test_corrupted_results_of_every_type_are_told(name, tmp_path):
     ],
     ids=lambda x: str(x[:9]),
 )
-def test_what_is_no_file_of_vectors_is_told_in_one_line(text, told, tmp_path):
+def test_a_file_without_vectors_is_reported_in_one_line(text, message, tmp_path):
     path = tmp_path / "vectors.json"
     path.write_bytes(text)
     done = subprocess.run([*COMMAND, "--check", path], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
-    assert told in lines[0]
+    assert message in lines[0]
     assert all(line.startswith(f"{path}: ") for line in lines)
 
 
-def test_other_notations_of_the_same_numbers_are_no_fault(tmp_path):
-    """A file of somebody else's may have all digits of a float32, and zeros behind."""
+def test_other_notations_of_the_same_numbers_are_accepted(tmp_path):
+    """Files of other writers may have all digits of a float32 and trailing zeros."""
     content = json.loads((files()[0].parent / "one_step.json").read_text(encoding="utf-8"))
     numbers = first_update(content)["steps"][0]["expected"]["tensors"][0][V]
     numbers["decimal"] = [float.fromhex(x) for x in numbers["hex"]]
@@ -273,7 +273,7 @@ def test_other_notations_of_the_same_numbers_are_no_fault(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "takes --out DIR, or --check FILE"),
         (["--check", "a.json", "--out", "b"], "takes --out DIR, or --check FILE"),
@@ -284,13 +284,13 @@ def test_other_notations_of_the_same_numbers_are_no_fault(tmp_path):
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_done_is_one_line_and_status_2(arguments, told, tmp_path):
+def test_bad_arguments_give_one_line_and_status_2(arguments, message, tmp_path):
     (tmp_path / "file").touch()
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("gravity: ")
-    assert told in line
+    assert message in line
 
 
 WITHOUT = """
@@ -318,7 +318,7 @@ def test_a_missing_dependency_is_named(module):
     assert done.stderr == needed
 
 
-def test_checking_needs_nothing_that_draws_or_trains():
+def test_checking_needs_no_plotting_or_training_package():
     code = WITHOUT.format(refused="name in ('matplotlib', 'sklearn', 'ml_dtypes', 'torch')") + (
         "from gravity_conformance.__main__ import main; main()"
     )

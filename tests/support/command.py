@@ -1,4 +1,4 @@
-"""The command `gravity conform` in a process of its own, and a function to write faults around."""
+"""The command `gravity conform` in its own process, and modules for it to check."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def gravity_conform(*arguments, **kwargs):
 
 
 def written(folder, code, attribute="step"):
-    """Write a module that begins with `right` and has `step` too, and return its SPEC."""
+    """Write a module of `right` and this code, and return the SPEC of an attribute."""
     path = folder / "odd.py"
     path.write_text(RIGHT + code, encoding="utf-8")
     return f"{path}:{attribute}"

@@ -1,4 +1,4 @@
-"""A Keras optimizer fed with given gradients, on whatever backend Keras runs on here."""
+"""A Keras optimizer with given gradients, on the backend that Keras runs on."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ SHAPES = [(3, 4), (), (0,), (2, 3, 3, 3), (70_000,)]
 
 
 def arrays(number, dtype="float32", shapes=SHAPES):
-    """Dyadic numbers of nine bits, the sums and means of a few of which are exact."""
+    """Return dyadic numbers of nine bits; the sums and means of a few of them are exact."""
     rng = np.random.default_rng([7, number])
     return [np.asarray(rng.integers(-256, 257, s) / 64, dtype) for s in shapes]
 
@@ -21,12 +21,12 @@ def to_numpy(variables):
 
 
 def velocities(optimizer):
-    """The velocity variables, by their public name."""
+    """Return the velocity variables, found by their public name."""
     return [v for v in optimizer.variables if v.path.endswith("_velocity")]
 
 
 def keras_without(name, delete=delattr):
-    """Take a method of the base class away, as a release of Keras might."""
+    """Remove a method from the base class, as a release of Keras may."""
     import keras
 
     for kind in keras.optimizers.Optimizer.__mro__:
@@ -45,7 +45,7 @@ def make_variables(values, names=None):
 
 
 def applying(optimizer, variables):
-    """Return what applies a list of gradients, NumPy's or the backend's, to the variables."""
+    """Return a function that applies gradients of NumPy or the backend to the variables."""
     import keras
     from keras import ops
 
@@ -56,10 +56,10 @@ def applying(optimizer, variables):
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return lambda gradients: optimizer.apply(tensors(gradients))
     if keras.backend.backend() != "jax":
-        # Without the variables it skips every step of Keras 3.10 on torch.
+        # On torch, Keras 3.10 skips every step unless it receives the variables.
         return lambda gradients: optimizer.apply(tensors(gradients), variables)
 
-    def apply(gradients):  # the one way that Keras has for it on JAX
+    def apply(gradients):  # the only way in Keras on JAX
         state, weights = ([v.value for v in vs] for vs in (optimizer.variables, variables))
         weights, state = optimizer.stateless_apply(state, tensors(gradients), weights)
         for variable, value in zip(
@@ -75,8 +75,8 @@ def graded(
 ) -> Grade:
     """Apply the gradients `fed`, and compare every update with the NumPy reference.
 
-    `effective` are those that Gravity should have seen, one list an update; `fed` may hold
-    several lists for one of them.
+    `effective` are the gradients that Gravity should see, one list for each update; `fed` may hold
+    several lists for each of them.
     """
     weights = arrays(0) if weights is None else weights
     effective = fed if effective is None else effective
@@ -102,7 +102,7 @@ def assert_same(a, b):
 
 
 def run(optimizer, numbers=range(1, 4), weights=None, names=None, dtype="float32"):
-    """Apply the arrays of these numbers as gradients; return the variables."""
+    """Apply `arrays(number)` as gradients for each number; return the variables."""
     from keras import ops
 
     variables = make_variables(arrays(0, dtype) if weights is None else weights, names)

@@ -35,13 +35,13 @@ def assert_same(a, b):
 
 
 SHAPES = ((3, 4), (4,), (4,), ())
-LR = 0.1  # of the optimizers, when they are constructed
+LR = 0.1  # of the optimizers at construction
 PATHS = pytest.mark.parametrize("path", [{}, {"foreach": False}], ids=["default", "plain"])
 U = 2.0**-24  # unit roundoff of float32
 
 
 def network(dtype=torch.float32):
-    """Return a small network, the same one each time."""
+    """Return a small network with the same weights each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
@@ -69,7 +69,7 @@ def velocities(optimizer):
 
 
 def assert_same_training(model, optimizer, other_model, other_optimizer):
-    """Both go on alike, bit for bit."""
+    """Assert that both runs continue with the same bits."""
     for m, o in ((model, optimizer), (other_model, other_optimizer)):
         train(m, o, range(100, 103))
     assert_same(values(model.parameters()), values(other_model.parameters()))

@@ -1,4 +1,4 @@
-"""The worker of `gravity conform` in this process, which is faster than one of its own."""
+"""The worker of `gravity conform`, run in this process because that is faster."""
 
 import importlib.util
 import io

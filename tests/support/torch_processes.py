@@ -1,4 +1,4 @@
-"""Processes for the tests of gravity_torch in several of them, and what each one trains."""
+"""Process groups for the tests of gravity_torch, and the model that each process trains."""
 
 import torch
 from torch import nn
@@ -6,21 +6,21 @@ from torch import nn
 from tests.support.processes import Processes
 
 
-class Crew:
-    """Process groups by size, started when they are first asked for."""
+class ProcessGroups:
+    """Process groups by size, started at their first use."""
 
     def __init__(self):
         self.by_size = {}
 
     def run(self, world, function, *arguments):
-        crew = self.by_size.get(world)
-        if crew is None or not all(p.is_alive() for p in crew.processes):
-            crew = self.by_size[world] = Processes(world)
-        return crew.run(function, *arguments)
+        processes = self.by_size.get(world)
+        if processes is None or not all(p.is_alive() for p in processes.processes):
+            processes = self.by_size[world] = Processes(world)
+        return processes.run(function, *arguments)
 
 
 def model_and_data():
-    """Return the same network and batches in every process, whatever its RNG has seen."""
+    """Return the same network and batches in every process, regardless of its random state."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -49,9 +49,9 @@ def assert_same(*runs):
 
 
 def gradient_scale(world):
-    """Return 1, or `world` where gloo gives sums for the means that FSDP2 asks for.
+    """Return 1, or `world` if gloo returns sums in place of the means that FSDP2 requests.
 
-    So it does in older versions of torch (github.com/pytorch/pytorch/issues/162338).
+    Older versions of torch do (github.com/pytorch/pytorch/issues/162338).
     """
     mean = torch.zeros(1)
     torch.distributed.reduce_scatter_tensor(mean, torch.ones(world), torch.distributed.ReduceOp.AVG)
