@@ -11,6 +11,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # for meshes; other tests use
 # The threads of XLA's pool, more than devices: each device blocks one while it waits for the
 # others, and if another task holds the last thread they wait forever.
 os.environ.setdefault("NPROC", "16")
+# Idle threads of torch sleep: spinning, they would take the processors from other test processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from hypothesis import HealthCheck, settings
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from gravity_core import Gravity, State
-from tests.support.processes import Processes
 
 
 def module(name, framework):
@@ -183,60 +182,6 @@ def test_complex_parameters_go_through_torch_jax_and_numpy(torch):
     assert np.asarray(leaf + updates).tobytes() == expected[0].tobytes()
 
 
-def hand_over_sharded(rank, world, state):
-    """Import a state for sharded parameters, step, and export the state."""
-    import torch
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    from gravity_torch import Gravity as Torch
-    from gravity_torch import export_state, import_state
-
-    mesh = init_device_mesh("cpu", (world,))
-
-    def placed(array, dim):
-        return distribute_tensor(torch.tensor(array), mesh, [Shard(dim)])
-
-    params = [
-        torch.nn.Parameter(placed(np.ones(v.shape, v.dtype), dim))
-        for dim, v in enumerate(state.velocities)
-    ]
-    optimizer = Torch(params, foreach=False)
-    drawn = export_state(optimizer)  # before any gradient
-    import_state(optimizer, state)
-    for p in params:
-        assert optimizer.state[p]["velocity"].placements == p.placements
-        p.grad = 2 * p.detach()
-    optimizer.step()
-    return drawn, export_state(optimizer), [p.full_tensor().detach().numpy() for p in params]
-
-
-def test_torch_exports_sharded_parameters_whole(torch):
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch is built without gloo")
-    shapes = [(5,), (3, 4)]
-    weights = [np.ones(s, np.float32) for s in shapes]
-    v = [np.random.default_rng(0).normal(size=s).astype(np.float32) for s in shapes]
-    state = State(6, v, {"learning_rate": 0.3})
-    reference = Gravity()
-    reference.init(weights)
-    untouched = reference.export_state()
-    reference.import_state(state, weights)
-    reference.step(weights, [2 * w for w in weights])
-
-    processes = Processes(2)
-    try:
-        answers = processes.run(hand_over_sharded, state)
-    finally:
-        processes.kill()
-    for drawn, exported, moved in answers:
-        assert same(drawn, untouched)
-        assert same(exported, reference.export_state())
-        for a, b in zip(moved, weights, strict=True):
-            assert a.tobytes() == b.tobytes()
-
-
 # JAX
 
 
@@ -293,7 +238,7 @@ def test_jax_finds_gravity_inside_wrappers(jax, name):
                 visit(child)
 
     visit(opt_state)
-    assert counts == [5, 5]  # of the schedule and of Gravity
+    assert counts == [5, 5]  # the counts of the schedule and of Gravity
 
 
 def test_jax_continues_its_schedule(jax):

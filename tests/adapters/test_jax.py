@@ -126,7 +126,7 @@ def test_inject_hyperparams_equals_the_plain_call(transform):
 
 def test_sigma_comes_from_the_first_value_of_a_schedule():
     params = {"w": jnp.zeros(1000)}
-    for rate in (0.3, 0.07):  # which float32 rounds
+    for rate in (0.3, 0.07):  # float32 rounds both
         constant = gravity(rate).init(params)
         for schedule in (optax.linear_schedule, optax.cosine_decay_schedule):
             arguments = (rate, 0.0, 10) if schedule is optax.linear_schedule else (rate, 10)

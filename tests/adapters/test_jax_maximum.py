@@ -72,16 +72,16 @@ def test_maxima_under_vmap(transform):
     assert np.array_equal(transform(nested)(c), abs(c).max(axis=1))
 
 
-def a_mesh_of_one():
+def mesh_of_one():
     return jax.make_mesh((1,), ("one",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 
 
 def by_the_context(monkeypatch, arrays):
-    return jax.set_mesh(a_mesh_of_one()), arrays
+    return jax.set_mesh(mesh_of_one()), arrays
 
 
 def by_their_mesh(monkeypatch, arrays):
-    sharding = NamedSharding(a_mesh_of_one(), PartitionSpec())
+    sharding = NamedSharding(mesh_of_one(), PartitionSpec())
     return contextlib.nullcontext(), [jax.device_put(a, sharding) for a in arrays]
 
 
@@ -114,7 +114,7 @@ def test_one_non_finite_number_poisons_the_tensor(jit, shape, dtype, value, at):
     transform_ = scale_by_gravity(velocity_std=0.0)
     g = jnp.asarray(g.reshape(shape), dtype)
     if jit:
-        with jax.set_mesh(a_mesh_of_one()):
+        with jax.set_mesh(mesh_of_one()):
             updates, _ = jax.jit(transform_.update)(g, transform_.init(g))
     else:
         updates, _ = transform_.update(g, transform_.init(g))
@@ -128,7 +128,7 @@ def test_taking_a_derivative_does_not_change_the_value():
     transform = scale_by_gravity(velocity_std=0.0)
     g = jnp.asarray(np.random.default_rng(1).normal(size=20_000), jnp.float32).at[7].set(jnp.nan)
     velocity = lambda g: transform.update(g, transform.init(g))[0]  # noqa: E731
-    with jax.set_mesh(a_mesh_of_one()):
+    with jax.set_mesh(mesh_of_one()):
         for wrapped in (velocity, jax.jit(velocity)):
             assert np.isnan(jax.jvp(wrapped, (g,), (jnp.ones_like(g),))[0]).all()
             assert np.isnan(jax.vjp(wrapped, g)[0]).all()
@@ -178,7 +178,7 @@ def test_stacked_layers_equal_separate_layers(leading):
     state = transform.init(w)
     updates, _ = transform.update(g, state)
     assert np.array_equal(updates, layers_apart(w, g, state.velocity, leading))
-    if leading:  # which differs from updating the whole array
+    if leading:  # stacked layers differ from the whole array
         assert not np.array_equal(updates, layers_apart(w, g, state.velocity, 0))
 
 

@@ -61,7 +61,7 @@ def test_float64(given):
     if BACKEND == "jax" and ops.convert_to_tensor(np.ones(1)).dtype != "float64":
         pytest.skip("JAX has float64 with JAX_ENABLE_X64 only")
     before = keras.config.floatx()
-    keras.config.set_floatx("float64")  # in which Keras keeps the learning rate
+    keras.config.set_floatx("float64")  # Keras keeps the learning rate in it
     try:
         optimizer = Gravity(**given)
     finally:
@@ -124,7 +124,7 @@ def test_first_step_0_gives_the_formula_of_the_published_runs(task):
             )
     for got, w, bound in zip(to_numpy(variables), weights, bounds, strict=True):
         assert (np.abs(got - w) <= bound.w).all()
-        assert bound.w.max() < 1e-3  # which another convention exceeds at the first step
+        assert bound.w.max() < 1e-3  # the other convention exceeds this at the first step
 
 
 def test_the_two_conventions_differ():
@@ -144,7 +144,7 @@ def test_forms_of_the_learning_rate_agree():
     assert Gravity(1).velocity_std == 0.01
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.07])  # which float32 rounds
+@pytest.mark.parametrize("rate", [0.3, 0.07])  # float32 rounds both
 def test_sigma_comes_from_the_first_value_of_a_schedule(rate):
     schedule = keras.optimizers.schedules.CosineDecay(rate, 100)
     assert Gravity(schedule).velocity_std == 0.01 / rate

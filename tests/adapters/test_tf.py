@@ -72,7 +72,7 @@ class ByOps(Gravity):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", [Gravity, ByOps])
 def test_the_kernel_and_keras_ops_give_the_steps_of_the_reference(kind, mode, dtype, floatx):
-    floatx(dtype)  # in which Keras keeps the learning rate
+    floatx(dtype)  # Keras keeps the learning rate in it
     rng = np.random.default_rng(1)
     shapes = [
         *SHAPES,
@@ -284,7 +284,9 @@ def test_fit_steps_like_the_reference(mode):
         jit_compile=mode == "xla",
     )
     weights = [w.copy() for w in model.get_weights()]
-    steps = [Step([initial_velocity((12, 1), std=0.01 / 0.1, seed=6)], weights)]  # not yet built
+    steps = [
+        Step([initial_velocity((12, 1), std=0.01 / 0.1, seed=6)], weights)
+    ]  # V₀: the optimizer is not yet built
 
     class Record(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

@@ -308,7 +308,7 @@ def sharded():
 
 def test_keras_distribution_on_jax(tmp_path):
     pytest.importorskip("jax", reason="keras.distribution runs on JAX")
-    pytest.importorskip("keras", reason="it is Keras's own distribution", exc_type=ImportError)
+    pytest.importorskip("keras", reason="keras.distribution is part of Keras", exc_type=ImportError)
     environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     (result,) = run_processes("sharded", tmp_path, [environment])
     for kind in ("data", "model"):

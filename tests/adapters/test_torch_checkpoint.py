@@ -64,7 +64,7 @@ def test_distributed_checkpoint_in_one_process(tmp_path, tensor, flat, path):
     optimizer = two_groups(model, tensor, seed=3, weight_decay=0.1, **path)
     train(model, optimizer, range(4))
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] / 2  # as a scheduler does; V₀ uses the first rate
+        group["lr"] = group["lr"] / 2  # a scheduler does this; V₀ uses the first rate
     saved = get_optimizer_state_dict(model, optimizer, options=options)
     dcp.save({"model": model.state_dict(), "optimizer": saved}, checkpoint_id=tmp_path)
 
@@ -228,8 +228,11 @@ def test_a_module_changes_its_dtype_before_the_first_step(dtype, path):
 # A convolutional network on the digits, interrupted and resumed by another process.
 
 
-def train_on_digits(first, last, state=None):
-    """Train on batches `first` to `last`; return the state and the averaged model's accuracy."""
+def train_on_digits(first, last, state=None, saved=None):
+    """Train on batches `first` to `last`; return the state and the averaged model's accuracy.
+
+    `saved` is the index of a batch, and the file that gets the state before it.
+    """
     task = digits_task("float32", seed=0, steps=last, options={})
     x, y = torch.tensor(task.x_train).view(-1, 1, 8, 8), torch.tensor(task.y_train).long()
     torch.manual_seed(0)
@@ -252,7 +255,10 @@ def train_on_digits(first, last, state=None):
         for name, part in parts.items():
             part.load_state_dict(state[name])
     batches = [torch.tensor(b) for epoch in task.epochs for b in epoch]
-    for batch in batches[first:last]:
+    for index in range(first, last):
+        if saved and index == saved[0]:
+            torch.save({name: part.state_dict() for name, part in parts.items()}, saved[1])
+        batch = batches[index]
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -280,10 +286,9 @@ def flattened(tree):
 
 def test_another_process_resumes_the_training(tmp_path):
     before, after = tmp_path / "before.pt", tmp_path / "after.pt"
-    torch.save(train_on_digits(0, 200)[0], before)
-    expected, accuracy = train_on_digits(0, 450)
+    expected, accuracy = train_on_digits(0, 450, saved=(300, before))
     assert accuracy > 0.9
-    numbers = f"200, 450, {torch.get_num_threads()}"
+    numbers = f"300, 450, {torch.get_num_threads()}"
     code = f"import {__name__} as t; t.resume_on_digits({str(before)!r}, {str(after)!r}, {numbers})"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     root = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ if not (dist.is_available() and dist.is_gloo_available()):
 from torch import nn  # noqa: E402
 
 import gravity_core  # noqa: E402
-from gravity_torch import Gravity  # noqa: E402
+from gravity_torch import Gravity, export_state, import_state  # noqa: E402
 from tests.support.torch_processes import (  # noqa: E402
     assert_same,
     gradient_scale,
@@ -178,3 +178,48 @@ def test_a_velocity_with_another_sharding_is_refused_before_any_change(process_g
     message = "velocity must be split over the processes as its parameter, {}, got {}"
     expected = [message.format(*pair) for pair in pairs]
     assert process_groups.run(2, misplaced_states) == [expected] * 2
+
+
+def hand_over(rank, world, state):
+    """Import a state for sharded parameters, step, and export the state."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (world,))
+
+    def placed(array, dim):
+        return distribute_tensor(torch.tensor(array), mesh, [Shard(dim)])
+
+    params = [
+        nn.Parameter(placed(np.ones(v.shape, v.dtype), dim))
+        for dim, v in enumerate(state.velocities)
+    ]
+    optimizer = Gravity(params, foreach=False)
+    drawn = export_state(optimizer)  # before any gradient
+    import_state(optimizer, state)
+    for p in params:
+        assert optimizer.state[p]["velocity"].placements == p.placements
+        p.grad = 2 * p.detach()
+    optimizer.step()
+    return drawn, export_state(optimizer), [p.full_tensor().detach().numpy() for p in params]
+
+
+def test_sharded_parameters_are_exported_whole(process_groups):
+    weights = [np.ones(s, np.float32) for s in [(5,), (3, 4)]]
+    rng = np.random.default_rng(0)
+    v = [rng.normal(size=w.shape).astype(np.float32) for w in weights]
+    state = gravity_core.State(6, v, {"learning_rate": 0.3})
+    reference = gravity_core.Gravity()
+    reference.init(weights)
+    untouched = reference.export_state()
+    reference.import_state(state, weights)
+    reference.step(weights, [2 * w for w in weights])
+    for drawn, exported, moved in process_groups.run(2, hand_over, state):
+        assert_same_states(drawn, untouched)
+        assert_same_states(exported, reference.export_state())
+        assert_same(moved, weights)
+
+
+def assert_same_states(a, b):
+    assert (a.t, a.dtypes, a.hyperparameters) == (b.t, b.dtypes, b.hyperparameters)
+    assert_same(a.velocities, b.velocities)

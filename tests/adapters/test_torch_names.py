@@ -174,7 +174,7 @@ def test_a_compiler_without_special_treatment_of_init_group(monkeypatch):
     assert followed
 
 
-def names(source):
+def names_in(source):
     """Return the names that a module defines, and all private names in it."""
     nodes = list(ast.walk(ast.parse(source)))
     made = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
@@ -184,7 +184,9 @@ def names(source):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
     }
     found = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    found |= {node.value for node in nodes if isinstance(node, ast.Constant)}  # of getattr
+    found |= {
+        node.value for node in nodes if isinstance(node, ast.Constant)
+    }  # arguments of getattr
     for node in nodes:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             modules = [alias.name for alias in node.names] + [getattr(node, "module", "")]
@@ -197,7 +199,7 @@ def test_there_are_no_other_private_names():
     paths = list(Path(gravity_torch.__file__).parent.glob("*.py"))
     made, private = set(), set()
     for path in paths:
-        made_here, private_here = names(path.read_text(encoding="utf-8"))
+        made_here, private_here = names_in(path.read_text(encoding="utf-8"))
         made, private = made | made_here, private | private_here
     ours = made | {path.stem for path in paths}
     assert (

@@ -58,12 +58,12 @@ class Kind(NamedTuple):
 class Group(NamedTuple):
     kinds: list[Kind]
     options: dict[str, Any] = {}  # noqa: RUF012
-    lr_dtype: torch.dtype | None = None  # of a tensor
+    lr_dtype: torch.dtype | None = None  # the dtype of a tensor learning rate
 
 
 class Step(NamedTuple):
-    exponent: int  # of the gradients' size
-    lrs: tuple[float, float, float]  # of the groups
+    exponent: int  # the gradients are about 10**exponent
+    lrs: tuple[float, float, float]  # one for each group
     missing: int = 0  # every n-th parameter has no gradient; 0: all have one
 
 

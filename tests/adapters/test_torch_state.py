@@ -179,7 +179,9 @@ def test_loads_the_checkpoints_of_other_gravity_codes(counter):
 
 
 def test_resumes_from_a_checkpoint_of_pytorch_optimizer():
-    other = pytest.importorskip("pytorch_optimizer", reason="its steps make the checkpoint")
+    other = pytest.importorskip(
+        "pytorch_optimizer", reason="pytorch_optimizer makes the checkpoint"
+    )
     theirs = parameters((3, 4), (70,))
     their_optimizer = other.Gravity(theirs, lr=0.2, alpha=0.02, beta=0.8)
     run(their_optimizer, theirs, range(5))

@@ -35,7 +35,7 @@ def test_ratios_are_of_medians_with_quartiles_over_rounds():
     summary = step.summarise({"base": [1.0, 2.0, 4.0], "other": [3.0, 4.0, 4.0]})
     assert summary["base"]["ratio"] == 1.0
     assert summary["other"]["ratio"] == 2.0
-    assert summary["other"]["quartiles"] == [1.0, 3.0]  # of 3, 2 and 1
+    assert summary["other"]["quartiles"] == [1.0, 3.0]  # the quartiles of 3, 2 and 1
 
 
 @pytest.mark.parametrize(

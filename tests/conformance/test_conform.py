@@ -90,7 +90,7 @@ def test_an_optimizer_whose_state_cannot_be_set_still_passes(stranger, why):
     assert re.fullmatch(rf"(\d+) of \d+ can be fed to it; not (\d+): {why}; not .*", found["note"])
 
 
-def fed(kind):
+def suitable(kind):
     """Return the numbers of suitable and of all vectors for a kind that counts from 1."""
     tests = [
         test
@@ -113,4 +113,4 @@ def test_a_right_stranger_conforms(kind):
     assert list(found) == checks
     wrong = {name: f for name, f in found.items() if f["outcome"] not in ("pass", "not applicable")}
     assert not wrong
-    assert found["vectors"]["note"].startswith("{} of {} can be fed to it".format(*fed(kind)))
+    assert found["vectors"]["note"].startswith("{} of {} can be fed to it".format(*suitable(kind)))

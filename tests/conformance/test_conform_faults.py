@@ -268,7 +268,7 @@ CLASSES = {
         "groups",
         "AttributeError: 'NoneType' object has no attribute 'data'",
     ),
-    "moves what has no gradient": (
+    "moves parameters without a gradient": (
         "    @torch.no_grad()\n    def step(self):\n        super().step()\n"
         "        for group in self.param_groups:\n            for p in group['params']:\n"
         "                if p.grad is None: p.add_(1)",

@@ -85,7 +85,7 @@ def test_a_failed_write_leaves_no_partial_report(odd, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="named pipes are of POSIX")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX links")
 def test_a_special_file_is_written_to_and_not_replaced(tmp_path):
     real, link = tmp_path / "real", tmp_path / "link"
     real.touch()
@@ -170,7 +170,7 @@ def test_unexpected_and_malformed_events_are_ignored(events, monkeypatch, tmp_pa
 # The end of the process
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sessions are of POSIX")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX sessions")
 @pytest.mark.parametrize("how", ["fork", "popen"])
 def test_processes_that_an_implementation_leaves_are_not_awaited(odd, how):
     leave = {
@@ -183,7 +183,7 @@ def test_processes_that_an_implementation_leaves_are_not_awaited(odd, how):
     assert time.monotonic() - start < 15
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a process forks in POSIX")
+@pytest.mark.skipif(os.name != "posix", reason="needs fork")
 def test_a_surviving_fork_reports_nothing(odd):
     code = STEP + "if not hasattr(os, 'mine'): os.mine = os.fork()\n    "
     report = conform(odd(code + "return right(w, v, g, t, lr, beta)"), only=["update"])
@@ -196,7 +196,7 @@ def test_the_last_words_of_a_process_are_its_reason(odd):
     assert line.note == "its process ended with status 3; its last words: libfoo: out of memory"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_the_signal_that_ended_a_process_is_its_reason(odd):
     (line,) = conform(odd(STEP + "os.kill(os.getpid(), 11)"), only=["update"]).lines
     assert line.note == "its process was ended by SIGSEGV"

@@ -185,7 +185,7 @@ def test_a_difference_loses_digits():
     assert variant.coefficients(np.float64(10**6), np.float64(1)) == (1 - 17 / 2**24, 17 / 2**24)
 
 
-STDS = {  # of α = 0.02, η = 0.5, and η = 0.25 at the first step
+STDS = {  # for α = 0.02, η = 0.5, and η = 0.25 at the first step
     "σ from the first step's learning rate, not the constructor's": 0.08,
     "V₀ std is α, not α / lr": 0.02,
     "V₀ std is α · lr, not α / lr": 0.01,

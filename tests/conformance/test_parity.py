@@ -26,7 +26,7 @@ def gravity(*arguments, **kwargs):
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, **kwargs)
 
 
-def without(modules, arguments):
+def run_without(modules, arguments):
     """Run the command in a process without `modules`."""
     code = f"""
 import sys
@@ -46,7 +46,7 @@ FRAMEWORKS = ("torch", "jax", "optax", "tensorflow", "keras")
 
 def test_numpy_alone(tmp_path):
     out = tmp_path / "made" / "here"
-    done = without(FRAMEWORKS, ["parity", "--steps", "50", "--out", str(out)])
+    done = run_without(FRAMEWORKS, ["parity", "--steps", "50", "--out", str(out)])
     assert done.returncode == 0, done.stderr
     for name in ("torch", "jax", "tensorflow"):
         assert f"{name}: not installed (no " in done.stdout
@@ -97,10 +97,10 @@ def test_bad_input_gives_one_line_and_status_2(arguments, message):
 
 def test_a_missing_framework_fails_if_required_or_alone(tmp_path):
     arguments = ["parity", "--steps", "2", "--dtype", "float32", "--out", str(tmp_path)]
-    required = without(FRAMEWORKS, [*arguments, "--require", "torch"])
+    required = run_without(FRAMEWORKS, [*arguments, "--require", "torch"])
     assert required.returncode == 1
     assert "torch: required, but not installed" in required.stdout
-    alone = without(FRAMEWORKS, [*arguments, "--backend", "torch"])
+    alone = run_without(FRAMEWORKS, [*arguments, "--backend", "torch"])
     assert alone.returncode == 1
     assert "nothing was compared" in alone.stdout
 
@@ -115,7 +115,7 @@ def test_a_missing_cli_extra_is_named():
     )
 
 
-@pytest.mark.skipif(os.name != "posix", reason="interrupts a process by a POSIX signal")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_an_interrupted_run_keeps_the_old_report(tmp_path):
     out = tmp_path / "out"
     # A background job of a shell ignores this signal, and so do its children. A preexec_fn

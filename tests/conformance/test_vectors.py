@@ -136,7 +136,7 @@ def test_expected_values_and_tolerances_have_a_second_opinion(dtype, test):
                 ]
                 want = limit + in_float64(error, shape)
                 assert (expected.tolerance >= want * (1 - 1e-9)).all()  # float64 rounds as well
-                assert (expected.tolerance <= want * (1 + 1.001e-3)).all()  # to four digits
+                assert (expected.tolerance <= want * (1 + 1.001e-3)).all()  # it has four digits
 
 
 def in_float64(numbers, shape):
@@ -155,7 +155,7 @@ floats = st.floats(allow_nan=False, allow_infinity=False)
 @pytest.mark.parametrize("dtype", FORMATS)
 @given(x=floats | st.floats(-70_000, 70_000, width=32) | st.floats(-1e-7, 1e-7))
 def test_rounding_equals_numpys(dtype, x):
-    """From float64 NumPy rounds once."""
+    """NumPy rounds once from float64."""
     with np.errstate(over="ignore"):
         want = float(np.float64(x).astype(numpy_dtype(dtype)))
     assert float(exact.round_to(Fraction(x), dtype)) == want

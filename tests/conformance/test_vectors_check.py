@@ -35,7 +35,7 @@ def set_in(*path, to):
 V, W, G = "V", "W", "G"
 AFTER = ("steps", 0, "expected", "tensors", 0)
 CORRUPTIONS = {
-    # of results
+    # results
     "beta_hat": (set_in("steps", 0, "expected", "beta_hat", "hex", to="0x1p-1"), "beta_hat.hex"),
     "m": (set_in(*AFTER, "m", "hex", to="0x1.8p-2"), "m.hex"),
     "zeta": (set_in(*AFTER, "zeta", "hex", 1, to="0x1p+0"), "zeta.hex[1]: is 0x1p+0"),
@@ -46,7 +46,7 @@ CORRUPTIONS = {
     "no tolerance": (set_in(*AFTER, V, "tolerance", 0, to=None), "tolerance[0]: is None"),
     "a result is missing": (set_in(*AFTER, V, "hex", to=[]), "must have 4"),
     "a tolerance is missing": (set_in(*AFTER, V, "tolerance", to=[]), "must have 4"),
-    # of inputs
+    # inputs
     "decimal of G": (set_in("steps", 0, G, 0, "decimal", 0, to=7), "decimal[0]: is 7"),
     "G": (set_in("steps", 0, G, 0, "hex", 0, to="0x1p+3"), "more in this test"),
     "G is no float32": (set_in("steps", 0, G, 0, "hex", 0, to="0x1.0000001p+3"), "of float32"),
@@ -82,12 +82,12 @@ CORRUPTIONS = {
         "learning_rate must be",
     ),
     "V is not V₀": (set_in("hyperparameters", "seed", to="0x0000000000000000"), "V.hex[0]"),
-    # of the schema
+    # the schema
     "hexadecimal notation": (set_in("steps", 0, G, 0, "hex", 0, to="1.5"), "does not match"),
     "number as a string": (set_in(*AFTER, V, "decimal", 0, to="1.5"), "decimal[0]: '1.5'"),
     "a key too many": (set_in("steps", 0, "extra", to=1), "'extra' was unexpected"),
     "a step of another type": (set_in("steps", 0, to=[]), "steps[0]: [] is not of type"),
-    # of ids, flags, notes and numbers
+    # ids, flags, notes and counts
     "id": (set_in("id", to=2), "the id 2 is given to 2"),
     "unknown flag": (set_in("flags", 0, to="new_flag"), "'new_flag' is used, and not explained"),
     "number of tests": (lambda c: c.update(number_of_tests=1), "number_of_tests: is 1"),

@@ -59,6 +59,7 @@ def numpy_run(w, grads, learning_rate=LEARNING_RATE, **arguments):
 
 
 @on_dtypes
+@settings(max_examples=2 * FEW)
 @given(
     data=st.data(),
     beta=st.sampled_from([0.0, 0.5, 0.9, 0.999, 1.0]),
@@ -389,7 +390,7 @@ def test_earlier_errors_are_carried_on(dtype, order, weight_decay):
 
 @on_dtypes
 def test_an_earlier_error_of_w_is_rounded_too(dtype):
-    """As above with an exact V = 0 and without weight decay: only the sum is rounded."""
+    """V = 0 is exact and there is no weight decay, so only the sum is rounded."""
     zero = np.zeros(1, dtype)
     bound = ErrorBound(zero)
     bound.w = np.ones(1)

@@ -103,7 +103,7 @@ FORBIDDEN = {
     },
     **{
         f"adapters/{adapter}": {"gravity_conformance", *ADAPTERS - {adapter}}
-        for adapter in sorted(ADAPTERS)  # in one order for all processes of a test run
+        for adapter in sorted(ADAPTERS)  # sorted, so that all test processes have one order
     },
 }
 

@@ -134,7 +134,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, at):
     assert same(State.load(path), old)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
 def test_the_file_has_default_permissions(tmp_path):
     (tmp_path / "other").write_bytes(b"")
     State(0, []).save(tmp_path / "s")
@@ -333,7 +333,9 @@ def gradients(steps, *params):
 @pytest.mark.parametrize("first_step", [0, 1])
 def test_numpy_resumes_bit_for_bit(tmp_path, dtype, first_step):
     if dtype == "bfloat16":
-        dtype = pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 from it").bfloat16
+        dtype = pytest.importorskip(
+            "ml_dtypes", reason="NumPy has bfloat16 from ml_dtypes"
+        ).bfloat16
     shapes = [(3, 2), (), (0,)]
     options = {"learning_rate": 0.2, "weight_decay": 0.1, "seed": 3, "first_step": first_step}
     one, two = ([np.ones(s).astype(dtype) for s in shapes] for _ in range(2))

@@ -237,7 +237,7 @@ def test_the_distribution_is_normal_within_sampling_error():
     z = np.sort(z_slice(0, n, seed=11).astype(np.float64))
     deviations = statistics.NormalDist().inv_cdf(1 - p / 2)
     levels = velocity.normal_quantiles().astype(np.float64)
-    variance = (levels**2).mean()  # of 65 536 values; slightly below 1
+    variance = (levels**2).mean()  # slightly below 1, because there are 65 536 values
     assert abs(z.mean()) <= deviations / math.sqrt(n)
     assert abs((z**2).mean() - variance) <= deviations * math.sqrt(2 / n)  # var z² = 2
     # Massart's bound on the distance of an empirical distribution, and half a step of the 65 536.

@@ -167,7 +167,7 @@ def unknown_names(text: str) -> list[str]:
 def is_there(module: str) -> bool:
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # of the parent package
+    except ModuleNotFoundError:  # the parent package is missing
         return False
     return spec is not None and spec.origin is not None  # None: a folder without code
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-ORDERS = ("in turn", "together", "factor")  # of the operations of weight decay
+ORDERS = ("in turn", "together", "factor")  # orders of the operations of weight decay
 
 
 def sign(x):

@@ -58,7 +58,7 @@ class Mathematics:
     def std(self, alpha, lr):
         if self.mistake == "std":
             return alpha
-        return alpha / lr if lr else 0.0  # from rest
+        return alpha / lr if lr else 0.0  # starts from rest
 
 
 def plain(mistake):

@@ -35,7 +35,7 @@ def assert_same(a, b):
 
 
 SHAPES = ((3, 4), (4,), (4,), ())
-LR = 0.1  # of the optimizers at construction
+LR = 0.1  # the rate at construction
 PATHS = pytest.mark.parametrize("path", [{}, {"foreach": False}], ids=["default", "plain"])
 U = 2.0**-24  # unit roundoff of float32
 
