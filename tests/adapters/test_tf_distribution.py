@@ -40,12 +40,12 @@ def run_processes(function, folder, environments):
         subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=Path(__file__).parents[2],
-            env=os.environ | environment | {"OUT": str(folder / f"{number}.npz")},
+            env=os.environ | environment | {"OUT": str(folder / f"{index}.npz")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for number, environment in enumerate(environments)
+        for index, environment in enumerate(environments)
     ]
     try:
         for process in processes:
@@ -55,8 +55,8 @@ def run_processes(function, folder, environments):
         for process in processes:
             process.kill()
     results = []
-    for number in range(len(environments)):
-        with np.load(folder / f"{number}.npz") as arrays:
+    for index in range(len(environments)):
+        with np.load(folder / f"{index}.npz") as arrays:
             results.append(dict(arrays))
     return results
 
@@ -73,8 +73,10 @@ def read(result, name):
 
 def replay():
     """Return the replay with the gradients of the global batch, the sums over replicas."""
-    parts = [[arrays(100 * r + n, shapes=SHAPES) for n in range(STEPS)] for r in range(REPLICAS)]
-    total = [[a + b for a, b in zip(*step, strict=True)] for step in zip(*parts, strict=True)]
+    per_replica = [
+        [arrays(100 * r + n, shapes=SHAPES) for n in range(STEPS)] for r in range(REPLICAS)
+    ]
+    total = [[a + b for a, b in zip(*step, strict=True)] for step in zip(*per_replica, strict=True)]
     return Replay(arrays(50, shapes=SHAPES), total, {"seed": SEED})
 
 
@@ -104,7 +106,9 @@ def distributed_steps(strategy, replica_number, compiled):
         variables = make_variables(arrays(50, shapes=SHAPES))
         optimizer = Gravity(seed=SEED)
 
-    parts = [[arrays(100 * r + n, shapes=SHAPES) for n in range(STEPS)] for r in range(REPLICAS)]
+    per_replica = [
+        [arrays(100 * r + n, shapes=SHAPES) for n in range(STEPS)] for r in range(REPLICAS)
+    ]
 
     def in_replica(*stacks):
         number = replica_number(tf.distribute.get_replica_context())
@@ -119,8 +123,8 @@ def distributed_steps(strategy, replica_number, compiled):
 
     run = tf.function(step) if compiled else step
     v, w = [], []
-    for number in range(STEPS):
-        stacks = zip(*(part[number] for part in parts), strict=True)
+    for index in range(STEPS):
+        stacks = zip(*(gradients[index] for gradients in per_replica), strict=True)
         run(*(tf.constant(np.stack(s)) for s in stacks))
         v += to_numpy(velocities(optimizer))
         w += to_numpy(variables)

@@ -84,9 +84,9 @@ def test_a_step_in_inference_mode_leaves_no_inference_tensors_to_later_steps(mon
     params = parameters(*[(5000 + i,) for i in range(4)])
     graphs = []
     with cleared_graphs():
-        for number, mode in enumerate([True, False, False, False]):
-            given = params[: 1 + number]
-            give_gradients(given, number)
+        for index, mode in enumerate([True, False, False, False]):
+            given = params[: 1 + index]
+            give_gradients(given, index)
             with torch.inference_mode(mode):
                 Gravity(given, fused=True).step()
             graphs.append(counter.frame_count)

@@ -88,8 +88,8 @@ def check(path, groups, steps, seed=0):
     rng = np.random.default_rng(seed)
     arguments, patches = PATHS[path]
     members, param_groups = [], []
-    for number, (kinds, options, lr_dtype) in enumerate(groups):
-        lr = steps[0].lrs[number]
+    for index, (kinds, options, lr_dtype) in enumerate(groups):
+        lr = steps[0].lrs[index]
         own = [
             (torch.nn.Parameter(laid_out(values(rng, k.shape, k.dtype), k.layout)), k)
             for k in kinds
@@ -101,7 +101,7 @@ def check(path, groups, steps, seed=0):
         param_groups.append({"params": [p for p, _ in own], **given, **options})
         for p, kind in own:
             reference = Reference(p, std, seed=7, index=len(members), **options)
-            members.append((p, kind, number, reference))
+            members.append((p, kind, index, reference))
     with pytest.MonkeyPatch.context() as patch:
         for where in patches:
             patch.setattr(*where)
