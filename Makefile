@@ -22,7 +22,7 @@ parity: $(VENV)/.installed
 	$(VENV)/$(BIN)/python -m gravity_conformance parity --out parity
 
 test: $(VENV)/.installed
-	$(VENV)/$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(VENV)/$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed schemas
 	$(VENV)/$(BIN)/python -m ruff check .

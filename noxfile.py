@@ -87,7 +87,7 @@ CELLS = [
 def tests(session: nox.Session, versions: str, framework: str) -> None:
     """Run all tests that need no other framework; arguments after -- are pytest's."""
     install(session, versions, framework)
-    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session(python=next((p for p in reversed(PYTHONS) if shutil.which(f"python{p}")), None))
@@ -95,4 +95,4 @@ def quick(session: nox.Session) -> None:
     """Run the JAX tests on the newest JAX that the newest Python found here can have."""
     install(session, "newest", "jax")
     session.run("python", "-c", "import gravity_jax")
-    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *JAX_TESTS)
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "worksteal", *JAX_TESTS)

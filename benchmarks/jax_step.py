@@ -1,4 +1,4 @@
-"""The step of gravity_jax.gravity beside optax's Adam, jitted, with donated buffers.
+"""The step of gravity_jax.gravity and of optax's Adam, jitted, with donated buffers.
 
 python -m benchmarks.step --backend jax                         the step
 python -m benchmarks.jax_step [--case resnet50] [--rounds 5]    tracing and compiling it
@@ -16,8 +16,8 @@ Step = Callable[[], Any]
 
 
 def _steps(shapes: list[Shape], threads: int) -> dict[str, tuple[Any, Any, Any, Any]]:
-    """Return for every contender the jitted step, and what it takes: params, state, gradients."""
-    # XLA's CPU client asks it for the size of its thread pool, when JAX is first used.
+    """Return for every contender its jitted step and the arguments: params, state, gradients."""
+    # XLA's CPU client reads the size of its thread pool from it at the first use of JAX.
     os.environ["NPROC"] = str(threads)
     import jax
     import jax.numpy as jnp
@@ -35,7 +35,7 @@ def _steps(shapes: list[Shape], threads: int) -> dict[str, tuple[Any, Any, Any, 
         params = [jnp.zeros(s) for s in shapes]
         return jax.jit(step, donate_argnums=(0, 1)), params, optimizer.init(params), grads
 
-    def straight(params: Any, state: Any, grads: Any) -> Any:
+    def plain(params: Any, state: Any, grads: Any) -> Any:
         t, velocity = state[0] + 1, []
         beta_hat = (0.9 * t + 1) / (t + 2)
         for g, v in zip(grads, state[1], strict=True):
@@ -48,12 +48,12 @@ def _steps(shapes: list[Shape], threads: int) -> dict[str, tuple[Any, Any, Any, 
     return {
         "optax.adam()": optimizer_step(optax.adam(1e-3)),
         "gravity_jax.gravity()": optimizer_step(gravity()),
-        "the formula, straight": (jax.jit(straight, donate_argnums=(0, 1)), zeros[0], state, grads),
+        "the plain formula": (jax.jit(plain, donate_argnums=(0, 1)), zeros[0], state, grads),
     }
 
 
 def contenders(shapes: list[Shape], threads: int) -> dict[str, Step]:
-    """Return Gravity and the formula written straight, after optax's Adam."""
+    """Return the steps of optax's Adam, Gravity and the plain formula."""
     import jax
 
     def timed(step: Any, params: Any, state: Any, grads: Any) -> Step:
@@ -86,7 +86,7 @@ def compilations(shapes: list[Shape], threads: int) -> dict[str, Step]:
 @click.option("--rounds", type=click.IntRange(min=2), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 def main(case: str, rounds: int, threads: int) -> None:
-    """Time tracing and compiling one step against optax's Adam, interleaved."""
+    """Time the tracing and compilation of one step relative to optax's Adam, interleaved."""
     from benchmarks.step import measure, summarise
 
     for name, result in summarise(measure(compilations(CASES[case], threads), rounds)).items():

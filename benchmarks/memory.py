@@ -1,4 +1,4 @@
-"""The peak of extra memory that a torch step needs, from the allocator's own record."""
+"""The peak of extra memory in a torch step, from the allocator's record."""
 
 import json
 import tempfile
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def peak_extra_bytes(step: Callable[[], Any]) -> int:
-    """Return the most bytes that were allocated at once during `step`, beyond those before it."""
+    """Return the peak of allocated bytes during `step`, minus those allocated before it."""
     import torch
 
-    step()  # states and buffers that stay are made at the first step
+    step()  # the first step allocates states and permanent buffers
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -21,7 +21,7 @@ def peak_extra_bytes(step: Callable[[], Any]) -> int:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as record:
         step()
-    # Through a file, because the record itself has each change in private attributes only.
+    # Through a file, because only private attributes of the record have the changes.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         record.export_chrome_trace(str(path))

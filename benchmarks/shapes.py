@@ -1,6 +1,4 @@
-"""The tensor shapes of real models, which optimizers are timed on."""
-
-from collections.abc import Iterator
+"""The tensor shapes of real models, for timing optimizers."""
 
 import numpy as np
 
@@ -40,19 +38,7 @@ CASES: dict[str, list[Shape]] = {
 }
 
 
-def sizes() -> Iterator[tuple[str, int, int]]:
-    """Yield (case, tensors, elements)."""
-    for name, shapes in CASES.items():
-        total = 0
-        for shape in shapes:
-            size = 1
-            for n in shape:
-                size *= n
-            total += size
-        yield name, len(shapes), total
-
-
 def gradients(shapes: list[Shape]) -> list[np.ndarray]:
-    """Return one normal gradient for each shape, the same ones for every contender."""
+    """Return one normal gradient for each shape, the same for every contender."""
     rng = np.random.default_rng(0)
     return [np.asarray(0.1 * rng.standard_normal(s, np.float32)) for s in shapes]

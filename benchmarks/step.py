@@ -1,15 +1,14 @@
-"""Time one optimizer step, side by side with the framework's own optimizer.
+"""Time one optimizer step relative to the framework's own optimizer.
 
     python -m benchmarks.step --backend numpy [--case resnet50] [--rounds 15] [--json FILE]
 
-Every contender is stepped once in each round, in an order that is shuffled, so that a
-disturbance of the machine hits all alike. What is reported is the ratio of the medians to the
-baseline's, and behind it the spread: the quartiles of the ratio within a round. Absolute times
-go into the JSON only; they hold for the machine and the moment of the run. The case gpt2 needs
-several gigabytes.
+Every contender makes one step in each round, in shuffled order, so that a disturbance of the
+machine affects all of them. The table shows the ratio of the medians to the baseline's, and the
+quartiles of the ratio within a round. Only the JSON has absolute times, which hold for one machine
+and one run. The case gpt2 needs several gigabytes.
 
-`--also path.py:Gravity` or `module:Gravity` adds a torch optimizer of your own to the torch table:
-the original Gravity code, say, whose licence keeps it out of this repository.
+`--also path.py:Gravity` or `module:Gravity` adds another torch optimizer to the torch table, such
+as the original Gravity code, whose license keeps it out of this repository.
 """
 
 import importlib
@@ -31,14 +30,14 @@ from benchmarks.shapes import CASES
 from gravity_conformance.conform.drive.spec import SpecError, load
 
 Step = Callable[[], Any]
-# Each has a module `benchmarks.<name>_step` with contenders(shapes, threads): the steps by name,
-# the baseline first. It pins the threads, before it imports the framework where that is the way.
+# Each has a module `benchmarks.<name>_step`. Its contenders(shapes, threads) sets the number of
+# threads and returns the steps by name, the baseline first.
 BACKENDS = ("numpy", "torch", "jax", "tf", "tf_jit")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def measure(contenders: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of every contender's steps, one a round, after two to warm up."""
+    """Return the seconds of every contender's steps, one per round, after two warm-up rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     shuffle = random.Random(0).shuffle
@@ -53,7 +52,7 @@ def measure(contenders: dict[str, Step], rounds: int) -> dict[str, list[float]]:
 
 
 def summarise(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Return for every contender the ratio to the first one, and its quartiles over rounds."""
+    """Return the ratio of every contender to the first, and its quartiles over the rounds."""
     baseline, *_ = seconds.values()
     summary = {}
     for name, times in seconds.items():
@@ -90,7 +89,7 @@ def _versions() -> dict[str, str]:
 @click.option("--case", "cases", type=click.Choice(list(CASES)), multiple=True, help="All.")
 @click.option("--rounds", type=click.IntRange(min=2), default=15, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--also", multiple=True, metavar="SPEC", help="A torch optimizer to time, too.")
+@click.option("--also", multiple=True, metavar="SPEC", help="Another torch optimizer to time.")
 @click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], help="Of torch's tensors.")
 @click.option("--json", "file", type=click.File("w", encoding="utf-8", lazy=False))
 def main(
@@ -102,7 +101,7 @@ def main(
     dtype: str,
     file: Any,
 ) -> None:
-    """Time one optimizer step against the framework's own, interleaved."""
+    """Time one optimizer step relative to the framework's own, interleaved."""
     chosen = cases or tuple(CASES)
     for option, given in (("--also", also), ("--dtype", dtype != DTYPES[0])):
         if given and backend != "torch":

@@ -1,4 +1,4 @@
-"""The step of gravity_tf.Gravity beside Keras's Adam, both as a graph of TensorFlow."""
+"""The steps of gravity_tf.Gravity and of Keras's Adam, both as graphs of TensorFlow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from gravity_tf import Gravity
 
 
 def pin(threads: int) -> None:
-    """Let TensorFlow use so many threads, which can be said only before its first operation."""
+    """Set TensorFlow's number of threads, which is possible only before its first operation."""
     threading = tf.config.threading
     if threading.get_intra_op_parallelism_threads() != threads:
         threading.set_intra_op_parallelism_threads(threads)
@@ -33,7 +33,7 @@ def contenders(
     def step(optimizer: Any) -> Callable[[], Any]:
         variables = [keras.Variable(tf.zeros(s)) for s in shapes]
         optimizer.build(variables)
-        # The gradients are arguments: as constants the compiler would fold what is made of them.
+        # The gradients are arguments, because the compiler would fold constants.
         compiled = tf.function(
             lambda grads: optimizer.apply(grads), jit_compile=jit_compile, autograph=False
         )

@@ -1,4 +1,4 @@
-"""The steps of gravity_torch.Gravity beside torch's own optimizers."""
+"""The steps of gravity_torch.Gravity and of torch's own optimizers."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -11,12 +11,12 @@ from gravity_torch import Gravity
 
 
 def device_name() -> str:
-    """Return what the steps run on."""
+    """Return the name of the device."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def parameters(shapes: list[Shape], dtype: str = "float32") -> list[torch.nn.Parameter]:
-    """Return a parameter with a gradient for each shape, on the GPU where there is one."""
+    """Return a parameter with a gradient for each shape, on the GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind: torch.dtype = getattr(torch, dtype)
     params = [torch.nn.Parameter(torch.zeros(s, device=device, dtype=kind)) for s in shapes]
@@ -31,9 +31,9 @@ def contenders(
     also: Mapping[str, Callable[..., Any]] | None = None,
     dtype: str = "float32",
 ) -> dict[str, Callable[[], Any]]:
-    """Return the paths of gravity_torch.Gravity, after torch's fused Adam and fused SGD.
+    """Return the steps of torch's fused Adam and SGD, and of every path of gravity_torch.Gravity.
 
-    `also` gives other optimizers by name, which are called with the parameters alone.
+    `also` has more optimizers by name; each is called with the parameters alone.
     """
     torch.set_num_threads(threads)
     optimizers: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Settings that must stand before any framework is imported, and how many examples to try."""
+"""Settings that must precede the import of any framework, and the number of examples."""
 
 import os
 
@@ -7,10 +7,12 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # for meshes; one is used elsewhere
-# Threads of XLA's pool, more than devices: each device blocks one while it waits for the others,
-# and where another task holds the last one they wait until they are ended.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # for meshes; other tests use one
+# The threads of XLA's pool, more than devices: each device blocks one while it waits for the
+# others, and if another task holds the last thread they wait forever.
 os.environ.setdefault("NPROC", "16")
+# Idle threads of torch sleep: spinning, they would take the processors from other test processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from hypothesis import HealthCheck, settings
 

@@ -1,4 +1,4 @@
-"""What the distribution promises: its public names, its entry points, and who imports whom."""
+"""The distribution: its public names, entry points, versions and imports."""
 
 import importlib
 import importlib.metadata
@@ -13,8 +13,8 @@ import pytest
 import gravity_core
 
 FRAMEWORKS = {"torch", "jax", "optax", "tensorflow", "keras"}
-# What each package may bring along: what its framework itself brings along (TensorFlow
-# imports jax where it is installed).
+# Each package may import the modules that its framework imports (TensorFlow imports jax if it
+# is installed).
 PACKAGES = {
     "gravity_core": "numpy",
     "gravity_conformance.parity.run": "numpy",
@@ -29,7 +29,7 @@ def read(name):
 
 
 def imported_with(name):
-    """Import `name` in a fresh process; return the top-level modules that came along."""
+    """Import `name` in a fresh process; return all top-level modules that this imports."""
     code = f"import sys, {name}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if "ModuleNotFoundError" in done.stderr and name.partition(".")[0] != "gravity_core":
@@ -68,8 +68,8 @@ def test_the_backends_are_entry_points():
     assert {point.name for point in points} >= {"numpy", "torch", "jax", "tensorflow"}
 
 
-def test_every_file_says_the_same_pythons():
-    """3.11 to the newest, in what pip reads, what make refuses, and what the matrices run."""
+def test_every_file_names_the_same_python_versions():
+    """pyproject.toml, the Makefile, the README, nox and the workflows agree on the versions."""
     oldest, *others = re.findall(r"Language :: Python :: 3\.(\d+)", read("pyproject.toml"))
     minors = [int(minor) for minor in (oldest, *others)]
     assert minors == list(range(minors[0], minors[-1] + 1))

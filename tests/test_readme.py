@@ -1,4 +1,4 @@
-"""The README's examples run, each in a process of its own, and reach a small loss."""
+"""The README's examples run, each in its own process, and reach a small loss."""
 
 import importlib.util
 import re
@@ -34,7 +34,7 @@ def test_the_two_commands_are_targets_of_the_makefile():
     assert set(commands) <= set(targets)
 
 
-def test_the_parity_section_is_filled_and_its_picture_there():
+def test_the_parity_section_is_filled_and_its_image_exists():
     section = README.split("<!-- parity: ")[1].split("<!-- /parity -->")[0]
     for backend in ("numpy", "torch", "jax", "tensorflow"):
         assert re.search(rf"^\| {backend} \|", section, re.MULTILINE)

@@ -1,14 +1,13 @@
-"""export_state and import_state of each adapter, in what is particular to its framework."""
+"""export_state and import_state of each adapter: behaviour specific to its framework."""
 
 import numpy as np
 import pytest
 
 from gravity_core import Gravity, State
-from tests.adapters.processes import Processes
 
 
 def module(name, framework):
-    """Import an adapter, or skip with the reason."""
+    """Import an adapter or skip with a reason."""
     pytest.importorskip(framework, reason=f"{name} needs {framework}")
     return pytest.importorskip(name, reason=f"{name} needs {framework}")
 
@@ -49,10 +48,10 @@ def test_torch_counts_each_parameter_by_itself(torch, tmp_path):
     step(torch, optimizer, {one[0]: 3.0})
     state = export_state(optimizer)
     assert state.t == (2, 0, 1)
-    assert one[1] not in optimizer.state  # which has only been looked at
+    assert one[1] not in optimizer.state  # the export created no state
     reference = Gravity(seed=5)
     reference.init([np.ones(n, np.float32) for n in (3, 2, 4)])
-    assert np.array_equal(state.velocities[1], reference.velocity[1])  # the V₀ to come
+    assert np.array_equal(state.velocities[1], reference.velocity[1])  # the V₀ of its first step
 
     state.save(tmp_path / "s")
     import_state(resumed, State.load(tmp_path / "s"))
@@ -67,7 +66,7 @@ def test_torch_counts_each_parameter_by_itself(torch, tmp_path):
     assert same(export_state(optimizer), export_state(resumed))
 
 
-def test_torch_groups_that_differ_go_one_at_a_time(torch):
+def test_different_torch_groups_are_exported_one_at_a_time(torch):
     from gravity_torch import Gravity as Torch
     from gravity_torch import export_state, import_state
 
@@ -112,7 +111,7 @@ def test_torch_keeps_its_own_options_and_layout(torch):
     assert np.array_equal(optimizer.state[w]["velocity"].numpy(), v)
 
 
-def test_torch_takes_every_t_that_its_counter_knows(torch):
+def test_torch_accepts_every_t_that_its_counter_can_hold(torch):
     from gravity_torch import Gravity as Torch
     from gravity_torch import export_state, import_state
 
@@ -139,7 +138,7 @@ def test_torch_takes_every_t_that_its_counter_knows(torch):
         (State(1, [np.ones((1, 3), np.float32)]), r"velocities\[0\] .* got float32 of shape \(1, "),
     ],
 )
-def test_torch_refuses_what_does_not_fit_and_stays(torch, state, message):
+def test_torch_refuses_an_unsuitable_state_and_stays_unchanged(torch, state, message):
     from gravity_torch import Gravity as Torch
     from gravity_torch import export_state, import_state
 
@@ -183,60 +182,6 @@ def test_complex_parameters_go_through_torch_jax_and_numpy(torch):
     assert np.asarray(leaf + updates).tobytes() == expected[0].tobytes()
 
 
-def hand_over_split(rank, world, state):
-    """Import a state for split parameters, step, and export it again."""
-    import torch
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    from gravity_torch import Gravity as Torch
-    from gravity_torch import export_state, import_state
-
-    mesh = init_device_mesh("cpu", (world,))
-
-    def placed(array, dim):
-        return distribute_tensor(torch.tensor(array), mesh, [Shard(dim)])
-
-    params = [
-        torch.nn.Parameter(placed(np.ones(v.shape, v.dtype), dim))
-        for dim, v in enumerate(state.velocities)
-    ]
-    optimizer = Torch(params, foreach=False)
-    drawn = export_state(optimizer)  # before any gradient
-    import_state(optimizer, state)
-    for p in params:
-        assert optimizer.state[p]["velocity"].placements == p.placements
-        p.grad = 2 * p.detach()
-    optimizer.step()
-    return drawn, export_state(optimizer), [p.full_tensor().detach().numpy() for p in params]
-
-
-def test_torch_exports_the_whole_of_split_parameters(torch):
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch is built without gloo")
-    shapes = [(5,), (3, 4)]
-    weights = [np.ones(s, np.float32) for s in shapes]
-    v = [np.random.default_rng(0).normal(size=s).astype(np.float32) for s in shapes]
-    state = State(6, v, {"learning_rate": 0.3})
-    reference = Gravity()
-    reference.init(weights)
-    untouched = reference.export_state()
-    reference.import_state(state, weights)
-    reference.step(weights, [2 * w for w in weights])
-
-    processes = Processes(2)
-    try:
-        answers = processes.run(hand_over_split, state)
-    finally:
-        processes.kill()
-    for drawn, exported, moved in answers:
-        assert same(drawn, untouched)
-        assert same(exported, reference.export_state())
-        for a, b in zip(moved, weights, strict=True):
-            assert a.tobytes() == b.tobytes()
-
-
 # JAX
 
 
@@ -267,7 +212,7 @@ def wrappers():
 
 
 @pytest.mark.parametrize("name", ["chain", "masked", "if finite", "multi steps", "injected"])
-def test_jax_finds_gravity_wherever_it_is(jax, name):
+def test_jax_finds_gravity_inside_wrappers(jax, name):
     from gravity_jax import ScaleByGravityState, export_state, import_state
 
     params = {"a": jax.numpy.ones(2), "b": jax.numpy.ones((1, 1))}
@@ -293,10 +238,10 @@ def test_jax_finds_gravity_wherever_it_is(jax, name):
                 visit(child)
 
     visit(opt_state)
-    assert counts == [5, 5]  # of the schedule and of Gravity
+    assert counts == [5, 5]  # the counts of the schedule and of Gravity
 
 
-def test_jax_goes_on_in_its_schedule(jax):
+def test_jax_continues_its_schedule(jax):
     import optax
 
     from gravity_jax import export_state, gravity, import_state
@@ -321,7 +266,7 @@ def test_jax_goes_on_in_its_schedule(jax):
     assert np.array_equal(steps(3, middle, moved)[0], steps(3, middle, state)[0])
 
 
-def test_jax_refuses_what_it_cannot_tell(jax):
+def test_jax_refuses_ambiguous_or_unsuitable_states(jax):
     import optax
 
     from gravity_jax import export_state, gravity, import_state
@@ -386,7 +331,7 @@ def test_keras_counts_updates_and_not_gradients(keras):
     import_state(optimizer, state)
     assert int(optimizer.iterations) == 7
     before = np.array(w.numpy())
-    optimizer.apply([gradient])  # what was accumulated is gone, and this is the first of three
+    optimizer.apply([gradient])  # the import resets the accumulation, so this is the first of three
     assert np.array_equal(w.numpy(), before)
     after = [before.copy()]
     reference.import_state(state, after)
@@ -423,7 +368,7 @@ def test_keras_keeps_its_schedule(keras, kind):
     assert found.hyperparameters == expected
 
 
-def test_keras_trains_on_where_another_model_stopped(keras):
+def test_keras_continues_the_training_of_another_model(keras):
     from gravity_tf import Gravity as Keras
     from gravity_tf import export_state, import_state
 
@@ -454,7 +399,7 @@ def test_keras_trains_on_where_another_model_stopped(keras):
         (State(1, [np.ones(2)], {"beta": 0.1}), r"velocities\[0\] must be float32 .* got float64"),
     ],
 )
-def test_keras_refuses_what_does_not_fit_and_stays(keras, state, message):
+def test_keras_refuses_an_unsuitable_state_and_stays_unchanged(keras, state, message):
     from gravity_tf import Gravity as Keras
     from gravity_tf import export_state, import_state
 

@@ -1,6 +1,6 @@
 """gravity_jax on several devices: V₀ and the maximum, shard by shard.
 
-The devices are eight of the host's, which tests/conftest.py asks for.
+tests/conftest.py requests eight devices of the host.
 """
 
 import os
@@ -23,6 +23,7 @@ from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_core import State, initial_velocity  # noqa: E402
 from gravity_jax import export_state, gravity, import_state  # noqa: E402
+from tests.support.jax_helpers import stepper  # noqa: E402
 
 SHAPES = [(16, 8), (8,), (8, 4, 16), (8, 3)]
 SPECS = {
@@ -32,7 +33,7 @@ SPECS = {
 }
 COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast"
 AXIS_TYPES = pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=str)
-SPLITS = pytest.mark.parametrize("split", SPECS)
+LAYOUTS = pytest.mark.parametrize("layout", SPECS)
 
 
 @pytest.fixture(autouse=True)
@@ -60,20 +61,12 @@ def a_replay(steps=10, shapes=SHAPES, **options):
 
 
 def sharded_steps(replay, place, update, state):
-    """Yield what `grade` compares, from weights and gradients that `place` has split."""
+    """Yield the steps for `grade`; `place` shards weights and gradients."""
     params = place(replay.weights)
     for gradients in [None, *replay.gradients]:
         if gradients is not None:
             params, state = update(params, state, place(gradients))
         yield Step([np.asarray(v) for v in state[0].velocity], [np.asarray(w) for w in params])
-
-
-def stepper(optimizer):
-    def step(params, state, gradients):
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
 
 
 def collectives(compiled):
@@ -83,28 +76,28 @@ def collectives(compiled):
 
 
 def operands(found):
-    """Return the shapes that all-reduces combine, without their layouts."""
+    """Return the shapes of the operands of all-reduces, without their layouts."""
     return [re.findall(r"\w+\[[\d,]*\]", shape) for name, shape in found if name == "all-reduce"]
 
 
 @AXIS_TYPES
-@SPLITS
+@LAYOUTS
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_the_first_velocity_is_drawn_where_it_lives(types, split, transform):
+def test_v0_is_drawn_with_the_sharding_of_the_parameters(types, layout, transform):
     weights = a_replay(0).weights
-    params = put(weights, SPECS[split], mesh_of(types))
+    params = put(weights, SPECS[layout], mesh_of(types))
     velocity = transform(gravity(seed=3).init)(params)[0].velocity
     for i, (p, v) in enumerate(zip(params, velocity, strict=True)):
         assert v.sharding.is_equivalent_to(p.sharding, p.ndim)
         assert np.array_equal(v, initial_velocity(p.shape, std=0.01 / 0.1, seed=3, index=i))
 
 
-@SPLITS
-def test_init_needs_its_shard_and_no_communication(split):
+@LAYOUTS
+def test_init_needs_its_shard_and_no_communication(layout):
     shapes = [tuple(64 * n for n in shape) for shape in SHAPES]
     params = [
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh_of(), spec))
-        for shape, spec in zip(shapes, SPECS[split], strict=True)
+        for shape, spec in zip(shapes, SPECS[layout], strict=True)
     ]
     shards = [4 * np.prod(p.sharding.shard_shape(p.shape)) for p in params]
     compiled = jax.jit(gravity().init).lower(params).compile()
@@ -115,12 +108,12 @@ def test_init_needs_its_shard_and_no_communication(split):
 
 
 @AXIS_TYPES
-@SPLITS
-def test_sharded_training_keeps_the_bound(types, split):
+@LAYOUTS
+def test_sharded_training_stays_inside_the_bound(types, layout):
     replay, mesh, optimizer = a_replay(seed=7), mesh_of(types), gravity(seed=7)
 
     def place(arrays):
-        return put(arrays, SPECS[split], mesh)
+        return put(arrays, SPECS[layout], mesh)
 
     state = jax.jit(optimizer.init)(place(replay.weights))
     steps = sharded_steps(replay, place, jax.jit(stepper(optimizer)), state)
@@ -139,7 +132,7 @@ def test_a_step_reduces_scalars_and_gathers_nothing(types):
     found = collectives(compiled)
     assert {name for name, _ in found} == {"all-reduce"}
     assert {shape for shapes in operands(found) for shape in shapes} == {"f32[]"}
-    # A tensor has a maximum and a minimum, over each of the mesh's two axes.
+    # Each tensor has a maximum and a minimum over each of the two mesh axes.
     assert sum(map(len, operands(found))) <= 2 * 2 * len(params)
     shardings = compiled.output_shardings[0]
     for p, sharding in zip(params, shardings, strict=True):
@@ -148,8 +141,8 @@ def test_a_step_reduces_scalars_and_gathers_nothing(types):
 
 @AXIS_TYPES
 def test_the_step_on_a_mesh_is_compiled_once(types):
-    """With the how-to's init, which puts the count where the step leaves it."""
-    # Without the short spec: JAX returns it in another form, and would compile again.
+    """The init of the how-to gives the count the sharding that it has after a step."""
+    # Without the short spec, which JAX returns in another form and would compile again.
     params = put(a_replay(0).weights[:3], SPECS["both"][:3], mesh_of(types))
     optimizer = gravity(optax.cosine_decay_schedule(0.1, 10))
     state, step = jax.jit(optimizer.init)(params), jax.jit(stepper(optimizer))
@@ -188,8 +181,8 @@ def test_maxima_of_many_tensors_are_combined():
     assert [len(shapes) for shapes in operands(collectives(compiled))] == [40, 40]
 
 
-def test_parameters_on_devices_of_their_own():
-    """As a pipeline places them by hand; outside jit, which wants them on the same."""
+def test_parameters_on_different_devices():
+    """A pipeline may place parameters so; jit would require the same devices for all."""
     params = [jax.device_put(np.ones(5, np.float32), device) for device in jax.devices()[:2]]
     optimizer = gravity()
     updates, _ = optimizer.update(params, optimizer.init(params))
@@ -197,14 +190,14 @@ def test_parameters_on_devices_of_their_own():
 
 
 @pytest.mark.parametrize("stacked", [0, 1])
-def test_shardings_that_only_jit_is_told(stacked):
-    """No mesh is in sight when the step is traced, only when it is compiled."""
+def test_shardings_given_to_jit_alone(stacked):
+    """The mesh is unknown while the step is traced, and known when it is compiled."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     optimizer = gravity(stacked=stacked)
     params = [jax.ShapeDtypeStruct((4, 16, 8), jnp.float32)] * 10
     arguments = params, jax.eval_shape(optimizer.init, params), params
-    split, whole = NamedSharding(mesh, P(None, "x")), NamedSharding(mesh, P())
-    shardings = jax.tree.map(lambda leaf: split if leaf.ndim else whole, arguments)
+    sharded, whole = NamedSharding(mesh, P(None, "x")), NamedSharding(mesh, P())
+    shardings = jax.tree.map(lambda leaf: sharded if leaf.ndim else whole, arguments)
     step = jax.jit(stepper(optimizer), in_shardings=shardings, out_shardings=shardings[:2])
     found = collectives(step.lower(*arguments).compile())
     assert {name for name, _ in found} == {"all-reduce"}
@@ -250,8 +243,8 @@ def test_axis_name_inside_shard_map(check_vma):
     )
     result = grade(replay, sharded_steps(replay, lambda a: put(a, specs, mesh), step, state))
     assert result.verdict in ("exact", "bounded"), result.first_divergence
-    split = put(replay.weights, specs, mesh)
-    found = collectives(step.lower(split, state, split).compile())
+    weights = put(replay.weights, specs, mesh)
+    found = collectives(step.lower(weights, state, weights).compile())
     assert [name for name, _ in found] == ["all-reduce"]
 
 
@@ -266,10 +259,10 @@ def test_axis_name_inside_pmap():
         step = jax.pmap(stepper(optimizer), "i", in_axes=(0, axes, 0), out_axes=(0, axes))
         results.append(grade(replay, sharded_steps(replay, list, step, state)))
     assert results[0].verdict in ("exact", "bounded"), results[0].first_divergence
-    assert results[1].verdict == "divergent"  # the maximum of each shard is another optimizer
+    assert results[1].verdict == "divergent"  # per-shard maxima give another optimizer
 
 
-def test_init_with_axis_name_wants_whole_parameters():
+def test_init_with_axis_name_requires_whole_parameters():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     init = jax.shard_map(gravity(axis_name="x").init, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
     with pytest.raises(ValueError, match=r"init must be called outside .* inside the axis 'x'"):
@@ -277,7 +270,7 @@ def test_init_with_axis_name_wants_whole_parameters():
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_update_with_axis_name_wants_the_axis(transform):
+def test_update_with_axis_name_requires_the_axis(transform):
     optimizer, w = gravity(axis_name=("x", "y")), jnp.ones(8)
     state = optimizer.init(w)
     with pytest.raises(ValueError, match=r"update must be called inside .* axis \('x', 'y'\)"):
@@ -285,7 +278,7 @@ def test_update_with_axis_name_wants_the_axis(transform):
 
 
 @AXIS_TYPES
-def test_init_of_shapes_that_are_split(types):
+def test_init_of_sharded_shapes(types):
     arrays = put(a_replay(0).weights, SPECS["both"], mesh_of(types))
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for a in arrays]
     velocities = (gravity().init(params)[0].velocity for params in (arrays, shapes))
@@ -301,8 +294,8 @@ def test_init_of_replicated_parameters_inside_shard_map():
     assert np.array_equal(init(w)[0].velocity, gravity().init(w)[0].velocity)
 
 
-def test_elements_beyond_32_bits_have_their_own_numbers():
-    """Numbers of elements that no machine holds, against Python's integers."""
+def test_elements_beyond_32_bits_have_their_own_index():
+    """Element indices beyond any memory are compared with Python's integers."""
     from gravity_jax._velocity import _times_plus
 
     hi, lo = jnp.zeros(3, jnp.uint32), jnp.asarray([0, 5, 2**20 - 1], jnp.uint32)
@@ -313,11 +306,11 @@ def test_elements_beyond_32_bits_have_their_own_numbers():
         assert got == [e % 2**64 for e in expected]
 
 
-@SPLITS
+@LAYOUTS
 @AXIS_TYPES
-def test_split_velocities_are_handed_over_whole_and_back_into_their_places(split, types):
+def test_sharded_velocities_are_exported_whole_and_imported_sharded(layout, types):
     mesh, optimizer, replay = mesh_of(types), gravity(seed=7), a_replay(seed=7)
-    params = put(replay.weights, SPECS[split], mesh)
+    params = put(replay.weights, SPECS[layout], mesh)
     step = jax.jit(stepper(optimizer))
     params, state = step(params, optimizer.init(params), params)
     exported = export_state(state, seed=7)
@@ -329,7 +322,7 @@ def test_split_velocities_are_handed_over_whole_and_back_into_their_places(split
         assert np.array_equal(a, b)
 
 
-def test_an_imported_velocity_is_where_the_parameters_are():
+def test_an_imported_velocity_is_on_the_device_of_the_parameters():
     w = np.ones(3, np.float32)
     handed = State(5, [w])
     for device in (None, jax.devices()[3]):
@@ -341,7 +334,7 @@ def test_an_imported_velocity_is_where_the_parameters_are():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # orbax's own
 @AXIS_TYPES
-def test_a_split_state_comes_back_from_orbax_into_its_places(types, tmp_path):
+def test_orbax_restores_a_sharded_state_with_its_shardings(types, tmp_path):
     orbax = pytest.importorskip("orbax.checkpoint", reason="stores a checkpoint with orbax")
     mesh, optimizer, replay = mesh_of(types), gravity(seed=7), a_replay(seed=7)
     params = put(replay.weights, SPECS["both"], mesh)
@@ -371,7 +364,8 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from gravity_jax import export_state, gravity, import_state
-from tests.adapters.test_jax_sharding import SPECS, a_replay, collectives, mesh_of, stepper
+from tests.adapters.test_jax_sharding import SPECS, a_replay, collectives, mesh_of
+from tests.support.jax_helpers import stepper
 from jax.sharding import NamedSharding
 
 assert jax.process_count() == 2 and len(jax.local_devices()) == 4

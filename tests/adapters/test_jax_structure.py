@@ -1,4 +1,4 @@
-"""gravity_jax._structure: the first place where a gradient tree is not that of the parameters."""
+"""gravity_jax._structure: the first difference between a gradient tree and the parameters."""
 
 import collections
 import dataclasses
@@ -60,7 +60,7 @@ MISSING = "is missing: a parameter without a gradient needs zeros, or optax.mask
     ],
 )
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_the_first_place_that_does_not_fit_is_named(params, updates, message, transform):
+def test_the_first_difference_is_named(params, updates, message, transform):
     optimizer = gravity()
     state = optimizer.init(params)
     with pytest.raises(ValueError, match="^" + re.escape(message).replace(r"\.\*", ".*")) as error:
@@ -68,7 +68,7 @@ def test_the_first_place_that_does_not_fit_is_named(params, updates, message, tr
     assert len(str(error.value)) < 150
 
 
-def test_what_stands_for_a_leaf_is_taken_as_it_is():
+def test_the_subtree_at_a_leaf_is_returned_unchanged():
     assert leaves_up_to({"a": 1.0, "n": None}, {"n": None, "a": [ONE]}) == [[ONE]]
 
 
@@ -89,7 +89,7 @@ TREES = st.recursive(st.sampled_from([1.0, None]), _nodes, max_leaves=5)
 
 
 @given(TREES, TREES, st.booleans())
-def test_a_difference_is_found_where_jax_finds_one(expected, got, deeper):
+def test_differences_are_found_where_jax_finds_them(expected, got, deeper):
     if deeper:
         expected, got = Pair([1.0], {"a": expected}), Pair([got], {"a": got})
     try:

@@ -1,4 +1,4 @@
-"""`test_keras.py` again, on Keras's JAX and torch backends: one process each, as Keras wants it."""
+"""The tests of any backend again, on Keras's JAX and torch backends: Keras has one per process."""
 
 import importlib.util
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+FILES = [HERE / f"test_keras{part}.py" for part in ("", "_base_class", "_state")]
 X64 = ("-k", "float64 or reference")
 
 
@@ -23,7 +24,7 @@ def test_on_backend(backend, selection):
             pytest.skip(f"needs {module}")
     pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*pytest_here, *selection, str(HERE / "test_keras.py")],
+        [*pytest_here, *selection, *map(str, FILES)],
         env=os.environ | {"KERAS_BACKEND": backend, "JAX_ENABLE_X64": str(int(bool(selection)))},
         cwd=HERE.parents[1],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Every adapter, in every mode, against the reference on random gradient sequences."""
+"""Every adapter in every mode, compared with the reference on random gradient sequences."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gravity_conformance.parity.grading import grade
 from gravity_conformance.protocol import Replay
 
-# (module, mode, what the reference's bits are kept by)
+# (module, mode, best verdict that it must reach)
 MODES = [
     ("gravity_conformance.parity.numpy_backend", "blocked", "exact"),
     ("gravity_torch.backend", "loop", "exact"),
@@ -20,12 +20,12 @@ MODES = [
     ("gravity_tf.backend", "function", "exact"),
     ("gravity_tf.backend", "xla", "bounded"),
 ]
-# Few shapes, so that compiled modes are not compiled again for every example.
+# Few shapes, so that the compiled modes do not compile for every example.
 SHAPES = [[(3, 4), (4,)], [(), (0,), (2, 1, 3)], [(140_001,)]]
 
 
 def backend(module, mode):
-    """Import a backend, or skip with the reason why its mode cannot run here."""
+    """Import a backend, or skip with the reason why its mode is unavailable."""
     loaded = pytest.importorskip(module, reason=f"{module} needs its framework")
     reason = loaded.modes()[mode].unavailable
     if reason is not None:
@@ -76,19 +76,19 @@ def check(module, mode, dtype, smallest, verdicts, examples, decays=False):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("module", "mode", "expected"), MODES)
-def test_keeps_the_bits_or_the_bound(module, mode, expected, dtype):
+def test_updates_are_exact_or_bounded(module, mode, expected, dtype):
     # Down to 1e-25 no intermediate value is subnormal, so nothing is flushed to zero.
     verdicts = ["exact"] if expected == "exact" else ["exact", "bounded"]
     check(module, mode, dtype, -25, verdicts, 2 if expected == "exact" else 5)
 
 
 @pytest.mark.parametrize(("module", "mode", "expected"), MODES)
-def test_keeps_the_bound_among_subnormals(module, mode, expected):
+def test_updates_are_bounded_among_subnormals(module, mode, expected):
     check(module, mode, "float32", -45, ["exact", "bounded"], 5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("module", "mode", "expected"), MODES)
-def test_weight_decay_keeps_the_bound(module, mode, expected, dtype):
-    """Frameworks round W − l λ W in other orders, so not even the plain loops are exact."""
+def test_weight_decay_stays_inside_the_bound(module, mode, expected, dtype):
+    """Frameworks round W − η λ W in different orders, so even the plain loops are not exact."""
     check(module, mode, dtype, -25, ["exact", "bounded"], 5, decays=True)

@@ -1,6 +1,6 @@
-"""gravity_tf.Gravity in TensorFlow's own ways: graphs, tapes, XLA, sparse gradients, checkpoints.
+"""gravity_tf.Gravity with features of TensorFlow: graphs, tapes, XLA, sparse gradients.
 
-What every Keras optimizer does, on any backend, is in `test_keras.py`.
+The modules `test_keras*.py` test the features of any backend.
 """
 
 import subprocess
@@ -16,9 +16,10 @@ from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_core import initial_velocity  # noqa: E402
 from gravity_tf import Gravity, backend  # noqa: E402
-from tests.adapters.keras_helpers import (  # noqa: E402
+from tests.support.keras_helpers import (  # noqa: E402
     SHAPES,
     arrays,
+    assert_same,
     graded,
     keras_without,
     make_variables,
@@ -27,7 +28,7 @@ from tests.adapters.keras_helpers import (  # noqa: E402
 )
 
 MODES = ("eager", "function", "xla")
-# XLA contracts products and sums, and so leaves the reference's bits.
+# XLA contracts products and sums, so its bits differ from the reference's.
 VERDICTS = {
     "eager": {"exact"},
     "function": {"exact"},
@@ -42,18 +43,13 @@ def compiled(function, mode):
 
 
 def in_mode(mode):
-    """As the `wrap` of `graded`: the gradients become tensors before the function is entered."""
+    """Return the `wrap` of `graded` that converts gradients to tensors before the compiled step."""
 
     def wrap(apply):
         step = compiled(apply, mode)
         return lambda gradients: step([tf.constant(g) for g in gradients])
 
     return wrap
-
-
-def assert_same(a, b):
-    assert len(a) == len(b) > 0
-    assert all(np.array_equal(x, y) for x, y in zip(to_numpy(a), to_numpy(b), strict=True))
 
 
 @pytest.fixture
@@ -63,11 +59,11 @@ def floatx():
     keras.config.set_floatx(before)
 
 
-# The two ways of writing the step
+# The two implementations of the step
 
 
 class ByOps(Gravity):
-    """Takes the path of the other backends."""
+    """Uses the path of the other backends."""
 
     _step_by_kernel = Gravity._step_by_ops
 
@@ -76,9 +72,15 @@ class ByOps(Gravity):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", [Gravity, ByOps])
 def test_the_kernel_and_keras_ops_give_the_steps_of_the_reference(kind, mode, dtype, floatx):
-    floatx(dtype)  # in which Keras keeps the learning rate
+    floatx(dtype)  # Keras keeps the learning rate in it
     rng = np.random.default_rng(1)
-    shapes = [*SHAPES, (4, 64), (4, 63), (1, 1), (100, 3, 1, 1)]  # each way to the maximum
+    shapes = [
+        *SHAPES,
+        (4, 64),
+        (4, 63),
+        (1, 1),
+        (100, 3, 1, 1),
+    ]  # every implementation of the maximum
     gradients = [
         [np.asarray(rng.normal(size=s) * 10.0**e, dtype) for s in shapes] for e in (0, -3, 3, 1)
     ]
@@ -93,7 +95,7 @@ def test_the_kernel_and_keras_ops_give_the_steps_of_the_reference(kind, mode, dt
     "given", [{"weight_decay": 0.3}, {"learning_rate": lambda: 0.3}], ids=" ".join
 )
 def test_numbers_reach_float64_variables_unrounded(given, mode, floatx):
-    """tf.cast takes a Python float through float32, and Keras calls it."""
+    """Keras calls tf.cast, which converts a Python float through float32."""
     floatx("float64")
     gradients = [arrays(n, "float64") for n in range(1, 5)]
     options = {name: value() if callable(value) else value for name, value in given.items()}
@@ -103,7 +105,7 @@ def test_numbers_reach_float64_variables_unrounded(given, mode, floatx):
     assert result.verdict in {"exact", "bounded"}, result.first_divergence
 
 
-def test_the_kernel_is_what_float32_takes(monkeypatch):
+def test_float32_and_float64_use_the_kernel(monkeypatch):
     taken = []
     monkeypatch.setattr(tf.raw_ops, "ResourceApplyMomentum", lambda **_: taken.append(1))
     for dtype, times in (("float32", 1), ("float64", 1), ("float16", 0), ("bfloat16", 0)):
@@ -134,7 +136,7 @@ def test_a_thousand_steps_stay_inside_the_bound(mode):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_gradient_whose_shape_the_graph_does_not_know(dtype, jit_compile):
+def test_a_gradient_of_unknown_shape_in_a_graph(dtype, jit_compile):
     def trained(spec):
         variables = [keras.Variable(w, dtype=dtype) for w in arrays(0)[:1]]
         optimizer = Gravity()
@@ -156,9 +158,9 @@ def test_a_gradient_whose_shape_the_graph_does_not_know(dtype, jit_compile):
 
 
 def test_lists_of_different_lengths():
-    """As in every optimizer: refused without variables, with them the shorter list counts."""
-    rows, parts = tf.constant([1, 4, 1]), tf.constant(arrays(1, shapes=[(3, 3)])[0])
-    gradient = tf.IndexedSlices(parts, rows, tf.constant([6, 3]))
+    """As in every optimizer, they are refused without variables; else the shorter list counts."""
+    rows, values = tf.constant([1, 4, 1]), tf.constant(arrays(1, shapes=[(3, 3)])[0])
+    gradient = tf.IndexedSlices(values, rows, tf.constant([6, 3]))
     shapes = [(6, 3), (2,)]
 
     def trained(gradients):
@@ -177,8 +179,8 @@ def test_lists_of_different_lengths():
     assert_same(more[:1], dense[:1])
 
 
-def test_built_in_a_function_it_draws_v0_outside_of_the_graph(monkeypatch):
-    """Inside, V₀ would be a constant, and those of a graph may have 2 GB at most."""
+def test_building_inside_a_function_draws_v0_outside_the_graph(monkeypatch):
+    """Inside the graph V₀ would be a constant, and the constants of a graph are limited to 2 GB."""
     eager = []
 
     def draw(*args, **options):
@@ -201,7 +203,7 @@ def test_built_in_a_function_it_draws_v0_outside_of_the_graph(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["function", "xla"])
-def test_built_in_a_function_it_steps_like_one_built_before(mode):
+def test_building_inside_a_function_gives_the_same_steps(mode):
 
     def trained(build):
         optimizer, variables = Gravity(0.3), make_variables(arrays(0))
@@ -217,7 +219,7 @@ def test_built_in_a_function_it_steps_like_one_built_before(mode):
 
 @pytest.mark.parametrize("missing", [(), ("_get_variable_index",)], ids=str)
 def test_variables_of_tensorflow(missing, monkeypatch):
-    """Not Keras's: a tf.Variable has a handle and no path."""
+    """Unlike a variable of Keras, a tf.Variable has a handle and no path."""
     for name in missing:
         keras_without(name, monkeypatch.delattr)
     weights = arrays(0)
@@ -232,7 +234,7 @@ def test_variables_of_tensorflow(missing, monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("wraps", [lambda o: o, keras.optimizers.LossScaleOptimizer])
 def test_a_loop_with_a_tape(mode, wraps):
-    """Of a linear loss, whose gradient is its coefficients whatever the mode."""
+    """The gradient of the linear loss equals its coefficients in every mode."""
     weights, optimizer = arrays(0), Gravity(0.1)
     variables, outer = make_variables(weights), wraps(optimizer)
 
@@ -260,7 +262,7 @@ def test_a_loop_with_a_tape(mode, wraps):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_nothing_is_traced_again_when_rates_change(jit_compile):
+def test_changing_the_rate_does_not_retrace(jit_compile):
     optimizer, (variable,) = Gravity(0.1), make_variables([np.ones(3, np.float32)])
     optimizer.build([variable])
     step = tf.function(lambda g: optimizer.apply([g], [variable]), jit_compile=jit_compile)
@@ -272,7 +274,7 @@ def test_nothing_is_traced_again_when_rates_change(jit_compile):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_fit_steps_like_the_reference(mode):
-    """The loss is the output for a batch of one, whose gradient is the input itself."""
+    """The loss is the output for a batch of one, so the gradient is the input."""
     rows = np.concatenate([a.reshape(1, -1) for a in (arrays(n)[0] for n in range(1, 9))])
     model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(1, use_bias=False)])
     model.compile(
@@ -282,7 +284,9 @@ def test_fit_steps_like_the_reference(mode):
         jit_compile=mode == "xla",
     )
     weights = [w.copy() for w in model.get_weights()]
-    steps = [Step([initial_velocity((12, 1), std=0.01 / 0.1, seed=6)], weights)]  # not yet built
+    steps = [
+        Step([initial_velocity((12, 1), std=0.01 / 0.1, seed=6)], weights)
+    ]  # V₀: the optimizer is not yet built
 
     class Record(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -331,18 +335,18 @@ def test_accumulated_gradients_count_one_step_per_update(mode):
 @pytest.mark.parametrize("known", [True, False])
 def test_indexed_slices_equal_the_dense_gradient(mode, known):
     table = arrays(0, shapes=[(6, 3)])
-    rows = tf.constant([1, 4, 1])  # one row twice: its gradients are summed before the maximum
-    (parts,) = arrays(1, shapes=[(3, 3)])
+    rows = tf.constant([1, 4, 1])  # the gradients of the repeated row are summed before the maximum
+    (values,) = arrays(1, shapes=[(3, 3)])
     dense = np.zeros((6, 3), np.float32)
-    np.add.at(dense, [1, 4, 1], parts)
-    assert np.abs(dense).max() > np.abs(parts).max()
+    np.add.at(dense, [1, 4, 1], values)
+    assert np.abs(dense).max() > np.abs(values).max()
     shape = tf.constant([6, 3]) if known else None
 
     def wrap(apply):
         optimizer_apply = compiled(
             lambda p: apply([tf.IndexedSlices(p, rows, dense_shape=shape)]), mode
         )
-        return lambda gradients: optimizer_apply(tf.constant(parts))
+        return lambda gradients: optimizer_apply(tf.constant(values))
 
     result = graded(Gravity(), [[dense]] * 3, weights=table, wrap=wrap)
     assert result.verdict in VERDICTS[mode], result.first_divergence
@@ -362,21 +366,21 @@ def test_indexed_slices_equal_the_dense_gradient(mode, known):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_indexed_slices_equal_the_dense_gradient_under_all_options(options, mode):
-    rows, (parts,) = tf.constant([1, 4, 1]), arrays(1, shapes=[(3, 3)])
+def test_indexed_slices_equal_the_dense_gradient_with_every_option(options, mode):
+    rows, (values,) = tf.constant([1, 4, 1]), arrays(1, shapes=[(3, 3)])
 
     def trained(make_gradient):
         (variable,) = make_variables(arrays(0, shapes=[(6, 3)]))
         optimizer = Gravity(**options)
         optimizer.build([variable])
-        step = compiled(lambda parts: optimizer.apply([make_gradient(parts)]), mode)
+        step = compiled(lambda values: optimizer.apply([make_gradient(values)]), mode)
         for scale in (1.0, 2.0, 0.5, 1.0):
-            step(tf.constant(parts * np.float32(scale)))
+            step(tf.constant(values * np.float32(scale)))
         return [variable]
 
     shape = tf.constant([6, 3])
-    sparse = trained(lambda parts: tf.IndexedSlices(parts, rows, dense_shape=shape))
-    assert_same(sparse, trained(lambda parts: tf.math.unsorted_segment_sum(parts, rows, 6)))
+    sparse = trained(lambda values: tf.IndexedSlices(values, rows, dense_shape=shape))
+    assert_same(sparse, trained(lambda values: tf.math.unsorted_segment_sum(values, rows, 6)))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -417,8 +421,8 @@ def test_an_embedding_layer(mode):
 
 @pytest.mark.parametrize("kind", [Gravity, ByOps])
 @pytest.mark.parametrize("mode", MODES)
-def test_where_a_nan_goes(mode, kind):
-    """It poisons its tensor; under XLA on the CPU, at every size, its own element alone."""
+def test_a_nan_poisons_its_tensor_except_under_xla(mode, kind):
+    """Under XLA on the CPU, a NaN poisons only its element, at every size."""
     for shape in ((3,), (5000,), (5, 3), (40, 40, 3), (64, 64)):
         gradient = np.ones(shape, np.float32)
         gradient[..., 2] = np.nan

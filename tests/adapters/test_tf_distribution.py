@@ -1,9 +1,9 @@
 """gravity_tf.Gravity on several devices: replicas stay equal, and equal to one device.
 
-Devices and clusters are set up once in a process, so each kind has processes of its own, which
-run a function of this file. The loss is linear and its coefficients are small dyadic numbers,
-so the gradient of the global batch is exact however the batch is divided: what is left to
-compare is the optimizer.
+A process can set up devices and clusters only once, so each kind has its own processes, which run
+a function of this file. The loss is linear, and its coefficients are small dyadic numbers. So the
+gradient of the global batch is exact for every division of the batch, and the test compares the
+optimizers alone.
 """
 
 import json
@@ -20,7 +20,7 @@ from gravity_conformance.parity.digits import digits_task
 from gravity_conformance.parity.grading import grade
 from gravity_conformance.protocol import Replay, Step
 from gravity_core import initial_velocity
-from tests.adapters.keras_helpers import (
+from tests.support.keras_helpers import (
     arrays,
     keras_without,
     make_variables,
@@ -40,12 +40,12 @@ def run_processes(function, folder, environments):
         subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=Path(__file__).parents[2],
-            env=os.environ | environment | {"OUT": str(folder / f"{number}.npz")},
+            env=os.environ | environment | {"OUT": str(folder / f"{index}.npz")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for number, environment in enumerate(environments)
+        for index, environment in enumerate(environments)
     ]
     try:
         for process in processes:
@@ -55,14 +55,14 @@ def run_processes(function, folder, environments):
         for process in processes:
             process.kill()
     results = []
-    for number in range(len(environments)):
-        with np.load(folder / f"{number}.npz") as arrays:
+    for index in range(len(environments)):
+        with np.load(folder / f"{index}.npz") as arrays:
             results.append(dict(arrays))
     return results
 
 
 def write(**lists):
-    """Write lists of arrays, each under its name and number."""
+    """Write lists of arrays, each array under its name and index."""
     flat = {f"{name}{i:03}": a for name, values in lists.items() for i, a in enumerate(values)}
     np.savez(os.environ["OUT"], **flat)
 
@@ -72,14 +72,16 @@ def read(result, name):
 
 
 def replay():
-    """The gradients of the global batch: sums over replicas."""
-    parts = [[arrays(100 * r + n, shapes=SHAPES) for n in range(STEPS)] for r in range(REPLICAS)]
-    total = [[a + b for a, b in zip(*step, strict=True)] for step in zip(*parts, strict=True)]
+    """Return the replay with the gradients of the global batch, the sums over replicas."""
+    per_replica = [
+        [arrays(100 * r + n, shapes=SHAPES) for n in range(STEPS)] for r in range(REPLICAS)
+    ]
+    total = [[a + b for a, b in zip(*step, strict=True)] for step in zip(*per_replica, strict=True)]
     return Replay(arrays(50, shapes=SHAPES), total, {"seed": SEED})
 
 
 def check(result, verdicts):
-    """Grade the recorded steps: 1 + STEPS lists of V and of W, one after the other."""
+    """Grade the recorded steps: the concatenation of 1 + STEPS lists of V, and the same for W."""
     n = len(SHAPES)
     v, w = read(result, "v"), read(result, "w")
     steps = [Step(v[i : i + n], w[i : i + n]) for i in range(0, len(v), n)]
@@ -95,7 +97,7 @@ def assert_replicas_equal(result, name):
 
 
 def distributed_steps(strategy, replica_number, compiled):
-    """Take the steps of `replay` on a strategy; return V, W and every replica's last V and W."""
+    """Make the steps of `replay` under a strategy; return V, W and every replica's last V and W."""
     import tensorflow as tf
 
     from gravity_tf import Gravity
@@ -104,7 +106,9 @@ def distributed_steps(strategy, replica_number, compiled):
         variables = make_variables(arrays(50, shapes=SHAPES))
         optimizer = Gravity(seed=SEED)
 
-    parts = [[arrays(100 * r + n, shapes=SHAPES) for n in range(STEPS)] for r in range(REPLICAS)]
+    per_replica = [
+        [arrays(100 * r + n, shapes=SHAPES) for n in range(STEPS)] for r in range(REPLICAS)
+    ]
 
     def in_replica(*stacks):
         number = replica_number(tf.distribute.get_replica_context())
@@ -119,8 +123,8 @@ def distributed_steps(strategy, replica_number, compiled):
 
     run = tf.function(step) if compiled else step
     v, w = [], []
-    for number in range(STEPS):
-        stacks = zip(*(part[number] for part in parts), strict=True)
+    for index in range(STEPS):
+        stacks = zip(*(gradients[index] for gradients in per_replica), strict=True)
         run(*(tf.constant(np.stack(s)) for s in stacks))
         v += to_numpy(velocities(optimizer))
         w += to_numpy(variables)
@@ -131,7 +135,7 @@ def distributed_steps(strategy, replica_number, compiled):
 
 
 def fitted():
-    """Fit a model whose gradients are exact however a batch is divided; return all its numbers."""
+    """Fit a model whose gradients are exact for every division of a batch; return its variables."""
     import keras
 
     from gravity_tf import Gravity
@@ -149,7 +153,7 @@ def fitted():
 
 
 def mirrored():
-    """In a process: two logical CPUs, a loop of its own and then model.fit."""
+    """Train on two logical CPUs of this process, by a custom loop and by model.fit."""
     import keras
     import tensorflow as tf
 
@@ -209,7 +213,7 @@ def test_mirrored_strategy(tmp_path):
 
 
 def workers():
-    """In a process: one of the two workers that TF_CONFIG names."""
+    """Train as one of the two workers in TF_CONFIG."""
     import tensorflow as tf
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -250,7 +254,7 @@ def test_multi_worker_strategy(tmp_path):
 
 
 def sharded():
-    """In a process: Keras on JAX with four devices, the data or the weights divided."""
+    """Train Keras on JAX with four devices, with data or weights sharded."""
     import keras
     from keras import distribution, ops
 
@@ -308,7 +312,7 @@ def sharded():
 
 def test_keras_distribution_on_jax(tmp_path):
     pytest.importorskip("jax", reason="keras.distribution runs on JAX")
-    pytest.importorskip("keras", reason="it is Keras's own distribution", exc_type=ImportError)
+    pytest.importorskip("keras", reason="keras.distribution is part of Keras", exc_type=ImportError)
     environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     (result,) = run_processes("sharded", tmp_path, [environment])
     for kind in ("data", "model"):

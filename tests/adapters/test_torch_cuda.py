@@ -1,6 +1,6 @@
-"""gravity_torch.Gravity on a GPU: no look from the host, few kernels, CUDA graphs, two devices.
+"""gravity_torch.Gravity on a GPU: no synchronization, few kernels, CUDA graphs, two devices.
 
-The tests hide GPUs, so that all frameworks compute on the same processor. To run these:
+The tests hide GPUs so that all frameworks compute on the same processor. This command runs these:
 
     CUDA_VISIBLE_DEVICES=0 python -m pytest tests/adapters/test_torch_cuda.py
 """
@@ -16,7 +16,7 @@ from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_torch import Gravity  # noqa: E402
 
-# torch's advice for every step of a capturable optimizer outside of a graph
+# torch warns at every step of a capturable optimizer outside a graph
 pytestmark = pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True")
 
 PATHS = [{}, {"foreach": False}, {"capturable": True}, {"fused": True}]
@@ -25,7 +25,7 @@ PATHS = [{}, {"foreach": False}, {"capturable": True}, {"fused": True}]
 def parameters(*shapes, device="cuda"):
     torch.manual_seed(1)
     params = [torch.nn.Parameter(torch.randn(s).to(device)) for s in shapes]
-    for p in params:  # drawn on the host: a GPU has random numbers of its own
+    for p in params:  # drawn on the host, because a GPU has another generator
         p.grad = torch.randn(p.shape).to(device)
     return params
 
@@ -86,8 +86,8 @@ def kernels(step):
 @pytest.mark.parametrize("path", [{}, {"capturable": True}], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_the_number_of_kernels_does_not_grow_with_the_tensors(layout, path):
-    # Operations on lists, each of which hands at least 64 tensors to a kernel: 3 concatenations,
-    # 2 copies, 2 for the norms, a stack of them; 3 for counters that are on the GPU, too.
+    # An operation on a list passes at least 64 tensors to a kernel. There are 3 concatenations,
+    # 2 copies, 2 operations for the norms, 1 stack, and 3 operations for counters on the GPU.
     operations = 11 if "capturable" in path else 8
     few, many = (kernels(optimizer(n, layout, path).step) for n in (100, 1000))
     assert many - few <= operations * (900 / 64 + 1)  # one kernel for each tensor would be 900
@@ -105,7 +105,7 @@ def test_a_cuda_graph_replays_the_steps():
     optimizer = Gravity(captured, lr=torch.tensor(0.1, device="cuda"), capturable=True)
     reference = Gravity(eager, lr=torch.tensor(0.1, device="cuda"), capturable=True)
     stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())  # where the gradients are being made
+    stream.wait_stream(torch.cuda.current_stream())  # the gradients are computed on it
     with torch.cuda.stream(stream):
         for _ in range(3):
             optimizer.step()
@@ -131,5 +131,5 @@ def test_two_devices_in_one_step(lr_on, path):
     for _ in range(2):
         optimizer.step()
     for p, q in zip(near, far, strict=True):
-        # two updates on each side, of fewer roundings than the bound counts, of values below 8
+        # two updates on each side, with at most the bound's roundings, of values below 8
         assert (p - q.cpu()).abs().max() <= 2 * 2 * 11 * 2.0**-24 * 8

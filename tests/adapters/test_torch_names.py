@@ -1,4 +1,4 @@
-"""gravity_torch without the names that are private to torch, which a release may take away."""
+"""gravity_torch without the private names of torch, which a release may remove."""
 
 import ast
 import contextlib
@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_torch  # noqa: E402
 from gravity_torch import _fused  # noqa: E402
-from tests.adapters.torch_reference import (  # noqa: E402
+from tests.support.torch_reference import (  # noqa: E402
     Reference,
     cleared_graphs,
     needs_a_compiler,
@@ -23,13 +23,13 @@ from tests.adapters.torch_reference import (  # noqa: E402
 )
 
 CHECKS = ["_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"]
-# What each belongs to; a version of torch may have one of the two checks only.
+# The owner of each name; a version of torch may have only one of the two checks.
 NAMES = {
     "_use_grad_for_differentiable": importlib.import_module("torch.optim.optimizer"),
     **dict.fromkeys(CHECKS, torch.optim.Optimizer),
     "_fused_sgd_": torch,
 }
-# Private by the underscore alone: torch's optimizers and others are made of them.
+# Private by the underscore alone: torch's optimizers and others use them.
 LISTS = {"_foreach_add_", "_foreach_copy_", "_foreach_mul_", "_foreach_norm"}
 
 
@@ -38,15 +38,15 @@ ONE_OR_ALL = [["_use_grad_for_differentiable"], CHECKS, ["_fused_sgd_"], list(NA
 
 @pytest.fixture(params=ONE_OR_ALL, ids=["grad", "checks", "kernel", "all"])
 def without(request, monkeypatch):
-    """Return gravity_torch as it is imported where torch lacks the names."""
+    """Yield gravity_torch, imported with a torch that lacks the names."""
     for name in request.param:
         monkeypatch.delattr(NAMES[name], name, raising=False)
-    with imported_anew() as module:
+    with reimported() as module:
         yield module
 
 
 @contextlib.contextmanager
-def imported_anew():
+def reimported():
     def ours():
         return {n: m for n, m in sys.modules.items() if n.partition(".")[0] == "gravity_torch"}
 
@@ -62,7 +62,7 @@ def imported_anew():
 
 
 def check(module, step=None, dtype=torch.float32, sizes=((3, 4), (20_000,), ()), **options):
-    """Step a few parameters, and compare them with the reference element by element."""
+    """Step a few parameters, and compare every element with the reference."""
     generator = torch.Generator().manual_seed(0)
     ps = [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in sizes]
     references = [Reference(p, 0.1, 0, i, weight_decay=0.1) for i, p in enumerate(ps)]
@@ -82,8 +82,8 @@ def test_a_step(without, options):
     check(without, **options)
 
 
-def test_a_step_that_is_compiled():
-    """In a process of its own: graphs are guarded by which module is of a name."""
+def test_a_compiled_step():
+    """The test runs in its own process, because graphs depend on the modules by name."""
     code = f"import {__name__} as t; t.check_a_compiled_step_without_the_names()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     root = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def check_a_compiled_step_without_the_names():
     for name, owner in NAMES.items():
         if hasattr(owner, name):
             delattr(owner, name)
-    with imported_anew() as module:
+    with reimported() as module:
         check(module, lambda optimizer: torch.compile(optimizer.step, backend="aot_eager"))
 
 
@@ -136,7 +136,7 @@ def test_a_graph_captures_capturable_steps_only(without, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_fused_path_where_the_compiler_refuses_its_option(monkeypatch, dtype):
+def test_the_fused_path_with_a_compiler_that_refuses_its_option(monkeypatch, dtype):
     needs_a_compiler({"fused": True})
     own, calls = torch.compile, []
 
@@ -147,14 +147,14 @@ def test_the_fused_path_where_the_compiler_refuses_its_option(monkeypatch, dtype
         return own(function, **others)
 
     monkeypatch.setattr(torch, "compile", compile_without)
-    monkeypatch.setattr(_fused, "BATCH", 1)  # quicker
+    monkeypatch.setattr(_fused, "BATCH", 1)  # faster
     with cleared_graphs():
         check(gravity_torch, fused=True, dtype=dtype)
-    assert len(calls) == (dtype is torch.float32)  # bfloat16 takes the other way
+    assert len(calls) == (dtype is torch.float32)  # bfloat16 does not compile
 
 
-def test_a_compiler_that_does_not_know_init_group(monkeypatch):
-    """It runs a method of this name as it is, and would otherwise follow it."""
+def test_a_compiler_without_special_treatment_of_init_group(monkeypatch):
+    """The compiler runs a method of this name uncompiled; without that it traces the method."""
     from torch._dynamo.variables.optimizer import OptimizerVariable
 
     call, followed = OptimizerVariable.call_method, []
@@ -170,12 +170,12 @@ def test_a_compiler_that_does_not_know_init_group(monkeypatch):
     try:
         check(gravity_torch, lambda optimizer: torch.compile(optimizer.step, backend="aot_eager"))
     finally:
-        torch._dynamo.reset()  # otherwise later graphs would end where these did
+        torch._dynamo.reset()  # else later graphs would break in the same places
     assert followed
 
 
-def names(source):
-    """Return the names that begin with an underscore: those made in a module, and all in it."""
+def names_in(source):
+    """Return the names that a module defines, and all private names in it."""
     nodes = list(ast.walk(ast.parse(source)))
     made = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     made |= {
@@ -184,7 +184,9 @@ def names(source):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
     }
     found = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    found |= {node.value for node in nodes if isinstance(node, ast.Constant)}  # of getattr
+    found |= {
+        node.value for node in nodes if isinstance(node, ast.Constant)
+    }  # arguments of getattr
     for node in nodes:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             modules = [alias.name for alias in node.names] + [getattr(node, "module", "")]
@@ -197,7 +199,9 @@ def test_there_are_no_other_private_names():
     paths = list(Path(gravity_torch.__file__).parent.glob("*.py"))
     made, private = set(), set()
     for path in paths:
-        made_here, private_here = names(path.read_text(encoding="utf-8"))
+        made_here, private_here = names_in(path.read_text(encoding="utf-8"))
         made, private = made | made_here, private | private_here
     ours = made | {path.stem for path in paths}
-    assert private - ours - {"_replace", "_getframe"} == set(NAMES) | LISTS  # the two: Python's
+    assert (
+        private - ours - {"_replace", "_getframe"} == set(NAMES) | LISTS
+    )  # these two are Python's

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 import gravity_core  # noqa: E402
 import gravity_torch  # noqa: E402
 from gravity_torch import _fused, _multi_tensor, _multi_tensor_gpu, _tensors  # noqa: E402
-from tests.adapters.torch_reference import (  # noqa: E402
+from tests.support.torch_reference import (  # noqa: E402
     Reference,
     cleared_graphs,
     needs_a_compiler,
@@ -21,7 +21,7 @@ from tests.adapters.torch_reference import (  # noqa: E402
 )
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
-# The options of each path, and what is put in place of a module's own.
+# The options of each path, and the attributes that are patched for it.
 GPU = [(gravity_torch.optimizer, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)]
 PATHS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "loop": ({"foreach": False}, []),
@@ -33,7 +33,7 @@ PATHS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "of GPUs": ({}, GPU),
     "of GPUs, capturable": ({"capturable": True}, GPU),
 }
-# In place of thousands of elements, so that small tensors meet every branch; in the true order.
+# In place of thousands of elements, so that small tensors reach every branch. The order is kept.
 THRESHOLDS = [
     (_multi_tensor, "SMALL", 24),
     (_multi_tensor, "STACK", 40),
@@ -47,7 +47,7 @@ LAYOUTS = ["contiguous", "transposed", "strided", "expanded"]
 
 
 class Kind(NamedTuple):
-    """Parameters that are alike: how many, and how they and their gradients lie in memory."""
+    """Equal parameters: their number, and the memory layouts of them and of their gradients."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -59,17 +59,17 @@ class Kind(NamedTuple):
 class Group(NamedTuple):
     kinds: list[Kind]
     options: dict[str, Any] = {}  # noqa: RUF012
-    lr_dtype: torch.dtype | None = None  # of a tensor
+    lr_dtype: torch.dtype | None = None  # the dtype of a tensor learning rate
 
 
 class Step(NamedTuple):
-    exponent: int  # of the gradients' size
-    lrs: tuple[float, float, float]  # of the groups
-    missing: int = 0  # every so many parameters have no gradient; 0: all have one
+    exponent: int  # the gradients are about 10**exponent
+    lrs: tuple[float, float, float]  # one for each group
+    missing: int = 0  # every n-th parameter has no gradient; 0: all have one
 
 
 def laid_out(values, layout):
-    """Return the values (of an expanded tensor the first one) in a layout of memory."""
+    """Return the values in a memory layout; an expanded tensor repeats the first value."""
     if layout == "transposed":
         return values.mT.contiguous().mT if values.ndim > 1 else values
     if layout == "strided":
@@ -85,24 +85,24 @@ def values(rng, shape, dtype, scale=1.0):
 
 
 def check(path, groups, steps, seed=0):
-    """Step a list of parameters on a path, and each parameter beside it in the reference."""
+    """Step parameters on a path and in the reference, and compare them after every step."""
     rng = np.random.default_rng(seed)
     arguments, patches = PATHS[path]
     members, param_groups = [], []
-    for number, (kinds, options, lr_dtype) in enumerate(groups):
-        lr = steps[0].lrs[number]
+    for index, (kinds, options, lr_dtype) in enumerate(groups):
+        lr = steps[0].lrs[index]
         own = [
             (torch.nn.Parameter(laid_out(values(rng, k.shape, k.dtype), k.layout)), k)
             for k in kinds
             for _ in range(k.number)
         ]
-        std = 0.01 / lr if lr else 0.02  # which 0 would leave at rest, and warn
+        std = 0.01 / lr if lr else 0.02  # a rate of 0 would start from rest and warn
         given = {"lr": lr if lr_dtype is None else torch.tensor(lr, dtype=lr_dtype)}
         given["velocity_std"] = None if lr else std
         param_groups.append({"params": [p for p, _ in own], **given, **options})
         for p, kind in own:
             reference = Reference(p, std, seed=7, index=len(members), **options)
-            members.append((p, kind, number, reference))
+            members.append((p, kind, index, reference))
     with pytest.MonkeyPatch.context() as patch:
         for where in patches:
             patch.setattr(*where)
@@ -127,7 +127,7 @@ def check(path, groups, steps, seed=0):
                 reference.step(grads[p], rates[group])
             optimizer.step()
             for p, _, _, reference in members:
-                if p in grads:  # gradients are never written to
+                if p in grads:  # gradients are not modified
                     assert to_numpy(p.grad).tobytes() == grads[p].tobytes()
                 if reference.steps:
                     reference.check(p, optimizer.state[p], exact=path == "loop")
@@ -165,7 +165,7 @@ sequences = st.lists(
     max_size=4,
 )
 
-# All at once: every kind in every dtype, of tensors enough for several portions and a smaller one.
+# Every kind in every dtype at once, with enough tensors for several batches and a partial one.
 EVERYTHING = [
     Group(
         [Kind(s, d, 9 if s == (7,) else 2, k, g) for s in SHAPES for d in DTYPES], options, lr_dtype
@@ -207,14 +207,14 @@ def test_every_path_stays_inside_the_bound(path):
 
 @pytest.mark.parametrize("path", ["loop", "default", "fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_tensors_as_large_as_each_path_asks_for(path, dtype):
-    """Without thresholds put down, where kernels are vectorised and run in several threads."""
+def test_tensors_above_the_true_thresholds(path, dtype):
+    """The true thresholds apply, so kernels are vectorized and use several threads."""
     needs_a_compiler(path)
     kinds = [
         Kind((3, 4), dtype, 3),
         Kind(
             (5000,), dtype, 2 * (_multi_tensor.STACK // 5000) + 3
-        ),  # two stacks, also without a seventh
+        ),  # two stacks, even if every seventh tensor is missing
         Kind((300, 500), dtype, 1, "transposed", "transposed"),
         Kind((_multi_tensor.SMALL + 1,), dtype, 2),
         Kind((_multi_tensor.BLOCK + 1,), dtype, 1),
@@ -224,10 +224,10 @@ def test_tensors_as_large_as_each_path_asks_for(path, dtype):
     check(path, [Group(kinds), Group(kinds[::2], options)], STEPS)
 
 
-def test_every_kind_of_tensors_has_a_graph_of_its_own(monkeypatch):
-    """torch compiles eight for a function, and then runs it as it is, for the rest of the process.
+def test_every_kind_of_tensor_has_its_own_graph(monkeypatch):
+    """torch compiles at most eight graphs of a function, and then runs it uncompiled.
 
-    Counted with a compiler that leaves the operations as they are.
+    The counting compiler does not change the operations.
     """
     from torch._dynamo.testing import CompileCounter
 
@@ -235,7 +235,7 @@ def test_every_kind_of_tensors_has_a_graph_of_its_own(monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda f, **_: compile_with(f, backend=counter, dynamic=True)
     )
-    monkeypatch.setattr(_fused, "BATCH", 1)  # quicker
+    monkeypatch.setattr(_fused, "BATCH", 1)  # faster
     counts = []
     with cleared_graphs():
         for _ in range(2):
@@ -250,8 +250,8 @@ def test_every_kind_of_tensors_has_a_graph_of_its_own(monkeypatch):
 @given(st.permutations(range(4)), st.lists(st.sampled_from([0, 1, 2, 3]), min_size=4, max_size=4))
 @example([2, 0, 3, 1], [3, 3, 1, 3])
 @example([2, 0, 3, 1], [3, 3, 2, 3])
-def test_dense_is_what_torch_keeps_the_strides_of(order, cuts):
-    """0 to 2: the dimension is expanded, is cut to one element, is cut to every other one."""
+def test_is_dense_agrees_with_preserve_format(order, cuts):
+    """Cuts 0 to 2 expand a dimension, take one element of it, and take every other element."""
     x = torch.empty(2, 3, 4, 5).permute(order)
     for dim, cut in enumerate(cuts):
         if cut == 0:

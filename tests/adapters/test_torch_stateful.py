@@ -1,4 +1,4 @@
-"""gravity_torch.Gravity through random sequences of what users do, beside the NumPy reference."""
+"""gravity_torch.Gravity in random sequences of operations, compared with the NumPy reference."""
 
 import copy
 import io
@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 from gravity_torch import Gravity, _multi_tensor  # noqa: E402
-from tests.adapters.torch_reference import (  # noqa: E402
+from tests.support.torch_reference import (  # noqa: E402
     Reference,
     needs_a_compiler,
     to_numpy,
@@ -65,9 +65,9 @@ class Steps(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def step(self, data):
-        """Step with gradients for some of the parameters: others get theirs late, or pause.
+        """Step with gradients for some of the parameters; others start late or pause.
 
-        Other rules end with it, because hypothesis leaves single ones out of whole sequences.
+        Other rules end with a step, because hypothesis may omit single rules in a sequence.
         """
         exponent = data.draw(st.integers(-3, 2))
         given = data.draw(st.sets(st.sampled_from(range(len(self.params))), min_size=1))
@@ -106,7 +106,7 @@ class Steps(RuleBasedStateMachine):
         params = [torch.nn.Parameter(p.detach().clone()) for p, _, _ in self.params]
         start = [i * len(SHAPES) for i in range(len(self.groups))]
         groups = [{"params": params[i : i + len(SHAPES)]} for i in start]
-        # The options of its groups come from the file, those of groups added later from here.
+        # The options of its groups come from the file; groups that are added later use these.
         self.optimizer = Gravity(groups, lr=self.rate(0.7), seed=5, **self.path)
         self.optimizer.load_state_dict(torch.load(buffer, weights_only=True))
         self.replace(params)
@@ -126,7 +126,7 @@ class Steps(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_stays_inside_the_bound_whatever_its_user_does(path):
+def test_random_use_stays_inside_the_bound(path):
     needs_a_compiler(path)
     machine = type("OnPath", (Steps,), {"path": path})
     run_state_machine_as_test(machine, settings=settings(stateful_step_count=12))

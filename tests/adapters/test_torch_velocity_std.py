@@ -1,4 +1,4 @@
-"""σ, the standard deviation of V₀, in gravity_torch: where it comes from, and what it may be."""
+"""σ, the standard deviation of V₀, in gravity_torch: its origin and its range."""
 
 import copy
 import warnings
@@ -9,26 +9,26 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 from gravity_torch import Gravity, export_state  # noqa: E402
 from gravity_torch import optimizer as optimizer_module  # noqa: E402
-from tests.adapters.test_torch import (  # noqa: E402
+from tests.support.torch_helpers import (  # noqa: E402
     assert_same,
     give_gradients,
     parameters,
     run,
     values,
 )
-from tests.adapters.torch_reference import cleared_graphs  # noqa: E402
+from tests.support.torch_reference import cleared_graphs  # noqa: E402
 
 
 @pytest.mark.parametrize("rest", [{"velocity_std": 0.0}, {"alpha": 0.0}], ids=str)
-def test_a_group_that_is_to_rest_leaves_the_warning_for_another(rest):
+def test_a_group_that_starts_from_rest_does_not_use_up_the_warning(rest):
     a, b = parameters((3,), (3,))
     with pytest.warns(UserWarning, match="lr is 0 at construction") as record:
         Gravity([{"params": [a], **rest}, {"params": [b]}], lr=0.0)
     assert len(record) == 1
 
 
-def test_code_without_a_name():
-    """As that of `exec`, of `timeit` with globals, and of configuration files."""
+def test_code_without_a_module_name():
+    """`exec`, `timeit` with globals, and configuration files run code without `__name__`."""
     for lr, warned in ((0.1, 0), (0.0, 1)):
         names = {"Gravity": Gravity, "params": parameters((3,)), "lr": lr}
         with warnings.catch_warnings(record=True) as record:
@@ -37,7 +37,7 @@ def test_code_without_a_name():
         assert [warning.filename for warning in record] == ["of a user"] * warned
 
 
-def test_callers_are_looked_up_for_a_warning_only(monkeypatch):
+def test_the_caller_is_looked_up_for_warnings_only(monkeypatch):
     monkeypatch.setattr(optimizer_module, "_level_of_user", lambda: pytest.fail("looked up"))
     (p,) = parameters((3,))
     for arguments in ({}, {"lr": 0.0, "velocity_std": 0.1}, {"lr": 0.0, "alpha": 0.0}):
@@ -54,7 +54,7 @@ OVERFLOWS = [
 @pytest.mark.parametrize(("arguments", "message"), OVERFLOWS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.complex32])
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
-def test_a_first_velocity_that_overflows_is_refused(arguments, message, dtype):
+def test_an_overflowing_v0_is_refused(arguments, message, dtype):
     whole, half = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3).to(dtype))
     with pytest.raises(ValueError, match=message):
         Gravity([half], **arguments)
@@ -65,8 +65,8 @@ def test_a_first_velocity_that_overflows_is_refused(arguments, message, dtype):
 
 
 @pytest.mark.parametrize(("arguments", "message"), OVERFLOWS)
-def test_a_first_velocity_that_overflows_is_refused_before_anything_moves(arguments, message):
-    """Of parameters that have become float16 since the optimizer was made."""
+def test_an_overflowing_v0_is_refused_before_any_change(arguments, message):
+    """The parameters became float16 after the construction of the optimizer."""
     first, changed, late = parameters((3,), (1000,), (3,))
     optimizer = Gravity([{"params": [first, late]}, {"params": [changed]}], **arguments)
     run(optimizer, [first], [0])
@@ -84,7 +84,7 @@ def test_a_first_velocity_that_overflows_is_refused_before_anything_moves(argume
     run(optimizer, [first, changed, late], [1])
 
 
-def test_a_group_that_was_refused_may_be_mended():
+def test_a_refused_group_can_be_corrected():
     there, p, other = parameters((1,), (3,), (3,))
     optimizer, half = Gravity([there]), torch.nn.Parameter(torch.ones(3).half())
     for wrong, right in ((half, half), (there, p)):
@@ -97,12 +97,12 @@ def test_a_group_that_was_refused_may_be_mended():
         assert optimizer.param_groups.pop()["velocity_std"] == 0.01 / 0.1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(2):  # one that was refused has not said it
+        for _ in range(2):  # the refused call did not give the warning
             with pytest.raises(UserWarning, match="starts from rest"):
                 optimizer.add_param_group({"params": [other], "lr": 0.0})
 
 
-def test_a_frozen_parameter_needs_no_first_velocity():
+def test_a_frozen_parameter_needs_no_v0():
     frozen = torch.nn.Parameter(torch.ones(3).half(), requires_grad=False)
     (p,) = parameters((3,))
     run(Gravity([p, frozen], lr=1e-7), [p], [0])
@@ -122,7 +122,7 @@ def test_a_large_standard_deviation_is_compiled_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_other_dtypes_hold_what_overflows_float16(dtype):
+def test_other_dtypes_hold_a_v0_that_overflows_float16(dtype):
     (p,) = parameters((1000,), dtype=dtype)
     optimizer = Gravity([p], lr=1e-7)
     run(optimizer, [p], [0])
@@ -131,8 +131,8 @@ def test_other_dtypes_hold_what_overflows_float16(dtype):
 
 @pytest.mark.parametrize("scheduled", [1e-6, 0.0])
 @pytest.mark.parametrize("arguments", [{"lr": 0.2}, {"lr": 0.0, "velocity_std": 0.05}], ids=str)
-def test_the_scheduled_rate_of_a_checkpoint_gives_no_first_velocity(scheduled, arguments):
-    """σ stays as the receiving optimizer was constructed, whatever the rate has become."""
+def test_the_scheduled_rate_of_a_checkpoint_does_not_set_sigma(scheduled, arguments):
+    """σ stays that of the receiving optimizer's construction, regardless of the current rate."""
     begun, late = parameters((3,), (1000,))
     foreign = {
         "state": {0: {"v": torch.zeros(3)}},
@@ -149,7 +149,7 @@ def test_the_scheduled_rate_of_a_checkpoint_gives_no_first_velocity(scheduled, a
 
 
 @pytest.mark.parametrize("scheduled", [1e-6, 0.0])
-def test_a_pickle_without_its_standard_deviation_takes_the_first_rate(scheduled):
+def test_a_pickle_without_velocity_std_uses_the_initial_rate(scheduled):
     (p,) = parameters((3,))
     state = copy.deepcopy(Gravity([p], lr=scheduled, velocity_std=1.0).__getstate__())
     del state["defaults"]["velocity_std"], state["param_groups"][0]["velocity_std"]
@@ -160,7 +160,7 @@ def test_a_pickle_without_its_standard_deviation_takes_the_first_rate(scheduled)
 
 
 def test_the_standard_deviation_is_a_constant_to_autograd():
-    """By hand: W₁ = W₀ − l (β̂ V₀ + (1 − β̂) ζ), of which V₀ = (α/l) z is taken to be constant."""
+    """W₁ = W₀ − η (β̂ V₀ + (1 − β̂) ζ), and V₀ = (α/η) z counts as a constant."""
     gradients = []
     for std in (None, 0.01 / 0.25):
         lr = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)

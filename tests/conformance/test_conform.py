@@ -1,26 +1,20 @@
-"""Strangers' implementations with and without a mistake: each mistake is caught, and named."""
+"""Third-party implementations with and without mistakes: each mistake is caught and named."""
 
-import importlib.util
-import io
-import json
 import re
-from pathlib import Path
 
 import pytest
 
-from gravity_conformance.conform import worker
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.vectors import load_vectors
+from tests.support.command import STRANGERS
+from tests.support.worker import KINDS, findings
 
-STRANGERS = Path(__file__).with_name("strangers.py")
-KINDS = {"plain": (), "torch": ("torch",), "optax": ("jax", "optax"), "keras": ("keras",)}
-
-# mistake → its name in the report, the check that it must fail, the kinds to which it can happen
+# mistake → its name in the report, the check that must catch it, the kinds that can have it
 MISTAKES = {
     "plus_one": ("β̂ uses t + 1", "convention", KINDS),
     "half": ("1 − β̂ in half precision", "convention", KINDS),
     "mean": ("mean in place of max", "update", KINDS),
-    # a function of one tensor sees no other
+    # a function of one tensor does not see the others
     "whole_model": (
         "m from the whole model, not per tensor",
         "update",
@@ -29,72 +23,54 @@ MISTAKES = {
     "square": ("missing square", "update", KINDS),
     "weight": ("(1 − β̂) omitted", "convention", KINDS),
     "bare_beta": ("β in place of β̂", "convention", KINDS),
-    # to a function V₀ is given
+    # a function receives V₀
     "std": ("V₀ std is α, not α / η", "v0", ("torch", "optax", "keras")),
     "twice": ("learning rate applied twice", "update", KINDS),
     "coupled": ("weight decay coupled", "weight-decay", KINDS),
     # arrays of JAX and TensorFlow cannot be written to
     "negated": ("gradient negated in place", "gradient", ("plain", "torch")),
-    # the state of optax is the caller's, and so is a function's
+    # the caller keeps the state of optax and of functions
     "reset": ("V reset on load", "resume", ("torch", "keras")),
     "minus_one": ("β̂ uses t − 1", "convention", KINDS),
 }
-
-
-def events(spec, checks=tuple(CHECKS), **job):
-    """Return what the worker tells of an implementation, in this process, which is faster."""
-    names = KINDS.get(spec.rpartition(":")[2].partition("_")[0], ())
-    for module in names:
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{spec} needs {module}")
-    report = io.StringIO()
-    worker._run(
-        {"spec": spec, "kind": None, "kw": {}, "first_step": None} | job | {"checks": checks},
-        report,
-    )
-    return [json.loads(line) for line in report.getvalue().splitlines()]
-
-
-def findings(*args, **kwargs):
-    return {e["check"]: e for e in events(*args, **kwargs) if e["event"] == "finding"}
 
 
 @pytest.mark.parametrize(
     ("mistake", "kind"), [(m, kind) for m, (_, _, kinds) in MISTAKES.items() for kind in kinds]
 )
 def test_a_mistake_is_caught_and_named(mistake, kind):
-    words, check, _ = MISTAKES[mistake]
-    # A stranger that counts from 0 is wrong only where 1 is asked for.
+    diagnosis, check, _ = MISTAKES[mistake]
+    # Counting from 0 is wrong only if first_step is 1.
     job = {"first_step": 1} if mistake == "minus_one" else {}
-    long = ("trajectory",) if kind in ("plain", "torch") else ()  # the others take seconds for it
+    long = ("trajectory",) if kind in ("plain", "torch") else ()  # takes seconds in the others
     checks = [*dict.fromkeys(("convention", "update", *long, check))]
     found = findings(f"{STRANGERS}:{kind}_{mistake}", checks, **job)
     assert list(found) == checks
     assert found[check]["outcome"] == "differs"
-    assert {f["diagnosis"] for f in found.values() if f["outcome"] != "pass"} == {words}
+    assert {f["diagnosis"] for f in found.values() if f["outcome"] != "pass"} == {diagnosis}
 
 
-def test_a_counter_in_float16_is_caught_where_it_stops():
+def test_a_float16_counter_that_stops_is_caught():
     found = findings(f"{STRANGERS}:plain_stops", ["update", "long"])
     assert found["update"]["outcome"] == "pass"
     assert found["long"]["diagnosis"] == "t is counted in float16 and stops at 2048"
 
 
 @pytest.mark.parametrize(
-    ("stranger", "words"),
+    ("stranger", "diagnosis"),
     [
         ("plain_difference", "1 − β̂ taken as a difference, which loses digits"),
         ("plain_mean", "mean in place of max"),
         ("plain_plus_one", "β̂ uses t + 1"),
-        # from V ≠ 0, or late in a run, where an optimizer has to be put
+        # the vectors need a V ≠ 0 or a large t, which the optimizer must accept
         ("torch_mean", "mean in place of max"),
         ("torch_stops", "t is counted in float16 and stops at 2048"),
     ],
 )
-def test_the_published_vectors_catch_and_name_a_mistake(stranger, words):
+def test_the_published_vectors_catch_and_name_a_mistake(stranger, diagnosis):
     found = findings(f"{STRANGERS}:{stranger}", ["vectors"])
     assert found["vectors"]["outcome"] == "differs"
-    assert found["vectors"]["diagnosis"] == words
+    assert found["vectors"]["diagnosis"] == diagnosis
 
 
 @pytest.mark.parametrize(
@@ -108,21 +84,21 @@ def test_the_published_vectors_catch_and_name_a_mistake(stranger, words):
         ("redraws", "V is drawn again at the first step, whatever was written"),
     ],
 )
-def test_an_optimizer_that_cannot_be_put_anywhere_is_not_judged_wrong_for_it(stranger, why):
+def test_an_optimizer_whose_state_cannot_be_set_still_passes(stranger, why):
     found = findings(f"{STRANGERS}:torch_{stranger}", ["vectors"])["vectors"]
     assert found["outcome"] == "pass"
     assert re.fullmatch(rf"(\d+) of \d+ can be fed to it; not (\d+): {why}; not .*", found["note"])
 
 
-def fed(kind):
-    """Return how many vectors fit a stranger of a kind, which counts from 1."""
+def suitable(kind):
+    """Return the numbers of suitable and of all vectors for a kind that counts from 1."""
     tests = [
         test
         for group in load_vectors()
         if group.type == "update" and group.file != "non_finite.json"
         for test in group.tests
     ]
-    if kind == "plain":  # t is the caller's
+    if kind == "plain":  # the caller chooses t
         return len(tests), len(tests)
     maximizes = kind == "torch"
     fit = [t for t in tests if t.steps[0].t and (maximizes or not t.hyperparameters.maximize)]
@@ -131,10 +107,10 @@ def fed(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_right_stranger_conforms(kind):
-    # 2200 eager steps of Keras take seconds; our own adapter makes them.
+    # 2200 eager steps of Keras take seconds; the test of our adapter makes them.
     checks = [name for name in CHECKS if (kind, name) != ("keras", "long")]
     found = findings(f"{STRANGERS}:{kind}_right", checks)
     assert list(found) == checks
     wrong = {name: f for name, f in found.items() if f["outcome"] not in ("pass", "not applicable")}
     assert not wrong
-    assert found["vectors"]["note"].startswith("{} of {} can be fed to it".format(*fed(kind)))
+    assert found["vectors"]["note"].startswith("{} of {} can be fed to it".format(*suitable(kind)))

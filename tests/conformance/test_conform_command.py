@@ -1,4 +1,4 @@
-"""The command `gravity conform`, in its own process, on what strangers may hand to it."""
+"""The command `gravity conform` in its own process, on good and bad implementations."""
 
 import functools
 import importlib.util
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +15,8 @@ from gravity_conformance.conform import report as reports
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.conform.runner import Report, Result, conform
 from gravity_conformance.mutations import MUTATIONS
-from tests.conformance.command import RIGHT, gravity_conform, written
+from tests.support.command import RIGHT, gravity_conform, written
 
-STRANGERS = Path(__file__).with_name("strangers.py")
 FRAMEWORKS = ("torch", "jax", "optax", "tensorflow", "keras")
 
 
@@ -45,7 +43,7 @@ def outcomes(report):
         ("class T:\n    init = update = 1\nstep = T()", "step", "it is an optax transformation"),
     ],
 )
-def test_what_cannot_be_checked_is_one_line_and_status_2(odd, code, attribute, message):
+def test_an_unusable_spec_gives_one_line_and_status_2(odd, code, attribute, message):
     report = conform(odd(code, attribute))
     assert report.status == 2
     assert report.results == []
@@ -55,7 +53,7 @@ def test_what_cannot_be_checked_is_one_line_and_status_2(odd, code, attribute, m
 
 
 @pytest.mark.parametrize("spec", ["", "odd", ":step", "odd:", "/none/odd.py:step"])
-def test_a_spec_that_names_nothing_is_refused(spec):
+def test_a_spec_without_a_target_is_refused(spec):
     done = gravity_conform(spec)
     assert done.returncode == 2
     assert "conform: could not run: " in done.stdout
@@ -71,15 +69,15 @@ def test_a_spec_that_names_nothing_is_refused(spec):
         ("plain", "sleep", "could not run, 2 of 2 checks: error"),
     ],
 )
-def test_a_wrong_kind_is_one_line_and_status_2(odd, kind, spec, message):
-    sleep = "def sleep(*arguments): time.sleep(*arguments)"  # its signature takes everything
+def test_a_wrong_kind_gives_one_line_and_status_2(odd, kind, spec, message):
+    sleep = "def sleep(*arguments): time.sleep(*arguments)"  # its signature accepts everything
     report = conform(odd(sleep, spec), kind=kind, only=["convention", "update"])
     assert report.status == 2
     assert message in reports.verdict(report)
     assert "\n" not in reports.verdict(report)
 
 
-# What `step` does in place of the right thing, and what its line must say.
+# The body of `step`, the outcome, and a part of the message.
 MISBEHAVIOUR = {
     "raises": ("raise ValueError('two\\nlines')", "error", "ValueError: two lines"),
     "exits": ("sys.exit(0)", "error", "SystemExit: 0"),
@@ -109,19 +107,19 @@ def test_a_misbehaving_function_does_not_pass(odd, name):
     assert "Traceback" not in reports.text(report)
 
 
-def test_inputs_written_to_are_caught(odd):
+def test_writes_to_inputs_are_caught(odd):
     for name in "wvg":
         code = "def step(w, v, g, t, lr, beta):\n    result = right(w, v, g, t, lr, beta)\n"
         code += f"    {name} += 1\n    return result"
         report = conform(odd(code), only=["update", "gradient"])
-        # What is written to is a copy, so the update itself is right.
+        # The implementation receives copies, so the update itself is right.
         assert outcomes(report) == {"update": "pass", "gradient": "differs"}
         assert report.results[1].diagnosis == (
             "gradient overwritten" if name == "g" else "inputs overwritten"
         )
 
 
-def test_a_function_that_hangs_is_ended_and_the_other_checks_go_on(odd):
+def test_a_hanging_function_is_killed_and_other_checks_run(odd):
     code = "def step(w, v, g, t, lr, beta):\n    while w.dtype == np.float64: time.sleep(1)\n"
     code += "    return right(w, v, g, t, lr, beta)"
     report = conform(odd(code), only=["update", "float64", "float16"], timeout=3)
@@ -130,7 +128,7 @@ def test_a_function_that_hangs_is_ended_and_the_other_checks_go_on(odd):
     assert report.status == 1
 
 
-def test_a_function_that_ends_its_process_never_passes(odd):
+def test_a_function_that_exits_its_process_never_passes(odd):
     code = "def step(w, v, g, t, lr, beta):\n    os._exit(0)"
     report = conform(odd(code), only=["update", "trajectory", "long", "float64", "float16"])
     assert set(outcomes(report).values()) == {"error"}
@@ -138,13 +136,13 @@ def test_a_function_that_ends_its_process_never_passes(odd):
     assert report.status == 2
 
 
-def test_a_module_that_hangs_is_ended():
+def test_a_hanging_module_is_killed():
     report = conform("time:sleep", timeout=0.01)
     assert report.status == 2
     assert report.error == "before the first check: no answer in 0.01 s"
 
 
-def test_what_it_prints_is_left_out(odd):
+def test_the_output_of_the_implementation_is_left_out(odd):
     code = 'print(\'{"event": "done", "printed": 0}\')\n'
     code += "def step(w, v, g, t, lr, beta):\n"
     code += "    print('hello'); os.write(1, b'raw'); os.write(2, b'raw'); sys.stdout.flush()\n"
@@ -182,7 +180,7 @@ def test_json_and_html(tmp_path, odd):
         assert f"<td>{name.title}</td>" in page
     (drawing,) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     ET.fromstring(drawing)
-    # One file: nothing is fetched.
+    # The page is one file and loads nothing.
     assert not re.search(r"<(script|link|img)|src=|@import", page)
     assert f"gravity conform {spec}" in page
 
@@ -206,7 +204,7 @@ def test_list_names_every_check_and_mistake():
         (["a:b", "--timeout", "0"], "0.0 is not in the range"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments, message):
+def test_bad_input_gives_one_line_and_status_2(arguments, message):
     done = gravity_conform(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("gravity: ")
@@ -230,7 +228,7 @@ def test_arguments_by_other_names(tmp_path):
 
 
 def test_with_numpy_alone(odd):
-    """Frameworks, and what the command line needs besides, are not there."""
+    """Neither the frameworks nor the packages of the command line are installed."""
     refused = (*FRAMEWORKS, "click", "rich", "matplotlib", "sklearn", "scipy", "ml_dtypes")
     code = f"""
 import sys
@@ -254,7 +252,7 @@ ADAPTERS["tensorflow"] = "gravity_tf:Gravity"
 
 
 @pytest.mark.parametrize("framework", ADAPTERS)
-def test_our_own_adapters_conform(framework):
+def test_our_adapters_conform(framework):
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"the adapter needs {framework}")
     report = conform(ADAPTERS[framework])

@@ -1,4 +1,4 @@
-"""docs/conformance.md shows what `gravity conform` really says of pytorch_optimizer's Gravity."""
+"""docs/conformance.md shows the real report on pytorch_optimizer's Gravity."""
 
 import importlib.util
 from importlib.metadata import version
@@ -14,7 +14,7 @@ SECTION = PAGE.read_text(encoding="utf-8").split("<!-- report: ")[1].split("<!--
 
 
 def shown(text):
-    """Return check, result and diagnosis of each row; the figures vary from CPU to CPU."""
+    """Return the check, result and diagnosis of each row; the figures depend on the CPU."""
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     found = []
     for check, result, _, *words in rows[2:]:

@@ -1,11 +1,11 @@
-"""Mistakes that only some inputs show, right code of unusual habits, and names that must not be."""
+"""Mistakes that only some inputs show, correct code of unusual style, and false diagnoses."""
 
 import importlib.util
 
 import pytest
 
 from gravity_conformance.conform.drive.spec import SpecError, load, recognise
-from tests.conformance.test_conform import findings
+from tests.support.worker import findings
 
 RIGHT = """
 import numpy as np
@@ -56,7 +56,7 @@ class Right(torch.optim.Optimizer):
 
 @pytest.fixture
 def stranger(tmp_path, request):
-    """Write a module, and return the findings of some checks on its `step`."""
+    """Return a function that writes a module and returns the findings of checks on its `step`."""
 
     def check(code, checks, before=RIGHT, **job):
         if before is TORCH and importlib.util.find_spec("torch") is None:
@@ -72,7 +72,7 @@ def plain(body, signature="w, v, g, t, lr, beta"):
     return f"def step({signature}):\n    {body}\n"
 
 
-# What `step` does, the check that catches it, and its name in the report.
+# The body of `step`, the checks that catch its mistake, and the diagnosis.
 FUNCTIONS = {
     "maximum over two of four axes": (
         "return core(w, v, g, t, lr, beta, size=np.abs(g).max((-2, -1), keepdims=True)"
@@ -117,11 +117,11 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_a_function_does_wrong_is_caught_and_not_misnamed(stranger, name):
-    body, checks, words = FUNCTIONS[name]
+def test_mistakes_of_functions_are_caught_and_not_misnamed(stranger, name):
+    body, checks, diagnosis = FUNCTIONS[name]
     for finding in stranger(plain(body), checks).values():
         assert finding["outcome"] == "differs"
-        assert finding["diagnosis"] == words
+        assert finding["diagnosis"] == diagnosis
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -159,7 +159,7 @@ def test_half_types_may_be_computed_in_any_wider_one(stranger, name):
         "(0 * g).view(type('A', (np.ndarray,), {}))",
     ],
 )
-def test_an_array_that_is_not_plain_is_told(stranger, kind):
+def test_an_array_subclass_is_reported(stranger, kind):
     for finding in stranger(plain(f"return {kind}, {kind}"), "convention update").values():
         assert finding["outcome"] == "error"
         assert "of tensor 0 must be a plain numpy.ndarray" in finding["note"]
@@ -180,20 +180,20 @@ def test_an_array_that_is_not_plain_is_told(stranger, kind):
         ),
     ],
 )
-def test_a_gradient_that_is_written_to_at_times_is_caught(stranger, code, when):
+def test_an_occasional_write_to_the_gradient_is_caught(stranger, code, when):
     found = stranger(code, "gradient")["gradient"]
     assert (found["outcome"], found["note"]) == ("differs", when)
     assert found["diagnosis"] == "gradient set to zero"
 
 
-def test_a_gradient_that_another_check_finds_written_to_shows(stranger):
+def test_a_gradient_change_found_by_another_check_is_reported(stranger):
     code = plain("r = core(w, v, g, t, lr, beta)\n    if g.dtype.kind == 'f' and g.itemsize == 8:")
     code = code.rstrip() + " g *= 0\n    return r"
     assert stranger(code, "gradient")["gradient"]["outcome"] == "pass"
     assert stranger(code, "float64 gradient")["gradient"]["outcome"] == "differs"
 
 
-def test_float64_by_the_letter_of_algorithm_1_passes_with_a_remark(stranger):
+def test_algorithm_1_taken_literally_in_float64_passes_with_a_note(stranger):
     body = (
         "if w.dtype != np.float64: return core(w, v, g, t, lr, beta)\n"
         "    old, m = (beta * t + 1) / (t + 2), np.max(np.abs(g), initial=0)\n"
@@ -207,7 +207,7 @@ def test_float64_by_the_letter_of_algorithm_1_passes_with_a_remark(stranger):
     assert wrong["outcome"] == "differs"
 
 
-def test_a_refused_option_is_no_fault(stranger):
+def test_a_refused_option_is_not_a_failure(stranger):
     body = "if not beta < 1: raise ValueError('β must be < 1')\n"
     found = stranger(plain(f"{body}    return core(w, v, g, t, lr, beta)"), "vectors float16")
     assert found["float16"]["outcome"] == found["vectors"]["outcome"] == "pass"
@@ -222,11 +222,11 @@ def test_a_refused_option_is_no_fault(stranger):
         plain("return core(w, v, g, t, lr, beta)", "beta, lr, t, g, v, w, /"),
     ],
 )
-def test_the_six_arguments_in_any_order_and_with_defaults(stranger, code):
+def test_the_six_arguments_may_have_any_order_and_defaults(stranger, code):
     assert stranger(code, "update")["update"]["outcome"] == "pass"
 
 
-def test_what_a_function_asks_for_besides_is_told_once(stranger):
+def test_unknown_required_arguments_are_reported_once(stranger):
     with pytest.raises(SpecError, match=r"\(see --kw\): TypeError: missing a required .*'eps'"):
         stranger(plain("return w, v", "w, v, g, t, lr, beta, *, eps"), "update")
     with pytest.raises(SpecError, match=r"--kind must say which; it is a function of \(\*a\)"):
@@ -235,7 +235,7 @@ def test_what_a_function_asks_for_besides_is_told_once(stranger):
     assert found["update"]["outcome"] == "pass"
 
 
-# What the class `step` does otherwise, the check that catches it, and what is said.
+# The difference of the class `step`, the check that catches it, and the diagnosis or note.
 CLASSES = {
     "σ from the first step": (
         "    def one(self, p, lr, *rest):\n"
@@ -268,7 +268,7 @@ CLASSES = {
         "groups",
         "AttributeError: 'NoneType' object has no attribute 'data'",
     ),
-    "moves what has no gradient": (
+    "moves parameters without a gradient": (
         "    @torch.no_grad()\n    def step(self):\n        super().step()\n"
         "        for group in self.param_groups:\n            for p in group['params']:\n"
         "                if p.grad is None: p.add_(1)",
@@ -279,14 +279,14 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_what_a_torch_class_does_wrong_is_caught(stranger, name):
-    code, check, words = CLASSES[name]
+def test_mistakes_of_torch_classes_are_caught(stranger, name):
+    code, check, diagnosis = CLASSES[name]
     found = stranger(f"\nclass step(Right):\n{code}\n", check, TORCH)[check]
     assert found["outcome"] in ("differs", "error")
-    assert (found["diagnosis"] if found["outcome"] == "differs" else found["note"]) == words
+    assert (found["diagnosis"] if found["outcome"] == "differs" else found["note"]) == diagnosis
 
 
-HABITS = {
+STYLES = {
     "as it is": "    pass",
     "lr by another name": (
         "    def __init__(self, params, learning_rate=0.1, alpha=0.01, beta=0.9):\n"
@@ -304,10 +304,10 @@ HABITS = {
 }
 
 
-@pytest.mark.parametrize("name", HABITS)
-def test_habits_that_are_no_mistake(stranger, name):
+@pytest.mark.parametrize("name", STYLES)
+def test_valid_styles_of_torch(stranger, name):
     checks = "convention v0 update own-v0 vectors float16 groups schedule 0-d resume gradient"
-    found = stranger(f"\nclass step(Right):\n{HABITS[name]}\n", checks, TORCH)
+    found = stranger(f"\nclass step(Right):\n{STYLES[name]}\n", checks, TORCH)
     assert {f["outcome"] for f in found.values()} == {"pass"}
     hidden = "what its state shows is not V" in found["convention"]["note"]
     assert hidden == (name == "−V in its state")
@@ -347,18 +347,18 @@ class step(keras.optimizers.Optimizer):
 
 
 @pytest.mark.parametrize(
-    ("count", "outcome", "words"),
+    ("count", "outcome", "diagnosis"),
     [
         ("ops.cast(self.iterations, w.dtype) + 1", "pass", None),
         ("self.count", "differs", "t stands still"),
         ("int(self.iterations) + 1", "error", None),
     ],
 )
-def test_a_counter_that_keras_compiles(stranger, count, outcome, words):
+def test_a_counter_in_compiled_keras(stranger, count, outcome, diagnosis):
     pytest.importorskip("keras")
     found = stranger("", "update compiled", KERAS.replace("COUNT", count))
     assert found["update"]["outcome"] == "pass"
-    assert (found["compiled"]["outcome"], found["compiled"]["diagnosis"]) == (outcome, words)
+    assert (found["compiled"]["outcome"], found["compiled"]["diagnosis"]) == (outcome, diagnosis)
 
 
 OPTAX = """
@@ -394,7 +394,7 @@ def step(learning_rate, alpha, beta=0.9):
         ("learning_rate", "", "len(calls)", "differs"),
     ],
 )
-def test_habits_of_optax(stranger, rate, state, count, outcomes):
+def test_valid_styles_of_optax(stranger, rate, state, count, outcomes):
     pytest.importorskip("optax")
     calls = count == "len(calls)"
     code = OPTAX.replace("RATE", rate).replace("STATE", state).replace("COUNT", count)

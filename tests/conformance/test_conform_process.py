@@ -1,4 +1,4 @@
-"""`gravity conform` and the process of a stranger's code: what gets through, and when it ends."""
+"""`gravity conform` and the process of the implementation: its output and its end."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ from gravity_conformance._output import replace
 from gravity_conformance.conform import report as reports
 from gravity_conformance.conform import runner
 from gravity_conformance.conform.runner import conform
-from tests.conformance.command import RIGHT, gravity_conform, written
+from tests.support.command import RIGHT, gravity_conform, written
 
 SCHEMA = json.loads(
     (resources.files("gravity_conformance.conform") / "schema.json").read_text("utf-8")
@@ -32,7 +32,7 @@ def odd(tmp_path):
     return functools.partial(written, tmp_path)
 
 
-# Exceptions that resist
+# Unusual exceptions
 
 RAISES = {
     "surrogate": (r"raise ValueError('\udcff \0 \x1b[31m')", r"ValueError: \udcff \x00 \x1b[31m"),
@@ -46,7 +46,7 @@ RAISES = {
 
 
 @pytest.mark.parametrize("name", RAISES)
-def test_whatever_is_raised_is_shown_in_one_line(odd, name, tmp_path):
+def test_every_exception_is_shown_in_one_line(odd, name, tmp_path):
     code, message = RAISES[name]
     files = ["--json", tmp_path / "a.json", "--html", tmp_path / "a.html"]
     done = gravity_conform(odd(STEP + code), "--only", "update", *files)
@@ -57,7 +57,7 @@ def test_whatever_is_raised_is_shown_in_one_line(odd, name, tmp_path):
     assert message.replace("'", "&#x27;") in (tmp_path / "a.html").read_text("utf-8")
 
 
-def test_an_import_that_ends_by_no_exception_is_shown(odd):
+def test_a_base_exception_at_import_is_reported(odd):
     assert conform(odd("raise GeneratorExit('bye')")).error == (
         "SPEC cannot be used: GeneratorExit: bye"
     )
@@ -69,13 +69,13 @@ def test_messages_are_bounded():
     assert clean("β̂ ≠ 1 — “ok”\n") == "β̂ ≠ 1 — “ok”"
 
 
-def test_lone_surrogates_in_a_spec_leave_whole_files(tmp_path):
+def test_lone_surrogates_in_a_spec_are_written_to_json(tmp_path):
     done = gravity_conform(b"/none/\xff.py:step".decode("utf-8", "surrogateescape"), "--json", "-")
     assert (done.returncode, done.stderr) == (2, "")
     assert json.loads(done.stdout)["spec"] == "/none/\udcff.py:step"
 
 
-def test_a_report_that_cannot_be_written_is_no_part_of_one(odd, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_partial_report(odd, tmp_path, monkeypatch):
     target = tmp_path / "a.json"
     target.write_text("old")
     monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
@@ -85,8 +85,8 @@ def test_a_report_that_cannot_be_written_is_no_part_of_one(odd, tmp_path, monkey
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="named pipes are of POSIX")
-def test_what_is_no_regular_file_is_written_to_and_not_replaced(tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX links")
+def test_a_special_file_is_written_to_and_not_replaced(tmp_path):
     real, link = tmp_path / "real", tmp_path / "link"
     real.touch()
     link.symlink_to(real)
@@ -95,7 +95,7 @@ def test_what_is_no_regular_file_is_written_to_and_not_replaced(tmp_path):
     assert real.read_text() == "new"
 
 
-# What is written where the worker's lines go
+# Output to the descriptor of the worker's lines
 
 FINDING = {"event": "finding", "check": "update", "outcome": "pass", "note": "", "worst": None}
 FINDING |= {"first": None, "diagnosis": None, "plot": {}, "seconds": 0.0}
@@ -108,7 +108,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_what_is_written_to_every_descriptor_is_no_finding(odd, name):
+def test_writes_to_every_descriptor_give_no_finding(odd, name):
     code = f"{STEP}for fd in range(1, 5000):\n        try: os.write(fd, {WRITTEN[name]!r})\n"
     code += "        except OSError: pass\n    return "
     only = ["update", "float16"]
@@ -118,7 +118,7 @@ def test_what_is_written_to_every_descriptor_is_no_finding(odd, name):
     assert [(line.check, line.outcome) for line in report.results] == [(c, "differs") for c in only]
 
 
-def test_closed_descriptors_do_not_matter(odd):
+def test_closed_descriptors_are_tolerated(odd):
     report = conform(
         odd(STEP + "os.closerange(0, 50); return right(w, v, g, t, lr, beta)"), only=["update"]
     )
@@ -131,7 +131,7 @@ def test_closed_descriptors_do_not_matter(odd):
     assert "Bad file descriptor" in line.note
 
 
-def test_lines_are_told_by_their_token():
+def test_lines_are_recognised_by_their_token():
     found = []
     lines = runner._Lines("token", found.append)
     for chunk in (b"other {}\ngarbage", b'\ntoken {"a"', b": 1}\n", b"token no\n", b"\xff\n"):
@@ -155,8 +155,8 @@ def test_lines_are_told_by_their_token():
     ],
     ids=str,
 )
-def test_events_out_of_turn_and_out_of_form_are_left_out(events, monkeypatch, tmp_path):
-    """Whoever has the token can lie; but not make a traceback, nor skip a check."""
+def test_unexpected_and_malformed_events_are_ignored(events, monkeypatch, tmp_path):
+    """Code with the token can lie, but it cannot cause a traceback or skip a check."""
     program = "import json, sys\njob = json.load(sys.stdin)\n"
     program += f"for event in {[*events, {'event': 'done'}]!r}:\n"
     program += "    print(job['token'], json.dumps(event))\n"
@@ -167,12 +167,12 @@ def test_events_out_of_turn_and_out_of_form_are_left_out(events, monkeypatch, tm
     assert reports.text(report)
 
 
-# Ends
+# The end of the process
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sessions are of POSIX")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX sessions")
 @pytest.mark.parametrize("how", ["fork", "popen"])
-def test_nobody_waits_for_what_an_implementation_leaves_behind(odd, how):
+def test_processes_that_an_implementation_leaves_are_not_awaited(odd, how):
     leave = {
         "fork": "if not os.fork():\n    os.setsid(); time.sleep(30); os._exit(0)\n",
         "popen": "subprocess.Popen(['sleep', '30'], start_new_session=True)\n",
@@ -183,8 +183,8 @@ def test_nobody_waits_for_what_an_implementation_leaves_behind(odd, how):
     assert time.monotonic() - start < 15
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a process forks in POSIX")
-def test_a_fork_that_goes_on_reports_nothing(odd):
+@pytest.mark.skipif(os.name != "posix", reason="needs fork")
+def test_a_surviving_fork_reports_nothing(odd):
     code = STEP + "if not hasattr(os, 'mine'): os.mine = os.fork()\n    "
     report = conform(odd(code + "return right(w, v, g, t, lr, beta)"), only=["update"])
     assert [line.outcome for line in report.results] == ["pass"]
@@ -199,13 +199,13 @@ def test_the_last_words_of_a_process_are_its_reason(odd):
     )
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_the_signal_that_ended_a_process_is_its_reason(odd):
     (line,) = conform(odd(STEP + "os.kill(os.getpid(), 11)"), only=["update"]).results
     assert line.note == "its process was ended by SIGSEGV"
 
 
-def test_what_is_printed_is_counted_and_not_kept(odd, monkeypatch):
+def test_output_is_counted_and_not_stored(odd, monkeypatch):
     taken = []
     monkeypatch.setattr(
         runner._Said,
@@ -225,7 +225,7 @@ def test_what_is_printed_is_counted_and_not_kept(odd, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["json", "random", "numpy", "dataclasses"])
-def test_modules_of_the_current_directory_are_not_taken_for_others(tmp_path, name):
+def test_modules_of_the_current_directory_shadow_no_others(tmp_path, name):
     inside = tmp_path / "here"
     inside.mkdir()
     (inside / f"{name}.py").write_text("raise SystemError('the wrong module')")
@@ -243,7 +243,7 @@ def test_modules_of_the_current_directory_are_not_taken_for_others(tmp_path, nam
 # The report
 
 
-def test_json_on_standard_output_and_nothing_else(odd):
+def test_standard_output_holds_the_json_alone(odd):
     done = gravity_conform(odd("print('hello')\nstep = right"), "--json", "-", "--only", "update")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
@@ -258,7 +258,7 @@ def test_json_on_standard_output_and_nothing_else(odd):
     ],
     ids=str,
 )
-def test_a_report_that_has_no_place_is_refused_before_the_run(odd, arguments, message, tmp_path):
+def test_an_unusable_report_path_is_refused_before_the_run(odd, arguments, message, tmp_path):
     (tmp_path / "file").touch()
     spec = odd("open('ran', 'w')\nstep = right")
     done = gravity_conform(spec, *arguments, cwd=tmp_path)
@@ -277,7 +277,7 @@ def test_a_report_that_has_no_place_is_refused_before_the_run(odd, arguments, me
         "raise OSError",
     ],
 )
-def test_the_json_is_as_its_schema_says(odd, code):
+def test_the_json_matches_its_schema(odd, code):
     only = ["update", "trajectory", "v0"]
     report = conform(odd(code), only=only)
     text = reports.as_json(report)
@@ -289,7 +289,7 @@ def test_the_json_is_as_its_schema_says(odd, code):
             jsonschema.validate({k: v for k, v in found.items() if k != name}, SCHEMA)
 
 
-def test_the_page_fetches_nothing_and_names_no_other_place(odd):
+def test_the_page_loads_nothing_and_has_no_links(odd):
     report = conform(odd("step = right"), only=["trajectory"])
     page = reports.page(report, "gravity conform")
     policy = "default-src &#x27;none&#x27;; img-src data:; style-src &#x27;unsafe-inline&#x27;"

@@ -31,6 +31,6 @@ def test_gradients_against_central_differences():
         below, _ = loss_and_gradients(task.weights, x, y)
         w += h * direction
         slope = float((g * direction).sum())
-        # O(h²) of the difference, and the rounding of a loss of about 2 divided by h; the
-        # constant allows for third derivatives of order 1e3 along the direction.
+        # The difference has an error of O(h²), and the rounding of a loss of about 2 is divided
+        # by h. The constant allows third derivatives of order 1e3 along the direction.
         assert abs((above - below) / (2 * h) - slope) < 1e3 * h**2 + 1e-15 / h * 10

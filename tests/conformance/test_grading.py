@@ -1,4 +1,4 @@
-"""Grading must tell the honest from the mistaken: every planted mistake is divergent."""
+"""Grading distinguishes rounding from mistakes: every planted mistake is divergent."""
 
 from unittest import mock
 
@@ -26,13 +26,13 @@ def replay(dtype="float32", **options):
 def implementation(
     replay, velocity=None, *, beta_hat=gravity_core.coefficients, zeta=gravity_core.gradient_term
 ):
-    """Yield the steps of a straightforward implementation, in which parts can be replaced."""
+    """Yield the steps of a simple implementation with replaceable parts."""
     start = next(iter(reference(replay)))
     v, w = velocity or start.velocity, start.weights
     yield Step(v, w)
     for t, gradients in enumerate(replay.gradients, start=replay.options.get("first_step", 1)):
         old, new = beta_hat(t)
-        # As a dtype's own numbers: a float64 scalar would widen the arrays.
+        # Scalars of the dtype, because a float64 scalar would widen the arrays.
         old, new, lr = (w[0].dtype.type(x) for x in (old, new, 0.1))
         v = [np.asarray(old * a + new * zeta(g)) for a, g in zip(v, gradients, strict=True)]
         w = [np.asarray(a - lr * b) for a, b in zip(w, v, strict=True)]
@@ -91,7 +91,7 @@ def test_mistakes_are_divergent(name, dtype):
 
 
 def literal(g):
-    """ζ as the paper writes it, rounded at other places than in the product form."""
+    """Return ζ by the paper's formula, whose roundings differ from the product form's."""
     if not g.size:
         return g
     m = 1 / np.abs(g).max()
@@ -110,7 +110,7 @@ def test_other_roundings_are_bounded_and_measured(dtype, first_step):
 
 
 def without_rounding(dtype):
-    """Return a replay in which nothing is rounded: all coefficients, gradients and ζ are 2⁻ⁿ.
+    """Return a replay without roundings: all coefficients, gradients and ζ are powers of two.
 
     ζ = ½ for G = 1, β̂ = ½ for β = ½ and every t. After the first step V = S = ¼ and W = −⅛.
     """
@@ -130,7 +130,7 @@ def first_bound(fed):
     return states, {"velocity": bound.v[1], "weights": bound.w[1]}
 
 
-def spoilt(states, name, units):
+def perturbed(states, name, units):
     """Add units in the last place to one element of V or W after the first step."""
     array = getattr(states[1], name)[0].copy()
     array[1] += units * np.finfo(array.dtype).eps * np.abs(array[1])
@@ -145,21 +145,21 @@ PLANTED = {"velocity": 0.25, "weights": 0.125}
 def test_worst_is_the_planted_error_in_units_of_u_s(dtype, units):
     """One unit in the last place of ¼ is 2u · ¼, and S = ¼.
 
-    From the V so spoilt the second update would have half of the error left, and S = ⅜.
+    The second update would keep half of the error of V, with S = ⅜.
     """
     fed = without_rounding(dtype)
     states, _ = first_bound(fed)
-    result = grade(fed, iter(spoilt(states, "velocity", units)))
+    result = grade(fed, iter(perturbed(states, "velocity", units)))
     assert result.verdict == ("bounded" if units else "exact")
     assert result.worst == 2 * abs(units)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", PLANTED)
-def test_share_is_of_twice_the_bound(dtype, name):
+def test_share_is_relative_to_twice_the_bound(dtype, name):
     fed = without_rounding(dtype)
     states, bound = first_bound(fed)
-    result = grade(fed, iter(spoilt(states, name, 3)))
+    result = grade(fed, iter(perturbed(states, name, 3)))
     error = 3 * float(np.finfo(dtype).eps) * PLANTED[name]
     assert result.share == error / (2 * bound[name])
     assert result.deviation == [error if name == "weights" else 0.0, 0.0, 0.0]
@@ -169,24 +169,24 @@ def test_share_is_of_twice_the_bound(dtype, name):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", PLANTED)
 @pytest.mark.parametrize("side", [-1, 1])
-def test_two_that_err_by_the_bound_in_opposite_directions_are_bounded(dtype, name, side):
+def test_two_errors_at_the_bound_in_opposite_directions_are_bounded(dtype, name, side):
     fed = without_rounding(dtype)
     states, bound = first_bound(fed)
     most = int(bound[name] // (float(np.finfo(dtype).eps) * PLANTED[name]))
     assert most >= 1
-    one = spoilt(states, name, -side * most)
+    one = perturbed(states, name, -side * most)
     with mock.patch.object(grading, "reference", return_value=one):
-        result = grade(fed, iter(spoilt(states, name, side * most)))
-        beyond = grade(fed, iter(spoilt(states, name, side * (most + 1))))
+        result = grade(fed, iter(perturbed(states, name, side * most)))
+        beyond = grade(fed, iter(perturbed(states, name, side * (most + 1))))
     assert result.verdict == "bounded"
-    # Of the two, each may fall short of the bound by less than a unit in the last place.
+    # Each of the two is below the bound by less than a unit in the last place.
     assert most / (most + 1) <= result.share <= 1
     assert beyond.verdict == "divergent"
     assert beyond.first_divergence.startswith(f"{name[0].upper()} of tensor 0 after step 1")
 
 
 @pytest.mark.parametrize("flushes", [False, True])
-def test_a_flushed_first_velocity_is_exact_but_not_identical(flushes):
+def test_a_flushed_v0_is_exact_but_not_identical(flushes):
     tiny = float(np.finfo("float32").smallest_normal)
     one = np.ones(3, "float32")
     fed = Replay([one], [[one]], {"velocity_std": tiny / 8})  # |z| < 8: V₀ is subnormal
@@ -202,7 +202,7 @@ def test_a_flushed_first_velocity_is_exact_but_not_identical(flushes):
     assert result.v0_identical == (not flushes)
 
 
-def test_another_first_velocity_is_divergent():
+def test_another_v0_is_divergent():
     fed = replay()
     start = next(iter(reference(fed)))
     other = [v + np.float32(1e-6) for v in start.velocity]
@@ -240,7 +240,7 @@ def test_flushed_subnormals_count_as_equal():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("change", "message"),
     [
         (lambda steps: steps[:-1], "got only 8"),
         (lambda steps: [*steps, steps[-1]], "must yield 9 states, got more"),
@@ -251,21 +251,21 @@ def test_flushed_subnormals_count_as_equal():
         ),
     ],
 )
-def test_wrong_answers_are_refused(spoil, message):
+def test_wrong_answers_are_refused(change, message):
     fed = replay()
     with pytest.raises(ValueError, match=message):
-        grade(fed, iter(spoil([*implementation(fed)])))
+        grade(fed, iter(change([*implementation(fed)])))
 
 
-def test_overflow_of_the_product_form_is_no_error_of_an_update():
-    big = np.asarray([2.0**32], np.float32)  # s·s overflows: ζ is 0 where the formula has 1e-29
+def test_overflow_of_the_product_form_is_not_an_error():
+    big = np.asarray([2.0**32], np.float32)  # s·s overflows, so ζ is 0 in place of 1e-29
     fed = Replay([np.zeros(1, np.float32)], [[big]], {"velocity_std": 0.0})
     result = grade(fed, numpy_backend.replay(fed, "blocked"))
     assert result.verdict == "exact"
     assert result.worst <= 1  # below the absolute term
 
 
-def test_v0_is_judged_by_itself():
+def test_v0_is_graded_separately():
     fed = Replay([np.full(3, 1e-40, np.float32)], [[np.zeros(3, np.float32)]], {})
 
     def steps():

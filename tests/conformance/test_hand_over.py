@@ -1,11 +1,11 @@
-"""One run that wanders through NumPy, torch, JAX and TensorFlow equals the run that stays."""
+"""A run that moves through NumPy, torch, JAX and TensorFlow equals a run in NumPy."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conformance import sides
+from tests.support import sides
 
 for module in sides.NEEDED:
     pytest.importorskip(module, reason=f"the hand-over goes through {module}")
@@ -21,13 +21,13 @@ def run_of(dtype, options, rng):
         [np.asarray(rng.normal(size=s) * 10.0 ** rng.uniform(-3, 2)).astype(dtype) for s in SHAPES]
         for _ in range(STEPS)
     ]
-    # Which change at every eighth step only, so that most legs begin at the rate handed over.
+    # The rates change at every eighth step, so most legs start with the exported rate.
     rates = [options["learning_rate"] / (1 + n // 8) for n in range(STEPS)]
     return weights, gradients, rates
 
 
 def agree(got, expected):
-    """Fail unless hyper-parameters are the expected ones; Keras keeps the rate in float32."""
+    """Assert that the hyper-parameters are equal; Keras keeps the rate in float32."""
     assert {name: got[name] for name in expected if name != "learning_rate"} == {
         name: value for name, value in expected.items() if name != "learning_rate"
     }
@@ -54,10 +54,10 @@ OPTIONS = st.fixed_dictionaries(
     seed=st.integers(0, 2**32),
     data=st.data(),
 )
-def test_any_order_of_frameworks_cut_anywhere(
+def test_a_run_continues_in_any_order_of_frameworks(
     order, cuts, dtype, options, seed, data, tmp_path_factory
 ):
-    """Forty steps in four legs, the state going through a file or from hand to hand."""
+    """Forty steps are split into four legs, with the state passed by a file or directly."""
     path = tmp_path_factory.mktemp("states") / "run.npz"
     weights, gradients, rates = run_of(sides.dtype_of(dtype), options, np.random.default_rng(seed))
     reference = sides.Reference(weights, options)
@@ -87,7 +87,7 @@ def test_any_order_of_frameworks_cut_anywhere(
 @pytest.mark.parametrize("source", sides.SIDES, ids=lambda s: s.name)
 @pytest.mark.parametrize("target", sides.SIDES, ids=lambda s: s.name)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_every_pair_hands_over_every_bit(source, target, dtype):
+def test_every_pair_of_frameworks_hands_over_every_bit(source, target, dtype):
     weights, gradients, rates = run_of(
         sides.dtype_of(dtype), {"learning_rate": 0.1}, np.random.default_rng(0)
     )

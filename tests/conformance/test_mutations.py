@@ -1,4 +1,4 @@
-"""The known mistakes are what their words say: numbers by hand, from the paper's literal form."""
+"""The known mistakes match their descriptions: numbers by hand from the paper's literal form."""
 
 from fractions import Fraction
 
@@ -9,10 +9,10 @@ from gravity_conformance.mutations import COARSE, MUTATIONS, REFERENCE, TOLERATE
 from gravity_conformance.vectors.making.notes import NOTES
 from gravity_core import ErrorBound
 
-# One step of two tensors with G = (1, −2) and G = (4), V = (3, 6), W = (1, −1), β = 1, the second
-# step of two, l = 1/2 (1/4 at construction) and λ = 0: β̂ = 3/4, m = 1/2, ζ = (1/5, −2/17).
+# The second step of two tensors with G = (1, −2) and G = (4), V = (3, 6), W = (1, −1), β = 1,
+# η = 1/2 (1/4 at construction) and λ = 0: β̂ = 3/4, m = 1/2, ζ = (1/5, −2/17).
 V, W = (Fraction(23, 10), Fraction(76, 17)), (Fraction(-3, 20), Fraction(-55, 17))
-# And with λ = 1/5, so that l λ = 1/10, or with the gradient's sign changed: ζ = (−1/5, 2/17).
+# With λ = 1/5, so η λ = 1/10; and with the opposite gradient: ζ = (−1/5, 2/17).
 DECAYED = (Fraction(-1, 4), Fraction(-533, 170))
 MAXIMIZED = (Fraction(11, 5), Fraction(77, 17))
 
@@ -23,7 +23,7 @@ def moved(v):
     return tuple(w - x / 2 for w, x in zip((1, -1), v, strict=True))
 
 
-# words → for each way to make the mistake (options, V, W)
+# description → (options, V, W) for each variant of the mistake
 STEPS = {
     "β̂ uses t − 1": [(Fraction(31, 15), Fraction(202, 51))],  # β̂ = 2/3
     "β̂ uses t + 1": [(Fraction(61, 25), Fraction(406, 85))],  # 4/5
@@ -45,7 +45,9 @@ STEPS = {
     ],  # with and without the sign
     "ζ is the bare gradient": [(Fraction(5, 2), Fraction(4))],
 }
-STEPS = {words: [(PLAIN, v, moved(v)) for v in found] for words, found in STEPS.items()} | {
+STEPS = {
+    description: [(PLAIN, v, moved(v)) for v in found] for description, found in STEPS.items()
+} | {
     "learning rate applied twice": [
         (DECAY, V, (Fraction(13, 40), Fraction(-343, 170))),
         (DECAY, V, (Fraction(3, 8), Fraction(-703, 340))),
@@ -94,7 +96,7 @@ def step(variant, **options):
     return v[0].ravel(), w[0].ravel()
 
 
-# Computed in long double where it has more digits, and rounded to float64 as the expectation is.
+# Computed in long double if it is wider, and rounded to float64 like the expected value.
 U = 2.0**-53
 CLOSE = 2 * U + ErrorBound.ROUNDINGS * float(np.finfo(np.longdouble).eps) / 2
 
@@ -103,8 +105,8 @@ def close(got, expected):
     return np.allclose(np.float64(got), [float(x) for x in expected], rtol=CLOSE, atol=0)
 
 
-def variants(words):
-    found = [variant for variant in MUTATIONS if variant.description == words]
+def variants(description):
+    found = [variant for variant in MUTATIONS if variant.description == description]
     assert found
     return found
 
@@ -119,9 +121,9 @@ def test_the_update_without_a_mistake(options, v, w):
     assert close(got_w, w)
 
 
-@pytest.mark.parametrize("words", STEPS)
-def test_a_mistaken_step(words):
-    for variant, (options, v, w) in zip(variants(words), STEPS[words], strict=True):
+@pytest.mark.parametrize("description", STEPS)
+def test_a_step_with_a_mistake(description):
+    for variant, (options, v, w) in zip(variants(description), STEPS[description], strict=True):
         got_v, got_w = step(variant, **options)
         assert close(got_v, v)
         assert close(got_w, w)
@@ -129,11 +131,11 @@ def test_a_mistaken_step(words):
 
 def test_a_constant_in_the_denominator():
     (variant,) = variants("1e-8 is added to the denominator")
-    # One sum and a quotient; 1e-8 is a rounded number, and the next term of the series is 8e-19.
+    # One sum and one quotient; 1e-8 is rounded, and the next term of the series is 8e-19.
     assert float(variant.term(np.float64(1), 2.0)) == pytest.approx(0.2 - 0.2**2 * 1e-8, rel=4 * U)
 
 
-def test_what_is_not_finite_is_replaced():
+def test_non_finite_values_are_replaced():
     (variant,) = variants("what is not finite is replaced by 0")
     g = np.asarray([np.nan, np.inf, -2.0])
     assert variant.gradient(g, g, 0.0, False).tolist() == [0, 0, -2]
@@ -142,9 +144,9 @@ def test_what_is_not_finite_is_replaced():
 
 # Spacings of float16: 2⁻¹¹ in [1/2, 1), 2⁻¹⁴ in [1/16, 1/8), 2⁻⁷ in [8, 16), 1/16 in [64, 128).
 OLD = Fraction(1827, 2048)  # 91/102 in float16
-# Of bfloat16: 2⁻⁸ in [1/2, 1), 2⁻¹¹ in [1/16, 1/8), and 100 · 0.9 and 0.1 are 90 and 10 there, too.
+# Of bfloat16: 2⁻⁸ in [1/2, 1), 2⁻¹¹ in [1/16, 1/8); 100 · 0.9 and 100 · 0.1 are 90 and 10.
 OLD_16 = Fraction(228, 256)
-# As a difference, or 11/102.
+# 1 − β̂ as a difference, or 11/102.
 HALVES = [(OLD, 1 - OLD), (OLD, Fraction(1767, 16384))] * 3
 HALVES += [(OLD_16, 1 - OLD_16), (OLD_16, Fraction(221, 2048))] * 3
 
@@ -168,9 +170,9 @@ def test_zeta_in_half_precision():
     assert variant.term(np.asarray([1.0, -2.0]), 2.0).tolist() == [1638 / 2**13, -1928 / 2**14]
 
 
-def test_what_is_tolerated():
+def test_tolerated_variants():
     letter, decay = TOLERATED
-    # What is nearest to 1000001/1000002, and what is left of 1.
+    # The number nearest to 1000001/1000002, and its difference from 1.
     old, new = letter.coefficients(np.longdouble(10**6), np.longdouble(1))
     nearest = Fraction(round(Fraction(1000001, 1000002) * 2**53), 2**53)
     assert (Fraction(float(old)), Fraction(float(new))) == (nearest, 1 - nearest)
@@ -179,11 +181,11 @@ def test_what_is_tolerated():
 
 def test_a_difference_loses_digits():
     (variant,) = variants("1 − β̂ taken as a difference, which loses digits")
-    # 1 − 1/1000002 lies nearest to 17 spacings of 2⁻²⁴ below 1.
+    # 1 − 1/1000002 rounds to 17 spacings of 2⁻²⁴ below 1.
     assert variant.coefficients(np.float64(10**6), np.float64(1)) == (1 - 17 / 2**24, 17 / 2**24)
 
 
-STDS = {  # of α = 0.02, l = 0.5, and 0.25 at the first step
+STDS = {  # for α = 0.02, η = 0.5, and η = 0.25 at the first step
     "σ from the first step's learning rate, not the constructor's": 0.08,
     "V₀ std is α, not α / η": 0.02,
     "V₀ std is α · η, not α / η": 0.01,
@@ -195,9 +197,9 @@ STDS = {  # of α = 0.02, l = 0.5, and 0.25 at the first step
 
 def test_mistakes_of_v0():
     assert REFERENCE.std(0.02, 0.5, 0.25) == 0.04
-    for words, std in STDS.items():
-        # Both arguments and the expectation are rounded, and a quotient and a root round.
-        assert variants(words)[0].std(0.02, 0.5, 0.25) == pytest.approx(std, rel=5 * U)
+    for description, std in STDS.items():
+        # Both arguments and the expected value are rounded, and so are a quotient and a root.
+        assert variants(description)[0].std(0.02, 0.5, 0.25) == pytest.approx(std, rel=5 * U)
 
 
 def test_mistakes_of_loading():
@@ -221,12 +223,12 @@ LEFT = {
 }
 
 
-def test_what_is_left_in_a_gradient():
-    for words, expected in LEFT.items():
-        assert variants(words)[0].left(np.asarray([1.0, -2.0])).tolist() == expected
+def test_mistakes_that_overwrite_the_gradient():
+    for description, expected in LEFT.items():
+        assert variants(description)[0].left(np.asarray([1.0, -2.0])).tolist() == expected
 
 
-def test_no_mistake_is_missing_above():
+def test_every_mistake_has_a_test_above():
     others = {
         "1e-8 is added to the denominator",
         "what is not finite is replaced by 0",
@@ -245,6 +247,6 @@ def test_no_mistake_is_missing_above():
     assert {m.description for m in MUTATIONS} == others | STEPS.keys() | STDS.keys() | LEFT.keys()
 
 
-def test_flags_are_those_of_the_vectors():
+def test_the_flags_equal_those_of_the_vectors():
     flags = {m.flag for m in MUTATIONS} - {""}
     assert {flag for flag in flags if NOTES[flag]["kind"] == "mistake"} == flags

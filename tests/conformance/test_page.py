@@ -1,4 +1,4 @@
-"""`gravity parity --html`: one page, whole in itself, with everything that the run measured."""
+"""`gravity parity --html`: one self-contained page with all results of the run."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Reader(HTMLParser):
-    """Collects text, links and table rows, and holds the page to closing what it opens."""
+    """Collects text, links and table rows, and asserts that every tag is closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -61,7 +61,7 @@ def gravity(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_page_holds_the_run_and_the_command_that_makes_it_again(tmp_path):
+def test_the_page_holds_the_run_and_the_command_that_reproduces_it(tmp_path):
     html = tmp_path / "deep" / "page.html"
     arguments = ["parity", "--backend", "numpy", "--steps", "4", "--seed", "9"]
     done = gravity(*arguments, "--out", str(tmp_path / "out"), "--html", str(html))
@@ -94,7 +94,7 @@ def test_the_page_holds_the_run_and_the_command_that_makes_it_again(tmp_path):
 EVIL = "<script>alert('x')</script>&\"><img src=http://example.org>"
 
 
-def test_what_backends_say_is_escaped():
+def test_text_of_backends_is_escaped():
     result = parity.new_report(seed=0)
     result.versions[EVIL] = EVIL
     result.platform["cpu"] = EVIL
@@ -118,13 +118,13 @@ def test_what_backends_say_is_escaped():
     assert '<td class="error">' in text
 
 
-def test_the_page_asks_for_nothing_from_outside():
+def test_the_page_loads_nothing_external():
     text = pages.page(parity.new_report(seed=0), b"")
     assert not re.findall(r"(?:https?:)?//|@import|url\(", text)
     assert "default-src &#x27;none&#x27;" in text
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_the_run(tmp_path):
+def test_an_unwritable_file_is_refused_before_the_run(tmp_path):
     (tmp_path / "taken").mkdir()
     for target in (tmp_path / "taken", "/dev/null/page.html"):
         done = gravity("parity", "--html", str(target), "--out", str(tmp_path / "out"))
@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_run(tmp_path):
         assert done.stderr.count("\n") == 1
 
 
-def test_a_report_comes_back_from_json(tmp_path):
+def test_a_report_is_restored_from_json(tmp_path):
     result = parity.new_report(seed=3)
     bad = Grade("divergent", False, 2, float("nan"), float("inf"), [0.5], [float("inf")], "V")
     result.replays.append(parity.ReplayRow("b", "m", "eager", "float32", 1.0, grade=bad))

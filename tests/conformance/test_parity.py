@@ -1,4 +1,4 @@
-"""The command `gravity parity`, in its own process as users run it, and its parts."""
+"""The command `gravity parity` in its own process, and its parts."""
 
 import json
 import os
@@ -26,8 +26,8 @@ def gravity(*arguments, **kwargs):
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, **kwargs)
 
 
-def without(modules, arguments):
-    """Run the command in a process in which `modules` are not installed."""
+def run_without(modules, arguments):
+    """Run the command in a process without `modules`."""
     code = f"""
 import sys
 class Finder:
@@ -46,7 +46,7 @@ FRAMEWORKS = ("torch", "jax", "optax", "tensorflow", "keras")
 
 def test_numpy_alone(tmp_path):
     out = tmp_path / "made" / "here"
-    done = without(FRAMEWORKS, ["parity", "--steps", "50", "--out", str(out)])
+    done = run_without(FRAMEWORKS, ["parity", "--steps", "50", "--out", str(out)])
     assert done.returncode == 0, done.stderr
     for name in ("torch", "jax", "tensorflow"):
         assert f"{name}: not installed (no " in done.stdout
@@ -86,7 +86,7 @@ def test_json_goes_to_standard_output(tmp_path):
         (["--nope"], "--nope"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments, message):
+def test_bad_input_gives_one_line_and_status_2(arguments, message):
     done = gravity("parity", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -95,17 +95,17 @@ def test_bad_input_is_one_line_and_status_2(arguments, message):
     assert message in done.stderr
 
 
-def test_what_is_not_installed_fails_where_it_is_required_or_alone(tmp_path):
+def test_a_missing_framework_fails_if_required_or_alone(tmp_path):
     arguments = ["parity", "--steps", "2", "--dtype", "float32", "--out", str(tmp_path)]
-    required = without(FRAMEWORKS, [*arguments, "--require", "torch"])
+    required = run_without(FRAMEWORKS, [*arguments, "--require", "torch"])
     assert required.returncode == 1
     assert "torch: required, but not installed" in required.stdout
-    alone = without(FRAMEWORKS, [*arguments, "--backend", "torch"])
+    alone = run_without(FRAMEWORKS, [*arguments, "--backend", "torch"])
     assert alone.returncode == 1
     assert "nothing was compared" in alone.stdout
 
 
-def test_without_the_cli_extra():
+def test_a_missing_cli_extra_is_named():
     code = "import sys; sys.modules['rich'] = None\n"
     code += "from gravity_conformance.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -115,11 +115,11 @@ def test_without_the_cli_extra():
     )
 
 
-@pytest.mark.skipif(os.name != "posix", reason="interrupts a process by a POSIX signal")
-def test_an_interrupted_run_leaves_the_old_report(tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_an_interrupted_run_keeps_the_old_report(tmp_path):
     out = tmp_path / "out"
-    # A job in the background of a shell ignores this signal, and so do its children; a
-    # preexec_fn would fork, which JAX warns of.
+    # A background job of a shell ignores this signal, and so do its children. A preexec_fn
+    # would fork, and JAX warns of that.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from gravity_conformance.__main__ import main; main()"
     arguments = ["parity", "--backend", "numpy", "--steps", "20000", "--out", str(out)]
@@ -133,7 +133,7 @@ def test_an_interrupted_run_leaves_the_old_report(tmp_path):
     while not out.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     (out / "parity.json").write_text("old")
-    time.sleep(1)  # into the run; twenty thousand steps take longer
+    time.sleep(1)  # the run has started; twenty thousand steps take longer
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -144,7 +144,7 @@ def test_an_interrupted_run_leaves_the_old_report(tmp_path):
 
 
 class Point:
-    """An entry point of a distribution that is not there."""
+    """An entry point without a distribution."""
 
     def __init__(self, name, module, load):
         self.name, self.module, self.load = name, module, load
@@ -180,7 +180,7 @@ def test_backends_that_cannot_be_imported(monkeypatch, error, missing, failures)
 
 
 class Stranger:
-    """A correct backend, of which tests spoil parts."""
+    """A correct backend; tests override parts of it."""
 
     def versions(self):
         return {"stranger": "1"}
@@ -199,7 +199,7 @@ class Stranger:
 
 
 def compare(*backends, **options):
-    """Load and run strangers called s0, s1, …"""
+    """Run `gravity parity` on backends with the names s0, s1, …."""
     result = parity.new_report(seed=7)
     points = {f"s{i}": Point(f"s{i}", "stranger", lambda b=b: b) for i, b in enumerate(backends)}
     with pytest.MonkeyPatch.context() as patch:
@@ -223,7 +223,7 @@ def test_a_correct_stranger_passes_and_is_measured():
     assert training.losses == alone.losses
 
 
-def test_the_recording_is_that_of_the_numpy_training():
+def test_the_recording_equals_the_numpy_training():
     task = digits_task("float32", seed=7, steps=5, options={"seed": 7})
     replay, trained = parity.record(task)
     batch = task.epochs[0][0]
@@ -236,8 +236,8 @@ def test_the_recording_is_that_of_the_numpy_training():
         assert np.array_equal(got, expected)
 
 
-def test_what_backends_are_lent_is_theirs_and_read_only():
-    class Vandal(Stranger):
+def test_backends_receive_their_own_read_only_arrays():
+    class Modifying(Stranger):
         def replay(self, replay, mode):
             for gradient in replay.gradients[0]:
                 gradient *= 0
@@ -246,14 +246,14 @@ def test_what_backends_are_lent_is_theirs_and_read_only():
         def train(self, task):
             task.y_test[:] = 0
 
-    result = compare(Vandal(), Stranger())
+    result = compare(Modifying(), Stranger())
     assert "read-only" in result.replays[0].error
     assert "read-only" in result.trainings[0].error
     assert result.replays[1].passed
     assert result.trainings[1].error is None
 
 
-class Leaves(Stranger):
+class Exiting(Stranger):
     def replay(self, replay, mode):
         sys.exit(0)
 
@@ -261,8 +261,8 @@ class Leaves(Stranger):
         raise ValueError("train\nfell over")
 
 
-def test_a_failing_backend_is_its_own_result():
-    result = compare(Leaves(), Stranger())
+def test_a_failing_backend_does_not_affect_others():
+    result = compare(Exiting(), Stranger())
     assert not result.passed
     assert result.replays[0].error == "SystemExit: 0"
     assert result.trainings[0].error == "ValueError: train fell over"
@@ -280,16 +280,16 @@ def test_a_failing_backend_is_its_own_result():
         ("dtypes", None),
     ],
 )
-def test_what_a_backend_says_of_itself_is_checked(name, value):
-    spoilt = type("Spoilt", (Stranger,), {name: lambda self: value})()
-    result = compare(spoilt, Stranger())
+def test_the_description_of_a_backend_is_validated(name, value):
+    bad = type("Bad", (Stranger,), {name: lambda self: value})()
+    result = compare(bad, Stranger())
     assert not result.passed
     assert result.failures[0].startswith("s0: ")
     assert [row.backend for row in result.replays] == ["s1"]
 
 
 @pytest.mark.parametrize("modes", [{}, {"fast": Mode("compiled", "no compiler")}])
-def test_a_backend_of_which_nothing_is_compared_fails(modes):
+def test_a_backend_without_comparisons_fails(modes):
     result = compare(type("Idle", (Stranger,), {"modes": lambda self: modes})(), Stranger())
     assert not result.passed
     assert "s0: nothing was compared" in result.failures
@@ -297,7 +297,7 @@ def test_a_backend_of_which_nothing_is_compared_fails(modes):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("change", "message"),
     [
         (lambda t: t._replace(losses=[]), "losses must be 1 finite numbers"),
         (lambda t: t._replace(losses=[float("nan")]), "losses must be 1 finite numbers"),
@@ -307,12 +307,12 @@ def test_a_backend_of_which_nothing_is_compared_fails(modes):
         (lambda t: t._replace(predictions=t.predictions * 1.0), "predictions must be integers"),
     ],
 )
-def test_a_training_must_be_complete_and_finite(spoil, message):
-    class Spoilt(Stranger):
+def test_a_training_must_be_complete_and_finite(change, message):
+    class Changed(Stranger):
         def train(self, task):
-            return spoil(super().train(task))
+            return change(super().train(task))
 
-    result = compare(Spoilt())
+    result = compare(Changed())
     assert not result.passed
     assert message in result.trainings[0].error
 
@@ -324,14 +324,14 @@ def test_modes_are_chosen_by_kind():
     assert [row.mode for row in compare(both, kinds=["compiled"]).replays] == ["b"]
 
 
-def test_a_backend_may_have_no_mode_of_the_kind_asked_for():
+def test_a_backend_may_lack_the_requested_kind_of_mode():
     compiled = type("Compiled", (Stranger,), {"modes": lambda self: {"c": Mode("compiled")}})()
     result = compare(Stranger(), compiled, kinds=["compiled"])
     assert result.passed
     assert result.not_run == {"s0": "it has no compiled mode"}
 
 
-def test_other_accuracies_are_explained_by_what_was_measured():
+def test_different_accuracies_are_explained():
     result = compare(Stranger(), Stranger())
     good, bad = result.trainings
     bad.correct = good.correct - 5
@@ -344,7 +344,7 @@ def test_other_accuracies_are_explained_by_what_was_measured():
     assert not [n for n in report.notes(result) if "images" in n]
 
 
-def test_what_a_backend_prints_stays_out_of_the_json(tmp_path):
+def test_the_output_of_a_backend_is_kept_out_of_the_json(tmp_path):
     package = tmp_path / "talk-1.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: talk\nVersion: 1\n")
@@ -363,7 +363,7 @@ def test_what_a_backend_prints_stays_out_of_the_json(tmp_path):
     assert {row["backend"] for row in json.loads(done.stdout)["replays"]} == {"talk"}
 
 
-def test_a_report_that_cannot_be_put_in_place_is_refused_at_once(tmp_path):
+def test_a_blocked_report_path_is_refused_at_once(tmp_path):
     (tmp_path / "parity.json").mkdir()
     done = gravity("parity", "--backend", "numpy", "--out", str(tmp_path))
     assert done.returncode == 2
@@ -378,7 +378,7 @@ def test_a_narrow_encoding_does_not_fail_the_run(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_dtype_that_a_backend_cannot_do_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
+def test_an_unsupported_dtype_gives_one_line_and_status_2(monkeypatch, capsys, tmp_path):
     points = {"broken": Point("broken", "broken_backend", Stranger)}
     monkeypatch.setattr(parity, "entry_points", lambda: points)
     arguments = ["gravity", "parity", "--dtype", "float64", "--out", str(tmp_path)]
@@ -391,7 +391,7 @@ def test_a_dtype_that_a_backend_cannot_do_is_one_line_and_status_2(monkeypatch, 
     )
 
 
-def test_a_report_of_everything_survives_json_markdown_and_drawing(tmp_path):
+def test_a_full_report_is_written_as_json_markdown_and_figure(tmp_path):
     result = parity.new_report(seed=0)
     result.not_installed["cupy"] = "cupy"
     bad = Grade("divergent", share=float("inf"), first_divergence="V of tensor 0", flushed=1)
@@ -420,7 +420,7 @@ def test_a_report_of_everything_survives_json_markdown_and_drawing(tmp_path):
         assert part in text
 
 
-def test_all_must_pass_and_something_must_be_compared():
+def test_a_run_passes_if_something_is_compared_and_all_of_it_passes():
     result = parity.new_report(seed=0)
     assert not result.passed
     result.replays = [parity.ReplayRow("a", "m", "eager", "float32", grade=Grade("bounded"))]

@@ -1,4 +1,4 @@
-"""Torch, JAX, TensorFlow and NumPy through random sequences of what users do, side by side."""
+"""Torch, JAX, TensorFlow and NumPy side by side in random sequences of operations."""
 
 import tempfile
 from pathlib import Path
@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.conformance import sides
+from tests.support import sides
 
 for module in sides.NEEDED:
-    pytest.importorskip(module, reason=f"the frameworks beside each other need {module}")
+    pytest.importorskip(module, reason=f"compares the frameworks and needs {module}")
 
 SHAPES = [(2, 3), (), (0,), (4,)]
 SIDE = st.sampled_from(range(len(sides.SIDES)))
@@ -53,7 +53,7 @@ class Frameworks(RuleBasedStateMachine):
 
     @rule(lr=st.sampled_from([0.0, 0.05, 0.5, 2.0]))
     def change_the_learning_rate(self, lr):
-        """Until it is changed again, it goes along with every hand-over."""
+        """The rate stays until its next change, also in every hand-over."""
         self.lr = lr
         for side in self.sides:
             side.change_rate(lr)
@@ -69,7 +69,7 @@ class Frameworks(RuleBasedStateMachine):
 
     @rule(giving=SIDE, taking=SIDE)
     def hand_over(self, giving, taking):
-        """The run of one ends, and that of the other goes on in its place."""
+        """The run of one framework continues in another."""
         giver = self.sides[giving]
         taker = sides.SIDES[taking](giver.weights(), {})
         taker.adopt(giver.export())

@@ -1,4 +1,4 @@
-"""`gravity versions`: one block for a bug report, also where a framework cannot be imported."""
+"""`gravity versions`: one block for a bug report, even if a framework cannot be imported."""
 
 import importlib.metadata
 import platform
@@ -19,7 +19,7 @@ PACKAGES = {
 }
 
 
-def test_it_names_what_is_installed_and_its_devices():
+def test_installed_packages_and_their_devices_are_listed():
     command = [sys.executable, "-m", "gravity_conformance", "versions"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -36,7 +36,7 @@ def test_it_names_what_is_installed_and_its_devices():
         except importlib.metadata.PackageNotFoundError:
             assert lines[name].startswith("not installed (no ")
             continue
-        # torch reports its build, 2.13.0+cpu, which is not always in the name of its wheel.
+        # torch reports its build (2.13.0+cpu), which the wheel's version may lack.
         assert all(f"{package} {version}" in lines[name] for package, version in found.items())
         assert name == "numpy" or "cpu" in lines[name].partition(" on ")[2].lower()
 
@@ -51,7 +51,7 @@ def a_backend(**functions):
 
 
 def a_line(monkeypatch, load):
-    """Return the last line where the only backend is what `load` returns."""
+    """Return the last line for the only backend, which `load` returns."""
     point = types.SimpleNamespace(name="mine", value="mine", module="mine", load=load)
     monkeypatch.setattr(parity, "entry_points", lambda: {"mine": point})
     monkeypatch.setattr(versions, "entry_points", parity.entry_points)
@@ -66,10 +66,10 @@ def test_a_backend_need_not_list_devices(monkeypatch):
     assert a_line(monkeypatch, a_backend) == "mine: mine 1.2"
 
 
-def test_devices_that_cannot_be_listed_are_said(monkeypatch):
+def test_a_failure_to_list_devices_is_reported(monkeypatch):
     line = a_line(monkeypatch, lambda: a_backend(devices=broken))
     assert line.startswith("mine: mine 1.2; its devices cannot be listed: OSError: libcuda.so.1")
 
 
-def test_a_backend_that_cannot_be_imported_is_said(monkeypatch):
+def test_a_backend_that_cannot_be_imported_is_reported(monkeypatch):
     assert a_line(monkeypatch, broken).startswith("mine: OSError: libcuda.so.1: cannot open")

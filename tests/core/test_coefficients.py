@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gravity_core import beta_hat, coefficients
-from tests.core import exact
+from tests.support import exact
 
 betas = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 0.9, 0.999, 1 - 2.0**-53, 1.0]))
 steps = st.one_of(st.integers(0, 100), st.integers(0, 2**52))  # t + 2 is exact
 
-# β̂: a product, a sum, a quotient. 1 − β̂: also the difference 1 − β.
+# β̂ has a product, a sum and a quotient; 1 − β̂ also has the difference 1 − β.
 OLD, NEW = exact.gamma(3, np.float64), exact.gamma(4, np.float64)
 
 
@@ -24,7 +24,7 @@ def test_both_against_rational_arithmetic(t, beta):
 
 
 @given(t=steps, beta=betas)
-def test_they_add_up_to_one(t, beta):
+def test_the_coefficients_add_up_to_one(t, beta):
     old, new = coefficients(t, beta)
     assert abs(old + new - 1) <= OLD * old + NEW * new + exact.gamma(1, np.float64)
 
@@ -36,7 +36,7 @@ def test_beta_hat_lies_between_one_half_and_beta(t, beta):
 
 
 @given(t=st.integers(0, 10**4), later=st.integers(1, 10**4), beta=betas)
-def test_beta_hat_moves_one_way_from_one_half_to_beta(t, later, beta):
+def test_beta_hat_moves_monotonically_from_one_half_to_beta(t, later, beta):
     """β̂ = β + (1 − 2β) / (t + 2) rises for β ≥ 1/2 and falls for β ≤ 1/2."""
     first, then = beta_hat(t, beta), beta_hat(t + later, beta)
     roundings = OLD * (first + then)
@@ -48,7 +48,7 @@ def test_beta_hat_moves_one_way_from_one_half_to_beta(t, later, beta):
 
 
 @given(beta=betas)
-def test_limits(beta):
+def test_coefficients_at_the_limits(beta):
     assert coefficients(0, beta) == (0.5, 0.5)
     far = 2**52
     gap = exact.gamma(1, np.float64)  # |1 − 2β| / (t + 2) ≤ 1 / t = 2⁻⁵²
@@ -59,7 +59,7 @@ def test_limits(beta):
 def test_the_complement_keeps_its_digits_where_float32_would_lose_them(t, beta):
     old, new = (np.float32(c) for c in coefficients(t, beta))
     want = exact.coefficients(t, beta)[1]
-    # Rounded once more, to float32.
+    # The conversion to float32 adds a rounding.
     slack = exact.gamma(1, np.float32) + 2 * NEW
     exact.assert_within(new, [want], float(want) * slack + float(np.finfo(np.float32).tiny))
     assert old + new == pytest.approx(1, abs=exact.gamma(3, np.float32), rel=0)
@@ -77,7 +77,7 @@ def test_integers_of_every_kind_give_python_floats(integer):
 def test_arrays_give_arrays_of_their_dtype(dtype, t, beta):
     got = coefficients(np.asarray([t], dtype), beta)
     want = exact.coefficients(t, beta)
-    k = exact.gamma(4, dtype)  # and β, or 1 − β, rounded to the dtype
+    k = exact.gamma(4, dtype)  # below, one more for β or 1 − β
     for c, e in zip(got, want, strict=True):
         assert c.dtype == dtype
         exact.assert_within(c, [e], float(e) * (k + 2 * exact.gamma(1, dtype)))

@@ -1,4 +1,4 @@
-"""The error bound is certified: exact trajectories stay inside it, planted mistakes do not."""
+"""The error bound is certified: exact trajectories stay inside it, and mistakes do not."""
 
 from fractions import Fraction
 from functools import partial
@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gravity_core import ErrorBound, Gravity, coefficients, gradient_term, update
-from tests.backends import BACKENDS
-from tests.core import exact
-from tests.core.adversary import ORDERS, Adversary
-from tests.core.values import FEW, FULL, specials, tensors
+from tests.support import exact
+from tests.support.adversary import ORDERS, Adversary
+from tests.support.backends import BACKENDS
+from tests.support.values import FEW, FULL, specials, tensors
 
 on_dtypes = pytest.mark.parametrize("dtype", FULL)
 on_backends = pytest.mark.parametrize("backend", BACKENDS, ids=str)
@@ -22,7 +22,7 @@ LEARNING_RATE = 0.1
 
 @st.composite
 def runs(draw, dtype, steps=STEPS, size=3):
-    """Weights and a sequence of gradients whose scale changes from step to step."""
+    """Draw weights, and gradients whose scale changes from step to step."""
     limits = np.finfo(dtype)
     low, high = np.log10(float(limits.smallest_subnormal)), np.log10(float(limits.max))
     wide = st.floats(float(low), float(high) - 0.1)
@@ -59,12 +59,13 @@ def numpy_run(w, grads, learning_rate=LEARNING_RATE, **arguments):
 
 
 @on_dtypes
+@settings(max_examples=2 * FEW)
 @given(
     data=st.data(),
     beta=st.sampled_from([0.0, 0.5, 0.9, 0.999, 1.0]),
     weight_decay=st.sampled_from([0.0, 0.1]),
 )
-def test_exact_trajectories_stay_inside(dtype, data, beta, weight_decay):
+def test_exact_trajectories_stay_inside_the_bound(dtype, data, beta, weight_decay):
     w, grads = data.draw(runs(dtype, size=2))
     start = Gravity(LEARNING_RATE)
     start.init([w])
@@ -79,7 +80,7 @@ def test_exact_trajectories_stay_inside(dtype, data, beta, weight_decay):
 
 
 def ordinary_run(dtype, size=100):
-    """Return weights and gradients of ordinary size, all away from the ends of the range."""
+    """Return weights and gradients of ordinary size, far from the ends of the range."""
     rng = np.random.default_rng(1)
     grads = rng.standard_normal((STEPS, size)).astype(dtype)
     return rng.standard_normal(size).astype(dtype), list(grads)
@@ -87,14 +88,14 @@ def ordinary_run(dtype, size=100):
 
 @on_dtypes
 def test_the_bound_is_not_vacuous(dtype):
-    """e_V ≤ n γ_k S, and e_W ≤ n (l e_V + the roundings of one step), with little to spare."""
+    """e_V ≤ n γ_k S and e_W ≤ n (η e_V + the roundings of one step), with a small margin."""
     largest_s = largest_w = 0.0
     for v, w, bound in numpy_run(*ordinary_run(dtype)):
         largest_s = max(largest_s, bound.scale.max())
         largest_w = max(largest_w, np.abs(w).max(), np.abs(v).max())
-    # One rounding more than the bound's own k + 1 covers what is of second order.
+    # One rounding more than the bound's k + 1 covers the second order.
     limit_v = STEPS * exact.gamma(ErrorBound.ROUNDINGS + 2, dtype) * largest_s
-    # l, l V and two sums, with one more again
+    # η, η V and two sums, and one more again
     limit_w = STEPS * (LEARNING_RATE * limit_v + exact.gamma(5, dtype) * largest_w)
     assert (bound.v > 0).all()
     assert (bound.v <= limit_v).all()
@@ -106,7 +107,7 @@ def test_the_bound_is_not_vacuous(dtype):
 
 
 def step_by_counter(g, v, w, t, *, xp):
-    """One step with t on the device, so that compiled code is compiled once."""
+    """Make one step with t on the device, so that the code compiles once."""
     v = update(g, v, t, xp=xp)
     return v, w - LEARNING_RATE * v
 
@@ -127,7 +128,7 @@ def test_trajectories_on_every_backend_stay_inside_twice_the_bound(backend, dtyp
 
 
 def velocity(g, v, t, *, max_abs=None, shift=0, coefficient=float, power=2):
-    """One update, with room for mistakes."""
+    """Make one update; the arguments allow mistakes."""
     max_abs = np.abs(g).max() if max_abs is None else max_abs(np.abs(g))
     old, new = (float(coefficient(c)) for c in coefficients(t + shift))
     return old * v + new * (g / (1 + np.abs(g * max_abs) ** power))
@@ -147,7 +148,7 @@ MISTAKES = {
 
 @on_dtypes
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_planted_mistakes_leave_twice_the_bound(dtype, mistake):
+def test_planted_mistakes_exceed_twice_the_bound(dtype, mistake):
     w_wrong, grads = ordinary_run(dtype)
     run = numpy_run(w_wrong, grads, velocity_std=0.0)
     wrong, v_wrong = partial(velocity, **MISTAKES[mistake]), np.zeros_like(w_wrong)
@@ -160,11 +161,11 @@ def test_planted_mistakes_leave_twice_the_bound(dtype, mistake):
     assert any(left_v) == (mistake != "none")
     assert any(left_w) == (mistake != "none")
     if mistake != "none":
-        assert left_v[0]  # one update tells
+        assert left_v[0]  # one update suffices
 
 
 @on_dtypes
-def test_a_coefficient_of_float32_leaves_the_bound_of_float64_only(dtype):
+def test_a_float32_coefficient_exceeds_the_bound_of_float64_only(dtype):
     w, grads = ordinary_run(dtype)
     v = np.ones_like(w)
     bound, want = ErrorBound(w), update(grads[0], v, 1)
@@ -185,8 +186,8 @@ def test_the_bound_has_the_shape_of_the_weights(dtype, shape):
 
 
 @on_dtypes
-def test_no_warning(dtype):
-    """Warnings are errors: the bound of extreme gradients gives none, and is a number."""
+def test_extreme_gradients_give_no_warning(dtype):
+    """The bound is finite, and no operation gives a warning, which would be an error."""
     for size in specials(dtype):
         g = np.asarray([size, 1.0], dtype)
         bound, v = ErrorBound(g), np.zeros_like(g)
@@ -201,8 +202,8 @@ def flush(x):
 
 @on_dtypes
 @pytest.mark.parametrize("tinies", [0.9, 2.0], ids=["subnormal", "normal"])
-def test_a_flushed_learning_rate_stays_inside(dtype, tinies):
-    """JAX and TF take a subnormal learning rate as zero, however large V is."""
+def test_a_flushed_learning_rate_stays_inside_the_bound(dtype, tinies):
+    """JAX and TF read a subnormal learning rate as zero, even if V is large."""
     learning_rate = tinies * float(np.finfo(dtype).smallest_normal)
     g, v, w = np.zeros(2, dtype), np.asarray([1e3, -1e6], dtype), np.zeros(2, dtype)
     v_next = update(g, v, 1)
@@ -221,10 +222,10 @@ def share(computed, want, bound):
     return float(max(e / b for e, b in zip(errors, limits, strict=True)))
 
 
-# The limits below leave out what is 2⁻¹⁸ or less of the bound: 1 against s², 1 against t,
-# products of several u, the smallest normal number against u S. All of it together:
+# The limits below neglect terms of at most 2⁻¹⁸ of the bound: 1 against s², 1 against t,
+# products of several u, and the smallest normal number against u S. This covers their sum:
 NEARLY = 1 - 2.0**-16
-LATE = 10**6  # t: of a coefficient's roundings all four count, where its constant is not 0
+LATE = 10**6  # t; all four roundings of a coefficient count if its constant is not 0
 
 
 @on_dtypes
@@ -232,15 +233,15 @@ LATE = 10**6  # t: of a coefficient's roundings all four count, where its consta
 @pytest.mark.parametrize(
     ("g", "v", "roundings"),
     [
-        (2.0**10, 0.0, 11),  # ζ with s² ≫ 1: all of them
+        (2.0**10, 0.0, 11),  # ζ with s² ≫ 1: all
         (-(2.0**10), 0.0, 11),
-        (0.0, 1.0, 6),  # β̂ V: those of ζ are missing
+        (0.0, 1.0, 6),  # β̂ V: without those of ζ
         (0.0, -1.0, 6),
         (2.0**-10, 0.0, 11 - 3),  # ζ with s² ≪ 1: those of s and s·s do not count
     ],
 )
-def test_one_update_needs_every_rounding_that_the_bound_counts(dtype, direction, g, v, roundings):
-    """γ_(k + 1) S is the bound and k u S the error, so that k / (k + 1) of it is needed."""
+def test_one_update_uses_every_rounding_that_the_bound_counts(dtype, direction, g, v, roundings):
+    """The bound is γ_(k + 1) S and the error is k u S, which is k / (k + 1) of it."""
     g, v = np.asarray([g], dtype), np.asarray([v], dtype)
     bound, v_next = ErrorBound(v), update(g, v, LATE, beta=0.5)
     bound.step(g, v, v_next, v, v, t=LATE, learning_rate=0.0, beta=0.5)
@@ -258,25 +259,25 @@ def test_one_update_needs_every_rounding_that_the_bound_counts(dtype, direction,
 @pytest.mark.parametrize(
     ("order", "w", "v", "learning_rate", "weight_decay", "needed"),
     [
-        # W = l V: l and the product, of the two that are counted. The sum is 0.
+        # W = η V: the roundings of η and of the product are two of two. The sum is 0.
         (None, 1.0, 2.0, 0.5, 0.0, 2 / 2),
-        (None, 0.0, 1.0, 0.5, 0.0, 3 / 4),  # |W| = |l V| after the step: twice two are counted
+        (None, 0.0, 1.0, 0.5, 0.0, 3 / 4),  # |W| = |η V| after the step: the bound counts twice two
         (None, 1.0, 0.0, 0.5, 0.0, 1 / 2),  # the sum alone
-        # l λ = 1, W becomes 0: l, λ, their product, that with W, the sum; and 5 + 4 counted.
+        # η λ = 1, and W becomes 0: η, λ, their product, that with W, the sum; 5 + 4 are counted.
         ("together", 1.0, 0.0, 0.5, 2.0, 5 / 9),
         ("in turn", 1.0, 0.0, 0.5, 2.0, 4 / 9),
-        # W − l λ W = l V and l λ ≪ 1. The factor 1 − l λ and its product, l and its product;
-        # without the factor the difference or the sum in place of the first two.
+        # W − η λ W = η V and η λ ≪ 1: the factor 1 − η λ and its product, η and its product.
+        # Without the factor, the difference or the sum replaces the first two.
         ("factor", 1.0, 2 - 2.0**-19, 0.5, 2.0**-19, 4 / 4),
         ("in turn", 1.0, 2 - 2.0**-19, 0.5, 2.0**-19, 3 / 4),
         ("together", 1.0, 2 - 2.0**-19, 0.5, 2.0**-19, 3 / 4),
         ("factor", 1.0, 0.0, 0.5, 2.0**-19, 3 / 4),  # the factor, its product, the sum
     ],
 )
-def test_one_move_needs_what_the_bound_counts(
+def test_one_move_uses_its_share_of_the_bound(
     dtype, direction, order, w, v, learning_rate, weight_decay, needed
 ):
-    """The roundings of W alone: V has come about without any."""
+    """Only W is rounded; V is exact."""
     w, v, zero = np.asarray([w], dtype), np.asarray([v], dtype), np.zeros(1, dtype)
     w_next = w - dtype_product(learning_rate * weight_decay, w) - dtype_product(learning_rate, v)
     bound = ErrorBound(w)
@@ -295,13 +296,13 @@ def dtype_product(number, array):
 @pytest.mark.parametrize("weight_decay", [0.0, 2.0**-10])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("size", [2.0**10, -(2.0**10)])
-def test_trajectories_need_their_share_of_the_bound(dtype, size, order, weight_decay):
-    """All errors add up: of a sum of terms the share is at least the smallest of any term.
+def test_trajectories_use_their_share_of_the_bound(dtype, size, order, weight_decay):
+    """All errors add up, so the share of a sum is at least the smallest share of any term.
 
-    V ← ½ V + ½ ζ with one ζ in all steps and V₀ = 0, so that |V| ≤ |ζ|: the two terms have
-    6 and 11 roundings of 12, together at least (6 + 11) / 24. W moves one way, from 0: at
-    least 2 of 4 for l V, 1 of 2 for |W|; with weight decay 1 of 4 for |W|, 3 of 9 for l λ W,
-    and what W was off by shrinks by 1 − l λ where the bound grows by 1 + l λ.
+    V ← ½ V + ½ ζ with the same ζ in all steps and V₀ = 0, so |V| ≤ |ζ|. The two terms have 6 and
+    11 roundings of 12, together at least (6 + 11) / 24. W moves in one direction from 0, with at
+    least 2 of 4 for η V and 1 of 2 for |W|. With weight decay it has 1 of 4 for |W| and 3 of 9 for
+    η λ W; earlier errors of W shrink by 1 − η λ, and the bound grows by 1 + η λ.
     """
     learning_rate, steps, tensor = 1.0, 8, np.zeros(1, dtype)
     g, v, w = tensor + dtype_product(size, tensor + 1), tensor, tensor
@@ -337,11 +338,11 @@ DIRECTIONS = {"up": (1, 1), "down": (-1, -1), "turning": (1, -1)}
     directions=st.sampled_from(sorted(DIRECTIONS)),
     flushes=st.booleans(),
 )
-def test_the_worst_honest_implementation_stays_inside(
+def test_the_worst_correct_implementation_stays_inside_the_bound(
     dtype, data, beta, rates, order, directions, flushes
 ):
     learning_rate, weight_decay = rates
-    # A subnormal W that is flushed as it is read counts l λ times: of no consequence to l λ ≤ 1.
+    # Flushing a subnormal W on reading counts η λ times, which is negligible for η λ ≤ 1.
     adversary = Adversary(dtype, flushes=flushes and learning_rate * weight_decay <= 1)
     w, grads = data.draw(runs(dtype, steps=8, size=2))
     start = Gravity(learning_rate)
@@ -362,11 +363,11 @@ def test_the_worst_honest_implementation_stays_inside(
 @on_dtypes
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("order", ORDERS)
-def test_errors_made_before_are_carried_on(dtype, order, weight_decay):
-    """The reference is off by the bound to one side, the other implementation to the other.
+def test_earlier_errors_are_carried_on(dtype, order, weight_decay):
+    """The reference and the implementation are off by the bound in opposite directions.
 
-    So it is twice the bound away from the reference, has that much more to round, and what it
-    is off by grows with W by |1 − l λ|. Between them lies the exact W = ±1, with V = −1.
+    So the implementation is twice the bound away from the reference and has that much more to
+    round. Its error grows with W by |1 − η λ|. Between them lies the exact W = ±1, with V = −1.
     """
     learning_rate, zero = 1.0, np.zeros(1, dtype)
     bound, adversary = ErrorBound(zero), Adversary(dtype)
@@ -381,15 +382,15 @@ def test_errors_made_before_are_carried_on(dtype, order, weight_decay):
     bad_w = adversary.weights([2 * w], bad_v, *rates.values(), order, 1)
     assert share(bad_v, exact_v, bound.v) <= 1
     assert share(bad_w, exact_w, bound.w) <= 1
-    # Nearly: of γ_12 · 2 β̂ only 6 · 2 β̂ are needed, and |1 − l λ| of 1 + l λ, and l e_V = β̂.
+    # Not all of it: 6 · 2 β̂ of γ_12 · 2 β̂, and |1 − η λ| of 1 + η λ, with η e_V = β̂.
     assert share(bad_v, exact_v, bound.v) >= NEARLY
     needed = (abs(1 - weight_decay) + 0.5) / (1 + weight_decay + 0.5)
     assert share(bad_w, exact_w, bound.w) >= needed * NEARLY
 
 
 @on_dtypes
-def test_what_w_was_off_by_is_rounded_too(dtype):
-    """As above, with V = 0 without any error, and no weight decay: the sum alone is rounded."""
+def test_an_earlier_error_of_w_is_rounded_too(dtype):
+    """V = 0 is exact and there is no weight decay, so only the sum is rounded."""
     zero = np.zeros(1, dtype)
     bound = ErrorBound(zero)
     bound.w = np.ones(1)
@@ -400,14 +401,14 @@ def test_what_w_was_off_by_is_rounded_too(dtype):
 
 @on_dtypes
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_overflow_of_the_square_stays_inside(dtype, sign):
-    """Where s·s overflows for one implementation, ζ = 0 there; exactly it is G⁻³ = max^-¾.
+def test_overflow_of_the_square_stays_inside_the_bound(dtype, sign):
+    """If s·s overflows in an implementation, its ζ is 0; the exact value is G⁻³ = max^-¾.
 
-    The bound has 3 max^-¾ for it, because it begins at √max / 2, where ζ may be 4^¾ = 2.83 max^-¾.
+    The bound allows 3 max^-¾, because it starts at √max / 2, where ζ may be 4^¾ = 2.83 max^-¾.
     """
     edge = 2.0 ** (np.finfo(dtype).maxexp // 4)  # edge⁴ is the first number beyond the range
     below = np.nextafter(np.asarray(edge, dtype), dtype_product(0, np.ones((), dtype)))
-    # The second does not overflow, but with three roundings up it does.
+    # The second element overflows only with three roundings up.
     g, v = sign * np.asarray([edge, below], dtype), np.zeros(2, dtype)
     inputs = exact.fractions(g), exact.fractions(v), LATE, 0.0
     assert all((x * inputs[0][0]) ** 2 < Adversary(dtype).max for x in inputs[0][1:])
@@ -420,11 +421,11 @@ def test_overflow_of_the_square_stays_inside(dtype, sign):
 
 @on_dtypes
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_a_step_with_everything_flushed_stays_inside(dtype, sign):
-    """β̂ V and (1 − β̂) ζ are just subnormal, and so is W: two lost in V, and one in W.
+def test_a_step_with_everything_flushed_stays_inside_the_bound(dtype, sign):
+    """β̂ V, (1 − β̂) ζ and W are just subnormal, so V loses two numbers and W loses one.
 
-    More than two cannot be lost in V: the sum is subnormal only where a product was not.
-    The bound has 8 for V, and 3 + |V| for W.
+    V cannot lose more than two: the sum is subnormal only if one of the products is not.
+    The bound allows 8 for V, and 3 + |V| for W.
     """
     info, learning_rate = np.finfo(dtype), 2.0**-20
     w = sign * np.nextafter(info.smallest_normal, dtype_product(0, info.max))
@@ -446,15 +447,15 @@ def test_a_step_with_everything_flushed_stays_inside(dtype, sign):
 @pytest.mark.parametrize(
     ("w", "lr", "decay", "flushed"),
     [
-        (1.158e-38, 1.0, 16.0, "w"),  # W is flushed as it is read, and enters with l λ
+        (1.158e-38, 1.0, 16.0, "w"),  # W is flushed on reading, and enters with η λ
         (1.0, 1e-39, 1e38, "lr"),
         (1.0, 1e38, 1e-39, "decay"),
     ],
 )
-def test_what_is_flushed_in_the_weight_decay_is_covered(w, lr, decay, flushed):
+def test_the_bound_covers_flushing_in_the_weight_decay(w, lr, decay, flushed):
     zero, weight = np.zeros(1, np.float32), np.asarray([w], np.float32)
     exact = float(weight[0]) * (1 - lr * decay)
-    got = 0.0 if flushed == "w" else float(weight[0])  # nothing is left, or nothing decays
+    got = 0.0 if flushed == "w" else float(weight[0])  # W is lost, or it does not decay
     bound = ErrorBound(weight)
     after = np.asarray([exact], np.float32)
     bound.step(zero, zero, zero, weight, after, t=1, learning_rate=lr, weight_decay=decay)

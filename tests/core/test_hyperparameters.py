@@ -1,4 +1,4 @@
-"""Ranges and messages: one place for every adapter."""
+"""Ranges and messages of hyper-parameters, which every adapter uses."""
 
 import inspect
 import math
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gravity_core import Gravity
 from gravity_core import hyperparameters as hp
 from gravity_core.velocity import normal_quantiles
-from tests.core import exact
+from tests.support import exact
 
 NOT_NUMBERS = ["0.1", None, [], 1j, float("nan")]
 NOT_FINITE = [float("inf"), -float("inf"), 10**309]
@@ -55,7 +55,7 @@ def test_good_values_pass(name, value):
     assert hp.validate(**{name: value}) is None
 
 
-def test_the_first_bad_value_is_reported_and_good_ones_before_it_are_not():
+def test_the_first_bad_value_is_reported():
     with pytest.raises(ValueError, match=r"^beta must"):
         hp.validate(alpha=0.1, beta=2, learning_rate=-1)
 
@@ -64,7 +64,7 @@ def test_every_argument_of_the_optimizer_has_a_rule():
     assert set(inspect.signature(Gravity).parameters) == set(BAD) == set(GOOD) == set(hp._RULES)
 
 
-def test_defaults_are_those_of_the_paper():
+def test_the_defaults_equal_the_papers():
     assert (hp.LEARNING_RATE, hp.ALPHA, hp.BETA) == (0.1, 0.01, 0.9)
     defaults = {n: p.default for n, p in inspect.signature(Gravity).parameters.items()}
     assert defaults == {
@@ -90,13 +90,13 @@ def test_velocity_std_overrides_the_quotient(std, learning_rate):
     assert hp.velocity_std(learning_rate, 0.01, std) == std
 
 
-def test_a_learning_rate_of_zero_starts_from_rest_with_one_warning():
+def test_a_zero_learning_rate_starts_from_rest_with_one_warning():
     with pytest.warns(UserWarning, match=r"^lr is 0 .* pass velocity_std") as caught:
         assert hp.velocity_std(0.0, names={"learning_rate": "lr"}) == 0.0
     assert len(caught) == 1
 
 
-def test_no_warning_where_nothing_is_undefined():
+def test_no_warning_if_sigma_is_defined():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert hp.velocity_std(0.0, alpha=0.0) == 0.0
@@ -111,13 +111,13 @@ def test_a_quotient_that_overflows_is_refused(learning_rate):
 
 
 @pytest.mark.parametrize("value", [True, "0.1", b"0.1", None, [0.1], 1j])
-def test_what_is_no_number_is_refused(value):
+def test_values_that_are_not_numbers_are_refused(value):
     with pytest.raises(ValueError, match="learning_rate must be a finite number >= 0, got"):
         hp.validate(learning_rate=value)
 
 
 @pytest.mark.parametrize("written", [0.3, 0.1, 0.07, 1e-5, 0.0])
-def test_the_number_that_was_written_is_read_from_float32(written):
+def test_the_written_decimal_is_recovered_from_float32(written):
     assert hp.as_float(np.float32(written)) == written
     assert hp.as_float(np.asarray(written, np.float32)) == written
     assert hp.velocity_std(np.float32(0.3), 0.01) == 0.01 / 0.3
@@ -130,13 +130,13 @@ def test_numbers_of_the_standard_library(number):
 
 
 @pytest.mark.parametrize("learning_rate", [5e-324, 1e-300, 1e-41])
-def test_a_first_velocity_that_would_overflow_float32_is_refused(learning_rate):
+def test_a_v0_that_overflows_float32_is_refused(learning_rate):
     with pytest.raises(ValueError, match="learning_rate must not be so small that alpha"):
         hp.velocity_std(learning_rate)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
-def test_the_largest_first_velocity_is_finite_and_a_larger_one_is_not(dtype):
+def test_the_largest_v0_is_finite_and_a_larger_one_is_not(dtype):
     name, z = np.dtype(dtype).name, normal_quantiles().max()
 
     def largest(std):
@@ -145,7 +145,7 @@ def test_the_largest_first_velocity_is_finite_and_a_larger_one_is_not(dtype):
 
     std = hp.largest_velocity_std(name)
     assert np.isfinite(largest(std))
-    assert not np.isfinite(largest(1.01 * std))  # given by three digits, rounded down
+    assert not np.isfinite(largest(1.01 * std))  # std has three digits, rounded down
     hp.check_velocity_std(std, name)
     for over in (1.001 * std, float("inf")):
         message = rf"^velocity_std must be in \[0, {std:g}\] for V₀ in {name}, got {over!r}$"
@@ -153,7 +153,7 @@ def test_the_largest_first_velocity_is_finite_and_a_larger_one_is_not(dtype):
             hp.check_velocity_std(over, name)
 
 
-def test_what_the_standard_deviation_came_from_is_named():
+def test_the_message_names_the_origin_of_sigma():
     given = {"learning_rate": 1e-7, "alpha": 0.01, "names": {"learning_rate": "lr"}}
     with pytest.raises(ValueError, match=r"^lr must not .* overflows float16 .* got 1e-07$"):
         hp.check_velocity_std(0.01 / 1e-7, "float16", **given)
@@ -163,7 +163,7 @@ def test_what_the_standard_deviation_came_from_is_named():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.complex64, np.float32])
-def test_the_reference_refuses_a_first_velocity_that_overflows(dtype):
+def test_the_reference_refuses_an_overflowing_v0(dtype):
     w = np.ones(1000, dtype)
     half = dtype is np.float16
     for optimizer, message in (
@@ -192,7 +192,7 @@ NO_NUMBERS = [
 
 @pytest.mark.parametrize("name", ["learning_rate", "alpha", "beta", "velocity_std", "seed"])
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
-def test_arrays_of_what_is_no_real_number_are_refused(name, value):
+def test_arrays_of_non_real_values_are_refused(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be ") as caught:
         hp.validate(**{name: value})
     assert str(caught.value).endswith(f", got {value!r}")

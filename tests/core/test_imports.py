@@ -1,4 +1,4 @@
-"""The public surface, that the core needs no framework, and that imports point one way."""
+"""Imports: the public names, a core without frameworks, one direction, and no test modules."""
 
 import ast
 import subprocess
@@ -55,7 +55,7 @@ print("stepped")
 
 
 def run(code):
-    """Run `code` in a fresh interpreter, warnings being errors, and return what it printed."""
+    """Run `code` in a fresh interpreter with warnings as errors, and return its output."""
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -73,7 +73,7 @@ def test_public_names_are_pinned_and_nothing_else_is_public():
     assert isinstance(gravity_core.__version__, str)
 
 
-def test_every_public_name_says_what_it_is():
+def test_every_public_name_has_a_docstring():
     assert [name for name in PUBLIC if not getattr(gravity_core, name).__doc__] == []
 
 
@@ -84,11 +84,11 @@ def test_importing_the_core_imports_no_framework_and_no_conformance_suite():
     assert {name.partition(".")[0] for name in loaded}.isdisjoint(FRAMEWORKS | OPTIONAL)
 
 
-def test_the_core_works_where_only_numpy_and_array_api_compat_can_be_imported():
+def test_the_core_works_with_numpy_and_array_api_compat_alone():
     assert run(ONLY_NUMPY) == "stepped\n"
 
 
-# Each part of the house, and the parts of it that it must not import.
+# Each package, and the packages that it must not import.
 ADAPTERS = {"gravity_torch", "gravity_jax", "gravity_tf"}
 FORBIDDEN = {
     "gravity_core": {"gravity_conformance", *ADAPTERS},
@@ -103,7 +103,7 @@ FORBIDDEN = {
     },
     **{
         f"adapters/{adapter}": {"gravity_conformance", *ADAPTERS - {adapter}}
-        for adapter in sorted(ADAPTERS)  # in one order for all processes of a test run
+        for adapter in sorted(ADAPTERS)  # sorted, so that all test processes have one order
     },
 }
 
@@ -117,16 +117,27 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("part", FORBIDDEN)
-def test_imports_point_one_way(part):
-    paths = list((ROOT / part).rglob("*.py"))
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_point_one_way(package):
+    paths = list((ROOT / package).rglob("*.py"))
     assert paths
     for path in paths:
         for name in imported(path):
             if path.name == "backend.py" and name.startswith("gravity_conformance.protocol."):
-                continue  # what an adapter implements for `gravity parity`
-            found = {other for other in FORBIDDEN[part] if f"{name}.".startswith(f"{other}.")}
+                continue  # the interface that an adapter implements for `gravity parity`
+            found = {other for other in FORBIDDEN[package] if f"{name}.".startswith(f"{other}.")}
             assert not found, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_test_module_imports_a_test_module_and_none_is_long():
+    """Helpers belong in tests/support, and a longer file has more than one subject."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert source.count("\n") <= 600, f"{path.relative_to(ROOT)} has over 600 lines"
+        for name in imported(path):
+            parts = name.split(".")
+            found = [part for part in parts if part.startswith("test_")]
+            assert parts[0] != "tests" or not found, f"{path.relative_to(ROOT)} imports {name}"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The NumPy optimizer: the pure functions in place, block by block, and nothing by halves."""
+"""The NumPy optimizer: the pure functions in place, block by block, all or nothing."""
 
 import copy
 import pickle
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gravity_core import Gravity, beta_hat, initial_velocity, reference, trace, update
-from tests.backends import numpy_dtype
-from tests.core.values import FULL, HALF, tensors
+from tests.support.backends import numpy_dtype
+from tests.support.values import FULL, HALF, tensors
 
 BLOCK = 8  # in place of 65 536, so that small arrays have many blocks
 LAYOUTS = {
@@ -30,7 +30,7 @@ shapes = st.one_of(
 
 @st.composite
 def parameters(draw):
-    """Lists of (weights, two gradients), in all dtypes and memory layouts."""
+    """Draw lists of (weights, two gradients) in all dtypes and memory layouts."""
     params = []
     for _ in range(draw(st.integers(1, 3))):
         shape, dtype = draw(shapes), draw(st.sampled_from((*FULL, *HALF)))
@@ -41,7 +41,7 @@ def parameters(draw):
 
 
 def pure_step(w, g, v, t, learning_rate, weight_decay, beta=0.9):
-    """Return W and V after one step, from `gravity_core.update`; half types in float32."""
+    """Return W and V after one step of `gravity_core.update`; half types use float32."""
     wide = np.promote_types(w.dtype, np.float32) if w.dtype.itemsize >= 4 else np.float32
     v = update(g, v, t, beta=beta)
     w_wide = w.astype(wide)
@@ -80,7 +80,7 @@ def test_steps_in_place_have_the_bits_of_the_pure_functions(params, weight_decay
                     want_w[i], g, want_v[i], n + first_step, rate, weight_decay, beta
                 )
                 want_w[i], want_v[i] = stepped
-                assert_same(grads[i], g)  # gradients are not written to
+                assert_same(grads[i], g)  # gradients are not modified
     for i, w in enumerate(ws):
         assert_same(w, want_w[i])
         assert_same(optimizer.velocity[i], want_v[i])
@@ -134,7 +134,10 @@ def bad_lists():
     good = np.ones(3)
     locked = np.ones(3)
     locked.flags.writeable = False
-    kind = (TypeError, ValueError)  # no real floating dtype; from the second step, another one
+    kind = (
+        TypeError,
+        ValueError,
+    )  # not a real floating dtype, and after the first step another dtype
     return {
         "fewer gradients": ([good], [], ValueError, "grads must have one array .* 2, got 1"),
         "more gradients": ([good], [good, good], ValueError, "one array .* 2, got 3"),
@@ -177,7 +180,7 @@ def test_bad_lists_change_nothing(case, steps_before):
     ],
     ids=["fewer", "shape", "dtype"],
 )
-def test_parameters_other_than_at_the_first_step_change_nothing(params, message):
+def test_parameters_that_differ_from_the_first_step_are_refused(params, message):
     optimizer = Gravity()
     optimizer.step([np.ones(3), np.ones(2)], [np.ones(3), np.ones(2)])
     before = state(optimizer)
@@ -193,16 +196,16 @@ def test_gradients_of_0d_weights_may_be_numpy_scalars():
     assert w < 1
 
 
-def test_weight_decay_is_decoupled_and_comes_before_the_step():
+def test_weight_decay_is_decoupled_and_precedes_the_step():
     w, without = np.asarray([1.0, -2.0]), np.asarray([0.0, 0.0])
     g = np.asarray([0.5, 0.25])
     Gravity(0.5, weight_decay=0.25).step([w], [g])
-    Gravity(0.5).step([without], [g])  # from 0: the step alone
-    # 1 − l λ = 7/8, and every number here has few enough digits to be exact but for the step
+    Gravity(0.5).step([without], [g])  # from 0, so W is the step alone
+    # 1 − η λ = 7/8, and every number here is exact except for the step
     assert_same(w, np.asarray([0.875, -1.75]) + without)
 
 
-def test_a_step_with_a_learning_rate_of_zero_moves_nothing():
+def test_a_step_with_a_zero_learning_rate_moves_nothing():
     w, g = np.asarray([1.0, -2.0]), np.asarray([0.5, 0.25])
     optimizer = Gravity(weight_decay=0.1)
     optimizer.learning_rate = 0.0
@@ -214,7 +217,7 @@ def test_a_step_with_a_learning_rate_of_zero_moves_nothing():
     )
 
 
-def test_a_learning_rate_of_zero_at_construction_warns_once_and_starts_from_rest():
+def test_a_zero_learning_rate_at_construction_warns_once_and_starts_from_rest():
     with pytest.warns(UserWarning, match=r"^learning_rate is 0") as caught:
         optimizer = Gravity(0.0)
     assert len(caught) == 1
@@ -319,7 +322,7 @@ def test_minimize_is_consistent_with_itself(dtype, first_step):
     assert run.f[7] == bowl(run.x[7])[0]
 
 
-def test_minimize_leaves_optimizer_and_start_alone():
+def test_minimize_modifies_neither_the_optimizer_nor_the_start():
     optimizer = Gravity()
     x0 = np.asarray([0.3, -0.2])
     first, second = (optimizer.minimize(bowl, x0, steps=3) for _ in range(2))
@@ -349,7 +352,7 @@ def test_half_types_keep_their_dtype():
         ([1.0, 2.0], 1, lambda x: (x, x), TypeError, "only"),
     ],
 )
-def test_minimize_refuses_what_it_cannot_do(x0, steps, f_and_grad, error, message):
+def test_minimize_refuses_bad_arguments(x0, steps, f_and_grad, error, message):
     with pytest.raises(error, match=message):
         Gravity().minimize(f_and_grad, x0, steps)
 
@@ -363,7 +366,7 @@ def test_minimize_starts_with_the_optimizers_velocity():
     assert np.array_equal(run.v[0], expected)
 
 
-def test_numbers_of_numpy_leave_the_bits_alone():
+def test_numpy_scalars_give_the_same_bits():
     runs = []
     for number in (float, np.float64):
         w = np.linspace(-1, 1, 1000).astype(np.float32)

@@ -1,4 +1,4 @@
-"""gravity_core.State: what it takes, its file, and the way into and out of the NumPy optimizer."""
+"""gravity_core.State: its arguments, its file, and the exchange with the NumPy optimizer."""
 
 import io
 import json
@@ -26,7 +26,7 @@ DTYPES = ["float16", "float32", "float64", "complex64", "complex128"]
 
 
 def same(a, b):
-    """Whether two states are equal, to the last bit."""
+    """Return whether two states have the same bits."""
     return (
         (a.t, a.dtypes, a.hyperparameters) == (b.t, b.dtypes, b.hyperparameters)
         and [v.shape for v in a.velocities] == [v.shape for v in b.velocities]
@@ -36,7 +36,7 @@ def same(a, b):
 
 
 def bfloat16(shape, seed=0):
-    """Numbers of bfloat16 in float32."""
+    """Return numbers of bfloat16 as float32."""
     words = np.random.default_rng(seed).integers(0, 2**16, shape, dtype=np.uint32)
     return np.asarray(words << 16).view(np.float32)
 
@@ -59,7 +59,7 @@ def one_of_each():
 # The file
 
 
-def test_a_file_brings_every_dtype_back_bit_for_bit(tmp_path):
+def test_a_file_restores_every_dtype_bit_for_bit(tmp_path):
     state = one_of_each()
     state.save(tmp_path / "run.npz")
     assert same(State.load(tmp_path / "run.npz"), state)
@@ -87,7 +87,7 @@ def test_any_state_survives_its_file(tmp_path_factory, t, velocities, rate, seed
     assert loaded.hyperparameters["learning_rate"] == rate
 
 
-def test_the_file_is_what_the_module_describes(tmp_path):
+def test_the_file_has_the_documented_format(tmp_path):
     state = State([1, 2], [np.float32([1.5, -2.0]), np.eye(2)], dtypes=["bfloat16", "float64"])
     state.save(tmp_path / "run.npz")
     with np.load(tmp_path / "run.npz", allow_pickle=False) as archive:
@@ -118,7 +118,7 @@ def test_a_file_of_another_byte_order_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("at", ["savez", "fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, at):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, at):
     path = tmp_path / "run.npz"
     old = State(1, [np.ones(2)])
     old.save(path)
@@ -134,18 +134,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, at):
     assert same(State.load(path), old)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
-def test_the_file_has_the_permissions_of_any_other(tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_the_file_has_default_permissions(tmp_path):
     (tmp_path / "other").write_bytes(b"")
     State(0, []).save(tmp_path / "s")
     assert (tmp_path / "s").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-# What is not a state
+# Bad files
 
 
-def write(path, state, spoilt=None, **arrays):
-    """Write the file of a state with some of its parts spoilt."""
+def write(path, state, changes=None, **arrays):
+    """Write the file of a state with parts of it replaced."""
     whole = {f"velocity_{i}": v for i, v in enumerate(state.velocities)} | arrays
     good = {
         "format": "gravity-state",
@@ -154,7 +154,7 @@ def write(path, state, spoilt=None, **arrays):
         "dtypes": state.dtypes,
         "hyperparameters": state.hyperparameters,
     }
-    text = spoilt if isinstance(spoilt, str) else json.dumps(good | (spoilt or {}))
+    text = changes if isinstance(changes, str) else json.dumps(good | (changes or {}))
     with path.open("wb") as file:
         np.savez(file, **({"header": np.asarray(text)} | whole))
 
@@ -162,7 +162,7 @@ def write(path, state, spoilt=None, **arrays):
 GOOD = State(3, [np.ones(2), np.float32([1.0])], HYPERPARAMETERS)
 
 
-def spoilt(name, value):
+def with_value(name, value):
     return {"hyperparameters": GOOD.hyperparameters | {name: value}}
 
 
@@ -198,11 +198,11 @@ def spoilt(name, value):
         ({"dtypes": ["float64", "bfloat16"]}, {}, "velocity_1 .* uint16, .* got float32"),
         ({"hyperparameters": {}}, {}, "hyperparameters must contain learning_rate, got {}"),
         ({"hyperparameters": 3}, {}, "hyperparameters in the header must be an object, got 3"),
-        (spoilt("learning_rate", -1), {}, "learning_rate must be a finite number >= 0, got -1"),
-        (spoilt("beta", float("nan")), {}, "beta must be a number in \\[0, 1\\], got nan"),
-        (spoilt("seed", 0.5), {}, "seed must be an integer in .*, got 0.5"),
-        (spoilt("first_step", 2), {}, "first_step must be 0 .* got 2"),
-        (spoilt("momentum", 1), {}, "hyperparameters must be among .* got 'momentum'"),
+        (with_value("learning_rate", -1), {}, "learning_rate must be a finite number >= 0, got -1"),
+        (with_value("beta", float("nan")), {}, "beta must be a number in \\[0, 1\\], got nan"),
+        (with_value("seed", 0.5), {}, "seed must be an integer in .*, got 0.5"),
+        (with_value("first_step", 2), {}, "first_step must be 0 .* got 2"),
+        (with_value("momentum", 1), {}, "hyperparameters must be among .* got 'momentum'"),
         ({}, {"velocity_2": np.ones(1)}, "one velocity for each of the 2 dtypes"),
         ({}, {"velocity_0": np.ones(2, int)}, "velocities\\[0\\] must be .* float64, got int64"),
         ({}, {"velocity_0": np.asarray([None])}, "without pickled objects"),
@@ -210,14 +210,14 @@ def spoilt(name, value):
         ({}, {"header": np.asarray(["{}"])}, "header must be a string of JSON, got array"),
     ],
 )
-def test_a_bad_file_is_named_with_the_field_and_the_value(tmp_path, header, arrays, message):
+def test_errors_name_the_file_the_field_and_the_value(tmp_path, header, arrays, message):
     path = tmp_path / "bad.npz"
     write(path, GOOD, header, **arrays)
     with pytest.raises(ValueError, match=f"^{path}: .*{message}"):
         State.load(path)
 
 
-def test_what_is_no_archive_is_refused(tmp_path):
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path):
     path = tmp_path / "bad"
     array = io.BytesIO()
     np.save(array, np.ones(3))
@@ -234,8 +234,8 @@ def test_what_is_no_archive_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["header.npy", "velocity_0.npy", "velocity_0"])
-@pytest.mark.filterwarnings("ignore:Duplicate name")  # zipfile warns of what is done here
-def test_an_array_that_is_there_twice_is_refused(tmp_path, name):
+@pytest.mark.filterwarnings("ignore:Duplicate name")  # zipfile warns of the duplicate
+def test_a_duplicate_array_is_refused(tmp_path, name):
     path = tmp_path / "twice"
     GOOD.save(path)
     with zipfile.ZipFile(path, "a") as archive:
@@ -245,7 +245,7 @@ def test_an_array_that_is_there_twice_is_refused(tmp_path, name):
         State.load(path)
 
 
-def test_no_damage_to_a_file_goes_unnoticed(tmp_path):
+def test_all_damage_to_a_file_is_detected(tmp_path):
     good = State(5, [np.arange(6.0)], HYPERPARAMETERS)
     good.save(tmp_path / "good")
     whole = (tmp_path / "good").read_bytes()
@@ -263,12 +263,12 @@ def test_no_damage_to_a_file_goes_unnoticed(tmp_path):
             loaded = State.load(tmp_path / "flip")
         except ValueError:
             refused += 1
-        else:  # a bit that says nothing, a date for one
+        else:  # a bit without meaning for the state, such as of a date
             assert same(loaded, good)
     assert refused > 100
 
 
-# What it takes
+# Arguments
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_missing_hyperparameters_have_their_defaults():
     assert caught[0].filename == __file__
 
 
-def test_one_count_or_one_for_each():
+def test_one_count_or_one_per_velocity():
     one, many = State([4, 4], [np.ones(1)] * 2), State((4, 0), [np.ones(1)] * 2)
     assert (one.t, one.count, one.counts) == (4, 4, (4, 4))
     assert (many.t, many.counts) == ((4, 0), (4, 0))
@@ -324,7 +324,7 @@ def test_one_count_or_one_for_each():
         _ = many.count
 
 
-def test_it_shares_no_memory_and_is_read_only():
+def test_a_state_shares_no_memory_and_is_read_only():
     v = np.ones(2)
     state = State(1, [v])
     v[:] = 2
@@ -343,9 +343,11 @@ def gradients(steps, *params):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
 @pytest.mark.parametrize("first_step", [0, 1])
-def test_numpy_goes_on_to_the_last_bit(tmp_path, dtype, first_step):
+def test_numpy_resumes_bit_for_bit(tmp_path, dtype, first_step):
     if dtype == "bfloat16":
-        dtype = pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 from it").bfloat16
+        dtype = pytest.importorskip(
+            "ml_dtypes", reason="NumPy has bfloat16 from ml_dtypes"
+        ).bfloat16
     shapes = [(3, 2), (), (0,)]
     options = {"learning_rate": 0.2, "weight_decay": 0.1, "seed": 3, "first_step": first_step}
     one, two = ([np.ones(s).astype(dtype) for s in shapes] for _ in range(2))
@@ -363,7 +365,7 @@ def test_numpy_goes_on_to_the_last_bit(tmp_path, dtype, first_step):
         assert a.tobytes() == b.tobytes()
 
 
-def test_what_does_not_fit_numpy_changes_nothing():
+def test_an_unsuitable_state_changes_nothing():
     w = [np.ones(2), np.ones(3)]
     optimizer = Gravity()
     with pytest.raises(

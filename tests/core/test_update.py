@@ -1,4 +1,4 @@
-"""The update as pure functions: the same on every backend, and the properties of its math."""
+"""The update as pure functions: equal on every backend, with the properties of the formulas."""
 
 import math
 from fractions import Fraction
@@ -18,15 +18,15 @@ from gravity_core import (
     trace,
     update,
 )
-from tests.backends import BACKENDS, NUMPY, numpy_dtype
-from tests.core import exact
-from tests.core.values import FEW, FULL, HALF, info, shapes, tensors
+from tests.support import exact
+from tests.support.backends import BACKENDS, NUMPY, numpy_dtype
+from tests.support.values import FEW, FULL, HALF, info, shapes, tensors
 
 BETA = 0.9
 on_backends = pytest.mark.parametrize("backend", BACKENDS, ids=str)
 on_dtypes = pytest.mark.parametrize("dtype", FULL)
 
-# Compiled code is compiled again for each shape, t and β, so these are a few of each.
+# Compiled backends compile for each shape, t and β, so there are only a few of each.
 CASES = [
     ((), 1, BETA),
     ((0,), 1, BETA),
@@ -52,7 +52,7 @@ def bound_of(g, v, t, beta=BETA):
 
 
 def touched_by_flushing(g, v, t, beta):
-    """Where the inputs, the result or a value on the way to it that matters is subnormal."""
+    """Return where an input, the result or a relevant intermediate value is subnormal."""
     old, new = (g.dtype.type(c) for c in coefficients(t, beta))
     zeta = gradient_term(g)
     values = (g, v, zeta, old * v, new * zeta, update(g, v, t, beta=beta))
@@ -65,7 +65,7 @@ def assert_same_bits(got, want, where=True):
 
 
 def assert_matches(backend, got, g, v, t, beta=BETA):
-    """Hold `got` to the NumPy update: its bits where exact, else twice the error bound."""
+    """Assert that `got` has the bits of the NumPy update if exact, else twice its error bound."""
     bound, want = bound_of(g, v, t, beta)
     assert (got.dtype, got.shape) == (want.dtype, want.shape)
     difference = np.abs(got.astype(np.float64) - want)
@@ -79,7 +79,7 @@ def assert_matches(backend, got, g, v, t, beta=BETA):
 @on_dtypes
 @pytest.mark.parametrize(("shape", "t", "beta"), CASES)
 @given(data=st.data())
-def test_update_is_the_numpy_update(backend, dtype, shape, t, beta, data):
+def test_update_equals_the_numpy_update(backend, dtype, shape, t, beta, data):
     backend.load()
     g, v = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
     assert_matches(backend, backend.call(update, g, v, t=t, beta=beta), g, v, t, beta)
@@ -123,7 +123,7 @@ def test_half_types_are_computed_in_float32_and_rounded_once(backend, dtype, dat
     want = wide.astype(dtype)
     got = backend.call(update, g, v, t=1)
     assert got.dtype == dtype
-    # Both are rounded to the half type: half a unit in the last place each.
+    # Both are rounded to the half type, by half a unit in the last place each.
     unit = np.maximum(float(info(dtype).eps) * np.abs(wide), float(info(dtype).smallest_subnormal))
     difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
     assert (difference <= 2 * bound + unit).all()
@@ -134,7 +134,7 @@ def test_half_types_are_computed_in_float32_and_rounded_once(backend, dtype, dat
 
 @on_backends
 @pytest.mark.parametrize("dtype", HALF)
-def test_half_types_do_not_overflow_inside(backend, dtype):
+def test_half_types_do_not_overflow_internally(backend, dtype):
     dtype = numpy_dtype(dtype)
     backend.load(dtype)
     g = np.asarray([16.0, 1.0], dtype)  # (16 · 16)² is beyond float16
@@ -144,7 +144,7 @@ def test_half_types_do_not_overflow_inside(backend, dtype):
 
 @on_backends
 @pytest.mark.parametrize("types", [FULL, FULL[::-1], ("float16", "float32")], ids="-".join)
-def test_mixed_dtypes_are_computed_in_the_wider_and_returned_in_that_of_v(backend, types):
+def test_mixed_dtypes_are_computed_in_the_wider_and_returned_in_vs(backend, types):
     backend.load(np.dtype(min(types)))
     rng = np.random.default_rng(0)
     g, v = (rng.standard_normal(17).astype(t) for t in types)
@@ -152,7 +152,7 @@ def test_mixed_dtypes_are_computed_in_the_wider_and_returned_in_that_of_v(backen
     wide_bound, want = bound_of(g.astype(wide), v.astype(wide), 1)
     got = backend.call(update, g, v, t=1)
     assert got.dtype == v.dtype
-    # got is rounded once more where v is the narrower one: half a unit in the last place
+    # if v is narrower, got has another rounding of half a unit in the last place
     last = np.abs(want) * float(info(v.dtype).eps) if v.dtype != wide else 0
     assert (np.abs(got.astype(np.float64) - want) <= 2 * wide_bound + last).all()
     if backend.exact:
@@ -163,8 +163,8 @@ def assert_gradient_term_properties(backend, g):
     zeta = backend.call(gradient_term, g)
     assert (zeta.dtype, zeta.shape) == (g.dtype, g.shape)
     assert_same_bits(backend.call(gradient_term, np.asarray(-g)), np.asarray(-zeta))
-    assert (np.abs(zeta) <= np.abs(g)).all()  # exactly: it is divided by at least 1
-    # Five roundings make ζ; a sixth covers those of the second order.
+    assert (np.abs(zeta) <= np.abs(g)).all()  # exactly, because the divisor is at least 1
+    # ζ has five roundings; a sixth covers the second order.
     slack, tiny = exact.gamma(6, g.dtype), float(np.finfo(g.dtype).smallest_normal)
     max_abs = np.abs(g.astype(np.longdouble)).max(initial=0)
     if max_abs > 0:
@@ -178,7 +178,7 @@ def assert_gradient_term_properties(backend, g):
 @on_dtypes
 @given(data=st.data())
 def test_gradient_term_properties(backend, dtype, data):
-    """|ζ| ≤ min(|g|, 1 / (2 max|G|)), ζ is odd, and ζ ≈ g where g is small."""
+    """|ζ| ≤ min(|g|, 1 / (2 max|G|)), ζ is odd, and ζ ≈ g for small g."""
     backend.load()
     assert_gradient_term_properties(backend, data.draw(tensors((17,), dtype)))
 
@@ -200,7 +200,7 @@ def test_gradient_term_properties_in_every_shape(backend, dtype, shape, data):
 @given(data=st.data())
 def test_gradient_term_is_largest_at_m(backend, dtype, shape, data):
     backend.load()
-    # Both m and max|G| are powers of two, so that nothing is rounded at m.
+    # m and max|G| are powers of two, so nothing is rounded at m.
     power = data.draw(st.integers(0, np.finfo(dtype).maxexp // 3))
     max_abs, m = np.asarray([2.0**power, 2.0**-power], dtype)
     others = data.draw(tensors((math.prod(shape) - 2,), dtype, limit=float(max_abs)))
@@ -215,7 +215,7 @@ def test_gradient_term_is_largest_at_m(backend, dtype, shape, data):
 @on_backends
 @on_dtypes
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_the_only_element_is_at_m_where_it_is_one(backend, dtype, sign):
+def test_a_single_element_of_one_is_at_m(backend, dtype, sign):
     backend.load()
     assert backend.call(gradient_term, np.asarray(sign, dtype)) == sign / 2
 
@@ -230,7 +230,7 @@ def test_update_does_not_depend_on_the_order_of_the_elements(backend, dtype, sha
     g, v = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
     straight = backend.call(update, g, v, t=1).ravel()
     ascending = np.argsort(np.abs(g), axis=None)
-    for order in (ascending, ascending[::-1]):  # max|G| last, and first
+    for order in (ascending, ascending[::-1]):  # max|G| last and first
         mixed = backend.call(update, *(x.ravel()[order].reshape(shape) for x in (g, v)), t=1)
         assert_same_bits(mixed.ravel(), straight[order])
 
@@ -263,7 +263,7 @@ def assert_near_rational_arithmetic(backend, dtype, data, t, beta):
 
 
 def literal_gradient_term(grad, *, xp):
-    """The formula as the paper has it, which divides by max|G|."""
+    """Return ζ by the paper's formula, which divides by max|G|."""
     m = 1.0 / xp.max(xp.abs(grad))
     return grad / (1.0 + (grad / m) ** 2)
 
@@ -280,11 +280,11 @@ def test_literal_form_agrees_with_the_product_form(backend, dtype, data):
     product = backend.call(gradient_term, g)
     assert np.isfinite(product).all()
     if m < limits.smallest_normal or not np.isfinite(literal).all():
-        return  # m has lost its digits, or all of itself
-    # Roundings in the literal form: one in m and one in G / m, both twice in the square,
-    # one each in the square, the sum and the quotient; five in the product form; and one
-    # for the second order. Near overflow of the square one form may have 0 where the
-    # other has at most 1 / (2 max|G|) with (G max|G|)² > max / 4.
+        return  # m has lost some or all of its digits
+    # The literal form has one rounding in m and one in G / m, both doubled by the square, and
+    # one each in the square, the sum and the quotient. The product form has five. One more
+    # covers the second order. Near overflow of the square, one form may give 0 and the other
+    # at most 1 / (2 max|G|) with (G max|G|)² > max / 4.
     bound = exact.gamma(7 + 5 + 1, dtype) * np.abs(product) + 2 * limits.smallest_normal
     with np.errstate(over="ignore"):
         near_overflow = np.abs(g) / m > 0.5 * limits.max**0.5
@@ -335,7 +335,7 @@ def update_by_parts(g, v, *, xp):
 @on_backends
 @on_dtypes
 @given(data=st.data())
-def test_parts_of_a_tensor_share_its_maximum(backend, dtype, data):
+def test_slices_of_a_tensor_share_its_maximum(backend, dtype, data):
     backend.load()
     g, v = data.draw(tensors((17,), dtype)), data.draw(tensors((17,), dtype))
     first, rest = backend.call(update_by_parts, g, v)
@@ -350,7 +350,7 @@ def update_stacked(g, v, *, axes, xp):
 @on_dtypes
 @pytest.mark.parametrize("leading", [0, 1, 2, 3])
 @given(data=st.data())
-def test_a_stack_of_tensors_is_the_tensors_apart(backend, dtype, leading, data):
+def test_a_stack_is_updated_like_separate_tensors(backend, dtype, leading, data):
     backend.load()
     shape = (2, 3, 4)
     g, v = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
@@ -387,7 +387,7 @@ def test_non_finite_gradients_poison_the_tensor(backend, value):
     with np.errstate(invalid="ignore"):
         zeta = backend.call(gradient_term, g)
     assert np.isnan(zeta[1])
-    if np.isnan(value) and backend.drops_nan:  # a documented fact: the others do not notice
+    if np.isnan(value) and backend.drops_nan:  # a documented fact: the other elements stay finite
         assert_same_bits(zeta[[0, 2, 3]], backend.call(gradient_term, g[[0, 2, 3]]))
     elif np.isnan(value):
         assert np.isnan(zeta).all()
@@ -415,7 +415,7 @@ def test_trace_has_every_intermediate_value(backend):
 
 
 @on_backends
-def test_arguments_are_left_as_they_were(backend):
+def test_arguments_are_not_modified(backend):
     backend.load()
     g, v = np.asarray([1.0, -2.0], np.float32), np.asarray([3.0, 4.0], np.float32)
     arrays = backend.asarray(g), backend.asarray(v)
@@ -456,7 +456,7 @@ def test_unknown_dimensions_in_a_tensorflow_graph(compiled):
 
 
 class Recorder:
-    """A namespace that notes which of its names are looked up and found."""
+    """A namespace that records the names that are looked up and found."""
 
     def __init__(self, xp):
         self._xp, self.names = xp, set()
@@ -476,8 +476,8 @@ class Recorder:
         ("float16", {"max", "maximum", "min", "float32", "astype"}),
     ],
 )
-def test_names_that_the_math_takes_from_the_namespace(dtype, names):
-    """Whoever ports the update to another array library needs these, and operators."""
+def test_names_used_from_the_namespace(dtype, names):
+    """Another array library needs these names and operators."""
     xp = Recorder(np)
     g = np.ones(3, dtype)
     trace(g, g, 1, xp=xp)
@@ -517,7 +517,7 @@ def test_bad_arguments_are_named_with_their_value(arguments, error, message):
         trace(grad, v, t, **call)
 
 
-def test_max_step_grad_of_nothing():
+def test_max_step_grad_of_an_empty_tensor():
     with pytest.raises(ValueError, match=r"grad must not be empty, got shape \(0, 2\)"):
         max_step_grad(np.zeros((0, 2)))
 
@@ -533,6 +533,6 @@ def test_update_of_algorithm_1_by_hand():
     new = (Fraction(1, 10) + 1) / 3
     want = [new / 5, -new * 2 / 17]
     got = NUMPY.call(update, np.asarray([1.0, -2.0]), np.zeros(2), t=1)
-    # 0.9 itself is rounded to half a unit at most: 0.1 then has γ₁ · 0.9 / 0.1 more.
+    # 0.9 is rounded by at most half a unit, which adds γ₁ · 0.9 / 0.1 to the error of 0.1.
     slack = exact.gamma(ErrorBound.ROUNDINGS, np.float64) + exact.gamma(1, np.float64)
     exact.assert_within(got, want, [float(abs(x)) * slack for x in want])

@@ -1,4 +1,4 @@
-"""V₀: the generator against published answers, JAX and plain integers; its law; its slices."""
+"""V₀: the generator against known answers, JAX and plain integers; distribution; slices."""
 
 import math
 import statistics
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gravity_core import initial_velocity, velocity
-from tests.backends import BACKENDS, numpy_dtype
-from tests.core.values import shapes
+from tests.support.backends import BACKENDS, numpy_dtype
+from tests.support.values import shapes
 
 MASK = 0xFFFFFFFF
 words = st.integers(0, MASK)
@@ -24,7 +24,7 @@ on_word_types = pytest.mark.parametrize(
 )
 
 
-# The recipe of the module's docstring once more, in Python integers, from the paper on Threefry:
+# The recipe of the module's docstring in Python integers, from the paper on Threefry:
 # rotate left, add mod 2³², inject the key after every fourth round.
 
 
@@ -87,18 +87,18 @@ def call_hashed(backend, dtype, *numbers):
 def test_threefry_known_answers(backend, dtype, counter, key, output):
     backend.load()
     assert call_hashed(backend, dtype, *key, *counter) == output
-    assert threefry(key, counter) == output  # the test's own, too
+    assert threefry(key, counter) == output  # the test's own implementation
 
 
 @on_word_types
 @given(key=st.tuples(words, words), counter=st.tuples(words, words))
-def test_threefry_is_that_of_plain_integers(backend, dtype, key, counter):
+def test_threefry_equals_plain_integer_arithmetic(backend, dtype, key, counter):
     backend.load()
     assert call_hashed(backend, dtype, *key, *counter) == threefry(key, counter)
 
 
 @given(key=st.tuples(words, words), counters=st.lists(st.tuples(words, words), min_size=1))
-def test_threefry_is_that_of_jax(key, counters):
+def test_threefry_equals_jaxs(key, counters):
     pytest.importorskip("jax", reason="compares with jax.extend.random", exc_type=ImportError)
     from jax.extend import random
 
@@ -109,7 +109,7 @@ def test_threefry_is_that_of_jax(key, counters):
 
 
 @given(seed=seeds, index=words)
-def test_tensor_key_is_fold_in_of_jax(seed, index):
+def test_tensor_key_equals_fold_in_of_jax(seed, index):
     jax = pytest.importorskip("jax", reason="compares with jax.random", exc_type=ImportError)
     seed_words = as_words([seed >> 32, seed & MASK])
     key = jax.random.wrap_key_data(seed_words, impl="threefry2x32")
@@ -150,7 +150,7 @@ def elements(k0, k1, hi, lo, quantiles, *, xp):
         max_size=9,
     ),
 )
-def test_normal_elements_are_those_of_the_recipe(backend, dtype, seed, index, chosen):
+def test_normal_elements_equal_the_recipe(backend, dtype, seed, index, chosen):
     backend.load()
     key = [word.astype(dtype) for word in velocity.tensor_key(seed, index)]
     hi, lo = (as_words(n, dtype) for n in zip(*(divmod(i, 2**32) for i in chosen), strict=True))
@@ -171,11 +171,11 @@ def test_standard_normal_on_every_library(backend):
     assert np.concatenate(got).tobytes() == z_slice(3, 70_001, seed=5, index=2).tobytes()
 
 
-def test_quantiles_are_those_of_scipy():
+def test_quantiles_equal_scipys():
     scipy = pytest.importorskip("scipy.special", reason="compares with scipy.special.ndtri")
     z = velocity.normal_quantiles()
-    # Two float64 implementations; no value lies so near to halfway between two float32
-    # numbers that they round differently.
+    # Two float64 implementations. No value is so close to the middle of two float32 numbers
+    # that the results round differently.
     want = scipy.ndtri((np.arange(65_536) + 0.5) / 65_536).astype(np.float32)
     np.testing.assert_array_equal(z, want)
     assert (np.diff(z) > 0).all()
@@ -200,7 +200,7 @@ def test_quantiles_are_odd_shared_and_read_only():
 
 
 @given(start=st.integers(0, 40), size=st.integers(0, 40), seed=seeds, index=st.integers(0, 9))
-def test_standard_normal_is_the_recipe(start, size, seed, index):
+def test_standard_normal_equals_the_recipe(start, size, seed, index):
     stream = {"seed": seed, "index": index}
     want = z_by_hand(start, start + size, **stream)
     assert z_slice(start, start + size, **stream).tobytes() == want.tobytes()
@@ -232,15 +232,15 @@ def test_elements_beyond_the_low_counter_word(start):
     assert z_slice(start, start + 11, seed=3).tobytes() == z_by_hand(start, start + 11, 3).tobytes()
 
 
-def test_the_law_is_normal_within_what_a_sample_can_tell():
-    n, p = 2**20, 1e-9  # p: that a sample of a true N(0, 1) fails a check
+def test_the_distribution_is_normal_within_sampling_error():
+    n, p = 2**20, 1e-9  # p: the probability that a sample of N(0, 1) fails a check
     z = np.sort(z_slice(0, n, seed=11).astype(np.float64))
     deviations = statistics.NormalDist().inv_cdf(1 - p / 2)
     levels = velocity.normal_quantiles().astype(np.float64)
-    variance = (levels**2).mean()  # of 65 536 values: a little below 1
+    variance = (levels**2).mean()  # slightly below 1, because there are 65 536 values
     assert abs(z.mean()) <= deviations / math.sqrt(n)
     assert abs((z**2).mean() - variance) <= deviations * math.sqrt(2 / n)  # var z² = 2
-    # Massart's bound on the distance of an empirical law, and the step of the 65 536 values.
+    # Massart's bound on the distance of an empirical distribution, and half a step of the 65 536.
     cdf = np.asarray([statistics.NormalDist().cdf(x) for x in levels])
     counts = np.searchsorted(z, levels, side="right") / n
     distance = np.abs(counts - cdf).max()

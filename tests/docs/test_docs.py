@@ -1,11 +1,11 @@
-"""The documentation's code runs, its links lead somewhere and its names exist.
+"""The documentation's code runs, and its links and names exist.
 
 A ```python block is run in order with the others of its page, in one namespace. A block with
 `>>>` is a doctest: its output is compared. A block under the line
 
     <!-- needs: torch, gravity_torch -->
 
-runs by itself in a fresh interpreter, and is skipped where a module is not installed.
+runs by itself in a fresh interpreter, and is skipped if a module is not installed.
 """
 
 import doctest
@@ -61,7 +61,7 @@ def python_blocks(text: str) -> list[Block]:
 
 
 def run_blocks(blocks: list[Block], name: str) -> str:
-    """Run the blocks in one namespace; return what failed, as doctest reports it."""
+    """Run the blocks in one namespace; return the failures as doctest reports them."""
     namespace: dict[str, object] = {"__name__": name}
     parser = doctest.DocTestParser()
     runner = doctest.DocTestRunner(verbose=False)
@@ -73,7 +73,7 @@ def run_blocks(blocks: list[Block], name: str) -> str:
             test.globs = namespace
             runner.run(test, out=report.append, clear_globs=False)
         else:
-            padding = "\n" * block.line  # a traceback then names the page's own line
+            padding = "\n" * block.line  # so that a traceback has the line of the page
             exec(compile(padding + block.code, name, "exec"), namespace)
     return "".join(report)
 
@@ -168,7 +168,7 @@ def unknown_names(text: str) -> list[str]:
 def is_there(module: str) -> bool:
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # the package that the module is in
+    except ModuleNotFoundError:  # the parent package is missing
         return False
     return spec is not None and spec.origin is not None  # None: a folder without code
 
@@ -233,7 +233,7 @@ def test_every_image_is_used_and_small(image):
     assert image.stat().st_size < 60_000
 
 
-# The checks above are themselves checked: each must find a planted fault.
+# The checks above must find planted faults.
 
 
 def test_a_wrong_output_is_reported():

@@ -1,4 +1,4 @@
-"""The README's parity section is what docs/readme_parity.py makes of the figures of a run."""
+"""The README's parity section matches the output of docs/readme_parity.py."""
 
 import importlib.util
 import json
@@ -24,20 +24,20 @@ def script():
     return load_script()
 
 
-def test_the_section_is_that_of_the_kept_figures(script):
+def test_the_section_matches_the_stored_figures(script):
     kept = json.loads(script.KEPT.read_text(encoding="utf-8"))
     text = script.README.read_text(encoding="utf-8")
     assert script.with_section(text, kept) == text
 
 
-def test_the_kept_run_passed_and_has_every_backend(script):
+def test_the_stored_run_passed_and_has_every_backend(script):
     kept = json.loads(script.KEPT.read_text(encoding="utf-8"))
     assert kept["passed"] is True
     assert {row["backend"] for row in kept["replays"]} == {"numpy", "torch", "jax", "tensorflow"}
     assert kept["command"] == "gravity parity"
 
 
-def test_a_changed_figure_is_noticed(script):
+def test_a_changed_figure_is_detected(script):
     kept = json.loads(script.KEPT.read_text(encoding="utf-8"))
     text = script.README.read_text(encoding="utf-8")
     kept["replays"][1]["grade"]["worst"] += 0.01
@@ -46,7 +46,7 @@ def test_a_changed_figure_is_noticed(script):
         script.with_section(text + text, kept)
 
 
-def test_a_run_is_copied_whole(script, tmp_path, monkeypatch):
+def test_a_whole_run_is_copied(script, tmp_path, monkeypatch):
     for name, path in (("README", "README.md"), ("KEPT", "kept.json"), ("PICTURE", "p.png")):
         monkeypatch.setattr(script, name, tmp_path / path)
     (tmp_path / "README.md").write_text("a\n<!-- parity: x -->\nold\n<!-- /parity -->\nb\n")

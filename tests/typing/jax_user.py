@@ -1,4 +1,4 @@
-"""What a user of gravity_jax writes, and mistakes that a type checker has to find."""
+"""Code of a user of gravity_jax, and mistakes that a type checker must find."""
 
 import jax
 import jax.numpy as jnp

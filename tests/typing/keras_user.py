@@ -1,4 +1,4 @@
-"""What a user of gravity_tf writes, and mistakes that a type checker has to find."""
+"""Code of a user of gravity_tf, and mistakes that a type checker must find."""
 
 from gravity_core import State
 from gravity_tf import Gravity, export_state, import_state

@@ -1,4 +1,4 @@
-"""What a user of gravity_core writes, and mistakes that a type checker has to find."""
+"""Code of a user of gravity_core, and mistakes that a type checker must find."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What a user of gravity_torch writes, and mistakes that a type checker has to find."""
+"""Code of a user of gravity_torch, and mistakes that a type checker must find."""
 
 import torch
 

@@ -1,6 +1,7 @@
-"""Gravity as strangers would write it, of every kind and with every mistake: `torch_mean`, ….
+"""Implementations of every kind with every mistake, as third parties would write them.
 
-Written apart from gravity_conformance, in the paper's literal form. `<kind>_right` is right.
+`torch_mean` is of the kind torch with the mistake mean; `<kind>_right` is correct. They use the
+paper's literal form and nothing of gravity_conformance.
 """
 
 import collections
@@ -9,11 +10,11 @@ import numpy as np
 
 LIST = ("plus_one", "minus_one", "half", "mean", "whole_model", "square", "weight", "bare_beta")
 LIST += ("std", "twice", "coupled", "negated", "reset", "stops", "difference")
-LIST += ("hidden", "decoy", "redraws")  # torch: right, but not to be set to some V and t
+LIST += ("hidden", "decoy", "redraws")  # torch: correct, but V and t cannot be set
 
 
 class Mathematics:
-    """The update of one tensor, with a mistake; `xp` has max and mean, `half` makes a float16."""
+    """The update of one tensor with a mistake; `xp` has max and mean, `half` casts to float16."""
 
     def __init__(self, xp, half, mistake):
         self.xp, self.half, self.mistake, self.narrow = xp, half, mistake, np.float32
@@ -42,7 +43,7 @@ class Mathematics:
         return self.xp.mean(size) if self.mistake == "mean" else self.xp.max(size)
 
     def zeta(self, g, scale):
-        # max|G| = 0 is a case that the literal form needs care with.
+        # With m itself, max|G| = 0 would divide by zero.
         slope = g * scale
         return g / (1 + (abs(slope) if self.mistake == "square" else slope * slope))
 
@@ -57,7 +58,7 @@ class Mathematics:
     def std(self, alpha, lr):
         if self.mistake == "std":
             return alpha
-        return alpha / lr if lr else 0.0  # from rest
+        return alpha / lr if lr else 0.0  # starts from rest
 
 
 def plain(mistake):
@@ -192,7 +193,9 @@ def keras(mistake):
 
     class Stranger(keras.optimizers.Optimizer):
         def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, weight_decay=None, **kwargs):
-            super().__init__(learning_rate, **kwargs)  # which would round λ to float32
+            super().__init__(
+                learning_rate, **kwargs
+            )  # weight_decay is left out: the base class rounds it to float32
             self.std, self.beta = math.std(alpha, float(learning_rate)), beta
             self.decay = weight_decay or 0.0
 
@@ -200,7 +203,7 @@ def keras(mistake):
             if self.built:
                 return
             super().build(variables)
-            numbers = keras.random.SeedGenerator()  # with a seed each tensor would have the same
+            numbers = keras.random.SeedGenerator()  # a plain seed would give equal tensors
             draw = keras.initializers.RandomNormal(stddev=self.std, seed=numbers)
             self.velocities = [
                 self.add_variable_from_reference(w, "velocity", initializer=draw) for w in variables

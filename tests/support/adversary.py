@@ -1,15 +1,15 @@
-"""Honest implementations at their worst: every rounding off by a whole unit roundoff.
+"""The worst correct implementation: every operation is off by a whole unit roundoff.
 
-In exact rational numbers, and independent of gravity_core: each operation that the derivation
-of `ErrorBound` counts is multiplied by 1 + u or 1 − u, whichever moves the result in the
-direction asked for. That is more than correct rounding does in all of them at once.
+It uses exact rational numbers and nothing of gravity_core. Each operation that the derivation of
+`ErrorBound` counts is multiplied by 1 + u or 1 − u, whichever moves the result in the requested
+direction. Correct rounding cannot reach this in all operations at once.
 """
 
 from fractions import Fraction
 
 import numpy as np
 
-ORDERS = ("in turn", "together", "factor")  # of the operations of weight decay
+ORDERS = ("in turn", "together", "factor")  # orders of the operations of weight decay
 
 
 def sign(x):
@@ -17,7 +17,7 @@ def sign(x):
 
 
 class Adversary:
-    """One update at a time; `flushes` also takes subnormal numbers as zero, everywhere."""
+    """Computes one update at a time; with `flushes` every subnormal number becomes zero."""
 
     def __init__(self, dtype, *, flushes=False):
         info = np.finfo(dtype)
@@ -29,16 +29,16 @@ class Adversary:
         return x if abs(x) >= self.tiny else Fraction(0)
 
     def rounded(self, x, direction):
-        """Round as far towards `direction` · ∞ as may be; a direction of 0 rounds not at all."""
+        """Round as far as possible towards `direction` · ∞; a direction of 0 does not round."""
         return self.flushed(x + direction * self.unit * abs(x))
 
     def coefficient(self, constant, t, direction):
-        """Return (constant · t + 1) / (t + 2); t + 2 is exact. Four roundings."""
+        """Return (constant · t + 1) / (t + 2) with four roundings; t + 2 is exact."""
         product = self.rounded(self.rounded(Fraction(constant), direction) * t, direction)
         return self.rounded(self.rounded(product + 1, direction) / (t + 2), direction)
 
     def zeta(self, x, max_abs, direction):
-        """Return ζ. Five roundings: that of s enters the square twice."""
+        """Return ζ with five roundings; the rounding of s enters the square twice."""
         larger = direction * sign(x)
         s = self.rounded(x * max_abs, -direction)
         square = self.rounded(s * s, -larger)

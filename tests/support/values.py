@@ -1,4 +1,4 @@
-"""Gradients and velocities to try: ordinary, zero, subnormal and extreme."""
+"""Strategies for gradients and velocities: ordinary, zero, subnormal and extreme numbers."""
 
 import math
 
@@ -6,15 +6,15 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from tests.backends import numpy_dtype
+from tests.support.backends import numpy_dtype
 
 HALF = ("float16", "bfloat16")
 FULL = ("float32", "float64")
-FEW = max(1, settings.default.max_examples // 5)  # for what takes long
+FEW = max(1, settings.default.max_examples // 5)  # for slow tests
 
 
 def info(dtype):
-    """`np.finfo`, of bfloat16 too."""
+    """Return `np.finfo` of a dtype, including bfloat16."""
     if np.dtype(dtype).name == "bfloat16":
         import ml_dtypes
 
@@ -23,7 +23,7 @@ def info(dtype):
 
 
 def specials(dtype):
-    """Zeros, ones, and numbers at the edges of the range of `dtype`."""
+    """Return zeros, ones, and numbers at the edges of the range of `dtype`."""
     limits = info(dtype)
     tiny, huge = float(limits.smallest_normal), 0.88 * float(limits.max)  # 3e38 in float32
     sizes = [0.0, float(limits.smallest_subnormal), tiny / 2, tiny, 1e-20, 1e-3, 1.0, 16.0, 300.0]
@@ -32,7 +32,7 @@ def specials(dtype):
 
 
 def numbers(dtype, limit=None):
-    """Finite numbers of `dtype`, up to `limit` in size; most of them of ordinary size."""
+    """Draw finite numbers of `dtype` up to `limit` in magnitude, most of ordinary size."""
     huge = 0.88 * float(info(dtype).max) if limit is None else limit
     ordinary = st.floats(-min(8.0, huge), min(8.0, huge))
     edge = st.sampled_from([x for x in specials(dtype) if abs(x) <= huge])
@@ -41,7 +41,7 @@ def numbers(dtype, limit=None):
 
 @st.composite
 def tensors(draw, shape, dtype="float32", limit=None):
-    """Arrays of one shape; large ones repeat a few values in random order."""
+    """Draw arrays of one shape; large arrays repeat a few values in random order."""
     dtype, size = numpy_dtype(dtype), math.prod(shape)
     small = size <= 24
     values = draw(
@@ -54,5 +54,5 @@ def tensors(draw, shape, dtype="float32", limit=None):
 
 
 def shapes(max_side=5):
-    """Shapes of 0 to 3 dimensions, empty ones included."""
+    """Draw shapes of 0 to 3 dimensions, including empty ones."""
     return st.lists(st.integers(0, max_side), max_size=3).map(tuple)

@@ -1,11 +1,11 @@
-"""One matrix of array backends; every test that can run on all of them takes its entries.
+"""The matrix of array backends, which parametrizes every test that can run on all of them.
 
     @pytest.mark.parametrize("backend", BACKENDS, ids=str)
     def test_something(backend):
-        backend.load()                      # imports the framework, or skips with the reason
+        backend.load()                      # imports the framework or skips with a reason
         got = backend.call(function, numpy_array, ..., static_argument=...)
 
-A framework is imported when a test first needs it, so collecting the tests imports none.
+A framework is imported when a test first needs it. Collecting the tests imports none.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ import pytest
 
 @dataclass(frozen=True)
 class Backend:
-    """A framework in one mode of execution, and what is known about its arithmetic.
+    """A framework in one mode of execution, and the known facts about its arithmetic.
 
     Attributes:
-        name: as it appears in test ids.
-        requires: the modules that have to be importable.
+        name: the name in test ids.
+        requires: the modules that must be importable.
         mode: "eager", "function" (tf.function) or "jit".
-        exact: gives the bits of NumPy; else it rounds otherwise (fused multiply-add) and
-            has to stay inside `gravity_core.ErrorBound`.
-        flushes: takes and returns subnormal numbers as zeros.
-        drops_nan: its max and min pass over NaN.
-        no_half: why it has no float16 and bfloat16; empty where it has them.
+        exact: whether it gives the bits of NumPy. If not (because of fused multiply-add), it
+            must stay inside `gravity_core.ErrorBound`.
+        flushes: whether it reads and returns subnormal numbers as zeros.
+        drops_nan: whether its max and min ignore NaN.
+        no_half: the reason why it lacks float16 and bfloat16; empty if it has them.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Backend:
         return self.name
 
     def load(self, dtype: Any = np.float32) -> None:
-        """Skip the running test unless the framework is here and has `dtype`."""
+        """Skip the running test unless the framework is installed and has `dtype`."""
         for module in self.requires:
             pytest.importorskip(module, reason=f"{self.name} needs {module}", exc_type=ImportError)
         if np.dtype(dtype).itemsize < 4 and self.no_half:
@@ -68,7 +68,7 @@ class Backend:
     def call(self, function: Callable[..., Any], *arrays: Any, **static: Any) -> Any:
         """Call `function(*arrays, xp=..., **static)` in this mode, from NumPy to NumPy.
 
-        Of the arrays, compiled code sees the shape and dtype; `static` it has as constants.
+        Compiled code depends on the shapes and dtypes of the arrays; `static` are constants in it.
         """
         result = self.bare_call(function, *(self.asarray(a) for a in arrays), **static)
         if isinstance(result, tuple):
@@ -120,7 +120,7 @@ class Jax(Backend):
 
     @staticmethod
     def _wide(*arrays: Any) -> Any:
-        """JAX has 64-bit types in this context only."""
+        """Return the context that enables the 64-bit types of JAX if an array needs them."""
         if any(np.dtype(a.dtype).itemsize == 8 for a in arrays):
             return importlib.import_module("jax").enable_x64(True)
         return contextlib.nullcontext()
@@ -145,7 +145,7 @@ class Keras(Backend):
         return importlib.import_module("keras").ops
 
     def asarray(self, array: np.ndarray) -> Any:
-        if array.dtype == np.uint32:  # keras.ops has no shift of it on TensorFlow
+        if array.dtype == np.uint32:  # keras.ops on TensorFlow cannot shift it
             array = array.view(np.int32)
         return importlib.import_module("tensorflow").constant(array)
 
@@ -160,7 +160,7 @@ class Keras(Backend):
 
 
 NUMPY = Backend("numpy")
-_STRICT_HALF = "array-api-strict has the dtypes of the standard, which knows no half types"
+_STRICT_HALF = "array-api-strict has the dtypes of the standard, without half types"
 _KERAS = ("tensorflow", "keras")
 
 BACKENDS = (
@@ -176,7 +176,7 @@ BACKENDS = (
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """Return the NumPy dtype of that name; bfloat16 from ml_dtypes, or skip."""
+    """Return the NumPy dtype of that name; skip the test if bfloat16 needs ml_dtypes."""
     if name == "bfloat16":
         reason = "NumPy has bfloat16 from ml_dtypes only"
         return np.dtype(pytest.importorskip("ml_dtypes", reason=reason).bfloat16)

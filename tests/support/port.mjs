@@ -1,6 +1,6 @@
-// A port of Gravity to JavaScript, written from the README beside the vectors and run on them.
+// A port of Gravity to JavaScript, written from the README of the vectors and run on them.
 //
-//     node port.mjs FOLDER            prints one line per result that is wrong; exit status 0 or 1
+//     node port.mjs FOLDER            prints one line per wrong result; exit status 0 or 1
 //
 // It reads the decimals, because JavaScript has no reader for hexadecimal floats.
 

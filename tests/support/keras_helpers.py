@@ -1,4 +1,4 @@
-"""A Keras optimizer fed with given gradients, on whatever backend Keras runs on here."""
+"""A Keras optimizer with given gradients, on the backend that Keras runs on."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ SHAPES = [(3, 4), (), (0,), (2, 3, 3, 3), (70_000,)]
 
 
 def arrays(number, dtype="float32", shapes=SHAPES):
-    """Dyadic numbers of nine bits, the sums and means of a few of which are exact."""
+    """Return dyadic numbers of nine bits; the sums and means of a few of them are exact."""
     rng = np.random.default_rng([7, number])
     return [np.asarray(rng.integers(-256, 257, s) / 64, dtype) for s in shapes]
 
@@ -21,12 +21,12 @@ def to_numpy(variables):
 
 
 def velocities(optimizer):
-    """The velocity variables, by their public name."""
+    """Return the velocity variables, found by their public name."""
     return [v for v in optimizer.variables if v.path.endswith("_velocity")]
 
 
 def keras_without(name, delete=delattr):
-    """Take a method of the base class away, as a release of Keras might."""
+    """Remove a method from the base class, as a release of Keras may."""
     import keras
 
     for kind in keras.optimizers.Optimizer.__mro__:
@@ -45,7 +45,7 @@ def make_variables(values, names=None):
 
 
 def applying(optimizer, variables):
-    """Return what applies a list of gradients, NumPy's or the backend's, to the variables."""
+    """Return a function that applies gradients of NumPy or the backend to the variables."""
     import keras
     from keras import ops
 
@@ -56,10 +56,10 @@ def applying(optimizer, variables):
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return lambda gradients: optimizer.apply(tensors(gradients))
     if keras.backend.backend() != "jax":
-        # Without the variables it skips every step of Keras 3.10 on torch.
+        # On torch, Keras 3.10 skips every step unless it receives the variables.
         return lambda gradients: optimizer.apply(tensors(gradients), variables)
 
-    def apply(gradients):  # the one way that Keras has for it on JAX
+    def apply(gradients):  # the only way in Keras on JAX
         state, weights = ([v.value for v in vs] for vs in (optimizer.variables, variables))
         weights, state = optimizer.stateless_apply(state, tensors(gradients), weights)
         for variable, value in zip(
@@ -75,8 +75,8 @@ def graded(
 ) -> Grade:
     """Apply the gradients `fed`, and compare every update with the NumPy reference.
 
-    `effective` are those that Gravity should have seen, one list an update; `fed` may hold
-    several lists for one of them.
+    `effective` are the gradients that Gravity should see, one list for each update; `fed` may hold
+    several lists for each of them.
     """
     weights = arrays(0) if weights is None else weights
     effective = fed if effective is None else effective
@@ -94,3 +94,58 @@ def graded(
                 yield Step(to_numpy(velocities(inner)), to_numpy(variables))
 
     return grade(Replay(weights, effective, options), steps())
+
+
+def assert_same(a, b):
+    assert len(a) == len(b) > 0
+    assert all(np.array_equal(x, y) for x, y in zip(to_numpy(a), to_numpy(b), strict=True))
+
+
+def run(optimizer, numbers=range(1, 4), weights=None, names=None, dtype="float32"):
+    """Apply `arrays(number)` as gradients for each number; return the variables."""
+    from keras import ops
+
+    variables = make_variables(arrays(0, dtype) if weights is None else weights, names)
+    optimizer.build(variables)
+    for number in numbers:
+        optimizer.apply([ops.convert_to_tensor(g) for g in arrays(number, dtype)])
+    return variables
+
+
+def perceptron(optimizer, **options):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(32, activation="relu", name="hidden"),
+            keras.layers.Dense(10, name="logits", dtype="float32"),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], **options)
+    return model
+
+
+def fit(model, task, epochs, **options):
+    return model.fit(
+        task.x_train,
+        task.y_train,
+        batch_size=32,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        **options,
+    )
+
+
+BOUNDED = {"exact", "bounded"}
+
+
+def expected_verdicts():
+    """Return the verdicts that a replay may have on Keras's backend."""
+    import keras
+
+    # JAX and torch evaluate the coefficients in float32, from a counter on the device.
+    return {"exact"} if keras.backend.backend() == "tensorflow" else BOUNDED

@@ -1,6 +1,6 @@
 """Gravity in exact rational numbers, and the bound for chains of rounded operations.
 
-Independent of gravity_core: written from the formulas of Algorithm 1.
+The code is independent of gravity_core and follows the formulas of Algorithm 1.
 """
 
 from fractions import Fraction
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def gamma(k, dtype):
-    """Return γ_k = k u / (1 − k u): what k roundings do at most, relative to the result."""
+    """Return γ_k = k u / (1 − k u), the relative error bound of k roundings."""
     u = float(np.finfo(dtype).eps) / 2
     return k * u / (1 - k * u)
 
@@ -38,7 +38,7 @@ def velocity(g, v, t, beta):
 
 
 def weights(w, v, learning_rate, weight_decay=0):
-    """Return W ← W − l λ W − l V."""
+    """Return W ← W − η λ W − η V."""
     lr, decay = Fraction(learning_rate), Fraction(weight_decay)
     return [x - lr * decay * x - lr * y for x, y in zip(w, v, strict=True)]
 

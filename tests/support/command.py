@@ -1,8 +1,10 @@
-"""The command `gravity conform` in a process of its own, and a function to write faults around."""
+"""The command `gravity conform` in its own process, and modules for it to check."""
 
 import subprocess
 import sys
+from pathlib import Path
 
+STRANGERS = Path(__file__).with_name("strangers.py")
 COMMAND = [sys.executable, "-m", "gravity_conformance", "conform"]
 
 # The beginning of a module `odd.py`.
@@ -32,7 +34,7 @@ def gravity_conform(*arguments, **kwargs):
 
 
 def written(folder, code, attribute="step"):
-    """Write a module that begins with `right` and has `step` too, and return its SPEC."""
+    """Write a module of `right` and this code, and return the SPEC of an attribute."""
     path = folder / "odd.py"
     path.write_text(RIGHT + code, encoding="utf-8")
     return f"{path}:{attribute}"

@@ -1,4 +1,4 @@
-"""Bad hyper-parameters and the one message that every optimizer gives for them."""
+"""Bad hyper-parameters, and the message that every optimizer gives for each of them."""
 
 BAD = [
     ({"learning_rate": -0.1}, "learning_rate must be a finite number >= 0, got -0.1"),
@@ -15,7 +15,7 @@ BAD = [
     ({"first_step": 2}, "first_step must be 0 .* or 1 .*, got 2"),
 ]
 
-# PyTorch says lr.
+# PyTorch's name is lr.
 BAD_LR = [
     (
         {k.replace("learning_rate", "lr"): v for k, v in arguments.items()},

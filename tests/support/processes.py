@@ -1,4 +1,4 @@
-"""Processes of a torch.distributed job on loopback, kept for the tests of one module."""
+"""The processes of a torch.distributed job on loopback, which all tests of a module share."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import socket
 import traceback
 import warnings
 
-TIMEOUT = 90  # seconds for one function in all processes; they take one or two
+TIMEOUT = 90  # seconds for one function in all processes; it usually takes one or two
 
 
 def _serve(rank, world, port, calls, results):
@@ -57,7 +57,7 @@ class Processes:
             except queue.Empty:
                 self.kill()
                 raise AssertionError(f"only {sorted(answers)} answered") from None
-            if error is not None:  # the others may wait for it forever
+            if error is not None:  # the other processes may wait for it forever
                 self.kill()
                 raise AssertionError(f"rank {rank}:\n{error}")
             answers[rank] = result

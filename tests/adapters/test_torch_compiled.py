@@ -1,0 +1,133 @@
+"""gravity_torch.Gravity under torch.compile, and how often the fused path compiles."""
+
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
+
+from gravity_torch import Gravity  # noqa: E402
+from tests.support.torch_helpers import (  # noqa: E402
+    give_gradients,
+    parameters,
+    run,
+    values,
+)
+from tests.support.torch_reference import (  # noqa: E402
+    Reference,
+    cleared_graphs,
+    needs_a_compiler,
+    to_numpy,
+)
+
+
+def test_one_graph_serves_all_shapes():
+    needs_a_compiler({"fused": True})
+    from torch._dynamo.utils import counters
+
+    many = [(64, 9, 3, 3), (70, 80), (9000,), (9000,), (9001,)]
+    graphs = []
+    for shapes in (many[:1], many, many * 5, [(8192,)] * 40):
+        params = parameters(*shapes)
+        run(Gravity(params, fused=True), params, range(2))
+        graphs.append(counters["stats"]["unique_graphs"])
+    params = parameters(*many)
+    optimizer = Gravity(params, fused=True)
+    for number in range(2):  # other hyper-parameters need no new graph either
+        optimizer.param_groups[0].update(lr=0.2 * number, beta=0.5 * number)
+        run(optimizer, params, [number])
+    graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1:] == graphs[:1] * 4
+
+
+FAKE_AND_REAL_STEPS = """
+import torch
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
+from gravity_torch import Gravity
+
+def steps(device):
+    params = [torch.nn.Parameter(torch.ones(n, device=device)) for n in (5000, 2**20, 7)]
+    optimizer = Gravity(params, fused=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert params[0].device.type == device
+    return params[0]
+
+for number in range(2):
+    with FakeTensorMode():
+        steps("cpu")
+    steps("meta")
+    assert steps("cpu").isfinite().all()
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == first if number else graphs > 0, graphs
+    first = graphs
+"""
+
+
+def test_fake_meta_and_real_tensors_in_turn_on_the_compiled_path():
+    """The test runs in its own process, because kernels crash on such tensors."""
+    needs_a_compiler({"fused": True})
+    subprocess.run([sys.executable, "-c", FAKE_AND_REAL_STEPS], check=True, timeout=300)
+
+
+def test_a_step_in_inference_mode_leaves_no_inference_tensors_to_later_steps(monkeypatch):
+    """The counting compiler does not change the operations."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter, compile_with = CompileCounter(), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **_: compile_with(f, backend=counter, dynamic=True)
+    )
+    params = parameters(*[(5000 + i,) for i in range(4)])
+    graphs = []
+    with cleared_graphs():
+        for index, mode in enumerate([True, False, False, False]):
+            given = params[: 1 + index]
+            give_gradients(given, index)
+            with torch.inference_mode(mode):
+                Gravity(given, fused=True).step()
+            graphs.append(counter.frame_count)
+    assert graphs[1] > 0
+    assert graphs[2:] == graphs[1:2] * 2  # no new graph for each number of tensors
+
+
+def test_one_compilation_for_ten_steps():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    params = parameters((3, 4), (4,))
+    rate = torch.tensor(0.1)
+    optimizer = Gravity(params, lr=rate)
+    plain = [torch.nn.Parameter(w) for w in values(params)]
+    reference = Gravity(plain, lr=0.1, foreach=False)
+    step = torch.compile(optimizer.step, backend=counter)
+    for number in range(10):
+        rate.fill_(0.1 / (number + 1))
+        reference.param_groups[0]["lr"] = 0.1 / (number + 1)
+        give_gradients(params, number)
+        give_gradients(plain, number)
+        step()
+        reference.step()
+    assert counter.frame_count == 1
+    for a, b in zip(values(params), values(plain), strict=True):
+        assert (a - b).abs().max() <= 10 * 2 * 15 * 2.0**-24 * 8  # ten updates of values below 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_compiled_step_of_0d_parameters(dtype):
+    """torch.compile loses writes to 0-d float64 tensors, also in torch's own optimizers."""
+    torch._dynamo.reset()
+    params = parameters((), (3,), dtype=dtype)
+    references = [Reference(p, 0.1, 0, i, weight_decay=0.1) for i, p in enumerate(params)]
+    optimizer = Gravity(params, weight_decay=0.1)
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    for number in range(3):
+        give_gradients(params, number)
+        step()
+        for p, reference in zip(params, references, strict=True):
+            reference.step(to_numpy(p.grad), 0.1)
+            reference.check(p, optimizer.state[p])

@@ -1,0 +1,31 @@
+"""The worker of `gravity conform`, run in this process because that is faster."""
+
+import importlib.util
+import io
+import json
+
+import pytest
+
+from gravity_conformance.conform import worker
+from gravity_conformance.conform.checks.registry import CHECKS
+
+# The kinds of implementation, and the modules that each one needs.
+KINDS = {"plain": (), "torch": ("torch",), "optax": ("jax", "optax"), "keras": ("keras",)}
+
+
+def events(spec, checks=tuple(CHECKS), **job):
+    """Return the events that the worker reports about an implementation."""
+    names = KINDS.get(spec.rpartition(":")[2].partition("_")[0], ())
+    for module in names:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{spec} needs {module}")
+    report = io.StringIO()
+    worker._run(
+        {"spec": spec, "kind": None, "kw": {}, "first_step": None} | job | {"checks": checks},
+        report,
+    )
+    return [json.loads(line) for line in report.getvalue().splitlines()]
+
+
+def findings(*args, **kwargs):
+    return {e["check"]: e for e in events(*args, **kwargs) if e["event"] == "finding"}
