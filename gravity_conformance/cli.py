@@ -20,8 +20,8 @@ from gravity_conformance._output import replace
 from gravity_conformance.conform import report as conform_reports
 from gravity_conformance.conform import runner as conforming
 from gravity_conformance.conform.checks.registry import CHECKS
-from gravity_conformance.conform.drive.spec import KINDS
-from gravity_conformance.conform.drive.spec import Kind as SpecKind
+from gravity_conformance.drive.spec import KINDS
+from gravity_conformance.drive.spec import Kind as SpecKind
 from gravity_conformance.parity import report as reports
 from gravity_conformance.parity import run as runner
 from gravity_conformance.parity.page import page

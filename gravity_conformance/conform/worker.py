@@ -25,8 +25,8 @@ import numpy as np
 from gravity_conformance._guard import one_line
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.conform.checks.subject import Finding, Subject
-from gravity_conformance.conform.drive import spec as specs
-from gravity_conformance.conform.drive.drivers import driver
+from gravity_conformance.drive import spec as specs
+from gravity_conformance.drive.drivers import driver
 
 # Also what is no Exception, KeyboardInterrupt for one: nobody interrupts this process by a key.
 _ANYTHING = BaseException

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from gravity_conformance.conform.drive.spec import SpecError, load, recognise
+from gravity_conformance.drive.spec import SpecError, load, recognise
 from tests.conformance.test_conform import findings
 
 RIGHT = """

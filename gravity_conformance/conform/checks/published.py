@@ -8,7 +8,6 @@ import numpy as np
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.inputs import NO_BFLOAT16, has_bfloat16
 from gravity_conformance.conform.checks.subject import Finding, Subject
-from gravity_conformance.conform.drive.session import CannotWriteError
 from gravity_conformance.conform.judge import compare as judge
 from gravity_conformance.conform.judge.compare import Case, Run
 from gravity_conformance.conform.judge.diagnosis import (
@@ -18,6 +17,7 @@ from gravity_conformance.conform.judge.diagnosis import (
     how_tolerated,
     refuted,
 )
+from gravity_conformance.drive.session import CannotWriteError
 from gravity_conformance.vectors import UpdateTest, load_vectors
 from gravity_core import hyperparameters as hp
 

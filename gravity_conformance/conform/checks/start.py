@@ -6,8 +6,8 @@ import numpy as np
 
 from gravity_conformance.conform.checks.inputs import normal
 from gravity_conformance.conform.checks.subject import Finding, Subject
-from gravity_conformance.conform.drive.session import Arrays
 from gravity_conformance.conform.judge.compare import Case
+from gravity_conformance.drive.session import Arrays
 from gravity_conformance.mutations import MUTATIONS, REFERENCE
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import beta_hat

@@ -9,11 +9,11 @@ import numpy as np
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.inputs import normal
 from gravity_conformance.conform.checks.writable import why_unwritable
-from gravity_conformance.conform.drive.drivers import Driver
-from gravity_conformance.conform.drive.session import Arrays
 from gravity_conformance.conform.judge import compare as judge
 from gravity_conformance.conform.judge.compare import Case, Run, Verdict
 from gravity_conformance.conform.judge.diagnosis import diagnose, how_tolerated
+from gravity_conformance.drive.drivers import Driver
+from gravity_conformance.drive.session import Arrays
 from gravity_conformance.mutations import COARSE, MUTATIONS, REFERENCE
 from gravity_core import hyperparameters as hp
 

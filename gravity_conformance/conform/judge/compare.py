@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance.conform.drive.drivers import Driver
-from gravity_conformance.conform.drive.session import Arrays, CannotWriteError, Session
 from gravity_conformance.conform.judge.bounds import HalfBound, MistakenBound
+from gravity_conformance.drive.drivers import Driver
+from gravity_conformance.drive.session import Arrays, CannotWriteError, Session
 from gravity_conformance.mutations import (
     REFERENCE,
     Variant,

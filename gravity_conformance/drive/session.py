@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from gravity_conformance.conform.drive.spec import Arguments
+from gravity_conformance.drive.spec import Arguments
 
 Arrays = list[np.ndarray]
 T = TypeVar("T")
