@@ -51,6 +51,10 @@ class Driver:
         """Whether V and t are the caller's."""
         return self.session.stateless
 
+    def setup(self, options: Mapping[str, Any], dtype: str, **how: Any) -> Setup:
+        """Return what an optimizer with these options is made of."""
+        return Setup(self.found, self.arguments, options, dtype, **how)
+
     def start(
         self,
         weights: Sequence[np.ndarray],
@@ -65,10 +69,13 @@ class Driver:
             weights: W₀.
             options: by our names; what is not offered is left out.
             bfloat16: whether float32 stands for bfloat16.
-            how: schedule, begun, fast and grouped of `Setup`.
+            how: schedule, begun, mode and grouped of `Setup`; or `fast`, which takes the mode
+                in which users compile the step, where they do.
         """
+        if how.pop("fast", False) and self.session.compiles is not None:
+            how["mode"] = self.session.compiles
         dtype = "bfloat16" if bfloat16 else weights[0].dtype.name
-        return self.session(Setup(self.found, self.arguments, options, dtype, **how), weights)
+        return self.session(self.setup(options, dtype, **how), weights)
 
 
 def driver(found: Any, kind: Kind, arguments: Arguments) -> Driver:

@@ -8,22 +8,80 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gravity_conformance.drive.session import Arrays, Setup, StateSession
+from gravity_conformance.protocol import Mode, Task, Training
+
+
+@contextmanager
+def _floatx(dtype: str) -> Iterator[None]:
+    """Keras keeps hyper-parameters in floatx, whatever the variables' dtype."""
+    config = importlib.import_module("keras").config
+    before = config.floatx()
+    config.set_floatx("float64" if dtype == "float64" else before)
+    try:
+        yield
+    finally:
+        config.set_floatx(before)
 
 
 class KerasSession(StateSession):
     """A `keras.optimizers.Optimizer` class."""
 
-    compiles: ClassVar[bool] = True
+    compiles: ClassVar[str | None] = "fit"
     frameworks: ClassVar[tuple[str, ...]] = ("keras", "tensorflow")
+
+    @staticmethod
+    def modes() -> dict[str, Mode]:
+        """Return the step run eagerly, as a graph of TensorFlow, and by XLA."""
+        backend = importlib.import_module("keras").backend.backend()
+        missing = None if backend == "tensorflow" else f"Keras runs on {backend} here"
+        graph = Mode("compiled", missing)
+        return {"eager": Mode("eager"), "function": graph, "xla": graph}
+
+    @staticmethod
+    def train(setup: Setup, task: Task) -> Training:
+        """Train a Keras model with its compiled train step."""
+        keras, losses = importlib.import_module("keras"), []
+        (features, hidden), (_, classes) = task.weights[0].shape, task.weights[2].shape
+        with _floatx(setup.dtype):
+            model = keras.Sequential(
+                [
+                    keras.Input((features,)),
+                    keras.layers.Dense(hidden, activation="relu", dtype=setup.dtype),
+                    keras.layers.Dense(classes, dtype=setup.dtype),
+                ]
+            )
+            model.set_weights(task.weights)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(optimizer=setup.construct(), loss=loss)
+            for batches in task.epochs:
+                order = batches.reshape(-1)
+                history = model.fit(
+                    task.x_train[order],
+                    task.y_train[order],
+                    batch_size=batches.shape[1],
+                    shuffle=False,
+                    verbose=0,
+                )
+                losses.append(float(history.history["loss"][0]))
+            predictions = model.predict(task.x_test, verbose=0).argmax(axis=1)
+            return Training(losses, model.get_weights(), predictions)
 
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Construct and build it for variables."""
         self.setup, self._keras = setup, importlib.import_module("keras")
-        with self._floatx():
+        with _floatx(setup.dtype):
             self._variables = [self._keras.Variable(w, dtype=setup.dtype) for w in weights]
-            self._optimizer = setup.construct()
-            self._optimizer.build(self._variables)
-        self._model = self._trained() if setup.fast else None
+            self.optimizer = setup.construct()
+            self.optimizer.build(self._variables)
+        self._model = self._trained() if setup.mode == "fit" else None
+
+        def apply(grads: Any) -> None:
+            self.optimizer.apply(grads, self._variables)
+
+        self._apply: Any = apply
+        if setup.mode in ("function", "xla"):
+            tensorflow = importlib.import_module("tensorflow")
+            self._apply = tensorflow.function(apply, jit_compile=setup.mode == "xla")
 
     def _trained(self) -> Any:
         """Return a model of the variables, the gradients of which are its inputs.
@@ -42,35 +100,25 @@ class KerasSession(StateSession):
                 return keras.ops.reshape(sum(sums), (1, 1))
 
         model = Sum()
-        model.compile(optimizer=self._optimizer, loss=lambda _, y: keras.ops.sum(y))
+        model.compile(optimizer=self.optimizer, loss=lambda _, y: keras.ops.sum(y))
         return model
-
-    @contextmanager
-    def _floatx(self) -> Iterator[None]:
-        """Keras keeps hyper-parameters in floatx, whatever the variables' dtype."""
-        config = self._keras.config
-        floatx = config.floatx()
-        config.set_floatx("float64" if self.setup.dtype == "float64" else floatx)
-        try:
-            yield
-        finally:
-            config.set_floatx(floatx)
 
     def _numpy(self, tensor: Any) -> np.ndarray:
         array = np.array(self._keras.ops.convert_to_numpy(tensor))
         return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
-    def step(self, grads: Sequence[np.ndarray], lr: float) -> Arrays:
-        """Set the learning rate, and apply the gradients."""
-        self._optimizer.learning_rate = lr
+    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+        """Set the learning rate, if it is given, and apply the gradients."""
+        if lr is not None:
+            self.optimizer.learning_rate = lr
         dtype = self.setup.dtype
         if self._model is not None:
-            with self._floatx():
+            with _floatx(self.setup.dtype):
                 self._model.train_on_batch(tuple(g[None] for g in grads), np.zeros((1, 1)))
             return list(grads)
         tensors = [self._keras.ops.convert_to_tensor(g, dtype=dtype) for g in grads]
-        with self._floatx():
-            self._optimizer.apply(tensors, self._variables)
+        with _floatx(self.setup.dtype):
+            self._apply(tensors)
         return [self._numpy(g) for g in tensors]
 
     def weights(self) -> Arrays:
@@ -79,8 +127,8 @@ class KerasSession(StateSession):
 
     def _slots(self) -> list[Any] | None:
         """Return V's own variables."""
-        own = (self._optimizer.iterations, getattr(self._optimizer, "_learning_rate", None))
-        slots = [v for v in self._optimizer.variables if all(v is not o for o in own)]
+        own = (self.optimizer.iterations, getattr(self.optimizer, "_learning_rate", None))
+        slots = [v for v in self.optimizer.variables if all(v is not o for o in own)]
         shapes = [tuple(w.shape) for w in self._variables]
         named = [v for v in slots if "velocit" in v.path or "momentum" in v.path]
         for chosen in (slots, named):
@@ -95,7 +143,7 @@ class KerasSession(StateSession):
 
     def _scalars(self) -> dict[Hashable, Any]:
         slots = self._slots() or []
-        every = enumerate([self._optimizer.iterations, *self._optimizer.variables])
+        every = enumerate([self.optimizer.iterations, *self.optimizer.variables])
         return {i: x for i, x in every if tuple(x.shape) == () and all(x is not v for v in slots)}
 
     def numbers(self) -> dict[Hashable, float]:
@@ -114,7 +162,7 @@ class KerasSession(StateSession):
     def reloaded(self) -> "KerasSession":
         """Save and load by the optimizer's own store."""
         store: dict[str, Any] = {}
-        self._optimizer.save_own_variables(store)
+        self.optimizer.save_own_variables(store)
         session = KerasSession(self.setup, self.weights())
-        session._optimizer.load_own_variables(store)
+        session.optimizer.load_own_variables(store)
         return session

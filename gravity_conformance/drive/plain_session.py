@@ -25,12 +25,12 @@ class PlainSession(Session):
         self._v = [np.zeros_like(w) for w in self._w]
         self.overwritten: str | None = None
 
-    def step(self, grads: Sequence[np.ndarray], lr: float) -> Arrays:
+    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
         """Call the function for each tensor."""
-        left = []
+        rate, left = self.setup.options["learning_rate"] if lr is None else lr, []
         for i, g in enumerate(grads):
             given = [self._w[i].copy(), self._v[i].copy(), g.astype(self._dtype)]
-            result = self.setup.found(*given, self._t, lr, self._beta, **self._keywords)
+            result = self.setup.found(*given, self._t, rate, self._beta, **self._keywords)
             if not isinstance(result, (tuple, list)) or len(result) != 2:
                 raise TypeError(f"it must return (w, v), got {type(result).__name__}")
             for name, old, new in zip("wv", (self._w[i], self._v[i]), given[:2], strict=True):
