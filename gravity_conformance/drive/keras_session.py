@@ -104,8 +104,9 @@ class KerasSession(StateSession):
         return model
 
     def _numpy(self, tensor: Any) -> np.ndarray:
-        array = np.array(self._keras.ops.convert_to_numpy(tensor))
-        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        if self._keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
+            tensor = self._keras.ops.cast(tensor, "float32")
+        return np.array(self._keras.ops.convert_to_numpy(tensor))
 
     def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
         """Set the learning rate, if it is given, and apply the gradients."""
