@@ -110,7 +110,7 @@ def parity(
     if html is not None:
         _check_writable("--html must be a file in", html.parent, [html.name])
     report = runner.new_report(seed)
-    report.command = _command(names, required, specs, dtypes, mode, steps, seed)
+    report.command = _command()
     with redirected(1, 2):
         try:
             strangers = runner.also(specs)
@@ -316,28 +316,18 @@ def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
     return [name for name in known if not names or name in (*names, *required)]
 
 
-def _command(
-    names: tuple[str, ...],
-    required: tuple[str, ...],
-    specs: tuple[str, ...],
-    dtypes: tuple[str, ...],
-    mode: str,
-    steps: int | None,
-    seed: int,
-) -> str:
+def _command() -> str:
     """Return the command line that makes this report again."""
-    options: list[tuple[str, str]] = []
-    for option, values in (
-        ("--backend", names),
-        ("--require", required),
-        ("--also", [spec.encode("utf-8", "backslashreplace").decode("utf-8") for spec in specs]),
-        ("--dtype", dtypes),
-    ):
-        options += [(option, value) for value in values]
-    options += [("--mode", mode)] if mode != "all" else []
-    options += [("--steps", str(steps))] if steps is not None else []
-    options += [("--seed", str(seed))] if seed else []
-    return shlex.join(["gravity", "parity", *(word for pair in options for word in pair)])
+    context, words = click.get_current_context(), ["gravity", "parity"]
+    for option in context.command.params:
+        value = context.params[str(option.name)]
+        outputs = option.name in ("out", "as_json", "html")
+        if outputs or not value or value == option.get_default(context):
+            continue
+        for given in value if option.multiple else [value]:
+            words += [option.opts[0], str(given)]
+    # JSON and UTF-8 cannot hold surrogates.
+    return shlex.join(words).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _check_writable(what: str, folder: Path, files: Sequence[str]) -> None:

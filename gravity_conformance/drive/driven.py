@@ -52,8 +52,16 @@ class Driven:
         return ("float32", "float64")
 
     def modes(self) -> dict[str, Mode]:
-        """Return the declared modes, or those of the kind."""
-        modes: dict[str, Mode] = getattr(self.declared, "modes", self.driver.session.modes)()
+        """Return the declared modes, or those of the kind.
+
+        Raises:
+            ValueError: for a mode that sessions of the kind do not have.
+        """
+        own = self.driver.session.modes()
+        modes: dict[str, Mode] = getattr(self.declared, "modes", lambda: own)()
+        for name in modes:
+            if name not in own and "default" not in own:
+                raise ValueError(f"modes() must be of {', '.join(own)}, got {name!r}")
         return modes
 
     def replay(self, replay: Replay, mode: str) -> Iterator[Step]:

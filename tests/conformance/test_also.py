@@ -14,7 +14,7 @@ from gravity_conformance.drive.spec import SpecError, load
 from gravity_conformance.parity import report
 from gravity_conformance.parity import run as parity
 from gravity_conformance.parity.grading import grade
-from gravity_conformance.protocol import Replay
+from gravity_conformance.protocol import Mode, Replay
 from tests.conformance import strangers
 
 pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
@@ -214,6 +214,18 @@ def test_a_declaration_must_show_v0():
     replay = Replay([np.ones(3, np.float32)], [[np.ones(3, np.float32)]])
     with pytest.raises(ValueError, match="a declaration needs export_state"):
         grade(replay, as_backend(declaration).replay(replay, "default"))
+
+
+def test_declared_modes_are_those_of_the_kind():
+    pytest.importorskip("optax", reason="a declaration for JAX")
+    from gravity_jax import gravity
+
+    modes = {"pmap": Mode("compiled")}
+    backend = as_backend(
+        types.SimpleNamespace(optimizer=gravity, kind="optax", modes=lambda: modes)
+    )
+    with pytest.raises(ValueError, match=r"modes\(\) must be of eager, jit, got 'pmap'"):
+        backend.modes()
 
 
 def test_tensors_keep_their_order():
