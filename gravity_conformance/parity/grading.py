@@ -158,7 +158,7 @@ def _peeked(replay: Replay, steps: Iterator[Step]) -> tuple[Step, Iterator[Step]
     _check_arrays(0, replay, first)
     velocity, weights = ([x.copy() for x in arrays] for arrays in first[:2])
     if not all(np.isfinite(x).all() for x in velocity + weights):
-        raise ValueError(f"V and W must be finite after {first.begun} steps with zero gradients")
+        raise ValueError("V and W must be finite in the first state that shows V")
     return Step(velocity, weights, first.begun), itertools.chain([first], steps)
 
 

@@ -296,7 +296,7 @@ def _replay(
         if stranger and not row.grade.v0_identical:
             notes.append("V₀ is its own, and the reference starts from the same")
         if row.grade.begun:
-            notes.append("its state shows V after a step only, so one with zero gradients is first")
+            notes.append("it shows V after a step only, so a step with zero gradients comes first")
         if stranger and row.grade.verdict == "divergent" and not stranger.takes_first_step:
             other = graded(replace(recorded, options={**recorded.options, "first_step": 0}))
             if other.verdict == "divergent":

@@ -162,7 +162,7 @@ def test_what_is_offered_is_told_and_the_rest_shows(mine):
     [
         ("Raises", "RuntimeError: no good"),
         ("Silent", "its state does not show V"),
-        ("NotANumber", "V and W must be finite after 1 steps with zero gradients"),
+        ("NotANumber", "V and W must be finite in the first state"),
     ],
 )
 def test_what_fails_is_the_error_of_its_row(mine, name, message):
