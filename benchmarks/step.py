@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.shapes import CASES
-from gravity_conformance.conform.drive.spec import SpecError, load
+from gravity_conformance.drive.spec import SpecError, load
 
 Step = Callable[[], Any]
 # Each has a module `benchmarks.<name>_step`. Its contenders(shapes, threads) sets the number of

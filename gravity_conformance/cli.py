@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -20,8 +21,8 @@ from gravity_conformance._output import replace
 from gravity_conformance.conform import report as conform_reports
 from gravity_conformance.conform import runner as conforming
 from gravity_conformance.conform.checks.registry import CHECKS
-from gravity_conformance.conform.drive.spec import KINDS
-from gravity_conformance.conform.drive.spec import Kind as SpecKind
+from gravity_conformance.drive.spec import KINDS, SpecError
+from gravity_conformance.drive.spec import Kind as SpecKind
 from gravity_conformance.parity import report as reports
 from gravity_conformance.parity import run as runner
 from gravity_conformance.parity.page import page
@@ -48,6 +49,13 @@ def cli() -> None:
 )
 @click.option(
     "--require", "required", multiple=True, help="Backend that must be installed (repeatable)."
+)
+@click.option(
+    "--also",
+    "specs",
+    multiple=True,
+    metavar="SPEC",
+    help="Class or function to compare, too, as of `gravity conform` (repeatable).",
 )
 @click.option(
     "--dtype",
@@ -79,6 +87,7 @@ def cli() -> None:
 def parity(
     names: tuple[str, ...],
     required: tuple[str, ...],
+    specs: tuple[str, ...],
     dtypes: tuple[str, ...],
     mode: str,
     steps: int | None,
@@ -92,15 +101,22 @@ def parity(
     Recorded gradients are replayed through each backend and graded exact, bounded or
     divergent against the NumPy reference; then each trains with its own gradients. The
     exit status is 0 only if every backend present is exact or bounded.
+
+    SPEC is module:attribute or path.py:attribute. It is imported into the process of this
+    command. It may start from a V₀ of its own.
     """
     chosen = _choose(names, required)
     _check_writable("--out must be", out, reports.FILES)
     if html is not None:
         _check_writable("--html must be a file in", html.parent, [html.name])
     report = runner.new_report(seed)
-    report.command = _command(names, required, dtypes, mode, steps, seed)
+    report.command = _command()
     with redirected(1, 2):
-        backends = runner.load(chosen, report)
+        try:
+            strangers = runner.also(specs)
+        except SpecError as error:
+            raise click.UsageError(f"--also: {error}") from error
+        backends = runner.load(chosen, report) | strangers
     dtypes = tuple(dict.fromkeys(dtypes)) or runner.DTYPES
     _check_dtypes(backends, dtypes)
     kinds: tuple[Kind, ...] = ("eager", "compiled")
@@ -111,7 +127,7 @@ def parity(
     with (
         redirected(1, 2),
         Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             console=console,
@@ -303,22 +319,18 @@ def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
     return [name for name in known if not names or name in (*names, *required)]
 
 
-def _command(
-    names: tuple[str, ...],
-    required: tuple[str, ...],
-    dtypes: tuple[str, ...],
-    mode: str,
-    steps: int | None,
-    seed: int,
-) -> str:
+def _command() -> str:
     """Return the command line that makes this report again."""
-    options: list[tuple[str, str]] = []
-    for option, values in (("--backend", names), ("--require", required), ("--dtype", dtypes)):
-        options += [(option, value) for value in values]
-    options += [("--mode", mode)] if mode != "all" else []
-    options += [("--steps", str(steps))] if steps is not None else []
-    options += [("--seed", str(seed))] if seed else []
-    return shlex.join(["gravity", "parity", *(word for pair in options for word in pair)])
+    context, words = click.get_current_context(), ["gravity", "parity"]
+    for option in context.command.params:
+        value = context.params[str(option.name)]
+        outputs = option.name in ("out", "as_json", "html")
+        if outputs or not value or value == option.get_default(context):
+            continue
+        for given in value if option.multiple else [value]:
+            words += [option.opts[0], str(given)]
+    # JSON and UTF-8 cannot hold surrogates.
+    return shlex.join(words).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _check_writable(what: str, folder: Path, files: Sequence[str]) -> None:
@@ -349,7 +361,8 @@ def _check_dtypes(backends: dict[str, runner.Loaded], dtypes: tuple[str, ...]) -
 def _print(report: runner.Report, paths: list[Path]) -> None:
     console = Console()
     if not console.is_terminal:  # a pipe or a file has no width; 80 columns would break the cells
-        console = Console(width=110)
+        longest = max((len(row.backend) for row in report.replays), default=0)
+        console = Console(width=100 + longest)
     for title, header, rows in (
         (
             f"Recorded gradients, replayed for {report.steps} steps",
@@ -359,8 +372,9 @@ def _print(report: runner.Report, paths: list[Path]) -> None:
         ("Own gradients", reports.TRAINING_HEADER, reports.training_rows(report)),
     ):
         table = Table(*header, title=title, box=box.SIMPLE_HEAD)
+        table.columns[0].overflow = "fold"
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
     for note in [reports.LEGEND, *reports.notes(report)]:
         console.print(f"• {note}", markup=False, highlight=False)

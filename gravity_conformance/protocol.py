@@ -1,24 +1,36 @@
-"""What a backend implements to be compared by ``gravity parity``.
+"""What a backend provides to be compared by ``gravity parity``.
 
-A backend is any object, a module will do, with the names of `Backend`. It is found
-through the entry-point group ``gravity.backends`` of an installed distribution:
+A backend is any object; a module will do. `gravity parity` finds it through the entry-point group
+``gravity.backends`` of an installed distribution:
 
     [project.entry-points."gravity.backends"]
     mine = "my_package.gravity_backend"
 
-It exchanges NumPy arrays only, in native byte order. What it is given is read-only and its
-own to keep; arrays that it yields it may reuse for the next step. V₀ is drawn as
-`gravity_core.velocity` describes. What it prints goes to standard error. If importing it
-raises ModuleNotFoundError for another package, the backend is listed as not installed; any
-other error is reported as its failure. `gravity_conformance.parity.numpy_backend` is a
-complete example in fifty lines.
+A backend has one of two forms:
 
-A backend may also have ``devices()``, which returns the names of the devices that it sees;
-``gravity versions`` prints them.
+- A `Declaration` names an optimizer of PyTorch, optax or Keras. The kit drives it. This is a whole
+  backend:
+
+      from my_package import Gravity as optimizer
+
+      kind = "torch"
+
+- A `Backend` has five functions, for what the kit does not know how to drive. It exchanges
+  NumPy arrays only, in native byte order. What it is given is read-only and its own to keep; arrays
+  that it yields it may reuse for the next step. `gravity_conformance.parity.numpy_backend` is a
+  complete example in fifty lines.
+
+V₀ is drawn as `gravity_core.velocity` describes. What a backend prints goes to standard error. If
+the import raises ModuleNotFoundError for another package, the backend is listed as not installed;
+any other error is reported as its failure.
+
+A backend of either form may have ``devices()``, which returns the names of the devices that it
+sees. ``gravity versions`` prints them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -32,10 +44,12 @@ class Mode(NamedTuple):
     Attributes:
         kind: whether the update is run operation by operation or compiled as a whole.
         unavailable: why it cannot run on this machine; None if it can.
+        options: arguments for the constructor of a declared optimizer.
     """
 
     kind: Kind
     unavailable: str | None = None
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -56,10 +70,18 @@ class Replay:
 
 
 class Step(NamedTuple):
-    """The state after a step: V and W of each tensor, in the replay's order and dtype."""
+    """The state after a step: V and W of each tensor, in the replay's order and dtype.
 
-    velocity: list[np.ndarray]
-    weights: list[np.ndarray]
+    Attributes:
+        velocity: V.
+        weights: W.
+        begun: in the first state that is yielded, the number of steps with zero gradients before
+            it. A stranger may show V after a step only. A backend starts at 0.
+    """
+
+    velocity: Sequence[np.ndarray]
+    weights: Sequence[np.ndarray]
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,26 @@ class Training(NamedTuple):
     losses: list[float]
     weights: list[np.ndarray]
     predictions: np.ndarray
+
+
+class Declaration(Protocol):
+    """The attributes by which the kit drives a backend.
+
+    It may also have:
+
+    - ``modes()``, as of `Backend`. Without it, the kit takes "default" (torch); "eager" and "jit"
+      (optax); "eager", "function" and "xla" (keras). Names of optax and keras are of these.
+    - ``export_state(optimizer)``, which returns an object whose ``velocities`` are V₀. It is
+      called where the state does not show V before the first step.
+    """
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer class (torch, keras), or the function that makes one (optax)."""
+
+    @property
+    def kind(self) -> Literal["torch", "optax", "keras"]:
+        """What `optimizer` is."""
 
 
 class Backend(Protocol):

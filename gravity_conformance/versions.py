@@ -58,11 +58,10 @@ def _installed() -> Iterator[str]:
 
 
 def _devices(loaded: Loaded) -> str:
-    devices = getattr(loaded.backend, "devices", None)
-    if devices is None:
-        return ""
+    devices = getattr(loaded.backend, "devices", list)
     try:
         with silenced(2):
-            return f" on {', '.join(map(str, devices()))}"
+            names = ", ".join(map(str, devices()))
+        return f" on {names}" if names else ""
     except ANYTHING as error:  # an incompatible driver, for example
         return f"; its devices cannot be listed: {one_line(error)}"

@@ -2,25 +2,18 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
-from gravity_conformance.protocol import Mode, Replay, Step, Task, Training
+from gravity_conformance.protocol import Mode
 from gravity_torch.optimizer import Gravity
+from gravity_torch.state import export_state
 
-_OPTIONS = {
-    "loop": {"foreach": False},
-    "default": {},
-    "fused": {"fused": True},
-}
+__all__ = ["devices", "export_state", "kind", "modes", "optimizer"]
 
-
-def versions() -> dict[str, str]:
-    """Return the version of torch."""
-    return {"torch": torch.__version__}
+optimizer = Gravity
+kind: Literal["torch"] = "torch"
 
 
 def devices() -> list[str]:
@@ -32,67 +25,12 @@ def devices() -> list[str]:
     return [f"cpu with {torch.get_num_threads()} threads", *accelerators]
 
 
-def dtypes() -> tuple[str, ...]:
-    """Return the dtypes that it can compute in."""
-    return ("float32", "float64")
-
-
 def modes() -> dict[str, Mode]:
     """Return the optimizer's paths; the compiled one needs a C++ compiler on a CPU."""
     compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
     missing = None if compiler else "torch.compile needs a C++ compiler on a CPU"
-    return {"loop": Mode("eager"), "default": Mode("eager"), "fused": Mode("compiled", missing)}
-
-
-def replay(replay: Replay, mode: str) -> Iterator[Step]:
-    """Yield V₀ and W₀, and then V and W after every step."""
-    params = [nn.Parameter(torch.tensor(w)) for w in replay.weights]
-    optimizer = Gravity(params, **_lr(replay.options), **_OPTIONS[mode])
-    for index, p in enumerate(params):
-        optimizer._init_state(p, optimizer.param_groups[0], index)
-
-    def state() -> Step:
-        velocity = [optimizer.state[p]["velocity"].numpy().copy() for p in params]
-        return Step(velocity, [p.detach().numpy().copy() for p in params])
-
-    yield state()
-    for gradients in replay.gradients:
-        for p, g in zip(params, gradients, strict=True):
-            p.grad = torch.tensor(g)
-        optimizer.step()
-        yield state()
-
-
-class _Perceptron(nn.Module):
-    # nn.Linear keeps its weights transposed; V₀ is numbered in C order of the tensor as it is.
-    def __init__(self, weights: list[Tensor]) -> None:
-        super().__init__()
-        self.w1, self.b1, self.w2, self.b2 = map(nn.Parameter, weights)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x @ self.w1 + self.b1) @ self.w2 + self.b2
-
-
-def train(task: Task) -> Training:
-    """Train an nn.Module with autograd."""
-    model = _Perceptron([torch.tensor(w) for w in task.weights])
-    optimizer = Gravity(model.parameters(), **_lr(task.options))
-    cross_entropy = nn.CrossEntropyLoss()
-    x_train, y_train = torch.tensor(task.x_train), torch.tensor(task.y_train).long()
-    losses = []
-    for batches in task.epochs:
-        total = 0.0
-        for batch in torch.tensor(batches):
-            optimizer.zero_grad()
-            loss = cross_entropy(model(x_train[batch]), y_train[batch])
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
-        losses.append(total / len(batches))
-    with torch.no_grad():
-        predictions = model(torch.tensor(task.x_test)).argmax(dim=1).numpy()
-    return Training(losses, [p.detach().numpy() for p in model.parameters()], predictions)
-
-
-def _lr(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {{"learning_rate": "lr"}.get(name, name): value for name, value in options.items()}
+    return {
+        "loop": Mode("eager", options={"foreach": False}),
+        "default": Mode("eager"),
+        "fused": Mode("compiled", missing, {"fused": True}),
+    }

@@ -22,7 +22,7 @@ import gravity_core
 from gravity_conformance._guard import clean
 from gravity_conformance.conform.checks.findings import Finding
 from gravity_conformance.conform.checks.registry import CHECKS
-from gravity_conformance.conform.drive.spec import Kind
+from gravity_conformance.drive.spec import Kind
 
 TIMEOUT = 60.0
 _LIVES = 3  # processes; an implementation that ended two of them will end the third

@@ -26,8 +26,8 @@ from gravity_conformance._guard import one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.drive import spec as specs
-from gravity_conformance.conform.drive.drivers import driver
+from gravity_conformance.drive import spec as specs
+from gravity_conformance.drive.drivers import driver
 
 # KeyboardInterrupt, too: nobody interrupts this process by a key.
 _ANYTHING = BaseException

@@ -5,8 +5,12 @@ exact      bit-identical to the NumPy reference; numbers below the smallest norm
 bounded    within twice the certified bound of `gravity_core.ErrorBound`, the largest difference
            between two implementations that round correctly
 divergent  outside
+
+A stranger may have another V₀. It is then compared with a reference that starts from the stranger's
+first state.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -38,6 +42,7 @@ class Grade:
         deviation: the largest deviation of W after each step.
         bound: the largest certified bound on W after each step.
         first_divergence: a description of the first value outside its bound.
+        begun: the number of steps with zero gradients before the first state that shows V.
     """
 
     verdict: Verdict = "exact"
@@ -48,19 +53,31 @@ class Grade:
     deviation: list[float] = field(default_factory=list)
     bound: list[float] = field(default_factory=list)
     first_divergence: str | None = None
+    begun: int = 0
 
 
-def reference(replay: Replay) -> Iterator[Step]:
-    """Yield the states of the reference, computed by the pure functions in the replay's dtype."""
+def first_state(replay: Replay) -> Step:
+    """Return V₀ and W₀ of the reference."""
     options = Gravity(**replay.options)
-    lr, decay = options.learning_rate, options.learning_rate * options.weight_decay
-    weights = [w.copy() for w in replay.weights]
     velocity = [
         initial_velocity(w.shape, w.dtype, std=options.velocity_std, seed=options.seed, index=i)
-        for i, w in enumerate(weights)
+        for i, w in enumerate(replay.weights)
     ]
-    yield Step(velocity, weights)
-    for count, gradients in enumerate(replay.gradients):
+    return Step(velocity, [w.copy() for w in replay.weights])
+
+
+def reference(replay: Replay, start: Step | None = None) -> Iterator[Step]:
+    """Yield the states of the reference: the pure functions, in the replay's dtype.
+
+    Args:
+        replay: the gradients and the options.
+        start: the state before the first step; None takes `first_state`.
+    """
+    options = Gravity(**replay.options)
+    lr, decay = options.learning_rate, options.learning_rate * options.weight_decay
+    velocity, weights, begun = start = start or first_state(replay)
+    yield start
+    for count, gradients in enumerate(replay.gradients, start=begun):
         t = count + options.first_step
         pairs = zip(gradients, velocity, strict=True)
         velocity = [np.asarray(update(g, v, t, beta=options.beta)) for g, v in pairs]
@@ -70,7 +87,11 @@ def reference(replay: Replay) -> Iterator[Step]:
 
 
 def grade(
-    replay: Replay, steps: Iterator[Step], on_step: Callable[[], None] = lambda: None
+    replay: Replay,
+    steps: Iterator[Step],
+    on_step: Callable[[], None] = lambda: None,
+    *,
+    own_start: bool = False,
 ) -> Grade:
     """Compare a backend's steps with the reference's.
 
@@ -78,18 +99,22 @@ def grade(
         replay: the backend's input.
         steps: the states that its `replay` yields.
         on_step: called after each comparison.
+        own_start: whether the reference starts from the backend's first state.
 
     Raises:
         ValueError: if the backend yields too few or too many steps, or arrays of another
-            shape or dtype than the weights.
+            shape or dtype than the weights; or if its first state is not finite, or not V₀
+            where `own_start` is false.
     """
-    result = Grade()
+    start = drawn = first_state(replay)
+    if own_start:
+        start, steps = _peeked(replay, steps)
     options = Gravity(**replay.options)
     bounds = [ErrorBound(w) for w in replay.weights]
-    before: tuple[Step, Step] | None = None
-    for index, (expected, got) in enumerate(_in_step(reference(replay), steps)):
+    result, before = Grade(begun=start.begun), None
+    for index, (expected, got) in enumerate(_in_step(reference(replay, start), steps)):
         _check_arrays(index, replay, got)
-        t = index - 1 + options.first_step
+        t = index - 1 + start.begun + options.first_step
         for i, bound in enumerate(bounds):
             if before is not None:
                 bound.step(
@@ -113,8 +138,11 @@ def grade(
                 units = _error_in_units(g, v, got.velocity[i], t, options.beta)
                 result.worst = max(result.worst, units)
         if before is None:
-            pairs = zip(expected.velocity, got.velocity, strict=True)
-            result.v0_identical = all(a.tobytes() == b.tobytes() for a, b in pairs)
+            if got.begun != start.begun:
+                raise ValueError("its state does not show V₀; a declaration needs export_state")
+            pairs = zip(drawn.velocity, got.velocity, strict=True)
+            same = all(a.tobytes() == b.tobytes() for a, b in pairs)
+            result.v0_identical = same and not got.begun
         else:
             result.deviation.append(_greatest(map(_distance, expected.weights, got.weights)))
             result.bound.append(_greatest(2 * bound.w for bound in bounds))
@@ -122,6 +150,18 @@ def grade(
         before = expected, Step([v.copy() for v in got.velocity], [])
         on_step()
     return result
+
+
+def _peeked(replay: Replay, steps: Iterator[Step]) -> tuple[Step, Iterator[Step]]:
+    """Return a copy of the first state, and all states."""
+    first = next(steps, None)
+    if first is None:
+        raise ValueError("replay must yield a state for every step, got none")
+    _check_arrays(0, replay, first)
+    velocity, weights = ([x.copy() for x in arrays] for arrays in first[:2])
+    if not all(np.isfinite(x).all() for x in velocity + weights):
+        raise ValueError("V and W must be finite in the first state that shows V")
+    return Step(velocity, weights, first.begun), itertools.chain([first], steps)
 
 
 def _in_step(expected: Iterator[Step], steps: Iterator[Step]) -> Iterator[tuple[Step, Step]]:
@@ -140,7 +180,7 @@ def _in_step(expected: Iterator[Step], steps: Iterator[Step]) -> Iterator[tuple[
 
 def _check_arrays(index: int, replay: Replay, got: Step) -> None:
     wanted = [(w.shape, w.dtype) for w in replay.weights]
-    for name, arrays in zip(Step._fields, got, strict=True):
+    for name, arrays in (("velocity", got.velocity), ("weights", got.weights)):
         kinds = [(np.shape(a), getattr(a, "dtype", None)) for a in arrays]
         if kinds != wanted:
             raise ValueError(f"{name} after step {index} must be arrays {wanted}, got {kinds}")

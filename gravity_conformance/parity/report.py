@@ -44,7 +44,7 @@ def replay_rows(report: Report) -> Rows:
             rows.append([*start, "–", "error", "–", "–", "–", end])
             continue
         g = row.grade
-        v0 = "same" if g.v0_identical else "differs"
+        v0 = "same" if g.v0_identical else "own" if row.stranger else "differs"
         measured = [f"{g.worst:.2f}", f"{g.share:.3f}", f"{g.bound[-1]:.1e}" if g.bound else "–"]
         rows.append([*start, v0, g.verdict, *measured, end])
     return rows
@@ -71,6 +71,9 @@ def notes(report: Report) -> list[str]:
         for row in report.replays
         if (message := row.error or (row.grade and row.grade.first_divergence))
     ]
+    for note in dict.fromkeys(note for row in report.replays for note in row.notes):
+        named = dict.fromkeys(row.backend for row in report.replays if note in row.notes)
+        lines.append(f"{', '.join(named)}: {note}")
     lines += [f"{r.backend} {r.dtype} training: {r.error}" for r in report.trainings if r.error]
     lines += _differing_accuracies(report)
     flushing = dict.fromkeys(r.backend for r in report.replays if r.grade and r.grade.flushed)
@@ -97,7 +100,9 @@ def _differing_accuracies(report: Report) -> list[str]:
                 continue
             replays = [r for r in report.replays if (r.backend, r.dtype) == (row.backend, dtype)]
             start = f"{row.backend} {dtype}: {best - row.correct} more images wrong than the best"
-            if replays and all(r.passed for r in replays):
+            if any(r.stranger and r.grade and not r.grade.v0_identical for r in replays):
+                lines.append(f"{start}; it starts from a V₀ of its own")
+            elif replays and all(r.passed for r in replays):
                 lines.append(
                     f"{start}; its optimizer agrees on recorded gradients, so its own gradients "
                     f"differ (the final weights differ by {row.weight_deviation:.1e})"

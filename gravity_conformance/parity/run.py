@@ -2,16 +2,18 @@
 
 import datetime
 import importlib.metadata
+import itertools
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_args
 
 import numpy as np
 
 import gravity_core
-from gravity_conformance._guard import ANYTHING, one_line, silenced
+from gravity_conformance._guard import ANYTHING, clean, one_line, silenced
+from gravity_conformance.drive.driven import Driven, as_backend, read
 from gravity_conformance.parity import digits
 from gravity_conformance.parity.grading import Grade, grade
 from gravity_conformance.protocol import Backend, Kind, Mode, Replay, Task, Training
@@ -23,7 +25,10 @@ DTYPES = ("float32", "float64")
 
 @dataclass
 class ReplayRow:
-    """One backend, mode and dtype: the recorded gradients, graded. `error` if it failed."""
+    """One backend, mode and dtype: the recorded gradients, graded. `error` if it failed.
+
+    A stranger, which ``--also`` names, may have a V₀ of its own.
+    """
 
     backend: str
     mode: str
@@ -32,12 +37,16 @@ class ReplayRow:
     seconds: float = 0.0
     error: str | None = None
     grade: Grade | None = None
+    stranger: bool = False
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Whether it is exact or bounded, from a V₀ that has the reference's bits."""
+        """Whether it is exact or bounded, from the reference's V₀ if it is no stranger."""
         grade = self.grade
-        return grade is not None and grade.v0_identical and grade.verdict != "divergent"
+        if grade is None or grade.verdict == "divergent":
+            return False
+        return grade.v0_identical or self.stranger
 
 
 @dataclass
@@ -62,6 +71,12 @@ class Loaded:
     versions: dict[str, str]
     dtypes: tuple[str, ...]
     modes: dict[str, Mode]
+
+    @property
+    def stranger(self) -> Driven | None:
+        """The backend, if ``--also`` names it."""
+        backend = self.backend
+        return backend if isinstance(backend, Driven) and backend.declared is None else None
 
 
 @dataclass
@@ -137,7 +152,7 @@ def load(names: Sequence[str], report: Report) -> dict[str, Loaded]:
     for name in names:
         try:
             with silenced(2):
-                backends[name] = _described(points[name].load())
+                backends[name] = _described(as_backend(points[name].load()))
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing in ("", points[name].module.partition(".")[0]):
@@ -147,6 +162,16 @@ def load(names: Sequence[str], report: Report) -> dict[str, Loaded]:
         except ANYTHING as error:
             report.failures.append(f"{name}: {one_line(error)}")
     return backends
+
+
+def also(specs: Sequence[str]) -> dict[str, Loaded]:
+    """Import what SPECs name, by SPEC.
+
+    Raises:
+        SpecError: if one cannot be imported or is of no known kind.
+    """
+    with silenced(2):
+        return {clean(spec): _described(read(spec)) for spec in specs}
 
 
 def _described(backend: Backend) -> Loaded:
@@ -216,8 +241,10 @@ def run(
             for mode_name, mode in loaded.modes.items():
                 if mode.unavailable is None and mode.kind in kinds:
                     row = ReplayRow(name, mode_name, mode.kind, dtype)
-                    _replay(row, loaded.backend, replay, progress)
+                    _replay(row, loaded, replay, progress)
                     report.replays.append(row)
+            if loaded.stranger is not None and loaded.stranger.driver.stateless:
+                continue  # a plain function has no gradients of its own
             progress(f"{name} {dtype} trains", 0, 1)
             report.trainings.append(_train(name, dtype, loaded.backend, task, trained))
     compared = {row.backend for row in report.replays}
@@ -249,19 +276,34 @@ def _lent(value: Any) -> Any:
 
 
 def _replay(
-    row: ReplayRow, backend: Backend, replay: Replay, progress: Callable[[str, int, int], None]
+    row: ReplayRow, loaded: Loaded, recorded: Replay, progress: Callable[[str, int, int], None]
 ) -> None:
-    total = len(replay.gradients)
-    done = -1  # the state before the first step is compared too
+    stranger, total = loaded.stranger, len(recorded.gradients)
+    row.stranger = stranger is not None
 
-    def on_step() -> None:
-        nonlocal done
-        done += 1
-        progress(f"{row.backend} {row.mode} {row.dtype}", done, total)
+    def graded(replay: Replay) -> Grade:
+        counter = itertools.count()  # the state before the first step is compared too
 
-    start = time.perf_counter()
+        def on_step() -> None:
+            progress(f"{row.backend} {row.mode} {row.dtype}", next(counter), total)
+
+        steps = iter(loaded.backend.replay(_lent(replay), row.mode))
+        return grade(replay, steps, on_step, own_start=row.stranger)
+
+    start, notes = time.perf_counter(), row.notes
     try:
-        row.grade = grade(replay, iter(backend.replay(_lent(replay), row.mode)), on_step)
+        row.grade = graded(recorded)
+        if stranger and not row.grade.v0_identical:
+            notes.append("V₀ is its own, and the reference starts from the same")
+        if row.grade.begun:
+            notes.append("it shows V after a step only, so a step with zero gradients comes first")
+        if stranger and row.grade.verdict == "divergent" and not stranger.takes_first_step:
+            other = graded(replace(recorded, options={**recorded.options, "first_step": 0}))
+            if other.verdict == "divergent":
+                notes.append("neither t from 1 nor t from 0 fits")
+            else:
+                row.grade = other
+                notes.append("it counts t from 0, as the original Keras code does")
     except ANYTHING as error:
         row.error = one_line(error)
     row.seconds = time.perf_counter() - start

@@ -9,6 +9,7 @@ optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 import jax.numpy as jnp  # noqa: E402
 
 import gravity_core  # noqa: E402
+from gravity_conformance.drive.driven import as_backend  # noqa: E402
 from gravity_conformance.parity.digits import digits_task  # noqa: E402
 from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay  # noqa: E402
@@ -69,7 +70,7 @@ def test_a_thousand_steps_stay_inside_the_bound(mode):
     gradients = (rng.normal(size=(1000, 30)) * scales).astype(np.float32)
     weights = [rng.normal(size=30).astype(np.float32)]
     replay = Replay(weights, [[g] for g in gradients], {"learning_rate": 0.03, "seed": 8})
-    result = grade(replay, backend.replay(replay, mode))
+    result = grade(replay, as_backend(backend).replay(replay, mode))
     assert result.v0_identical
     assert result.verdict == "exact" if mode == "eager" else result.verdict == "bounded"
     assert result.worst <= ErrorBound.ROUNDINGS

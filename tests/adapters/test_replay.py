@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gravity_conformance.drive.driven import as_backend
 from gravity_conformance.parity.grading import grade
 from gravity_conformance.protocol import Replay
 
@@ -26,7 +27,7 @@ SHAPES = [[(3, 4), (4,)], [(), (0,), (2, 1, 3)], [(140_001,)]]
 
 def backend(module, mode):
     """Import a backend, or skip with the reason why its mode is unavailable."""
-    loaded = pytest.importorskip(module, reason=f"{module} needs its framework")
+    loaded = as_backend(pytest.importorskip(module, reason=f"{module} needs its framework"))
     reason = loaded.modes()[mode].unavailable
     if reason is not None:
         pytest.skip(reason)

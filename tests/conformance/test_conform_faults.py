@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from gravity_conformance.conform.drive.spec import SpecError, load, recognise
+from gravity_conformance.drive.spec import SpecError, load, recognise
 from tests.support.worker import findings
 
 RIGHT = """
@@ -309,7 +309,7 @@ def test_valid_styles_of_torch(stranger, name):
     checks = "convention v0 update own-v0 vectors float16 groups schedule 0-d resume gradient"
     found = stranger(f"\nclass step(Right):\n{STYLES[name]}\n", checks, TORCH)
     assert {f["outcome"] for f in found.values()} == {"pass"}
-    hidden = "what its state shows is not V" in found["convention"]["note"]
+    hidden = "its state does not show V" in found["convention"]["note"]
     assert hidden == (name == "−V in its state")
 
 

@@ -97,9 +97,10 @@ FORBIDDEN = {
     "gravity_conformance/vectors": {"gravity_conformance.conform", "gravity_conformance.parity"},
     "gravity_conformance/conform": {"gravity_conformance.parity"},
     "gravity_conformance/conform/judge": {"gravity_conformance.conform.checks"},
-    "gravity_conformance/conform/drive": {
-        "gravity_conformance.conform.checks",
-        "gravity_conformance.conform.judge",
+    "gravity_conformance/drive": {
+        "gravity_conformance.conform",
+        "gravity_conformance.parity",
+        "gravity_conformance.vectors",
     },
     **{
         f"adapters/{adapter}": {"gravity_conformance", *ADAPTERS - {adapter}}

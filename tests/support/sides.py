@@ -5,11 +5,9 @@ that it has, by one of these or by `change_rate`, and it saves and loads itself 
 users do. All of it exchanges NumPy arrays.
 """
 
-import contextlib
 import copy
 import functools
 import importlib
-import io
 import pickle
 
 import ml_dtypes
@@ -17,6 +15,8 @@ import numpy as np
 from hypothesis import Phase, settings
 
 import gravity_core
+from gravity_conformance.drive.drivers import driver
+from gravity_conformance.drive.spec import arguments
 from gravity_core import Gravity, State
 
 
@@ -93,60 +93,51 @@ class Numpy:
         return self.w
 
 
-class Torch:
-    name = "torch"
+class Driven:
+    """A framework by the kit's session for it, handed over by its adapter."""
 
     def __init__(self, weights, options):
-        self.torch = importlib.import_module("torch")
-        self.adapter = importlib.import_module("gravity_torch")
+        self.adapter = importlib.import_module(self.package)
         self.dtype = weights[0].dtype
-        self.params = [self.torch.nn.Parameter(self.tensor(w)) for w in weights]
-        names = {"learning_rate": "lr"}
-        self.options = {names.get(name, name): value for name, value in options.items()}
-        self.optimizer = self.adapter.Gravity(self.params, **self.options)
+        self.start(weights, options, self.adapter.Gravity)
 
-    def tensor(self, array):
-        if array.dtype == ml_dtypes.bfloat16:
-            return self.torch.tensor(array.astype(np.float32)).bfloat16()
-        return self.torch.tensor(array)
+    def start(self, weights, options, found):
+        started = driver(found, self.kind, arguments(found, {}))
+        bfloat16 = self.dtype == ml_dtypes.bfloat16
+        self.session = started.start(self.held(weights), options, bfloat16=bfloat16)
 
-    def numpy(self, tensor):
-        host = tensor.detach().clone()
-        if host.dtype == self.torch.bfloat16:
-            host = host.float()
-        return host.numpy().astype(self.dtype)
-
-    def change_rate(self, lr):
-        self.optimizer.param_groups[0]["lr"] = lr
+    def held(self, arrays):
+        bfloat16 = self.dtype == ml_dtypes.bfloat16  # for which sessions take float32
+        return [a.astype(np.float32) for a in arrays] if bfloat16 else arrays
 
     def step(self, gradients):
-        for p, g in zip(self.params, gradients, strict=True):
-            p.grad = self.tensor(g)
-        self.optimizer.step()
+        self.session.step(self.held(gradients))
 
     def export(self):
-        return self.adapter.export_state(self.optimizer)
+        return self.adapter.export_state(self.session.optimizer)
 
     def adopt(self, state):
-        self.optimizer = self.adapter.Gravity(self.params)
-        self.adapter.import_state(self.optimizer, state)
-
-    def reload(self):
-        file = io.BytesIO()
-        self.torch.save((self.params, self.optimizer.state_dict()), file)
-        file.seek(0)
-        self.params, saved = self.torch.load(file, weights_only=True)
-        self.optimizer = self.adapter.Gravity(self.params, **self.options)
-        self.optimizer.load_state_dict(saved)
+        self.start(self.weights(), {}, self.adapter.Gravity)
+        self.adapter.import_state(self.session.optimizer, state)
 
     def velocity(self):
-        # What has had no gradient has no state yet, and its V is the V₀ that it is exported with.
-        if not self.optimizer.state:
-            return [v.astype(self.dtype) for v in self.export().velocities]
-        return [self.numpy(self.optimizer.state[p]["velocity"]) for p in self.params]
+        # torch has no state before the first gradient, and its V is the V₀ that it exports.
+        shown = self.session.velocity()
+        velocity = self.export().velocities if shown is None else shown
+        return [v.astype(self.dtype) for v in velocity]
 
     def weights(self):
-        return [self.numpy(p) for p in self.params]
+        return [w.astype(self.dtype) for w in self.session.weights()]
+
+
+class Torch(Driven):
+    name, package, kind = "torch", "gravity_torch", "torch"
+
+    def change_rate(self, lr):
+        self.session.optimizer.param_groups[0]["lr"] = lr
+
+    def reload(self):
+        self.session = self.session.reloaded()
 
 
 @functools.lru_cache(maxsize=64)
@@ -226,63 +217,19 @@ class Jax:
         return [np.asarray(w) for w in self.params]
 
 
-class TensorFlow:
-    name = "tensorflow"
-
-    def __init__(self, weights, options):
-        self.keras = importlib.import_module("keras")
-        self.adapter = importlib.import_module("gravity_tf")
-        self.dtype = weights[0].dtype
-        self.variables = [self.keras.Variable(w, dtype=w.dtype.name) for w in weights]
-        self.make(options)
-
-    @contextlib.contextmanager
-    def floatx(self):
-        # In which Keras keeps the learning rate.
-        before = self.keras.config.floatx()
-        self.keras.config.set_floatx("float64" if self.dtype == np.float64 else "float32")
-        try:
-            yield
-        finally:
-            self.keras.config.set_floatx(before)
-
-    def make(self, options):
-        with self.floatx():
-            self.optimizer = self.adapter.Gravity(**options)
-            self.optimizer.build(self.variables)
+class TensorFlow(Driven):
+    name, package, kind = "tensorflow", "gravity_tf", "keras"
 
     def change_rate(self, lr):
-        self.optimizer.learning_rate = lr
-
-    def step(self, gradients):
-        self.optimizer.apply([self.keras.ops.convert_to_tensor(g) for g in gradients])
-
-    def export(self):
-        return self.adapter.export_state(self.optimizer)
-
-    def adopt(self, state):
-        self.make({})
-        self.adapter.import_state(self.optimizer, state)
+        self.session.optimizer.learning_rate = lr
 
     def reload(self):
         # What a .keras file holds of an optimizer: its configuration and its variables.
-        config = copy.deepcopy(self.keras.saving.serialize_keras_object(self.optimizer))
-        stored = {}
-        self.optimizer.save_own_variables(stored)
-        with self.floatx():
-            self.variables = [self.keras.Variable(w, dtype=self.dtype.name) for w in self.weights()]
-            self.optimizer = self.keras.saving.deserialize_keras_object(config)
-            self.optimizer.build(self.variables)
-        self.optimizer.load_own_variables(stored)
-
-    def numpy(self, variable):
-        return np.array(variable.numpy()).astype(self.dtype)
-
-    def velocity(self):
-        return [self.numpy(v) for v in self.optimizer._velocities]
-
-    def weights(self):
-        return [self.numpy(w) for w in self.variables]
+        saving, optimizer = importlib.import_module("keras").saving, self.session.optimizer
+        config, stored = copy.deepcopy(saving.serialize_keras_object(optimizer)), {}
+        optimizer.save_own_variables(stored)
+        self.start(self.weights(), {}, lambda: saving.deserialize_keras_object(config))
+        self.session.optimizer.load_own_variables(stored)
 
 
 # Keras rounds the weight decay to float32 even for float64 variables, so these are exact in it.

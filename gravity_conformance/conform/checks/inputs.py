@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance.conform.drive.session import Arrays
+from gravity_conformance.drive.session import Arrays
 
 NO_BFLOAT16 = "NumPy needs the package ml_dtypes for bfloat16, and it is not installed"
 SHAPES = ((4, 3), (5,), (2, 2, 2))

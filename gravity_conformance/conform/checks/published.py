@@ -9,7 +9,6 @@ from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import NO_BFLOAT16, has_bfloat16
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.drive.session import CannotWriteError
 from gravity_conformance.conform.judge.compare import difference, worst
 from gravity_conformance.conform.judge.diagnosis import (
     Diagnosis,
@@ -19,6 +18,7 @@ from gravity_conformance.conform.judge.diagnosis import (
     refuted,
 )
 from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.drive.session import CannotWriteError
 from gravity_conformance.vectors import UpdateTest, load_vectors
 from gravity_core import hyperparameters as hp
 

@@ -7,8 +7,8 @@ import numpy as np
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import normal
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.drive.session import Arrays
 from gravity_conformance.conform.judge.trial import Case, Trial
+from gravity_conformance.drive.session import Arrays
 from gravity_conformance.mutations import MUTATIONS, REFERENCE
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import beta_hat

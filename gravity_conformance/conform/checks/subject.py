@@ -11,10 +11,10 @@ import numpy as np
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.inputs import normal
 from gravity_conformance.conform.checks.writable import why_unwritable
-from gravity_conformance.conform.drive.drivers import Driver
-from gravity_conformance.conform.drive.session import Arrays
 from gravity_conformance.conform.judge.compare import compare
 from gravity_conformance.conform.judge.trial import Case, Run, Trial, perform
+from gravity_conformance.drive.drivers import Driver
+from gravity_conformance.drive.session import Arrays
 from gravity_core import hyperparameters as hp
 
 OPTIONAL = ("maximize", "weight_decay")

@@ -12,8 +12,8 @@ import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.inputs import normal
-from gravity_conformance.conform.drive.drivers import Driver
-from gravity_conformance.conform.drive.session import CannotWriteError
+from gravity_conformance.drive.drivers import Driver
+from gravity_conformance.drive.session import CannotWriteError
 
 
 def why_unwritable(driver: Driver, options: Mapping[str, Any], *, at_rest: bool) -> str | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance.conform.drive.drivers import Driver
-from gravity_conformance.conform.drive.session import Arrays, CannotWriteError, Session
+from gravity_conformance.drive.drivers import Driver
+from gravity_conformance.drive.session import Arrays, CannotWriteError, Session
 from gravity_conformance.mutations import REFERENCE, Variant
 from gravity_core._arrays import FloatInfo, float_info
 

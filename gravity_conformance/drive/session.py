@@ -11,7 +11,8 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from gravity_conformance.conform.drive.spec import Arguments
+from gravity_conformance.drive.spec import Arguments
+from gravity_conformance.protocol import Mode, Task, Training
 
 Arrays = list[np.ndarray]
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class Setup:
         dtype: "float16", "bfloat16", "float32" or "float64".
         schedule: the learning rates of all steps, where they change.
         begun: the number of steps before the first of the schedule.
-        fast: whether to compile, where users do.
+        mode: how the step runs: a name of `Session.modes`, or what `Session.compiles` names.
         grouped: whether the parameters come in two groups, with one more that has no gradient.
     """
 
@@ -42,7 +43,7 @@ class Setup:
     dtype: str
     schedule: Sequence[float] | None = None
     begun: int = 0
-    fast: bool = False
+    mode: str = "eager"
     grouped: bool = False
 
     def construct(self, *args: Any, **instead: Any) -> Any:
@@ -55,27 +56,43 @@ class Session(ABC):
 
     Attributes:
         setup: what it was made of.
+        optimizer: what the implementation constructed; a plain function constructs nothing.
         stateless: whether V and t are the caller's, so that there is no V₀ and no state.
-        compiles: whether users compile the step.
+        compiles: the mode in which users compile the step; None where they do not.
         groups: whether parameters may come in groups.
         steps_at_given_rate: whether a step takes its learning rate without a schedule.
         frameworks: distributions whose versions belong into a report.
     """
 
     stateless: ClassVar[bool] = False
-    compiles: ClassVar[bool] = False
+    compiles: ClassVar[str | None] = None
     groups: ClassVar[bool] = False
     steps_at_given_rate: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ()
     setup: Setup
+    optimizer: Any
+
+    @staticmethod
+    def modes() -> dict[str, Mode]:
+        """Return the ways in which the step can run, by name."""
+        return {"default": Mode("eager")}
+
+    @staticmethod
+    def train(setup: Setup, task: Task) -> Training:
+        """Train with the framework's own gradients, as its users write it."""
+        raise NotImplementedError("it has no gradients of its own")
 
     @abstractmethod
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Construct the optimizer for copies of `weights`."""
 
     @abstractmethod
-    def step(self, grads: Sequence[np.ndarray], lr: float) -> Arrays:
-        """Make one step; return what is left in the gradients that it was given."""
+    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+        """Make one step, at `lr` or at the rate that it has.
+
+        Returns:
+            What is left in the gradients that it was given.
+        """
 
     @abstractmethod
     def weights(self) -> Arrays:

@@ -28,6 +28,7 @@ ALIASES = {
     "seed": ("seed", "random_seed", "rng_seed"),
     "first_step": ("first_step",),
 }
+HINT = ", or --kind must say which"  # of `gravity conform`
 ARGUMENTS = ("w", "v", "g", "t", "lr", "beta")
 
 
@@ -65,11 +66,13 @@ def _module(place: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {place}")
     sys.path.insert(0, str(path.parent))  # as `python path.py` does
-    file = importlib.util.spec_from_file_location(path.stem, path)
+    # A file may be called as a module that is in use, json.py for one.
+    name = str(path) if path.stem in sys.modules else path.stem
+    file = importlib.util.spec_from_file_location(name, path)
     assert file is not None
     assert file.loader is not None
     module = importlib.util.module_from_spec(file)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     file.loader.exec_module(module)
     return module
 
@@ -114,8 +117,7 @@ def recognise(found: Any) -> Kind:
 def _wrong_kind(what: str) -> SpecError:
     return SpecError(
         "SPEC must be a torch.optim.Optimizer class, an optax transformation factory, a Keras "
-        f"optimizer class or a function ({', '.join(ARGUMENTS)}) -> (w, v), or --kind must say "
-        f"which; it is {what}"
+        f"optimizer class or a function ({', '.join(ARGUMENTS)}) -> (w, v){HINT}; it is {what}"
     )
 
 

@@ -1,0 +1,125 @@
+"""An implementation of a known kind as a backend of ``gravity parity``.
+
+Guarantee: the sessions of `gravity conform` make its steps, so both commands see the same code run.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance.drive import spec as specs
+from gravity_conformance.drive.drivers import Driver, driver
+from gravity_conformance.protocol import Backend, Declaration, Mode, Replay, Step, Task, Training
+from gravity_core import hyperparameters as hp
+from gravity_core.reference import Gravity
+
+
+@dataclass(frozen=True)
+class Driven:
+    """The functions of `protocol.Backend`, for what a driver starts.
+
+    Attributes:
+        driver: of the implementation.
+        declared: what a backend declares; None for a SPEC.
+    """
+
+    driver: Driver
+    declared: Declaration | None = None
+
+    @property
+    def takes_first_step(self) -> bool:
+        """Whether it can be told the t of its first step."""
+        return self.driver.stateless or "first_step" in self.driver.arguments.names
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the framework and of the implementation's package."""
+        package = str(getattr(self.driver.found, "__module__", "")).partition(".")[0]
+        names = (*self.driver.session.frameworks, package)
+        versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
+        return {name: version for name, version in versions.items() if isinstance(version, str)}
+
+    def devices(self) -> list[str]:
+        """Return the names of the devices, where the declaration lists them."""
+        return list(getattr(self.declared, "devices", list)())
+
+    def dtypes(self) -> tuple[str, ...]:
+        """Return float32 and float64."""
+        return ("float32", "float64")
+
+    def modes(self) -> dict[str, Mode]:
+        """Return the declared modes, or those of the kind.
+
+        Raises:
+            ValueError: for a mode that sessions of the kind do not have.
+        """
+        own = self.driver.session.modes()
+        modes: dict[str, Mode] = getattr(self.declared, "modes", lambda: own)()
+        for name in modes:
+            if name not in own and "default" not in own:
+                raise ValueError(f"modes() must be of {', '.join(own)}, got {name!r}")
+        return modes
+
+    def replay(self, replay: Replay, mode: str) -> Iterator[Step]:
+        """Yield the first state that shows V, and then the state after every step.
+
+        Raises:
+            ValueError: if no state shows V.
+        """
+        extra = dict(self.modes()[mode].options)
+        arguments = dataclasses.replace(self.driver.arguments, extra=extra)
+        start = dataclasses.replace(self.driver, arguments=arguments).start
+        session = start(replay.weights, _told(replay.options), mode=mode)
+        if self.driver.stateless:  # V is the caller's
+            reference = Gravity(**replay.options)
+            reference.init([w.copy() for w in replay.weights])
+            session.begin(reference.velocity or [], 0)
+        velocity, begun = session.velocity(), 0
+        if velocity is None and (export := getattr(self.declared, "export_state", None)):
+            velocity = export(session.optimizer).velocities
+        if velocity is None:
+            session.step([np.zeros_like(w) for w in replay.weights])
+            velocity, begun = session.velocity(), 1
+        if velocity is None:
+            raise ValueError("its state does not show V; `gravity conform` judges it by W alone")
+        yield Step(velocity, session.weights(), begun)
+        for gradients in replay.gradients:
+            session.step(gradients)
+            yield Step(session.velocity() or [], session.weights())
+
+    def train(self, task: Task) -> Training:
+        """Train as the users of its framework write it."""
+        setup = self.driver.setup(_told(task.options), task.weights[0].dtype.name)
+        return self.driver.session.train(setup, task)
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every hyper-parameter, because a stranger may have another default."""
+    return {name: x for name, x in {**hp.DEFAULTS, **options}.items() if x is not None}
+
+
+def as_backend(found: Any) -> Backend:
+    """Return a backend: what a declaration describes, or the object itself."""
+    if not hasattr(found, "optimizer"):
+        return cast(Backend, found)
+    arguments = specs.arguments(found.optimizer, {})
+    return Driven(driver(found.optimizer, found.kind, arguments), found)
+
+
+def read(spec: str) -> Driven:
+    """Return what a SPEC names as a backend.
+
+    Raises:
+        SpecError: if it cannot be imported or is of no known kind.
+    """
+    found = specs.load(spec)
+    try:
+        return Driven(driver(found, specs.recognise(found), specs.arguments(found, {})))
+    except specs.SpecError as error:
+        raise specs.SpecError(str(error).replace(specs.HINT, "")) from error
+    except ANYTHING as error:
+        raise specs.SpecError(f"SPEC cannot be looked at: {one_line(error)}") from error

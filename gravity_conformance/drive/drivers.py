@@ -1,0 +1,110 @@
+"""What starts sessions of an implementation, of whatever kind.
+
+Guarantee: a framework is imported only for an implementation of its kind.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gravity_conformance._guard import one_line
+from gravity_conformance.drive.keras_session import KerasSession
+from gravity_conformance.drive.optax_session import OptaxSession
+from gravity_conformance.drive.plain_session import PlainSession
+from gravity_conformance.drive.session import Session, Setup
+from gravity_conformance.drive.spec import (
+    ARGUMENTS,
+    Arguments,
+    Kind,
+    SpecError,
+    positional,
+)
+from gravity_conformance.drive.torch_session import TorchSession
+
+SESSIONS: dict[Kind, type[Session]] = {
+    "torch": TorchSession,
+    "optax": OptaxSession,
+    "keras": KerasSession,
+    "plain": PlainSession,
+}
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Starts sessions of one implementation.
+
+    Attributes:
+        found: the implementation.
+        arguments: what it offers.
+        session: the class of its kind.
+    """
+
+    found: Any
+    arguments: Arguments
+    session: type[Session]
+
+    @property
+    def stateless(self) -> bool:
+        """Whether V and t are the caller's."""
+        return self.session.stateless
+
+    def setup(self, options: Mapping[str, Any], dtype: str, **how: Any) -> Setup:
+        """Return what an optimizer with these options is made of."""
+        return Setup(self.found, self.arguments, options, dtype, **how)
+
+    def start(
+        self,
+        weights: Sequence[np.ndarray],
+        options: Mapping[str, Any],
+        *,
+        bfloat16: bool = False,
+        **how: Any,
+    ) -> Session:
+        """Construct the optimizer for copies of `weights`.
+
+        Args:
+            weights: W₀.
+            options: by our names; what is not offered is left out.
+            bfloat16: whether float32 stands for bfloat16.
+            how: schedule, begun, mode and grouped of `Setup`; or `fast`, which takes the mode
+                in which users compile the step, where they do.
+        """
+        if how.pop("fast", False) and self.session.compiles is not None:
+            how["mode"] = self.session.compiles
+        dtype = "bfloat16" if bfloat16 else weights[0].dtype.name
+        return self.session(self.setup(options, dtype, **how), weights)
+
+
+def driver(found: Any, kind: Kind, arguments: Arguments) -> Driver:
+    """Return the driver of a kind.
+
+    Raises:
+        SpecError: for a function that cannot be called with the six arguments.
+    """
+    if kind == "plain":  # The six come by position, whatever their names.
+        first = positional(found)[: len(ARGUMENTS)]
+        names = arguments.names.items()
+        arguments.names = {ours: theirs for ours, theirs in names if theirs not in first}
+        try:
+            signature = inspect.signature(found)
+        except (TypeError, ValueError):  # not written in Python
+            signature = None
+        try:
+            if signature is not None:
+                signature.bind(*ARGUMENTS, **arguments.extra)
+        except TypeError as error:
+            raise SpecError(
+                f"it cannot be called as plain (see --kw): {one_line(error)}"
+            ) from error
+        if sorted(first) == sorted(ARGUMENTS):
+            found = _in_order(found, first)
+    return Driver(found, arguments, SESSIONS[kind])
+
+
+def _in_order(found: Any, names: Sequence[str]) -> Any:
+    """Return the function of `ARGUMENTS` in their order, if its own has the same names."""
+    places = [ARGUMENTS.index(name) for name in names]
+    return lambda *six, **keywords: found(*(six[k] for k in places), **keywords)

@@ -1,0 +1,169 @@
+"""The sessions of `keras.optimizers.Optimizer` classes."""
+
+import importlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gravity_conformance.drive.session import Arrays, Setup, StateSession
+from gravity_conformance.protocol import Mode, Task, Training
+
+
+@contextmanager
+def _floatx(dtype: str) -> Iterator[None]:
+    """Keras keeps hyper-parameters in floatx, whatever the variables' dtype."""
+    config = importlib.import_module("keras").config
+    before = config.floatx()
+    config.set_floatx("float64" if dtype == "float64" else before)
+    try:
+        yield
+    finally:
+        config.set_floatx(before)
+
+
+class KerasSession(StateSession):
+    """A `keras.optimizers.Optimizer` class."""
+
+    compiles: ClassVar[str | None] = "fit"
+    frameworks: ClassVar[tuple[str, ...]] = ("keras", "tensorflow")
+
+    @staticmethod
+    def modes() -> dict[str, Mode]:
+        """Return the step run eagerly, as a graph of TensorFlow, and by XLA."""
+        backend = importlib.import_module("keras").backend.backend()
+        missing = None if backend == "tensorflow" else f"Keras runs on {backend} here"
+        graph = Mode("compiled", missing)
+        return {"eager": Mode("eager"), "function": graph, "xla": graph}
+
+    @staticmethod
+    def train(setup: Setup, task: Task) -> Training:
+        """Train a Keras model with its compiled train step."""
+        keras, losses = importlib.import_module("keras"), []
+        (features, hidden), (_, classes) = task.weights[0].shape, task.weights[2].shape
+        with _floatx(setup.dtype):
+            model = keras.Sequential(
+                [
+                    keras.Input((features,)),
+                    keras.layers.Dense(hidden, activation="relu", dtype=setup.dtype),
+                    keras.layers.Dense(classes, dtype=setup.dtype),
+                ]
+            )
+            model.set_weights(task.weights)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(optimizer=setup.construct(), loss=loss)
+            for batches in task.epochs:
+                order = batches.reshape(-1)
+                history = model.fit(
+                    task.x_train[order],
+                    task.y_train[order],
+                    batch_size=batches.shape[1],
+                    shuffle=False,
+                    verbose=0,
+                )
+                losses.append(float(history.history["loss"][0]))
+            predictions = model.predict(task.x_test, verbose=0).argmax(axis=1)
+            return Training(losses, model.get_weights(), predictions)
+
+    def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
+        """Construct and build it for variables."""
+        self.setup, self._keras = setup, importlib.import_module("keras")
+        with _floatx(setup.dtype):
+            self._variables = [self._keras.Variable(w, dtype=setup.dtype) for w in weights]
+            self.optimizer = setup.construct()
+            self.optimizer.build(self._variables)
+        self._model = self._trained() if setup.mode == "fit" else None
+
+        def apply(grads: Any) -> None:
+            self.optimizer.apply(grads, self._variables)
+
+        self._apply: Any = apply
+        if setup.mode in ("function", "xla"):
+            tensorflow = importlib.import_module("tensorflow")
+            self._apply = tensorflow.function(apply, jit_compile=setup.mode == "xla")
+
+    def _trained(self) -> Any:
+        """Return a model of the variables, the gradients of which are its inputs.
+
+        ``train_on_batch`` is one step of ``fit``, compiled in the same way.
+        """
+        keras, variables = self._keras, self._variables
+
+        class Sum(keras.Model):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.given = variables
+
+            def call(self, inputs: Any) -> Any:
+                sums = [keras.ops.sum(x[0] * w) for x, w in zip(inputs, self.given, strict=True)]
+                return keras.ops.reshape(sum(sums), (1, 1))
+
+        model = Sum()
+        model.compile(optimizer=self.optimizer, loss=lambda _, y: keras.ops.sum(y))
+        return model
+
+    def _numpy(self, tensor: Any) -> np.ndarray:
+        if self._keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
+            tensor = self._keras.ops.cast(tensor, "float32")
+        return np.array(self._keras.ops.convert_to_numpy(tensor))
+
+    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+        """Set the learning rate, if it is given, and apply the gradients."""
+        if lr is not None:
+            self.optimizer.learning_rate = lr
+        dtype = self.setup.dtype
+        if self._model is not None:
+            with _floatx(self.setup.dtype):
+                self._model.train_on_batch(tuple(g[None] for g in grads), np.zeros((1, 1)))
+            return list(grads)
+        tensors = [self._keras.ops.convert_to_tensor(g, dtype=dtype) for g in grads]
+        with _floatx(self.setup.dtype):
+            self._apply(tensors)
+        return [self._numpy(g) for g in tensors]
+
+    def weights(self) -> Arrays:
+        """Return the variables."""
+        return [self._numpy(w) for w in self._variables]
+
+    def _slots(self) -> list[Any] | None:
+        """Return V's own variables."""
+        own = (self.optimizer.iterations, getattr(self.optimizer, "_learning_rate", None))
+        slots = [v for v in self.optimizer.variables if all(v is not o for o in own)]
+        shapes = [tuple(w.shape) for w in self._variables]
+        named = [v for v in slots if "velocit" in v.path or "momentum" in v.path]
+        for chosen in (slots, named):
+            if [tuple(v.shape) for v in chosen] == shapes:
+                return chosen
+        return None
+
+    def velocity(self) -> Arrays | None:
+        """Return V by the optimizer's variables."""
+        slots = self._slots()
+        return None if slots is None else [self._numpy(v) for v in slots]
+
+    def _scalars(self) -> dict[Hashable, Any]:
+        slots = self._slots() or []
+        every = enumerate([self.optimizer.iterations, *self.optimizer.variables])
+        return {i: x for i, x in every if tuple(x.shape) == () and all(x is not v for v in slots)}
+
+    def numbers(self) -> dict[Hashable, float]:
+        """Return the optimizer's variables of no axes."""
+        return {i: float(self._numpy(x)) for i, x in self._scalars().items()}
+
+    def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
+        """Assign to the variables."""
+        for targets, arrays in ((self._variables, weights), (self._slots() or (), velocity)):
+            for target, array in zip(targets, arrays, strict=True):
+                target.assign(self._keras.ops.convert_to_tensor(array, dtype=target.dtype))
+        scalars = self._scalars()
+        for i, x in numbers.items():
+            scalars[i].assign(self._keras.ops.cast(x, scalars[i].dtype))
+
+    def reloaded(self) -> "KerasSession":
+        """Save and load by the optimizer's own store."""
+        store: dict[str, Any] = {}
+        self.optimizer.save_own_variables(store)
+        session = KerasSession(self.setup, self.weights())
+        session.optimizer.load_own_variables(store)
+        return session

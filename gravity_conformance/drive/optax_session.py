@@ -1,0 +1,175 @@
+"""The sessions of functions that make an `optax.GradientTransformation`."""
+
+import importlib
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gravity_conformance.drive.session import Arrays, Setup, StateSession, the_velocity
+from gravity_conformance.protocol import Mode, Task, Training
+
+
+def _x64(dtype: str) -> AbstractContextManager[Any]:
+    """Return the context in which JAX has the dtype."""
+    double = dtype == "float64"
+    return importlib.import_module("jax").enable_x64(True) if double else nullcontext()
+
+
+class OptaxSession(StateSession):
+    """A function that makes an `optax.GradientTransformation`."""
+
+    compiles: ClassVar[str | None] = "jit"
+    steps_at_given_rate: ClassVar[bool] = False
+    frameworks: ClassVar[tuple[str, ...]] = ("jax", "optax")
+
+    @staticmethod
+    def modes() -> dict[str, Mode]:
+        """Return the step operation by operation, and jitted."""
+        return {"eager": Mode("eager"), "jit": Mode("compiled")}
+
+    @staticmethod
+    def train(setup: Setup, task: Task) -> Training:
+        """Train with a jitted gradient and optax.apply_updates."""
+        jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
+
+        def logits(params: Any, x: Any) -> Any:
+            w1, b1, w2, b2 = params
+            return jax.nn.relu(x @ w1 + b1) @ w2 + b2
+
+        def loss_of(params: Any, x: Any, y: Any) -> Any:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y)
+            return losses.mean()
+
+        @jax.jit  # type: ignore[untyped-decorator]
+        def step(params: Any, state: Any, x: Any, y: Any) -> Any:
+            loss, gradients = jax.value_and_grad(loss_of)(params, x, y)
+            updates, state = optimizer.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state, loss
+
+        asarray, losses = jax.numpy.asarray, []
+        with _x64(setup.dtype):
+            optimizer, params = setup.construct(), [asarray(w) for w in task.weights]
+            state = optimizer.init(params)
+            x_train, y_train = asarray(task.x_train), asarray(task.y_train)
+            for batches in task.epochs:
+                batch_losses = []
+                for batch in batches:
+                    params, state, loss = step(params, state, x_train[batch], y_train[batch])
+                    batch_losses.append(loss)
+                losses.append(float(np.mean(batch_losses)))
+            predictions = np.asarray(logits(params, asarray(task.x_test)).argmax(axis=1))
+        return Training(losses, [np.asarray(w) for w in params], predictions)
+
+    def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
+        """Construct it, and its state for a tree of parameters."""
+        self.setup, self._jax = setup, importlib.import_module("jax")
+        with _x64(setup.dtype):
+            self._params = self._tree(weights)
+            instead = {} if setup.schedule is None else {"learning_rate": self._schedule()}
+            self.optimizer = setup.construct(**instead)
+            self._state = self.optimizer.init(self._params)
+        steps = {"eager": self._eager_step, "jit": self._jax.jit(self._eager_step)}
+        self._step = steps[setup.mode]
+
+    def _schedule(self) -> Any:
+        numpy, begun = self._jax.numpy, self.setup.begun
+        table = numpy.asarray(self.setup.schedule, self.setup.dtype)
+        return lambda count: table[numpy.maximum(count - begun, 0)]
+
+    def _tree(self, arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+        # Not a bare list, which a state might have of its own.
+        dtype = self.setup.dtype
+        # Leaves are in the order of the keys.
+        return {f"w{i:06}": self._jax.numpy.asarray(x, dtype) for i, x in enumerate(arrays)}
+
+    def _arrays(self, tree: Mapping[str, Any]) -> Arrays:
+        bfloat16 = self.setup.dtype == "bfloat16"
+        return [np.array(x, np.float32 if bfloat16 else None) for x in tree.values()]
+
+    def _eager_step(self, grads: Any, state: Any, params: Any) -> Any:
+        updates, state = self.optimizer.update(grads, state, params)
+        return importlib.import_module("optax").apply_updates(params, updates), state
+
+    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+        """Update the tree."""
+        with _x64(self.setup.dtype):
+            given = self._tree(grads)
+            self._params, self._state = self._step(given, self._state, self._params)
+            return self._arrays(given)
+
+    def weights(self) -> Arrays:
+        """Return the leaves of the tree."""
+        return self._arrays(self._params)
+
+    def _nodes(self) -> tuple[list[tuple[str, str, Any]], Any]:
+        """Return path, name and value of all leaves of the state, and how they hang together.
+
+        What has the structure and the shapes of the parameters counts as one.
+        """
+        nodes, structure = self._jax.tree_util.tree_flatten_with_path(
+            self._state, is_leaf=self._like_params
+        )
+        key = self._jax.tree_util.keystr
+        return [
+            (key(path), str(getattr(path[-1], "name", path[-1])) if path else "velocity", node)
+            for path, node in nodes
+        ], structure
+
+    def _like_params(self, node: Any) -> bool:
+        structure = self._jax.tree.structure
+        return bool(structure(node) == structure(self._params)) and [
+            np.shape(x) for x in node.values()
+        ] == [w.shape for w in self._params.values()]
+
+    def _velocity_path(self) -> str | None:
+        return the_velocity({n: path for path, n, x in self._nodes()[0] if self._like_params(x)})
+
+    def velocity(self) -> Arrays | None:
+        """Return what of the state is like the parameters."""
+        chosen = self._velocity_path()
+        nodes = {path: node for path, _, node in self._nodes()[0]}
+        return None if chosen is None else self._arrays(nodes[chosen])
+
+    def numbers(self) -> dict[Hashable, float]:
+        """Return the leaves of no axes."""
+        return {
+            path: float(x)
+            for path, _, x in self._nodes()[0]
+            if not self._like_params(x) and not self._is_key(x)
+            if np.shape(x) == () and np.asarray(x).dtype.kind in "iuf"
+        }
+
+    def _is_key(self, x: Any) -> bool:
+        """Tell a typed random key, of which NumPy has no array."""
+        dtypes = self._jax.dtypes
+        return hasattr(x, "dtype") and bool(dtypes.issubdtype(x.dtype, dtypes.prng_key))
+
+    def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
+        """Put another tree in the place of the state."""
+        (nodes, structure), chosen = self._nodes(), self._velocity_path()
+        asarray, leaves = self._jax.numpy.asarray, []
+        with _x64(self.setup.dtype):
+            for path, _, x in nodes:
+                if path == chosen:
+                    pairs = zip(x.items(), velocity, strict=True)
+                    leaves.append({name: asarray(v, old.dtype) for (name, old), v in pairs})
+                elif path in numbers:
+                    leaves.append(asarray(numbers[path], np.asarray(x).dtype))
+                else:
+                    leaves.append(x)
+            self._state = self._jax.tree.unflatten(structure, leaves)
+            self._params = self._tree(weights)
+
+    def reloaded(self) -> "OptaxSession":
+        """Save and load the leaves of the state."""
+        session = OptaxSession(self.setup, self.weights())
+        structure, asarray = self._jax.tree.structure(session._state), self._jax.numpy.asarray
+        with _x64(self.setup.dtype):
+            leaves = [
+                x if self._is_key(x) else asarray(np.array(x))
+                for x in self._jax.tree.leaves(self._state)
+            ]
+            session._state = self._jax.tree.unflatten(structure, leaves)
+        return session

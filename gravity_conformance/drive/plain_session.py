@@ -1,0 +1,73 @@
+"""The sessions of plain functions of NumPy arrays."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gravity_conformance.drive.session import Arrays, Session, Setup
+
+
+class PlainSession(Session):
+    """A function (w, v, g, t, lr, beta) -> (w, v) of NumPy arrays; V is 0 at first."""
+
+    stateless: ClassVar[bool] = True
+
+    def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
+        """Keep the state for the function."""
+        self.setup, options = setup, setup.options
+        self._beta, self._first = float(options["beta"]), int(options["first_step"])
+        self._keywords = setup.arguments.keywords(options)
+        self._dtype = _bfloat16() if setup.dtype == "bfloat16" else np.dtype(setup.dtype)
+        self._t = self._first
+        self._w = [w.astype(self._dtype) for w in weights]
+        self._v = [np.zeros_like(w) for w in self._w]
+        self.overwritten: str | None = None
+
+    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+        """Call the function for each tensor."""
+        rate, left = self.setup.options["learning_rate"] if lr is None else lr, []
+        for i, g in enumerate(grads):
+            given = [self._w[i].copy(), self._v[i].copy(), g.astype(self._dtype)]
+            result = self.setup.found(*given, self._t, rate, self._beta, **self._keywords)
+            if not isinstance(result, (tuple, list)) or len(result) != 2:
+                raise TypeError(f"it must return (w, v), got {type(result).__name__}")
+            for name, old, new in zip("wv", (self._w[i], self._v[i]), given[:2], strict=True):
+                if old.tobytes() != new.tobytes():
+                    self.overwritten = name
+            # Arithmetic on 0-d arrays gives scalars.
+            w, v = (np.asarray(x) if isinstance(x, np.generic) else x for x in result)
+            if self._w[i].dtype.name == "bfloat16" and getattr(w, "dtype", None) == np.float32:
+                w = w.astype(self._dtype)  # NumPy takes a Python float times bfloat16 to float32
+            self._w[i], self._v[i] = w, v
+            left.append(_readable(given[2]))
+        self._t += 1
+        return left
+
+    def weights(self) -> Arrays:
+        """Return W, as the function returned it."""
+        return [_readable(w) for w in self._w]
+
+    def velocity(self) -> Arrays | None:
+        """Return V, as the function returned it."""
+        return [_readable(v) for v in self._v]
+
+    def reloaded(self) -> "PlainSession":
+        """Return this one: V and t are the caller's, who keeps them."""
+        return self
+
+    def begin(self, velocity: Arrays, count: int) -> None:
+        """Let V and t be these."""
+        self._v, self._t = [v.astype(self._dtype) for v in velocity], self._first + count
+
+
+def _bfloat16() -> np.dtype:
+    dtype: np.dtype = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    return dtype
+
+
+def _readable(array: Any) -> Any:
+    """Return bfloat16 as float32, and anything else, which need not be an array, as it is."""
+    named = getattr(getattr(array, "dtype", None), "name", None)
+    return array.astype(np.float32) if named == "bfloat16" else array

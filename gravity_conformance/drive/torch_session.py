@@ -1,0 +1,147 @@
+"""The sessions of `torch.optim.Optimizer` classes."""
+
+import importlib
+import io
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gravity_conformance.drive.session import Arrays, Setup, StateSession, the_velocity
+from gravity_conformance.protocol import Task, Training
+
+
+class TorchSession(StateSession):
+    """A `torch.optim.Optimizer` class; its modes are arguments of the constructor."""
+
+    groups: ClassVar[bool] = True
+    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
+
+    @staticmethod
+    def train(setup: Setup, task: Task) -> Training:
+        """Train with autograd."""
+        torch = importlib.import_module("torch")
+        # nn.Linear keeps its weights transposed; V₀ is numbered in C order of the tensor as it is.
+        params = [torch.nn.Parameter(torch.tensor(w)) for w in task.weights]
+        optimizer, (w1, b1, w2, b2) = setup.construct(params), params
+
+        def logits(x: Any) -> Any:
+            return torch.relu(x @ w1 + b1) @ w2 + b2
+
+        cross_entropy = torch.nn.CrossEntropyLoss()
+        x_train, y_train = torch.tensor(task.x_train), torch.tensor(task.y_train).long()
+        losses = []
+        for batches in task.epochs:
+            total = 0.0
+            for batch in torch.tensor(batches):
+                optimizer.zero_grad()
+                loss = cross_entropy(logits(x_train[batch]), y_train[batch])
+                loss.backward()
+                optimizer.step()
+                total += loss.item()
+            losses.append(total / len(batches))
+        with torch.no_grad():
+            predictions = logits(torch.tensor(task.x_test)).argmax(dim=1).numpy()
+        return Training(losses, [p.detach().numpy() for p in params], predictions)
+
+    def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
+        """Construct it for parameters."""
+        self.setup, self._torch = setup, importlib.import_module("torch")
+        self._params = [self._torch.nn.Parameter(self._tensor(w)) for w in weights]
+        self._still: Any = None
+        groups: Any = self._params
+        if setup.grouped:
+            self._still = self._torch.nn.Parameter(self._tensor(weights[0]))
+            first, *rest = self._params
+            groups = [{"params": [first]}, {"params": [*rest, self._still]}]
+        self.optimizer = setup.construct(groups)
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        return self._torch.tensor(array, dtype=getattr(self._torch, self.setup.dtype))
+
+    def _numpy(self, tensor: Any) -> np.ndarray:
+        bfloat16 = tensor.dtype == self._torch.bfloat16
+        array = (tensor.detach().float() if bfloat16 else tensor.detach()).numpy()
+        return np.array(array)
+
+    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+        """Set the learning rate of every group, if it is given, and step."""
+        own = self.setup.arguments.names.get("learning_rate", "lr")
+        for group in self.optimizer.param_groups if lr is not None else ():
+            # As torch's schedulers, whatever the constructor calls it.
+            group["lr" if "lr" in group or own not in group else own] = lr
+        tensors = [self._tensor(g) for g in grads]
+        for p, g in zip(self._params, tensors, strict=True):
+            p.grad = g
+        before = None if self._still is None else self._still.detach().clone()
+        self.optimizer.step()
+        if before is not None and not self._torch.equal(before, self._still.detach()):
+            raise ValueError("it changes a parameter that has no gradient")
+        return [self._numpy(g) for g in tensors]
+
+    def weights(self) -> Arrays:
+        """Return the parameters."""
+        return [self._numpy(p) for p in self._params]
+
+    def _slots(self) -> list[Any] | None:
+        """Return V's own tensors; an optimizer may have none for an empty parameter."""
+        found = []
+        for p in self._params:
+            tensors = {
+                str(name): value
+                for name, value in self.optimizer.state.get(p, {}).items()
+                if self._torch.is_tensor(value)
+                and value.shape == p.shape
+                and value.dtype.is_floating_point
+                and not (str(name) in ("step", "t") and not p.shape)
+            }
+            v = the_velocity(tensors)
+            if v is None and p.numel():
+                return None
+            found.append(p.detach() if v is None else v)
+        return found
+
+    def velocity(self) -> Arrays | None:
+        """Return V by `Optimizer.state`."""
+        slots = self._slots()
+        if slots is None:
+            return None
+        pairs = zip(slots, self._params, strict=True)
+        return [self._numpy(v.detach().to(p.dtype)) for v, p in pairs]
+
+    def _places(self) -> Iterator[tuple[Hashable, MutableMapping[Any, Any], Any]]:
+        """Yield for every single number in the state its place: a name, a mapping and a key."""
+        state = self.optimizer.state
+        inner = [x for x in state.values() if isinstance(x, MutableMapping)]
+        for i, mapping in enumerate([*self.optimizer.param_groups, state, *inner]):
+            for key, x in mapping.items():
+                if type(x) in (int, float) or (self._torch.is_tensor(x) and not x.shape):
+                    yield (i, str(key)), mapping, key
+
+    def numbers(self) -> dict[Hashable, float]:
+        """Return the numbers of the state and of the groups."""
+        return {name: float(mapping[key]) for name, mapping, key in self._places()}
+
+    def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
+        """Write in place, so that whoever else holds the tensors sees it."""
+        with self._torch.no_grad():
+            for targets, arrays in ((self._params, weights), (self._slots() or (), velocity)):
+                for target, array in zip(targets, arrays, strict=True):
+                    target.copy_(self._tensor(array))
+            for name, mapping, key in list(self._places()):
+                if name not in numbers:
+                    continue
+                if self._torch.is_tensor(mapping[key]):
+                    mapping[key].fill_(numbers[name])
+                else:
+                    mapping[key] = type(mapping[key])(numbers[name])
+
+    def reloaded(self) -> "TorchSession":
+        """Save and load by state_dict."""
+        file = io.BytesIO()
+        self._torch.save(self.optimizer.state_dict(), file)
+        file.seek(0)
+        session = TorchSession(self.setup, self.weights())
+        # The state is the stranger's own, and may hold any object.
+        session.optimizer.load_state_dict(self._torch.load(file, weights_only=False))
+        return session

@@ -1,0 +1,243 @@
+"""`gravity parity --also SPEC`: what `gravity conform` can drive, compared."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gravity_conformance.drive.driven import as_backend
+from gravity_conformance.drive.spec import SpecError, load
+from gravity_conformance.parity import report
+from gravity_conformance.parity import run as parity
+from gravity_conformance.parity.grading import grade
+from gravity_conformance.protocol import Mode, Replay
+from tests.support import strangers
+
+pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
+
+FILE = strangers.__file__
+NEEDS = {
+    "gravity_torch:Gravity": "torch",
+    "gravity_jax:gravity": "optax",
+    "gravity_tf:Gravity": "keras",
+}
+# Written by hand as a user would, with mistakes and other habits beside it.
+MINE = """
+import torch
+
+print("hello")
+
+
+class Mine(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.01, alpha=0.05, beta=0.5):
+        super().__init__(params, {"lr": lr, "alpha": alpha, "beta": beta})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state, beta = self.state[p], group["beta"]
+                if not state:
+                    state["v"] = torch.randn_like(p) * (group["alpha"] / group["lr"])
+                    state["t"] = 0
+                t = state["t"] = state["t"] + 1
+                zeta = self.zeta(p.grad)
+                old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+                state["v"] = old * state["v"] + new * zeta
+                p -= group["lr"] * state["v"]
+
+    def zeta(self, g):
+        s = g * g.abs().max()
+        return g / (1 + s * s)
+
+
+class Wrong(Mine):
+    def zeta(self, g):
+        return g / (1 + (g * g.abs().max()).abs())
+
+
+class FixedBeta(Mine):
+    def __init__(self, params, lr=0.1, alpha=0.01):
+        super().__init__(params, lr, alpha, beta=0.5)
+
+
+class Raises(Mine):
+    def __init__(self, params):
+        raise RuntimeError("no\\ngood")
+
+
+class Silent(Mine):
+    def step(self):
+        kept = getattr(self, "kept", {})
+        self.state.update(kept)
+        super().step()
+        self.kept = dict(self.state)
+        self.state.clear()
+
+
+class NotANumber(Mine):
+    def zeta(self, g):
+        return g / g.abs().max()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    pytest.importorskip("torch", reason="a class of torch")
+    path = tmp_path / "mine_for_parity.py"
+    path.write_text(MINE)
+    return path
+
+
+def compared(*specs, dtypes=("float32",), steps=3):
+    result = parity.new_report(seed=7)
+    parity.run(result, parity.also(specs), dtypes=dtypes, steps=steps)
+    return result
+
+
+@pytest.mark.parametrize("spec", NEEDS)
+def test_our_own_by_spec(spec):
+    pytest.importorskip(NEEDS[spec], reason=f"{spec} needs it")
+    result = compared(spec, dtypes=("float32", "float64"))
+    assert result.passed
+    loop = [row for row in result.replays if row.mode == "eager"]
+    assert all(row.grade.verdict == "exact" and row.grade.v0_identical for row in loop)
+    assert all(row.weight_deviation < 1e-6 for row in result.trainings)
+    assert {row.dtype for row in result.trainings} == {"float32", "float64"}
+
+
+@pytest.mark.parametrize("kind", ["torch", "optax", "keras"])
+def test_a_stranger_has_a_v0_of_its_own(kind):
+    pytest.importorskip(kind, reason=f"a stranger of {kind}")
+    result = compared(f"{FILE}:{kind}_right")
+    assert result.passed
+    assert not any(row.grade.v0_identical for row in result.replays)
+    assert {cells[3] for cells in report.replay_rows(result)} == {"own"}
+    (line,) = [line for line in report.notes(result) if "V₀ is its own" in line]
+    assert line.startswith(f"{FILE}:{kind}_right: ")
+    # The state of torch optimizers is made by their first step.
+    assert {row.grade.begun for row in result.replays} == {int(kind == "torch")}
+
+
+def test_a_plain_function_is_replayed_and_not_trained():
+    result = compared(f"{FILE}:plain_right")
+    assert result.passed
+    assert result.replays[0].grade.verdict == "exact"
+    assert result.replays[0].grade.v0_identical
+    assert result.trainings == []
+
+
+@pytest.mark.parametrize("kind", ["torch", "optax", "keras", "plain"])
+def test_a_mistake_is_divergent(kind):
+    if kind != "plain":
+        pytest.importorskip(kind, reason=f"a stranger of {kind}")
+    result = compared(f"{FILE}:{kind}_square")
+    assert not result.passed
+    assert {row.grade.verdict for row in result.replays} == {"divergent"}
+    # The function is told t.
+    tried = any("neither t from 1 nor t from 0 fits" in line for line in report.notes(result))
+    assert tried == (kind != "plain")
+
+
+def test_the_other_convention_is_named():
+    pytest.importorskip("torch", reason="a stranger of torch")
+    result = compared(f"{FILE}:torch_minus_one")
+    assert result.passed
+    assert any("it counts t from 0" in line for line in report.notes(result))
+
+
+def test_what_is_offered_is_told_and_the_rest_shows(mine):
+    result = compared(f"{mine}:Mine", f"{mine}:FixedBeta")
+    told, fixed = result.replays
+    assert told.passed
+    assert fixed.grade.verdict == "divergent"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Raises", "RuntimeError: no good"),
+        ("Silent", "its state does not show V"),
+        ("NotANumber", "V and W must be finite in the first state"),
+    ],
+)
+def test_what_fails_is_the_error_of_its_row(mine, name, message):
+    result = compared(f"{mine}:{name}")
+    assert not result.passed
+    assert message in result.replays[0].error
+
+
+def test_the_command(mine, tmp_path):
+    command = [sys.executable, "-m", "gravity_conformance", "parity", "--backend", "numpy"]
+    command += ["--also", f"{mine}:Mine", "--also", f"{mine}:Wrong", "--dtype", "float32"]
+    command += ["--steps", "2", "--json", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert [(row["backend"], row["grade"]["verdict"]) for row in found["replays"]] == [
+        ("numpy", "exact"),
+        (f"{mine}:Mine", "exact"),
+        (f"{mine}:Wrong", "divergent"),
+    ]
+    assert f"--also {mine}:Mine --also {mine}:Wrong" in found["command"]
+    assert f"{mine}:Mine" in (tmp_path / "out" / "parity.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("no_such_module:X", "no_such_module cannot be imported: ModuleNotFoundError"),
+        ("gravity_core:Nobody", "gravity_core has no Nobody"),
+        ("gravity_core", "SPEC must be module:attribute or path.py:attribute"),
+        ("gravity_core:Gravity", "-> (w, v); it is the class Gravity"),
+    ],
+)
+def test_a_spec_that_names_nothing_is_one_line_and_status_2(spec, message):
+    with pytest.raises(SpecError) as raised:
+        parity.also([spec])
+    assert message in str(raised.value)
+    command = [sys.executable, "-m", "gravity_conformance", "parity", "--also", spec]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"gravity: --also: {raised.value}\n"
+
+
+def test_a_declaration_must_show_v0():
+    pytest.importorskip("torch", reason="a declaration for torch")
+    from gravity_torch import Gravity
+
+    declaration = types.SimpleNamespace(optimizer=Gravity, kind="torch")
+    replay = Replay([np.ones(3, np.float32)], [[np.ones(3, np.float32)]])
+    with pytest.raises(ValueError, match="a declaration needs export_state"):
+        grade(replay, as_backend(declaration).replay(replay, "default"))
+
+
+def test_declared_modes_are_those_of_the_kind():
+    pytest.importorskip("optax", reason="a declaration for JAX")
+    from gravity_jax import gravity
+
+    modes = {"pmap": Mode("compiled")}
+    backend = as_backend(
+        types.SimpleNamespace(optimizer=gravity, kind="optax", modes=lambda: modes)
+    )
+    with pytest.raises(ValueError, match=r"modes\(\) must be of eager, jit, got 'pmap'"):
+        backend.modes()
+
+
+def test_tensors_keep_their_order():
+    pytest.importorskip("optax", reason="a tree of JAX")
+    from gravity_jax import backend
+
+    weights = [np.full(2, i, np.float32) for i in range(12)]
+    replay = Replay(weights, [weights, weights])
+    assert grade(replay, as_backend(backend).replay(replay, "eager")).verdict == "exact"
+
+
+def test_a_file_does_not_take_the_place_of_a_module(tmp_path):
+    Path(tmp_path, "json.py").write_text("answer = 42")
+    assert load(f"{tmp_path}/json.py:answer") == 42
+    assert sys.modules["json"] is json
