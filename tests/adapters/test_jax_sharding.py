@@ -3,11 +3,8 @@
 tests/conftest.py requests eight devices of the host.
 """
 
-import os
 import re
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,6 +21,7 @@ from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_core import State, initial_velocity  # noqa: E402
 from gravity_jax import export_state, gravity, import_state  # noqa: E402
 from tests.support.jax_helpers import stepper  # noqa: E402
+from tests.support.programs import run_together  # noqa: E402
 
 SHAPES = [(16, 8), (8,), (8, 4, 16), (8, 3)]
 SPECS = {
@@ -407,25 +405,8 @@ def test_two_processes_train_to_the_same_weights(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(port), str(rank), str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for worker in workers:
-            output, _ = worker.communicate(timeout=100)
-            assert worker.returncode == 0, output[-3000:]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+    environment = {"JAX_NUM_CPU_DEVICES": "4"}
+    run_together(_WORKER, [((port, rank, tmp_path), environment) for rank in range(2)])
     halves = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
     arrays = [np.where(np.isnan(halves[0][k]), halves[1][k], halves[0][k]) for k in halves[0]]
     n = len(SHAPES)

@@ -9,9 +9,6 @@ optimizers alone.
 import json
 import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +24,7 @@ from tests.support.keras_helpers import (
     to_numpy,
     velocities,
 )
+from tests.support.programs import run_together
 
 SHAPES = [(8, 12), (), (5,), (70_000,)]
 STEPS, REPLICAS = 5, 2
@@ -36,27 +34,12 @@ SEED = 11
 def run_processes(function, folder, environments):
     """Run `function(folder)` of this file in one process for each environment."""
     code = f"import sys; from tests.adapters import test_tf_distribution as t; t.{function}()"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[2],
-            env=os.environ | environment | {"OUT": str(folder / f"{index}.npz")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index, environment in enumerate(environments)
-    ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, output[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    files = [folder / f"{index}.npz" for index in range(len(environments))]
+    pairs = zip(environments, files, strict=True)
+    run_together(code, [((), environment | {"OUT": str(file)}) for environment, file in pairs])
     results = []
-    for index in range(len(environments)):
-        with np.load(folder / f"{index}.npz") as arrays:
+    for file in files:
+        with np.load(file) as arrays:
             results.append(dict(arrays))
     return results
 

@@ -1,0 +1,35 @@
+"""Python programs that run side by side in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 120  # seconds for all of them
+
+
+def run_together(code, runs):
+    """Run `code` once for each pair of arguments and environment, at the same time.
+
+    Fail unless every process ends with status 0. No process outlives the call.
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for arguments, environment in runs
+    ]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 0, output[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
