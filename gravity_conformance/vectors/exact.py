@@ -128,8 +128,9 @@ class Tensor:
     """V and W of one weight tensor over several steps, with bounds on their rounding errors.
 
     The bounds are those of `gravity_core.ErrorBound`, whose docstring derives them, evaluated
-    in exact arithmetic. `ErrorBound` does not cover the half types. For them, V has the roundings
-    of float32 and one to the half type. All roundings of W are to the half type.
+    in exact arithmetic. For the half types, V has the roundings of float32 and one to the half
+    type, and all roundings of W are to the half type. `ErrorBound` adds the rounding of a
+    reference that is rounded, too; the expected values here are exact.
 
     Args:
         dtype: the dtype in which V and W are stored.
