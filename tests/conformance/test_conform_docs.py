@@ -1,6 +1,8 @@
 """docs/conformance.md shows the real report on pytorch_optimizer's Gravity."""
 
 import importlib.util
+import json
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from gravity_conformance.conform import report as reports
 from gravity_conformance.conform.runner import conform
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
-SECTION = PAGE.read_text(encoding="utf-8").split("<!-- report: ")[1].split("<!-- /report -->")[0]
+TEXT = PAGE.read_text(encoding="utf-8")
+SECTION = TEXT.split("<!-- report: ")[1].split("<!-- /report -->")[0]
 
 
 def shown(text):
@@ -33,3 +36,13 @@ def test_the_page_shows_what_the_command_finds():
     assert ("gradient left untouched", "differs", "diagnosis: gradient negated in place") in shown(
         SECTION
     )
+
+
+def test_the_page_names_the_fields_of_the_report():
+    """The table of fields has those of the schema, and the version of the format."""
+    table = TEXT.split("| field | meaning |")[1].split("\n\n")[0].splitlines()[2:]
+    named = [name for row in table for name in row.split(" | ")[0].strip("| ").split(", ")]
+    file = resources.files("gravity_conformance.conform") / "schema.json"
+    fields = json.loads(file.read_text(encoding="utf-8"))["properties"]
+    assert sorted(named) == sorted(fields)
+    assert f'"gravity-conform" and {fields["version"]["const"]},' in table[0]
