@@ -28,22 +28,24 @@ def read(name):
     return (Path(__file__).resolve().parent.parent / name).read_text(encoding="utf-8")
 
 
-def imported_with(name):
-    """Import `name` in a fresh process; return all top-level modules that this imports."""
-    code = f"import sys, {name}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
+def imported_after(*names):
+    """Import the names in turn in a fresh process; return all top-level modules after each."""
+    code = "import sys\n" + "".join(
+        f"import {name}; print(*{{m.partition('.')[0] for m in sys.modules}})\n" for name in names
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if "ModuleNotFoundError" in done.stderr and name.partition(".")[0] != "gravity_core":
-        pytest.skip(f"{name} needs its framework")
+    if "ModuleNotFoundError" in done.stderr and names[-1].partition(".")[0] != "gravity_core":
+        pytest.skip(f"{names[-1]} needs its framework")
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(("name", "framework"), PACKAGES.items())
 def test_imports_only_its_own_framework(name, framework):
-    found = imported_with(name)
-    assert found & FRAMEWORKS == imported_with(framework) & FRAMEWORKS
+    before, after = imported_after(framework, name)
+    assert after & FRAMEWORKS == before & FRAMEWORKS
     ours = {p.partition(".")[0] for p in PACKAGES}
-    assert found & ours <= {"gravity_core", name.partition(".")[0]}  # arrows point one way
+    assert after & ours <= {"gravity_core", name.partition(".")[0]}  # arrows point one way
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,7 @@ def update_stacked(g, v, *, axes, xp):
 @on_backends
 @on_dtypes
 @pytest.mark.parametrize("leading", [0, 1, 2, 3])
+@settings(max_examples=2 * FEW)
 @given(data=st.data())
 def test_a_stack_is_updated_like_separate_tensors(backend, dtype, leading, data):
     backend.load()
