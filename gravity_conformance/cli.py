@@ -55,7 +55,7 @@ def cli() -> None:
     "specs",
     multiple=True,
     metavar="SPEC",
-    help="Class or function to compare, too, as of `gravity conform` (repeatable).",
+    help="Class or function to compare as well; SPEC as in `gravity conform` (repeatable).",
 )
 @click.option(
     "--dtype",
@@ -103,7 +103,7 @@ def parity(
     exit status is 0 only if every backend present is exact or bounded.
 
     SPEC is module:attribute or path.py:attribute. It is imported into the process of this
-    command. It may start from a V₀ of its own.
+    command. Its V₀ may differ from the reference's.
     """
     chosen = _choose(names, required)
     _check_writable("--out must be", out, reports.FILES)
@@ -177,7 +177,7 @@ def parity(
     "--kw",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Constructor argument (repeatable). VALUE {beta} marks the argument that we call beta.",
+    help="Constructor argument (repeatable). The VALUE {beta} means that NAME is our beta.",
 )
 @click.option(
     "--first-step", type=click.Choice(["0", "1"]), help="First value of t (default: detected)."
@@ -272,14 +272,18 @@ def _on_terminal(title: str) -> None:
     help="Folder to write the vectors, their schema and README.md to.",
 )
 @click.option(
-    "--check", "files", multiple=True, type=click.Path(path_type=Path), help="File; repeatable."
+    "--check",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="File to check (repeatable).",
 )
 def vectors(out: Path | None, files: tuple[Path, ...]) -> None:
-    """Write the conformance vectors, or verify files of them.
+    """Write the conformance vectors, or check files of vectors.
 
     Expected values come from exact arithmetic, not from an implementation. The exit status
-    is 1 if a checked file has a fault: it breaks the schema, its numbers are wrong, or a test
-    does not catch a mistake that it is flagged with.
+    is 1 if a checked file has a fault: it violates the schema, its numbers are wrong, or a test
+    does not catch a mistake that its flags name.
     """
     if (out is None) == (not files):
         raise click.UsageError("vectors takes --out DIR, or --check FILE one or more times")
@@ -320,7 +324,7 @@ def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
 
 
 def _command() -> str:
-    """Return the command line that makes this report again."""
+    """Return the command line that reproduces this report."""
     context, words = click.get_current_context(), ["gravity", "parity"]
     for option in context.command.params:
         value = context.params[str(option.name)]

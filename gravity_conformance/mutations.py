@@ -1,8 +1,8 @@
-"""The update in parts, and its known mistakes: each replaces one part, and has a description.
+"""The update in parts, and its known mistakes. A mistake replaces parts, and has a description.
 
-`REFERENCE` is run in a wide dtype (float64 for float32), so that it stands for the exact update.
-Where an implementation differs, its run is compared with each of `MUTATIONS`; the diagnosis is the
-one whose bound it stays inside.
+`REFERENCE` runs in a wide dtype (float64 for float32), so it stands for the exact update. If an
+implementation differs, its run is compared with each of `MUTATIONS`. The diagnosis names a mistake
+if the run stays inside the bound around it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Arrays = list[np.ndarray]
 
 
 def counter(count: int, first_step: int, tensor: int, tensors: int) -> int:
-    """Return t of the tensor with index `tensor`, of `tensors`, after `count` steps."""
+    """Return t after `count` steps, for the tensor with index `tensor` among `tensors` of them."""
     return count + first_step
 
 
@@ -25,7 +25,7 @@ def coefficients(t: Any, beta: Any) -> tuple[Any, Any]:
 
 
 def size(grad: np.ndarray, grads: Sequence[np.ndarray]) -> Any:
-    """Return 1 / m of one tensor; `grads` are the gradients of all."""
+    """Return 1 / m of one tensor; `grads` are the gradients of all tensors."""
     return np.max(np.abs(grad), initial=0)
 
 
@@ -36,27 +36,28 @@ def term(grad: np.ndarray, size: Any) -> Any:
 
 
 def gradient(grad: np.ndarray, w: np.ndarray, decay: Any, maximize: bool) -> Any:
-    """Return the gradient that ζ is made of; `decay` is λ."""
+    """Return the gradient from which ζ is computed; `decay` is λ."""
     return -grad if maximize else grad
 
 
 def weights(w: np.ndarray, v: np.ndarray, lr: Any, decay: Any) -> Any:
     """Return the next W."""
-    return (1 - lr * decay) * w - lr * v  # so that without decay nothing comes of ∞
+    # Not w - lr * decay * w: without decay, that is NaN for an infinite W.
+    return (1 - lr * decay) * w - lr * v
 
 
 def learning_rate(lr: float, constructed: float) -> float:
-    """Return η of a step, where the schedule says `lr` and the constructor said `constructed`."""
+    """Return η of a step: `lr` is that of the schedule, `constructed` that of the constructor."""
     return lr
 
 
 def std(alpha: float, lr: float, first: float) -> float:
-    """Return σ, the standard deviation of V₀; `first` is η of the first step. 0 for η = 0."""
+    """Return σ, the standard deviation of V₀; `first` is η of the first step. For η = 0, σ is 0."""
     return alpha / lr if lr else 0.0
 
 
 def loaded(v: Arrays, count: int, start: Arrays) -> tuple[Arrays, int]:
-    """Return V and the number of steps made, after they were saved and loaded; V₀ was `start`."""
+    """Return V and the number of steps after the state is saved and loaded; `start` is V₀."""
     return v, count
 
 
@@ -67,12 +68,12 @@ def left(grad: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Variant:
-    """The update, with the parts of Algorithm 1 unless another is given.
+    """The update in parts. Those that are not given are the parts of Algorithm 1.
 
     Attributes:
-        description: as reports show it.
-        flag: of the vectors that catch it; some mistakes have none.
-        others: the functions of this module, or what replaces them.
+        description: the name of the mistake in reports.
+        flag: the flag of the vectors that catch the mistake; empty if there is none.
+        others: the parts, each a function of this module or its replacement.
     """
 
     description: str
@@ -90,7 +91,7 @@ class Variant:
 
     @property
     def replaced(self) -> set[str]:
-        """The names of the parts that are not those of Algorithm 1."""
+        """The names of the parts that differ from Algorithm 1."""
         parts = {part.name: part.default for part in fields(self) if callable(part.default)}
         return {name for name, right in parts.items() if getattr(self, name) is not right}
 
@@ -110,7 +111,7 @@ class Variant:
     ) -> tuple[Arrays, Arrays, Arrays]:
         """Return the next W and V of every tensor, and S, the sum of the sizes of V's two terms.
 
-        All arrays are of one dtype, a wide one where the step stands for the exact update.
+        All arrays have one dtype. It is a wide one if the step stands for the exact update.
         """
         wide = w[0].dtype.type
         rate, decay = wide(self.learning_rate(lr, constructed)), wide(weight_decay)
@@ -123,7 +124,7 @@ class Variant:
                 kept, added = old * y, new * self.term(g, self.size(g, seen))
                 velocity.append(np.asarray(kept + added))
                 sizes.append(np.asarray(np.abs(kept) + np.abs(added)))
-                if self.gradient is not gradient:  # a sum, which may cancel before ζ is made of it
+                if self.gradient is not gradient:  # it may be a sum, and cancel before ζ
                     sizes[-1] = sizes[-1] + np.abs(new) * (np.abs(grads[i]) + decay * np.abs(x))
                 moved.append(np.asarray(self.weights(x, velocity[-1], rate, decay)))
         return moved, velocity, sizes
@@ -133,7 +134,7 @@ REFERENCE = Variant("Algorithm 1")
 
 
 def _letter(t: Any, beta: Any) -> tuple[Any, Any]:
-    # In float64, one operation after another, to lose the digits that this form loses.
+    # Each operation is in float64, because this form loses digits that the closed form keeps.
     old = (np.float64(beta) * np.float64(t) + 1) / (np.float64(t) + 2)
     return type(t)(old), type(t)(1 - old)
 
@@ -142,20 +143,20 @@ def _float32_decay(w: np.ndarray, v: np.ndarray, lr: Any, decay: Any) -> Any:
     return weights(w, v, lr, type(decay)(np.float32(decay)))
 
 
-# Right updates that leave the bound in float64: Algorithm 1 by the letter, with 1 − β̂ as a
-# difference; and the weight decay of the base class of Keras optimizers.
+# Two right updates leave the bound in float64. One takes Algorithm 1 literally, with 1 − β̂ as a
+# difference. The other has the weight decay of the base class of Keras optimizers.
 TOLERATED = (
     Variant(
         "1 − β̂ taken as a float64 difference, which loses digits for large t", coefficients=_letter
     ),
     Variant("λ rounded to float32, as by the base class of Keras", weights=_float32_decay),
 )
-# The reference, judged with the unit roundoff of the half type for every operation.
+# This is the reference. It is judged with the half type's unit roundoff for every operation.
 COARSE = Variant("computed in half precision, not in float32 and rounded once")
 
 
 def bfloat16(x: Any) -> np.float64:
-    """Return the number of bfloat16 nearest to one of float32, ties to even."""
+    """Round a float32 number to bfloat16, to nearest with ties to even."""
     bits = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
     bits += 0x7FFF + ((bits >> 16) & 1)
     return np.float64((bits & 0xFFFF0000).astype(np.uint32).view(np.float32))
@@ -166,14 +167,14 @@ def _float16(x: Any) -> np.float64:
 
 
 def _stopping(last: int) -> Callable[..., int]:
-    """Return a counter in a half type: it ends where last + 1 is rounded to last."""
+    """Return a counter in a half type. It stops at `last`, because last + 1 rounds to `last`."""
     return lambda count, first_step, tensor, tensors: min(count + first_step, last)
 
 
 def _half_steps(half: Callable[[Any], Any], exact_beta: bool, subtract: bool) -> Callable[..., Any]:
-    """Return coefficients evaluated in a half type throughout, to which `half` rounds.
+    """Return coefficients for which `half` rounds every operation to a half type.
 
-    Frameworks differ in whether a Python number β is rounded to the type before the product.
+    Some frameworks round β, a Python number, to the type before the product; others do not.
     """
 
     def in_half(t: Any, beta: Any) -> tuple[Any, Any]:
@@ -201,7 +202,7 @@ def _rounded(half: Callable[[Any], Any], subtract: bool) -> Callable[..., Any]:
 
 
 def _difference(t: Any, beta: Any) -> tuple[Any, Any]:
-    # In the implementation's dtype; `t` has the next wider one.
+    # The difference is in the implementation's dtype; `t` has the next wider one.
     narrow = np.float64 if isinstance(t, np.longdouble) else np.float32
     old = narrow(coefficients(t, beta)[0])
     return type(t)(old), type(t)(narrow(1) - old)
@@ -228,7 +229,7 @@ _TWICE = ("learning rate applied twice", "learning_rate_twice")
 _SQUARE = ("missing square", "missing_square")
 _V_LOST = ("V reset on load", "velocity_reset")
 
-# In the order in which they are tried; those with one description are ways to make one mistake.
+# They are tried in this order. Variants with the same description are forms of one mistake.
 MUTATIONS = (
     Variant("β̂ uses t − 1", "t_off_by_one", counter=lambda n, first, i, k: n + first - 1),
     Variant("β̂ uses t + 1", "t_off_by_one", counter=lambda n, first, i, k: n + first + 1),

@@ -1,4 +1,4 @@
-"""What a backend provides to be compared by ``gravity parity``.
+"""The interface of the backends that ``gravity parity`` compares.
 
 A backend is any object; a module will do. `gravity parity` finds it through the entry-point group
 ``gravity.backends`` of an installed distribution:
@@ -8,21 +8,20 @@ A backend is any object; a module will do. `gravity parity` finds it through the
 
 A backend has one of two forms:
 
-- A `Declaration` names an optimizer of PyTorch, optax or Keras. The kit drives it. This is a whole
-  backend:
+- A `Declaration` names an optimizer of PyTorch, optax or Keras. ``gravity parity`` runs it. This
+  is a complete backend:
 
       from my_package import Gravity as optimizer
 
       kind = "torch"
 
-- A `Backend` has five functions, for what the kit does not know how to drive. It exchanges
-  NumPy arrays only, in native byte order. What it is given is read-only and its own to keep; arrays
-  that it yields it may reuse for the next step. `gravity_conformance.parity.numpy_backend` is a
-  complete example in fifty lines.
+- A `Backend` has five functions, for every other optimizer. It exchanges only NumPy arrays, in
+  native byte order. Its inputs are read-only copies, which it may keep. It may reuse yielded arrays
+  for the next step. `gravity_conformance.parity.numpy_backend` is an example in fifty lines.
 
-V₀ is drawn as `gravity_core.velocity` describes. What a backend prints goes to standard error. If
-the import raises ModuleNotFoundError for another package, the backend is listed as not installed;
-any other error is reported as its failure.
+A backend draws V₀ as `gravity_core.velocity` describes. Its output goes to standard error. If its
+import raises ModuleNotFoundError for another package, it is listed as not installed. Any other
+error is reported as its failure.
 
 A backend of either form may have ``devices()``, which returns the names of the devices that it
 sees. ``gravity versions`` prints them.
@@ -61,7 +60,7 @@ class Replay:
         gradients: for every step the gradient of each tensor, in the weights' dtype.
         options: keyword arguments by the names of `gravity_core.Gravity` (``learning_rate``,
             ``alpha``, ``beta``, ``weight_decay``, ``velocity_std``, ``seed``, ``first_step``);
-            what is missing has its default.
+            missing ones have their defaults.
     """
 
     weights: Sequence[np.ndarray]
@@ -75,8 +74,9 @@ class Step(NamedTuple):
     Attributes:
         velocity: V.
         weights: W.
-        begun: in the first state that is yielded, the number of steps with zero gradients before
-            it. A stranger may show V after a step only. A backend starts at 0.
+        begun: in the first yielded state, the number of steps with zero gradients before it. It
+            is 0 for a backend. An implementation that ``--also`` names may show V only after a
+            step.
     """
 
     velocity: Sequence[np.ndarray]
@@ -98,7 +98,7 @@ class Task:
         x_test: test images.
         y_test: their labels.
         epochs: for every epoch the indices of its batches, shape (batches, batch size).
-        options: as of `Replay`.
+        options: as in `Replay`.
     """
 
     weights: Sequence[np.ndarray]
@@ -111,7 +111,7 @@ class Task:
 
 
 class Training(NamedTuple):
-    """What training a `Task` gave.
+    """The result of training on a `Task`.
 
     Attributes:
         losses: for every epoch the mean of its batches' losses, each taken before its update.
@@ -125,14 +125,14 @@ class Training(NamedTuple):
 
 
 class Declaration(Protocol):
-    """The attributes by which the kit drives a backend.
+    """The attributes of a backend that names an optimizer.
 
     It may also have:
 
-    - ``modes()``, as of `Backend`. Without it, the kit takes "default" (torch); "eager" and "jit"
-      (optax); "eager", "function" and "xla" (keras). Names of optax and keras are of these.
+    - ``modes()``, as in `Backend`. Without it, the modes are "default" (torch); "eager" and "jit"
+      (optax); "eager", "function" and "xla" (keras). For optax and keras, no other names are valid.
     - ``export_state(optimizer)``, which returns an object whose ``velocities`` are V₀. It is
-      called where the state does not show V before the first step.
+      called if the state does not show V before the first step.
     """
 
     @property
@@ -141,7 +141,7 @@ class Declaration(Protocol):
 
     @property
     def kind(self) -> Literal["torch", "optax", "keras"]:
-        """What `optimizer` is."""
+        """The framework of `optimizer`."""
 
 
 class Backend(Protocol):
@@ -151,7 +151,7 @@ class Backend(Protocol):
         """Return the versions of the libraries that matter, by distribution name."""
 
     def dtypes(self) -> tuple[str, ...]:
-        """Return the dtypes that it can compute in, of "float32" and "float64"."""
+        """Return the dtypes that it supports: "float32", "float64" or both."""
 
     def modes(self) -> dict[str, Mode]:
         """Return the ways in which it can replay, by name."""

@@ -1,4 +1,4 @@
-"""Helpers beyond the array-API standard: namespace of an array, dtype names, casts.
+"""Helpers that the array-API standard lacks: namespace of an array, dtype names, casts.
 
 Guarantee: this module imports no framework; namespaces are passed in as ``xp``.
 """
@@ -13,7 +13,7 @@ import numpy as np
 Array = Any
 Namespace = Any
 
-# float96 and float128 are NumPy's long double, depending on the platform; for oracles.
+# float96 or float128 is NumPy's long double, depending on the platform. Oracles compute in it.
 _WIDTH = {
     "float16": 16,
     "bfloat16": 16,
@@ -40,7 +40,7 @@ def namespace(xp: Namespace | None, **arrays: Array) -> Namespace:
 
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype of any library, such as float32."""
-    # "torch.float32", "array_api_strict.float32" and "<dtype: 'float32'>"
+    # str gives "torch.float32", "array_api_strict.float32" or "<dtype: 'float32'>".
     return str(dtype).rstrip("'>").replace("'", ".").rpartition(".")[2]
 
 
@@ -48,7 +48,7 @@ def float_name(array: Array, argument: str, *, long_double: bool = False) -> str
     """Return the dtype's name: float16, bfloat16, float32, float64, or a long double if allowed.
 
     Raises:
-        TypeError: naming `argument`, for every other dtype.
+        TypeError: for every other dtype; the message names `argument`.
     """
     name = dtype_name(array.dtype)
     if name not in _WIDTH or (_WIDTH[name] > 64 and not long_double):
@@ -63,10 +63,10 @@ class FloatInfo(NamedTuple):
     """The limits of a floating-point dtype.
 
     Attributes:
-        name: of the dtype.
-        width: its bits.
-        unit: u, the unit roundoff: rounding to nearest changes a number by at most u of it.
-        smallest_normal: the number below which subnormal numbers begin.
+        name: the name of the dtype.
+        width: its number of bits.
+        unit: u, the unit roundoff: the greatest relative error of rounding to nearest.
+        smallest_normal: the smallest normal number; smaller ones are subnormal.
         max: the largest finite number.
     """
 
@@ -78,15 +78,16 @@ class FloatInfo(NamedTuple):
 
 
 def float_info(dtype: Any, argument: str = "dtype") -> FloatInfo:
-    """Return the limits of a dtype of any library, or of its name; NumPy has no bfloat16.
+    """Return the limits of a dtype of any library; `dtype` may also be its name.
 
     Raises:
-        TypeError: naming `argument`, for what is not a real floating-point dtype.
+        TypeError: if it is not a real floating-point dtype; the message names `argument`.
     """
     name = dtype_name(dtype)
     if name not in _WIDTH:
         raise TypeError(f"{argument} must be float16, bfloat16, float32 or float64, got {dtype!r}")
     if name == "bfloat16":
+        # NumPy has no bfloat16.
         return FloatInfo(name, 16, 2.0**-8, 2.0**-126, (2 - 2.0**-7) * 2.0**127)
     info = np.finfo(name)
     limits = (float(info.eps) / 2, float(info.smallest_normal), float(info.max))
@@ -118,7 +119,7 @@ def cast(array: Array, dtype: Any, xp: Namespace) -> Array:
 
 
 def float_counter(t: Any, dtype: Any, xp: Namespace) -> Any:
-    """Return `t`, cast to `dtype` if it is an integer array, whose arithmetic would truncate."""
+    """Return `t`. An integer array is cast to `dtype`, because its arithmetic would truncate."""
     is_array = hasattr(t, "dtype") and not isinstance(t, Integral)
     return cast(t, dtype, xp) if is_array and "float" not in str(t.dtype) else t
 

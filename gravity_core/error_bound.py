@@ -1,7 +1,7 @@
-"""How far rounding may take an implementation from the exact update: a certified running bound.
+"""A certified running bound on the rounding errors of an implementation.
 
-Guarantee: any implementation that evaluates the update with honest roundings stays inside
-`ErrorBound`; two of them are at most twice the bound apart.
+Guarantee: an implementation with correctly rounded operations stays inside `ErrorBound` around the
+exact update. Two such implementations differ by at most twice the bound.
 """
 
 from typing import Any
@@ -19,43 +19,48 @@ def absolute_error(g: np.ndarray, info: FloatInfo) -> np.ndarray:
 
     Args:
         g: |G|, float64.
-        info: the limits of the dtype that is computed in.
+        info: the limits of the dtype of the operations.
     """
-    # |s| > √max / 2: s·s may overflow, and ζ, then 0, is at most |s|^(−3/2).
+    # If |s| > √max / 2, s·s may overflow. The computed ζ is then 0, and the exact ζ is at most
+    # |s|^(−3/2).
     with np.errstate(over="ignore"):
         near_overflow = g * g.max(initial=0.0) > 0.5 * info.max**0.5
-    # Eight operations and inputs, each of which may be flushed to zero.
+    # Each of eight operations and inputs may be flushed to zero.
     return np.asarray(8 * info.smallest_normal + near_overflow * 3 * info.max**-0.75)
 
 
 class ErrorBound:
     """A running bound on |computed − exact| for V and W of one tensor.
 
-    For a given sequence of gradients, any implementation that evaluates the update through
-    s = G · max|G| or G / m, with at most `ROUNDINGS` correctly rounded operations on the way
-    from an input to V, fused or not, stays inside:
+    The sequence of gradients is given. An implementation is inside the bound if it evaluates the
+    update through s = G · max|G| or G / m, with at most `ROUNDINGS` correctly rounded operations
+    on each path from an input to V. The operations may be fused. The bound is:
 
         e_V ← β̂ e_V + γ_k S,      S = |β̂ V| + |(1 − β̂) ζ|,  k = ROUNDINGS
         e_W ← (1 + η λ) e_W + η e_V + (the roundings of W − η λ W − η V)
 
     with γ_k = k u / (1 − k u) and u the unit roundoff. Two implementations therefore
     differ by at most twice the bound. Every operation also adds the smallest normal number,
-    because JAX and TensorFlow flush subnormal numbers to zero; and where s·s comes near
-    overflow, the largest value that ζ can then have.
+    because JAX and TensorFlow flush subnormal numbers to zero. If s·s is near overflow, the
+    largest value that ζ can then have is added.
 
-    The k roundings of V, along a path from an input to it: five in ζ (one in s, which
-    counts twice in s·s, one in s·s, one in 1 + s·s, one in the quotient), four in a
-    coefficient evaluated from its closed form in working precision (its constant, the
-    product, the sum, the quotient; t + 2 is exact, in float32 up to t = 2²⁴), the product
-    with it, and the sum. Rounding errors of second order are covered by k + 1.
+    These are the k roundings on a path from an input to V:
 
-    The half types are computed in float32 and rounded once, which adds u |V| to e_V with the
-    u of the half type. W may be computed in either dtype, so its roundings have that u, too.
+    - five in ζ: one in s, which counts twice in s·s, one in s·s, one in 1 + s·s, and one in the
+      quotient;
+    - four in a coefficient, evaluated from its closed form in working precision: its constant,
+      the product, the sum and the quotient (t + 2 is exact, in float32 up to t = 2²⁴);
+    - one in the product with the coefficient, and one in the sum.
+
+    One more rounding, k + 1, covers the errors of second order.
+
+    The half types are computed in float32 and rounded once. This adds u |V| to e_V, with u of the
+    half type. W may be computed in either dtype, so its roundings use the same u.
 
     Args:
-        w: the weights before the first step; their shape and dtype count.
-        stored: the dtype of V and W, as a dtype or by name, such as "bfloat16"; that of `w` if
-            None.
+        w: the weights before the first step; only their shape and dtype are used.
+        stored: the dtype of V and W, or its name, such as "bfloat16". If None, it is the dtype
+            of `w`.
         computed: the dtype of the operations. If None, it is float32 for the half types and
             `stored` for the others.
 
@@ -88,11 +93,11 @@ class ErrorBound:
         self.w = np.zeros(w.shape)
         """Bound on the error of W after the steps so far, float64, >= 0."""
         self.scale = np.zeros(w.shape)
-        """S of the last step, float64: an error of V divided by u S is a count of roundings."""
+        """S of the last step, float64. An error of V, divided by u S, is a number of roundings."""
 
     @property
     def unit(self) -> float:
-        """u, the unit roundoff of the dtype that is computed in."""
+        """u, the unit roundoff of the dtype of the operations."""
         return self._computed.unit
 
     @property
@@ -129,16 +134,16 @@ class ErrorBound:
         g = np.abs(grad.astype(np.float64))
         w_size = np.abs(w.astype(np.float64)) + 2 * self.w
         self.scale = old * np.abs(v.astype(np.float64)) + new * np.abs(gradient_term(g))
-        # The computed V may be off by twice the bound from the reference's, which S is made of.
+        # S uses the reference's V. The computed V may differ from it by twice the bound.
         local = _gamma(self.ROUNDINGS + 1, self.unit) * (self.scale + 2 * old * self.v)
         self.v = old * self.v + local + absolute_error(g, self._computed)
         v_size = np.abs(v_next.astype(np.float64))
         # One operation on W may be flushed to zero.
         tiny, unit = self._computed.smallest_normal, self._stored.unit
         if self._rounded_once:
-            # A number below the smallest normal one loses up to half of the smallest number.
+            # Rounding a subnormal number changes it by up to half of the smallest one.
             tiny = tiny + unit * self._stored.smallest_normal
-            # The e_V that solves e_V = e + u (|V| + 2 e_V) + tiny, e that of the computation.
+            # Solve e_V = e + u (|V| + 2 e_V) + tiny for e_V; e is the error of the computation.
             self.v = (self.v + unit * v_size + tiny) / (1 - 2 * unit)
 
         size = v_size + 2 * self.v
@@ -149,11 +154,12 @@ class ErrorBound:
         self.w = (
             (1 + decay) * self.w
             + learning_rate * self.v
-            # η λ W has up to five roundings. η V has two and the sum one, all of them below
-            # `after`; with decay there is one sum more, and η V may be rounded with it.
+            # η λ W has up to five roundings. η V has two, and the sum has one. Two units of
+            # `after` cover these three, because it includes η V and the sum. With decay there is
+            # one more sum, which may round η V again.
             + _gamma(5, unit) * shrink
             + _gamma(4 if decay else 2, unit) * after
-            # η, λ and W themselves may be flushed, too
+            # η, λ and W may be flushed to zero, too.
             + (3 + size + decay + (learning_rate + weight_decay) * w_size) * tiny
         )
 

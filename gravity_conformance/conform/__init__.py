@@ -1,12 +1,13 @@
-"""`gravity conform`: is an implementation of Gravity right, and if not, which mistake does it make?
+"""`gravity conform`: check an implementation of Gravity, and name its mistake.
 
-`runner` starts a process for one implementation and watches over it; `worker` runs the checks
-there; `report` writes the result. Below them are three layers; each imports only those after it:
+`runner` starts a process for one implementation and monitors it. `worker` runs the checks in that
+process. `report` writes the result. Three layers are below them. Each imports only the layers that
+follow it in this list:
 
-- `checks`: `registry` lists the checks, which are in `start`, `gradients`, `behaviour` and
-  `published`; a `subject` is the implementation, and `findings` has the judge of what it does.
-- `judge`: `trial` feeds an implementation, `compare` holds what it did to
-  `gravity_core.ErrorBound`, and `diagnosis` looks for the known mistake that explains it.
-- `drive`: `spec` finds the implementation and its arguments; `drivers` and `frameworks` construct
-  and step each kind of it.
+- `checks`: `registry` lists the checks. They are in `start`, `gradients`, `behaviour` and
+  `published`. `subject` describes the implementation. `findings` turns its runs into results.
+- `judge`: `trial` feeds an implementation. `compare` compares its run with the exact update,
+  within `gravity_core.ErrorBound`. `diagnosis` finds the known mistake that explains a difference.
+- `gravity_conformance.drive`: `spec` finds the implementation and its arguments. `drivers` starts
+  sessions, and there is one session class for each kind.
 """

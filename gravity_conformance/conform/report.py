@@ -15,8 +15,9 @@ from gravity_conformance.mutations import MUTATIONS
 
 HEADER = ("check", "result", "worst u·S", "what was found")
 LEGEND = (
-    "worst u·S: greatest error in units of the unit roundoff times the size of what was added; "
-    "an element differs where its error is above the certified bound of gravity_core.ErrorBound"
+    "worst u·S: largest error of one update in units of u·S, where u is the unit roundoff and S is "
+    "the sum of the absolute values of the added terms; "
+    "an element differs if its error exceeds the certified bound of gravity_core.ErrorBound"
 )
 
 
@@ -28,11 +29,11 @@ def listing() -> str:
         says = (check.function.__doc__ or "").strip()
         lines.append(f"  {name.ljust(width)}  {says}")
     mistakes = dict.fromkeys(variant.description for variant in MUTATIONS)
-    return "\n".join([*lines, "", "mistakes known by name:", *(f"  {m}" for m in mistakes)]) + "\n"
+    return "\n".join([*lines, "", "known mistakes:", *(f"  {m}" for m in mistakes)]) + "\n"
 
 
 def rows(report: Report) -> list[tuple[str, str, str, str]]:
-    """Return the table."""
+    """Return the rows of the table, without its header."""
     return [(r.title, r.outcome, _worst(r), _found(r)) for r in report.results]
 
 
@@ -76,7 +77,7 @@ def text(report: Report) -> str:
         lines.append("  ".join([*cells, row[3]]).rstrip())
     lines += ["", LEGEND] if report.results else []
     if report.printed:
-        lines.append(f"the implementation printed {report.printed} bytes, which are left out")
+        lines.append(f"the implementation printed {report.printed} bytes, which are not shown")
     return "\n".join([*lines, f"conform: {verdict(report)}"]) + "\n"
 
 
@@ -151,7 +152,7 @@ def _svg(plot: dict[str, list[float]]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # Text as text, and ids that do not differ from run to run.
+    # Keep text as text, and give the same ids in every run.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "gravity"}):
         figure = Figure(figsize=(11, 4), layout="constrained")
         FigureCanvasSVG(figure)
@@ -174,6 +175,6 @@ def _svg(plot: dict[str, list[float]]) -> str:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", metadata=nothing)
     drawing = file.getvalue()
-    drawing = drawing[drawing.index("<svg") :]  # a page has no XML declaration inside,
-    drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing)  # and needs no names for SVG
+    drawing = drawing[drawing.index("<svg") :]  # HTML allows no XML declaration here,
+    drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing)  # and needs no XML namespaces
     return drawing.replace(" xlink:href=", " href=")

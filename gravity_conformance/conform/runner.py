@@ -1,7 +1,7 @@
-"""Run the checks in a process of their own, watch over it, and gather the report.
+"""Run the checks in a separate process, monitor it, and collect the report.
 
-Guarantee: a check without a finding counts as an error, however its process ended, and no check
-takes more than its time, whatever it leaves behind.
+Guarantee: a check without a finding counts as an error, however its process ended. No check takes
+longer than the timeout, even if it leaves other processes running.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.drive.spec import Kind
 
 TIMEOUT = 60.0
-_LIVES = 3  # processes; an implementation that ended two of them will end the third
+_LIVES = 3  # processes at most; an implementation that ended three would end more
 _PATIENCE = 1.0  # seconds to read what a process wrote before it ended
-_LONGEST = 2000  # characters of a note, which can have several exceptions
-_TAIL = 4096  # bytes kept of what an implementation prints
+_LONGEST = 2000  # characters of a note, which can quote several exceptions
+_TAIL = 4096  # bytes kept from the end of an implementation's output
 
 
 @dataclass(kw_only=True)
 class Result(Finding):
-    """One check in the report: its name, its title, what was found and how long it took."""
+    """The result of one check: the finding, the name and title of the check, and its duration."""
 
     check: str
     title: str
@@ -42,7 +42,7 @@ class Result(Finding):
 
 @dataclass
 class Report:
-    """What the checks found; `error` says why nothing could be checked."""
+    """The results of all checks; `error` is the reason if nothing could be checked."""
 
     spec: str
     kind: Kind | None
@@ -66,7 +66,7 @@ class Report:
         return list(dict.fromkeys(r.diagnosis for r in self.results if r.diagnosis))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it; schema.json describes it."""
+        """Return the report as JSON values; schema.json describes them."""
         head = {"format": "gravity-conform", "version": 2, "gravity": gravity_core.__version__}
         found = {"status": self.status, "diagnoses": self.diagnoses}
         return head | found | asdict(self)
@@ -87,21 +87,22 @@ def conform(
     Args:
         spec: ``module:attribute`` or ``path.py:attribute``.
         kind: "torch", "optax", "keras" or "plain"; detected if None.
-        kw: constructor arguments, name → value as text; ``{beta}`` marks the one that we call beta.
-        first_step: the convention that it must keep; detected if None.
+        kw: constructor arguments, name → value as text. The value ``{beta}`` means that the
+            implementation calls our beta by this name.
+        first_step: the t from which it must start, 0 or 1; detected if None.
         only: names of `checks.CHECKS`; all if empty.
         timeout: seconds for the import, and for each check.
         progress: called with the title of each check that starts.
 
     Returns:
-        The report. An error of the implementation becomes a result, and is not raised.
+        The report. An error of the implementation is a result, and is not raised.
 
     Raises:
         ValueError: for an unknown check.
     """
     for name in only:
         if name not in CHECKS:
-            raise ValueError(f"only must be of {', '.join(CHECKS)}, got {name!r}")
+            raise ValueError(f"only must be one of {', '.join(CHECKS)}, got {name!r}")
     report = Report(spec, kind)
     left = [name for name in CHECKS if not only or name in only]
     for _ in range(_LIVES):
@@ -124,7 +125,7 @@ def conform(
 def _live(
     report: Report, job: dict[str, Any], timeout: float, progress: Callable[[str], None]
 ) -> list[str]:
-    """Run one process to its end; return the checks that remain for another."""
+    """Run one process until it ends; return the checks that remain."""
     left, under_way, why = list(job["checks"]), None, ""
     with _process(job) as (process, events, said):
         while True:
@@ -133,7 +134,7 @@ def _live(
             except queue.Empty:
                 why = f"no answer in {timeout:g} s"
                 break
-            # The worker sends events in order; any other line is not its own, and is left out.
+            # The worker sends events in order. Any other event is not the worker's, and is ignored.
             match event:
                 case None:
                     why = _ended(process.returncode, said.last_line)
@@ -181,7 +182,7 @@ def _result(event: dict[str, Any]) -> Result:
 
 
 def _ended(status: int, last_line: str) -> str:
-    """Describe how a process ended that should have gone on."""
+    """Describe the end of a process that ended too early."""
     if status < 0:
         with contextlib.suppress(ValueError):
             return f"its process was ended by {signal.Signals(-status).name}"
@@ -213,7 +214,7 @@ class _Said:
         self.size, self._end = 0, b""
 
     def take(self, chunk: bytes) -> None:
-        """Count more of it."""
+        """Add a chunk of output."""
         self.size += len(chunk)
         self._end = (self._end + chunk)[-_TAIL:]
 
@@ -234,7 +235,7 @@ class _Lines:
         """Take more of the stream."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         if not self._start.startswith(self._rest[: len(self._start)]):
-            self._rest = b"."  # not ours, however long it becomes
+            self._rest = b"."  # not the worker's, however long it becomes
         for line in lines:
             if line.startswith(self._start):
                 with contextlib.suppress(ValueError, RecursionError):
@@ -248,7 +249,7 @@ _Running = tuple["subprocess.Popen[bytes]", "queue.Queue[Any]", _Said]
 
 @contextlib.contextmanager
 def _process(job: dict[str, Any]) -> Iterator[_Running]:
-    """Start a worker; yield it, its events with None at the end, and its other output."""
+    """Start a worker. Yield it, the queue of its events (None ends it), and its other output."""
     token = secrets.token_hex()
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _program()],
@@ -257,7 +258,7 @@ def _process(job: dict[str, Any]) -> Iterator[_Running]:
         stderr=subprocess.PIPE,
         bufsize=0,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONIOENCODING": "utf-8"},
-        start_new_session=os.name == "posix",  # so that what it starts ends with it
+        start_new_session=os.name == "posix",  # so that its child processes end with it
     )
     assert process.stdin is not None
     events: queue.Queue[Any] = queue.Queue()
@@ -289,8 +290,9 @@ def _process(job: dict[str, Any]) -> Iterator[_Running]:
 def _program() -> str:
     """Return the worker's program.
 
-    It finds this package at its place here. With -P it finds nothing in the current directory,
-    where a json.py would hide Python's; `spec` adds that directory where SPEC asks for it.
+    It imports this package from the location of the running one. With -P, it does not import from
+    the current directory, where a json.py would hide Python's. `spec` adds that directory if SPEC
+    names a module.
     """
     root = str(Path(gravity_core.__file__).parents[1])
     return (

@@ -1,12 +1,12 @@
-"""The process that runs a stranger's code. It writes one line for every event: token and JSON.
+"""The process that runs third-party code. It writes a line for every event: a token and JSON.
 
     {"event": "ready", …}  {"event": "start", "check": …}  {"event": "finding", "check": …, …}
     {"event": "error", "message": …}  {"event": "done"}
 
-The job comes through the standard input. The lines go to a descriptor that programs do not commonly
-write to or close. They begin with a token that only `runner` and this module know. So no output of
-an implementation is mistaken for a finding. This guards against accidents, not against malice: code
-in the same process can reach everything.
+The job comes from standard input. The lines go to a descriptor that programs rarely write to or
+close. They begin with a token that only `runner` and this module know. So the output of an
+implementation is not mistaken for a finding. This guards against accidents, not against malicious
+code, which can reach everything in its process.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.drive import spec as specs
 from gravity_conformance.drive.drivers import driver
 
-# KeyboardInterrupt, too: nobody interrupts this process by a key.
+# Includes KeyboardInterrupt: users do not interrupt this process, so the implementation raised it.
 _ANYTHING = BaseException
 
 
 class Writer(Protocol):
-    """The part of a file that the events need."""
+    """The methods of a file that are needed to write events."""
 
     def write(self, text: str, /) -> object:
         """Write a line."""
@@ -44,7 +44,7 @@ class Writer(Protocol):
 
 
 class _Channel:
-    """The standard output, moved to a descriptor that `runner` alone reads."""
+    """Standard output, moved to a descriptor that only `runner` reads."""
 
     def __init__(self, token: str) -> None:
         self._token, self._process = token, os.getpid()
@@ -52,8 +52,8 @@ class _Channel:
         os.dup2(2, 1)
 
     def write(self, text: str) -> None:
-        """Write a line of its own, even after other output that ends without one."""
-        if os.getpid() == self._process:  # not in a fork of it
+        """Write a separate line, even after other output without a final newline."""
+        if os.getpid() == self._process:  # not in a forked child
             self._file.write(f"\n{self._token} {text}")
 
     def flush(self) -> None:
@@ -62,7 +62,7 @@ class _Channel:
 
 
 def _moved(descriptor: int) -> int:
-    """Return a copy of a descriptor, high and hard to guess."""
+    """Return a duplicate of a descriptor, with a high number that is hard to guess."""
     try:
         import fcntl
         import resource
@@ -74,7 +74,7 @@ def _moved(descriptor: int) -> int:
 
 
 def main() -> None:
-    """Run the checks that the job on the standard input asks for."""
+    """Run the checks of the job on standard input."""
     job = json.load(sys.stdin)
     report = _Channel(job.pop("token"))
     with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def _run(job: dict[str, Any], report: Writer) -> None:
     except _ANYTHING as error:
         if isinstance(error, specs.SpecError):
             raise
-        raise specs.SpecError(f"SPEC cannot be looked at: {one_line(error)}") from error
+        raise specs.SpecError(f"SPEC cannot be inspected: {one_line(error)}") from error
     arguments = specs.arguments(found, job["kw"])
     started = driver(found, kind, arguments)
     subject = Subject(started, job["first_step"])
@@ -134,9 +134,9 @@ def _run(job: dict[str, Any], report: Writer) -> None:
 
 
 def _seed() -> None:
-    """Seed the global generators, so that reports of implementations that draw from them repeat."""
+    """Seed the global generators, so that the report repeats for implementations that use them."""
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002  # the global generator is meant
+    np.random.seed(0)  # noqa: NPY002  # implementations may use it
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
     if "keras" in sys.modules:

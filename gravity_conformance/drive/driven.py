@@ -1,6 +1,6 @@
 """An implementation of a known kind as a backend of ``gravity parity``.
 
-Guarantee: the sessions of `gravity conform` make its steps, so both commands see the same code run.
+Guarantee: it steps through the sessions of `gravity conform`, so both commands run the same code.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from gravity_core.reference import Gravity
 
 @dataclass(frozen=True)
 class Driven:
-    """The functions of `protocol.Backend`, for what a driver starts.
+    """A `protocol.Backend` that runs an implementation through its driver.
 
     Attributes:
-        driver: of the implementation.
-        declared: what a backend declares; None for a SPEC.
+        driver: starts the implementation.
+        declared: the backend's declaration; None for a SPEC.
     """
 
     driver: Driver
@@ -33,7 +33,7 @@ class Driven:
 
     @property
     def takes_first_step(self) -> bool:
-        """Whether it can be told the t of its first step."""
+        """Whether the caller can choose t of the first step."""
         return self.driver.stateless or "first_step" in self.driver.arguments.names
 
     def versions(self) -> dict[str, str]:
@@ -44,7 +44,7 @@ class Driven:
         return {name: version for name, version in versions.items() if isinstance(version, str)}
 
     def devices(self) -> list[str]:
-        """Return the names of the devices, where the declaration lists them."""
+        """Return the names of the devices, if the declaration lists them."""
         return list(getattr(self.declared, "devices", list)())
 
     def dtypes(self) -> tuple[str, ...]:
@@ -55,13 +55,13 @@ class Driven:
         """Return the declared modes, or those of the kind.
 
         Raises:
-            ValueError: for a mode that sessions of the kind do not have.
+            ValueError: for a declared mode that the kind does not have.
         """
         own = self.driver.session.modes()
         modes: dict[str, Mode] = getattr(self.declared, "modes", lambda: own)()
         for name in modes:
             if name not in own and "default" not in own:
-                raise ValueError(f"modes() must be of {', '.join(own)}, got {name!r}")
+                raise ValueError(f"modes() must return only {', '.join(own)}, got {name!r}")
         return modes
 
     def replay(self, replay: Replay, mode: str) -> Iterator[Step]:
@@ -74,7 +74,7 @@ class Driven:
         arguments = dataclasses.replace(self.driver.arguments, extra=extra)
         start = dataclasses.replace(self.driver, arguments=arguments).start
         session = start(replay.weights, _told(replay.options), mode=mode)
-        if self.driver.stateless:  # V is the caller's
+        if self.driver.stateless:  # the caller keeps V
             reference = Gravity(**replay.options)
             reference.init([w.copy() for w in replay.weights])
             session.begin(reference.velocity or [], 0)
@@ -92,18 +92,18 @@ class Driven:
             yield Step(session.velocity() or [], session.weights())
 
     def train(self, task: Task) -> Training:
-        """Train as the users of its framework write it."""
+        """Train with the framework's own gradients, as its users do."""
         setup = self.driver.setup(_told(task.options), task.weights[0].dtype.name)
         return self.driver.session.train(setup, task)
 
 
 def _told(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every hyper-parameter, because a stranger may have another default."""
+    """Return every hyper-parameter, because the implementation's defaults may differ from ours."""
     return {name: x for name, x in {**hp.DEFAULTS, **options}.items() if x is not None}
 
 
 def as_backend(found: Any) -> Backend:
-    """Return a backend: what a declaration describes, or the object itself."""
+    """Return the backend that a declaration describes, or the object itself if it is a backend."""
     if not hasattr(found, "optimizer"):
         return cast(Backend, found)
     arguments = specs.arguments(found.optimizer, {})
@@ -111,7 +111,7 @@ def as_backend(found: Any) -> Backend:
 
 
 def read(spec: str) -> Driven:
-    """Return what a SPEC names as a backend.
+    """Import the implementation that a SPEC names, and return it as a backend.
 
     Raises:
         SpecError: if it cannot be imported or is of no known kind.
@@ -122,4 +122,4 @@ def read(spec: str) -> Driven:
     except specs.SpecError as error:
         raise specs.SpecError(str(error).replace(specs.HINT, "")) from error
     except ANYTHING as error:
-        raise specs.SpecError(f"SPEC cannot be looked at: {one_line(error)}") from error
+        raise specs.SpecError(f"SPEC cannot be inspected: {one_line(error)}") from error

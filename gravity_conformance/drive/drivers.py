@@ -1,4 +1,4 @@
-"""What starts sessions of an implementation, of whatever kind.
+"""The driver of an implementation. It starts sessions, whatever the kind.
 
 Guarantee: a framework is imported only for an implementation of its kind.
 """
@@ -38,8 +38,8 @@ class Driver:
 
     Attributes:
         found: the implementation.
-        arguments: what it offers.
-        session: the class of its kind.
+        arguments: the arguments that it offers.
+        session: the session class of its kind.
     """
 
     found: Any
@@ -48,11 +48,11 @@ class Driver:
 
     @property
     def stateless(self) -> bool:
-        """Whether V and t are the caller's."""
+        """Whether the caller keeps V and t."""
         return self.session.stateless
 
     def setup(self, options: Mapping[str, Any], dtype: str, **how: Any) -> Setup:
-        """Return what an optimizer with these options is made of."""
+        """Return the setup of an optimizer with these options."""
         return Setup(self.found, self.arguments, options, dtype, **how)
 
     def start(
@@ -67,10 +67,10 @@ class Driver:
 
         Args:
             weights: W₀.
-            options: by our names; what is not offered is left out.
-            bfloat16: whether float32 stands for bfloat16.
-            how: schedule, begun, mode and grouped of `Setup`; or `fast`, which takes the mode
-                in which users compile the step, where they do.
+            options: by our names. Those that the implementation does not offer are ignored.
+            bfloat16: whether the float32 arrays stand for bfloat16.
+            how: schedule, begun, mode and grouped of `Setup`. ``fast=True`` selects the mode in
+                which users compile the step, if there is one.
         """
         if how.pop("fast", False) and self.session.compiles is not None:
             how["mode"] = self.session.compiles
@@ -84,7 +84,7 @@ def driver(found: Any, kind: Kind, arguments: Arguments) -> Driver:
     Raises:
         SpecError: for a function that cannot be called with the six arguments.
     """
-    if kind == "plain":  # The six come by position, whatever their names.
+    if kind == "plain":  # The six arguments are passed by position, whatever their names.
         first = positional(found)[: len(ARGUMENTS)]
         names = arguments.names.items()
         arguments.names = {ours: theirs for ours, theirs in names if theirs not in first}
@@ -97,7 +97,7 @@ def driver(found: Any, kind: Kind, arguments: Arguments) -> Driver:
                 signature.bind(*ARGUMENTS, **arguments.extra)
         except TypeError as error:
             raise SpecError(
-                f"it cannot be called as plain (see --kw): {one_line(error)}"
+                f"it cannot be called as a plain function (see --kw): {one_line(error)}"
             ) from error
         if sorted(first) == sorted(ARGUMENTS):
             found = _in_order(found, first)
@@ -105,6 +105,6 @@ def driver(found: Any, kind: Kind, arguments: Arguments) -> Driver:
 
 
 def _in_order(found: Any, names: Sequence[str]) -> Any:
-    """Return the function of `ARGUMENTS` in their order, if its own has the same names."""
+    """Return a function that takes `ARGUMENTS` in order and passes them in the order of `names`."""
     places = [ARGUMENTS.index(name) for name in names]
     return lambda *six, **keywords: found(*(six[k] for k in places), **keywords)

@@ -13,7 +13,10 @@ from gravity_conformance.protocol import Mode, Task, Training
 
 @contextmanager
 def _floatx(dtype: str) -> Iterator[None]:
-    """Keras keeps hyper-parameters in floatx, whatever the variables' dtype."""
+    """Set floatx to float64 for float64 variables.
+
+    Keras keeps hyper-parameters in floatx, whatever the dtype of the variables.
+    """
     config = importlib.import_module("keras").config
     before = config.floatx()
     config.set_floatx("float64" if dtype == "float64" else before)
@@ -31,7 +34,7 @@ class KerasSession(StateSession):
 
     @staticmethod
     def modes() -> dict[str, Mode]:
-        """Return the step run eagerly, as a graph of TensorFlow, and by XLA."""
+        """Return the modes of the step: eager, as a TensorFlow graph, and compiled by XLA."""
         backend = importlib.import_module("keras").backend.backend()
         missing = None if backend == "tensorflow" else f"Keras runs on {backend} here"
         graph = Mode("compiled", missing)
@@ -67,7 +70,7 @@ class KerasSession(StateSession):
             return Training(losses, model.get_weights(), predictions)
 
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
-        """Construct and build it for variables."""
+        """Construct the optimizer and build it for variables with copies of `weights`."""
         self.setup, self._keras = setup, importlib.import_module("keras")
         with _floatx(setup.dtype):
             self._variables = [self._keras.Variable(w, dtype=setup.dtype) for w in weights]
@@ -84,9 +87,9 @@ class KerasSession(StateSession):
             self._apply = tensorflow.function(apply, jit_compile=setup.mode == "xla")
 
     def _trained(self) -> Any:
-        """Return a model of the variables, the gradients of which are its inputs.
+        """Return a model of the variables. Its gradients are equal to its inputs.
 
-        ``train_on_batch`` is one step of ``fit``, compiled in the same way.
+        ``train_on_batch`` makes one step of ``fit``, compiled in the same way.
         """
         keras, variables = self._keras, self._variables
 
@@ -127,7 +130,7 @@ class KerasSession(StateSession):
         return [self._numpy(w) for w in self._variables]
 
     def _slots(self) -> list[Any] | None:
-        """Return V's own variables."""
+        """Return the variables that hold V; None if they cannot be identified."""
         own = (self.optimizer.iterations, getattr(self.optimizer, "_learning_rate", None))
         slots = [v for v in self.optimizer.variables if all(v is not o for o in own)]
         shapes = [tuple(w.shape) for w in self._variables]
@@ -138,7 +141,7 @@ class KerasSession(StateSession):
         return None
 
     def velocity(self) -> Arrays | None:
-        """Return V by the optimizer's variables."""
+        """Return V from the optimizer's variables."""
         slots = self._slots()
         return None if slots is None else [self._numpy(v) for v in slots]
 
@@ -148,11 +151,11 @@ class KerasSession(StateSession):
         return {i: x for i, x in every if tuple(x.shape) == () and all(x is not v for v in slots)}
 
     def numbers(self) -> dict[Hashable, float]:
-        """Return the optimizer's variables of no axes."""
+        """Return the optimizer's 0-d variables."""
         return {i: float(self._numpy(x)) for i, x in self._scalars().items()}
 
     def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
-        """Assign to the variables."""
+        """Assign the values to the variables."""
         for targets, arrays in ((self._variables, weights), (self._slots() or (), velocity)):
             for target, array in zip(targets, arrays, strict=True):
                 target.assign(self._keras.ops.convert_to_tensor(array, dtype=target.dtype))
@@ -161,7 +164,7 @@ class KerasSession(StateSession):
             scalars[i].assign(self._keras.ops.cast(x, scalars[i].dtype))
 
     def reloaded(self) -> "KerasSession":
-        """Save and load by the optimizer's own store."""
+        """Save and load through the optimizer's save_own_variables and load_own_variables."""
         store: dict[str, Any] = {}
         self.optimizer.save_own_variables(store)
         session = KerasSession(self.setup, self.weights())

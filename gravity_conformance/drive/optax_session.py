@@ -12,7 +12,7 @@ from gravity_conformance.protocol import Mode, Task, Training
 
 
 def _x64(dtype: str) -> AbstractContextManager[Any]:
-    """Return the context in which JAX has the dtype."""
+    """Return a context in which JAX supports the dtype."""
     double = dtype == "float64"
     return importlib.import_module("jax").enable_x64(True) if double else nullcontext()
 
@@ -26,7 +26,7 @@ class OptaxSession(StateSession):
 
     @staticmethod
     def modes() -> dict[str, Mode]:
-        """Return the step operation by operation, and jitted."""
+        """Return the modes of the step: operation by operation, and jitted."""
         return {"eager": Mode("eager"), "jit": Mode("compiled")}
 
     @staticmethod
@@ -63,7 +63,7 @@ class OptaxSession(StateSession):
         return Training(losses, [np.asarray(w) for w in params], predictions)
 
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
-        """Construct it, and its state for a tree of parameters."""
+        """Construct the transformation, and its state for a tree of parameters."""
         self.setup, self._jax = setup, importlib.import_module("jax")
         with _x64(setup.dtype):
             self._params = self._tree(weights)
@@ -79,9 +79,9 @@ class OptaxSession(StateSession):
         return lambda count: table[numpy.maximum(count - begun, 0)]
 
     def _tree(self, arrays: Sequence[np.ndarray]) -> dict[str, Any]:
-        # Not a bare list, which a state might have of its own.
+        # A dict, because a state might contain a list of its own, which would look like parameters.
         dtype = self.setup.dtype
-        # Leaves are in the order of the keys.
+        # JAX orders the leaves by key, so the keys are padded.
         return {f"w{i:06}": self._jax.numpy.asarray(x, dtype) for i, x in enumerate(arrays)}
 
     def _arrays(self, tree: Mapping[str, Any]) -> Arrays:
@@ -93,7 +93,7 @@ class OptaxSession(StateSession):
         return importlib.import_module("optax").apply_updates(params, updates), state
 
     def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
-        """Update the tree."""
+        """Update the parameters. `lr` is not used: the schedule or the constructor has the rate."""
         with _x64(self.setup.dtype):
             given = self._tree(grads)
             self._params, self._state = self._step(given, self._state, self._params)
@@ -104,9 +104,9 @@ class OptaxSession(StateSession):
         return self._arrays(self._params)
 
     def _nodes(self) -> tuple[list[tuple[str, str, Any]], Any]:
-        """Return path, name and value of all leaves of the state, and how they hang together.
+        """Return path, name and value of every leaf of the state, and the structure of the tree.
 
-        What has the structure and the shapes of the parameters counts as one.
+        A subtree with the structure and the shapes of the parameters counts as one leaf.
         """
         nodes, structure = self._jax.tree_util.tree_flatten_with_path(
             self._state, is_leaf=self._like_params
@@ -127,13 +127,13 @@ class OptaxSession(StateSession):
         return the_velocity({n: path for path, n, x in self._nodes()[0] if self._like_params(x)})
 
     def velocity(self) -> Arrays | None:
-        """Return what of the state is like the parameters."""
+        """Return V: the subtree of the state that has the structure of the parameters."""
         chosen = self._velocity_path()
         nodes = {path: node for path, _, node in self._nodes()[0]}
         return None if chosen is None else self._arrays(nodes[chosen])
 
     def numbers(self) -> dict[Hashable, float]:
-        """Return the leaves of no axes."""
+        """Return the 0-d numeric leaves of the state, by path."""
         return {
             path: float(x)
             for path, _, x in self._nodes()[0]
@@ -142,12 +142,12 @@ class OptaxSession(StateSession):
         }
 
     def _is_key(self, x: Any) -> bool:
-        """Tell a typed random key, of which NumPy has no array."""
+        """Tell whether `x` is a typed random key, which cannot become a NumPy array."""
         dtypes = self._jax.dtypes
         return hasattr(x, "dtype") and bool(dtypes.issubdtype(x.dtype, dtypes.prng_key))
 
     def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
-        """Put another tree in the place of the state."""
+        """Replace the state and the parameters."""
         (nodes, structure), chosen = self._nodes(), self._velocity_path()
         asarray, leaves = self._jax.numpy.asarray, []
         with _x64(self.setup.dtype):

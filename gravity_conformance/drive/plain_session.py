@@ -39,7 +39,7 @@ class PlainSession(Session):
             # Arithmetic on 0-d arrays gives scalars.
             w, v = (np.asarray(x) if isinstance(x, np.generic) else x for x in result)
             if self._w[i].dtype.name == "bfloat16" and getattr(w, "dtype", None) == np.float32:
-                w = w.astype(self._dtype)  # NumPy takes a Python float times bfloat16 to float32
+                w = w.astype(self._dtype)  # in NumPy, a Python float times bfloat16 is float32
             self._w[i], self._v[i] = w, v
             left.append(_readable(given[2]))
         self._t += 1
@@ -54,11 +54,11 @@ class PlainSession(Session):
         return [_readable(v) for v in self._v]
 
     def reloaded(self) -> "PlainSession":
-        """Return this one: V and t are the caller's, who keeps them."""
+        """Return this session. The caller keeps V and t, so nothing needs to be saved."""
         return self
 
     def begin(self, velocity: Arrays, count: int) -> None:
-        """Let V and t be these."""
+        """Set V, and set t to its value after `count` steps."""
         self._v, self._t = [v.astype(self._dtype) for v in velocity], self._first + count
 
 
@@ -68,6 +68,6 @@ def _bfloat16() -> np.dtype:
 
 
 def _readable(array: Any) -> Any:
-    """Return bfloat16 as float32, and anything else, which need not be an array, as it is."""
+    """Return a bfloat16 array as float32, and any other object unchanged."""
     named = getattr(getattr(array, "dtype", None), "name", None)
     return array.astype(np.float32) if named == "bfloat16" else array

@@ -1,7 +1,7 @@
-"""One optimizer at work on some weights, whatever its kind.
+"""The interface to one optimizer and its weights, the same for every kind.
 
-Guarantee: what an implementation is given are copies of its own, in the dtype of the weights.
-All arrays are NumPy's; NumPy has no bfloat16, so those are float32 with the same numbers.
+Guarantee: an implementation gets its own copies of arrays, in the dtype of the weights. The arrays
+that go in and out are NumPy's. NumPy has no bfloat16, so float32 arrays hold bfloat16 numbers.
 """
 
 from abc import ABC, abstractmethod
@@ -19,22 +19,22 @@ T = TypeVar("T")
 
 
 class CannotWriteError(Exception):
-    """V and t of an optimizer are not to be had in its state; the message says what is missing."""
+    """V and t cannot be written into the state of an optimizer; the message says why."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What an optimizer is made of, and made of again where its state is loaded.
+    """How an optimizer is constructed, at the start and again before its state is loaded.
 
     Attributes:
         found: the implementation.
-        arguments: what it offers.
-        options: by our names; what is not offered is left out.
+        arguments: the arguments that it offers.
+        options: by our names. Those that the implementation does not offer are ignored.
         dtype: "float16", "bfloat16", "float32" or "float64".
-        schedule: the learning rates of all steps, where they change.
-        begun: the number of steps before the first of the schedule.
-        mode: how the step runs: a name of `Session.modes`, or what `Session.compiles` names.
-        grouped: whether the parameters come in two groups, with one more that has no gradient.
+        schedule: the learning rate of every step; None if it does not change.
+        begun: the number of steps before the schedule starts.
+        mode: how the step runs: a key of `Session.modes`, or the value of `Session.compiles`.
+        grouped: whether there are two groups of parameters, and one parameter without a gradient.
     """
 
     found: Any
@@ -47,7 +47,7 @@ class Setup:
     grouped: bool = False
 
     def construct(self, *args: Any, **instead: Any) -> Any:
-        """Call the implementation, with the options or what comes `instead` of them."""
+        """Call the implementation with the options; `instead` overrides some of them."""
         return self.found(*args, **self.arguments.keywords({**self.options, **instead}))
 
 
@@ -55,13 +55,13 @@ class Session(ABC):
     """An optimizer and the weights that it works on.
 
     Attributes:
-        setup: what it was made of.
-        optimizer: what the implementation constructed; a plain function constructs nothing.
-        stateless: whether V and t are the caller's, so that there is no V₀ and no state.
-        compiles: the mode in which users compile the step; None where they do not.
-        groups: whether parameters may come in groups.
-        steps_at_given_rate: whether a step takes its learning rate without a schedule.
-        frameworks: distributions whose versions belong into a report.
+        setup: how the optimizer was constructed.
+        optimizer: the constructed object; a plain function has none.
+        stateless: whether the caller keeps V and t. Then there is no V₀ and no state.
+        compiles: the mode in which users compile the step; None if they do not.
+        groups: whether the optimizer has groups of parameters.
+        steps_at_given_rate: whether `step` uses its `lr`. If not, only a schedule changes the rate.
+        frameworks: distributions whose versions belong in a report.
     """
 
     stateless: ClassVar[bool] = False
@@ -88,10 +88,10 @@ class Session(ABC):
 
     @abstractmethod
     def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
-        """Make one step, at `lr` or at the rate that it has.
+        """Make one step at the learning rate `lr`; None keeps the current rate.
 
         Returns:
-            What is left in the gradients that it was given.
+            The gradients, as the step left them.
         """
 
     @abstractmethod
@@ -100,18 +100,18 @@ class Session(ABC):
 
     @abstractmethod
     def velocity(self) -> Arrays | None:
-        """Return V; None where the implementation does not show it (yet)."""
+        """Return V; None if the state does not show it (yet)."""
 
     @abstractmethod
     def reloaded(self) -> "Session":
-        """Return a new session that goes on from the saved state of this one."""
+        """Save the state, and return a new session that continues from it."""
 
     @abstractmethod
     def begin(self, velocity: Arrays, count: int) -> None:
-        """Stand where V is `velocity` after `count` steps; W stays.
+        """Set V to `velocity` and t to its value after `count` steps; W stays.
 
         Raises:
-            CannotWriteError: where there is no such place in the state.
+            CannotWriteError: if the state has no place for V or t.
         """
 
 
@@ -120,16 +120,16 @@ class StateSession(Session):
 
     @abstractmethod
     def numbers(self) -> dict[Hashable, float]:
-        """Return every single number in the state, by its place."""
+        """Return every scalar in the state, by its place."""
 
     @abstractmethod
     def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
-        """Put W, V and some of `numbers` in the place of what is there."""
+        """Overwrite W, V and the scalars that `numbers` contains."""
 
     def begin(self, velocity: Arrays, count: int) -> None:
         """Write V, and every number that counts steps, into the state.
 
-        Three steps with zero gradients bring the state about, and show which numbers count.
+        Three steps with zero gradients create the state, and show which numbers count steps.
         """
         weights, shown = self.weights(), []
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Find an implementation, what kind it is, and what it calls its hyper-parameters."""
+"""Find an implementation, its kind, and its names for the hyper-parameters."""
 
 import ast
 import functools
@@ -17,7 +17,7 @@ from gravity_conformance._guard import ANYTHING, one_line
 Kind = Literal["torch", "optax", "keras", "plain"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# What implementations are known to call what `gravity_core.Gravity` calls by the first name.
+# The argument of `gravity_core.Gravity`, and the names that implementations use for it.
 ALIASES = {
     "learning_rate": ("learning_rate", "lr", "eta", "step_size", "l"),
     "alpha": ("alpha", "a"),
@@ -28,12 +28,12 @@ ALIASES = {
     "seed": ("seed", "random_seed", "rng_seed"),
     "first_step": ("first_step",),
 }
-HINT = ", or --kind must say which"  # of `gravity conform`
+HINT = " (or select the kind by --kind)"  # an option of `gravity conform` alone
 ARGUMENTS = ("w", "v", "g", "t", "lr", "beta")
 
 
 class SpecError(Exception):
-    """There is nothing that could be checked; the message is for the user."""
+    """Nothing can be checked; the message is for the user."""
 
 
 def load(spec: str) -> Any:
@@ -66,7 +66,7 @@ def _module(place: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {place}")
     sys.path.insert(0, str(path.parent))  # as `python path.py` does
-    # A file may be called as a module that is in use, json.py for one.
+    # A file may have the name of an imported module: json.py, for example.
     name = str(path) if path.stem in sys.modules else path.stem
     file = importlib.util.spec_from_file_location(name, path)
     assert file is not None
@@ -78,10 +78,10 @@ def _module(place: str) -> Any:
 
 
 def recognise(found: Any) -> Kind:
-    """Return the kind of what a SPEC names; nothing is imported for it.
+    """Return the kind of an implementation, without importing a framework.
 
     Raises:
-        SpecError: if it is not one of them.
+        SpecError: if it is of no known kind.
     """
     made = found.func if isinstance(found, functools.partial) else found
     if isinstance(made, type):
@@ -94,7 +94,7 @@ def recognise(found: Any) -> Kind:
     if not callable(found):
         what = "an optax transformation, not the function that makes it"
         has_both = hasattr(found, "init") and hasattr(found, "update")
-        raise _wrong_kind(what if has_both else f"of type {type(found).__name__}")
+        raise _wrong_kind(what if has_both else f"an object of type {type(found).__name__}")
     if isinstance(made, type):
         raise _wrong_kind(f"the class {made.__name__}")
     named = parameters(found)
@@ -117,7 +117,7 @@ def recognise(found: Any) -> Kind:
 def _wrong_kind(what: str) -> SpecError:
     return SpecError(
         "SPEC must be a torch.optim.Optimizer class, an optax transformation factory, a Keras "
-        f"optimizer class or a function ({', '.join(ARGUMENTS)}) -> (w, v){HINT}; it is {what}"
+        f"optimizer class or a function ({', '.join(ARGUMENTS)}) -> (w, v){HINT}, got {what}"
     )
 
 
@@ -128,9 +128,9 @@ def positional(found: Any) -> list[str]:
 
 
 def parameters(found: Any) -> dict[str, inspect.Parameter]:
-    """Return the named parameters of a call, with those that a class hands to its bases.
+    """Return the parameters of a call by name, with those that a class passes to its bases.
 
-    A function that is not written in Python may have no signature, and then has none of them.
+    It is empty for a function without a signature, such as one that is not written in Python.
     """
     try:
         named = dict(inspect.signature(found).parameters)
@@ -149,12 +149,12 @@ def parameters(found: Any) -> dict[str, inspect.Parameter]:
 
 @dataclass
 class Arguments:
-    """What an implementation calls our hyper-parameters, and what else it is to be given.
+    """An implementation's names for our hyper-parameters, and its other arguments.
 
     Attributes:
-        names: ours → theirs, for what it offers.
-        extra: keyword arguments given to it as they are.
-        fixed: ours → value, for those among `extra`.
+        names: our name → the implementation's, for the hyper-parameters that it offers.
+        extra: keyword arguments that are passed unchanged.
+        fixed: our name → value, for the hyper-parameters in `extra`.
     """
 
     names: dict[str, str] = field(default_factory=dict)
@@ -162,16 +162,16 @@ class Arguments:
     fixed: dict[str, Any] = field(default_factory=dict)
 
     def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments for `options`; what it does not offer is left out."""
-        ours = {self.names[name]: value for name, value in options.items() if name in self.names}
-        return ours | self.extra
+        """Return the keyword arguments for `options`, without those that it does not offer."""
+        theirs = {self.names[name]: value for name, value in options.items() if name in self.names}
+        return theirs | self.extra
 
 
 def arguments(found: Any, given: Mapping[str, str]) -> Arguments:
-    """Find the names by the signature and `given`, name → value as --kw has them.
+    """Find an implementation's names from its signature and from `given`, the values of --kw.
 
-    A value ``{beta}`` says that what we call beta goes by this name; others are Python literals,
-    or strings.
+    `given` maps names to values. The value ``{beta}`` means that the implementation calls our beta
+    by this name. Other values are Python literals, or strings if they are no literals.
     """
     offered = {n for n, p in parameters(found).items() if p.kind is not p.VAR_POSITIONAL}
     result = Arguments()

@@ -21,7 +21,7 @@ class TorchSession(StateSession):
     def train(setup: Setup, task: Task) -> Training:
         """Train with autograd."""
         torch = importlib.import_module("torch")
-        # nn.Linear keeps its weights transposed; V₀ is numbered in C order of the tensor as it is.
+        # Not nn.Linear: it transposes its weights, and V₀ is drawn in the C order of the tensor.
         params = [torch.nn.Parameter(torch.tensor(w)) for w in task.weights]
         optimizer, (w1, b1, w2, b2) = setup.construct(params), params
 
@@ -45,7 +45,7 @@ class TorchSession(StateSession):
         return Training(losses, [p.detach().numpy() for p in params], predictions)
 
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
-        """Construct it for parameters."""
+        """Construct the optimizer for parameters with copies of `weights`."""
         self.setup, self._torch = setup, importlib.import_module("torch")
         self._params = [self._torch.nn.Parameter(self._tensor(w)) for w in weights]
         self._still: Any = None
@@ -65,10 +65,10 @@ class TorchSession(StateSession):
         return np.array(array)
 
     def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
-        """Set the learning rate of every group, if it is given, and step."""
+        """Set the learning rate of every group, if `lr` is given, and step."""
         own = self.setup.arguments.names.get("learning_rate", "lr")
         for group in self.optimizer.param_groups if lr is not None else ():
-            # As torch's schedulers, whatever the constructor calls it.
+            # Torch's schedulers set "lr", whatever the constructor calls it.
             group["lr" if "lr" in group or own not in group else own] = lr
         tensors = [self._tensor(g) for g in grads]
         for p, g in zip(self._params, tensors, strict=True):
@@ -84,7 +84,7 @@ class TorchSession(StateSession):
         return [self._numpy(p) for p in self._params]
 
     def _slots(self) -> list[Any] | None:
-        """Return V's own tensors; an optimizer may have none for an empty parameter."""
+        """Return the tensors that hold V. An optimizer may have none for an empty parameter."""
         found = []
         for p in self._params:
             tensors = {
@@ -102,7 +102,7 @@ class TorchSession(StateSession):
         return found
 
     def velocity(self) -> Arrays | None:
-        """Return V by `Optimizer.state`."""
+        """Return V from `Optimizer.state`."""
         slots = self._slots()
         if slots is None:
             return None
@@ -110,7 +110,7 @@ class TorchSession(StateSession):
         return [self._numpy(v.detach().to(p.dtype)) for v, p in pairs]
 
     def _places(self) -> Iterator[tuple[Hashable, MutableMapping[Any, Any], Any]]:
-        """Yield for every single number in the state its place: a name, a mapping and a key."""
+        """Yield the place of every scalar in the state and the groups: name, mapping and key."""
         state = self.optimizer.state
         inner = [x for x in state.values() if isinstance(x, MutableMapping)]
         for i, mapping in enumerate([*self.optimizer.param_groups, state, *inner]):
@@ -123,7 +123,7 @@ class TorchSession(StateSession):
         return {name: float(mapping[key]) for name, mapping, key in self._places()}
 
     def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
-        """Write in place, so that whoever else holds the tensors sees it."""
+        """Write in place, because the optimizer may keep other references to the tensors."""
         with self._torch.no_grad():
             for targets, arrays in ((self._params, weights), (self._slots() or (), velocity)):
                 for target, array in zip(targets, arrays, strict=True):
@@ -137,11 +137,11 @@ class TorchSession(StateSession):
                     mapping[key] = type(mapping[key])(numbers[name])
 
     def reloaded(self) -> "TorchSession":
-        """Save and load by state_dict."""
+        """Save and load through state_dict."""
         file = io.BytesIO()
         self._torch.save(self.optimizer.state_dict(), file)
         file.seek(0)
         session = TorchSession(self.setup, self.weights())
-        # The state is the stranger's own, and may hold any object.
+        # The state of an implementation may contain any object.
         session.optimizer.load_state_dict(self._torch.load(file, weights_only=False))
         return session

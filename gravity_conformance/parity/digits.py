@@ -19,9 +19,9 @@ TRAIN = 1440  # 45 full batches; the other 357 images are the test set
 
 
 def digits_task(dtype: str, *, seed: int, steps: int | None, options: Mapping[str, Any]) -> Task:
-    """Return the task: a fixed split, W₀ and batch order from `seed`, `steps` updates.
+    """Return the task: a fixed split of the images, and W₀ and the batch order from `seed`.
 
-    None for `steps` means 20 epochs.
+    It has `steps` updates, or 20 epochs if `steps` is None.
     """
     from sklearn.datasets import load_digits
 

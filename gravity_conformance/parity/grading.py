@@ -6,7 +6,7 @@ bounded    within twice the certified bound of `gravity_core.ErrorBound`, the la
            between two implementations that round correctly
 divergent  outside
 
-A stranger may have another V₀. It is then compared with a reference that starts from the stranger's
+An implementation that ``--also`` names may have another V₀. The reference then starts from its
 first state.
 """
 
@@ -102,9 +102,9 @@ def grade(
         own_start: whether the reference starts from the backend's first state.
 
     Raises:
-        ValueError: if the backend yields too few or too many steps, or arrays of another
-            shape or dtype than the weights; or if its first state is not finite, or not V₀
-            where `own_start` is false.
+        ValueError: if the backend yields too few or too many states, or if an array differs from
+            the weights in shape or dtype. With `own_start`, if the first state is not finite.
+            Without it, if the first state comes after a step.
     """
     start = drawn = first_state(replay)
     if own_start:
@@ -153,7 +153,7 @@ def grade(
 
 
 def _peeked(replay: Replay, steps: Iterator[Step]) -> tuple[Step, Iterator[Step]]:
-    """Return a copy of the first state, and all states."""
+    """Return a copy of the first state, and an iterator over all states, the first included."""
     first = next(steps, None)
     if first is None:
         raise ValueError("replay must yield a state for every step, got none")

@@ -1,7 +1,7 @@
 """The report of a parity run as one HTML page.
 
-Guarantees: the page needs no other file and no network (its policy forbids it) and contains no
-script. All text from a backend is escaped.
+Guarantees: the page needs no other file and no network; its Content-Security-Policy forbids both.
+It contains no script. All text from a backend is escaped.
 """
 
 import base64
@@ -31,7 +31,7 @@ FACTS = (
     ),
     (
         "Fused multiply-add",
-        "XLA on the CPU rounds a product and a sum once; NumPy rounds twice. So jax.jit and "
+        "XLA on the CPU rounds a·b + c once; NumPy rounds it twice. So jax.jit and "
         "TensorFlow with XLA are bounded, not exact.",
     ),
     (
@@ -60,7 +60,7 @@ FACTS = (
     ),
     (
         "Weight decay",
-        "optax and Keras round W − η λ W at other places than NumPy, so runs with weight decay are "
+        "optax and Keras round W − η λ W in other places than NumPy, so runs with weight decay are "
         "bounded, not exact.",
     ),
 )

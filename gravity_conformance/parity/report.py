@@ -90,7 +90,7 @@ def notes(report: Report) -> list[str]:
 
 
 def _differing_accuracies(report: Report) -> list[str]:
-    """Explain test accuracies of a dtype that differ by more than one image, where possible."""
+    """Explain, if possible, test accuracies of a dtype that differ by more than one image."""
     lines = []
     for dtype in dict.fromkeys(row.dtype for row in report.trainings):
         rows = [r for r in report.trainings if r.dtype == dtype and r.error is None]
@@ -99,9 +99,10 @@ def _differing_accuracies(report: Report) -> list[str]:
             if best - row.correct <= 1:
                 continue
             replays = [r for r in report.replays if (r.backend, r.dtype) == (row.backend, dtype)]
-            start = f"{row.backend} {dtype}: {best - row.correct} more images wrong than the best"
+            more = best - row.correct
+            start = f"{row.backend} {dtype}: it misclassifies {more} more images than the best"
             if any(r.stranger and r.grade and not r.grade.v0_identical for r in replays):
-                lines.append(f"{start}; it starts from a V₀ of its own")
+                lines.append(f"{start}; it starts from its own V₀")
             elif replays and all(r.passed for r in replays):
                 lines.append(
                     f"{start}; its optimizer agrees on recorded gradients, so its own gradients "
@@ -150,7 +151,7 @@ def write(report: Report, directory: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only it gets signals
+    if threading.current_thread() is not threading.main_thread():  # others cannot set handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -166,7 +167,7 @@ def draw(report: Report, path: Path) -> None:
     from matplotlib.figure import Figure
 
     dtypes = list(dict.fromkeys(row.dtype for row in report.trainings))
-    rows = len(dtypes) or 1  # there may be no rows
+    rows = len(dtypes) or 1  # subplots needs at least one row
     figure = Figure(figsize=(14, 4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 2, squeeze=False)

@@ -25,9 +25,9 @@ DTYPES = ("float32", "float64")
 
 @dataclass
 class ReplayRow:
-    """One backend, mode and dtype: the recorded gradients, graded. `error` if it failed.
+    """The graded replay of one backend, mode and dtype; `error` is the reason if it failed.
 
-    A stranger, which ``--also`` names, may have a V₀ of its own.
+    A stranger is an implementation that ``--also`` names. Its V₀ may differ from the reference's.
     """
 
     backend: str
@@ -42,7 +42,7 @@ class ReplayRow:
 
     @property
     def passed(self) -> bool:
-        """Whether it is exact or bounded, from the reference's V₀ if it is no stranger."""
+        """Whether the replay is exact or bounded, and V₀ is the reference's or a stranger's."""
         grade = self.grade
         if grade is None or grade.verdict == "divergent":
             return False
@@ -51,7 +51,7 @@ class ReplayRow:
 
 @dataclass
 class TrainingRow:
-    """One backend and dtype: training with its own gradients. `error` if it failed."""
+    """The training of one backend and dtype with its own gradients; `error` if it failed."""
 
     backend: str
     dtype: str
@@ -65,7 +65,7 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A backend that has been imported, and what it says of itself, checked once."""
+    """An imported backend, with its versions, dtypes and modes, which are checked once."""
 
     backend: Backend
     versions: dict[str, str]
@@ -81,7 +81,7 @@ class Loaded:
 
 @dataclass
 class Report:
-    """Every figure of a run; `asdict` of it, and whether all passed, is parity.json."""
+    """The results of a run; `to_json` gives the content of parity.json."""
 
     steps: int
     seed: int
@@ -89,15 +89,15 @@ class Report:
     platform: dict[str, str]
     date: str = ""
     command: str = "gravity parity"
-    """What makes this report again."""
+    """The command line that reproduces this report."""
     replays: list[ReplayRow] = field(default_factory=list)
     trainings: list[TrainingRow] = field(default_factory=list)
     not_installed: dict[str, str] = field(default_factory=dict)
-    """Backend → what is missing."""
+    """Backend → the missing package."""
     not_run: dict[str, str] = field(default_factory=dict)
     """Backend and mode → why it cannot run on this machine."""
     failures: list[str] = field(default_factory=list)
-    """What kept the run from passing, apart from rows that did not pass."""
+    """The reasons why the run did not pass, apart from rows that did not pass."""
 
     @property
     def passed(self) -> bool:
@@ -107,12 +107,12 @@ class Report:
         return bool(rows) and all(rows + trained) and not self.failures
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it."""
+        """Return the report as JSON values."""
         return {"gravity": gravity_core.__version__, "passed": self.passed} | asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Report":
-        """Return the report that `to_json` wrote, also where JSON had no number for a figure."""
+        """Return the report that `to_json` wrote; its infinities and NaN may be strings."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         known["replays"] = [
             ReplayRow(**row | {"grade": row["grade"] and _grade(row["grade"])})
@@ -133,7 +133,7 @@ def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     """Return the backends that installed distributions offer, by name, numpy first.
 
     Raises:
-        ValueError: if two distributions offer different backends by one name.
+        ValueError: if two distributions offer different backends under one name.
     """
     found: dict[str, importlib.metadata.EntryPoint] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
@@ -146,7 +146,7 @@ def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def load(names: Sequence[str], report: Report) -> dict[str, Loaded]:
-    """Import backends by name; what is not installed or fails to import goes into the report."""
+    """Import backends by name. The report gets those that are not installed or fail to import."""
     points = entry_points()
     backends: dict[str, Loaded] = {}
     for name in names:
@@ -165,7 +165,7 @@ def load(names: Sequence[str], report: Report) -> dict[str, Loaded]:
 
 
 def also(specs: Sequence[str]) -> dict[str, Loaded]:
-    """Import what SPECs name, by SPEC.
+    """Import the implementations that SPECs name; return them by SPEC.
 
     Raises:
         SpecError: if one cannot be imported or is of no known kind.
@@ -184,7 +184,7 @@ def _described(backend: Backend) -> Loaded:
 
 
 def record(task: Task) -> tuple[Replay, list[np.ndarray]]:
-    """Train in NumPy; return the gradients on the way and the weights at the end."""
+    """Train in NumPy; return the recorded gradients and the final weights."""
     weights = [w.copy() for w in task.weights]
     optimizer = Gravity(**task.options)
     gradients = []
@@ -196,7 +196,7 @@ def record(task: Task) -> tuple[Replay, list[np.ndarray]]:
 
 
 def new_report(seed: int) -> Report:
-    """Return a report of nothing yet, on this machine."""
+    """Return an empty report for this machine."""
     return Report(
         steps=0,
         seed=seed,
@@ -218,12 +218,12 @@ def run(
     """Replay and train every backend in every mode and dtype; add the results to the report.
 
     Args:
-        report: as `new_report` makes it; its seed is that of W₀, the batch order and V₀.
+        report: from `new_report`; its seed determines W₀, the batch order and V₀.
         backends: by name, as `load` returns them; each must support the dtypes.
         dtypes: of "float32" and "float64".
         kinds: which modes to replay.
         steps: updates; 20 epochs (900) if None.
-        progress: called with what is under way, the steps done and the steps in all.
+        progress: called with the current activity, the steps done and the total of steps.
     """
     for name, loaded in backends.items():
         report.versions = loaded.versions | report.versions
@@ -249,7 +249,7 @@ def run(
             report.trainings.append(_train(name, dtype, loaded.backend, task, trained))
     compared = {row.backend for row in report.replays}
     for name, loaded in backends.items():
-        # A backend may have no mode of the kind that was asked for, but not none at all.
+        # A backend may have no mode of the requested kind, but it must have some mode.
         asked = set(kinds) == set(get_args(Kind)) or any(
             mode.kind in kinds for mode in loaded.modes.values()
         )
@@ -260,9 +260,9 @@ def run(
 
 
 def _lent(value: Any) -> Any:
-    """Return arrays for a backend to look at: its own, and read-only.
+    """Return a copy for a backend, with read-only arrays.
 
-    A backend that works in place on what it was lent would change what the others get.
+    A backend that works in place would otherwise change the input of the others.
     """
     if isinstance(value, np.ndarray):
         value = value.copy()
@@ -294,9 +294,9 @@ def _replay(
     try:
         row.grade = graded(recorded)
         if stranger and not row.grade.v0_identical:
-            notes.append("V₀ is its own, and the reference starts from the same")
+            notes.append("it has its own V₀, and the reference starts from that V₀")
         if row.grade.begun:
-            notes.append("it shows V after a step only, so a step with zero gradients comes first")
+            notes.append("it shows V only after a step, so a step with zero gradients comes first")
         if stranger and row.grade.verdict == "divergent" and not stranger.takes_first_step:
             other = graded(replace(recorded, options={**recorded.options, "first_step": 0}))
             if other.verdict == "divergent":

@@ -117,7 +117,7 @@ def test_a_stranger_has_a_v0_of_its_own(kind):
     assert result.passed
     assert not any(row.grade.v0_identical for row in result.replays)
     assert {cells[3] for cells in report.replay_rows(result)} == {"own"}
-    (line,) = [line for line in report.notes(result) if "V₀ is its own" in line]
+    (line,) = [line for line in report.notes(result) if "it has its own V₀" in line]
     assert line.startswith(f"{FILE}:{kind}_right: ")
     # The state of torch optimizers is made by their first step.
     assert {row.grade.begun for row in result.replays} == {int(kind == "torch")}
@@ -193,7 +193,7 @@ def test_the_command(mine, tmp_path):
         ("no_such_module:X", "no_such_module cannot be imported: ModuleNotFoundError"),
         ("gravity_core:Nobody", "gravity_core has no Nobody"),
         ("gravity_core", "SPEC must be module:attribute or path.py:attribute"),
-        ("gravity_core:Gravity", "-> (w, v); it is the class Gravity"),
+        ("gravity_core:Gravity", "-> (w, v), got the class Gravity"),
     ],
 )
 def test_a_spec_that_names_nothing_is_one_line_and_status_2(spec, message):
@@ -224,7 +224,7 @@ def test_declared_modes_are_those_of_the_kind():
     backend = as_backend(
         types.SimpleNamespace(optimizer=gravity, kind="optax", modes=lambda: modes)
     )
-    with pytest.raises(ValueError, match=r"modes\(\) must be of eager, jit, got 'pmap'"):
+    with pytest.raises(ValueError, match=r"modes\(\) must return only eager, jit, got 'pmap'"):
         backend.modes()
 
 

@@ -39,8 +39,8 @@ def outcomes(report):
         ("os._exit(0)", "right", "before the first check: its process ended with status 0"),
         ("def step(a, b): pass", "step", "a function of (a, b)"),
         ("step = 3", "step", "of type int"),
-        ("class step:\n    def __init__(self, a, b): pass", "step", "it is the class step"),
-        ("class T:\n    init = update = 1\nstep = T()", "step", "it is an optax transformation"),
+        ("class step:\n    def __init__(self, a, b): pass", "step", "got the class step"),
+        ("class T:\n    init = update = 1\nstep = T()", "step", "got an optax transformation"),
     ],
 )
 def test_an_unusable_spec_gives_one_line_and_status_2(odd, code, attribute, message):
@@ -65,7 +65,7 @@ def test_a_spec_without_a_target_is_refused(spec):
     [
         ("torch", "right", "cannot be constructed as torch (see --kind, --kw): "),
         ("optax", "right", "cannot be constructed as optax (see --kind, --kw): "),
-        ("plain", "os", "it is of type module"),
+        ("plain", "os", "got an object of type module"),
         ("plain", "sleep", "could not run, 2 of 2 checks: error"),
     ],
 )

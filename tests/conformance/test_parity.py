@@ -336,7 +336,9 @@ def test_different_accuracies_are_explained():
     good, bad = result.trainings
     bad.correct = good.correct - 5
     (line,) = [n for n in report.notes(result) if "images" in n]
-    assert line.startswith("s1 float32: 5 more images wrong than the best; its optimizer agrees")
+    assert line.startswith(
+        "s1 float32: it misclassifies 5 more images than the best; its optimizer agrees"
+    )
     result.replays[1].grade.verdict = "divergent"
     (line,) = [n for n in report.notes(result) if "images" in n]
     assert "also disagrees on recorded gradients" in line
@@ -414,7 +416,7 @@ def test_a_full_report_is_written_as_json_markdown_and_figure(tmp_path):
         "divergent",
         "X: y",
         "V of tensor 0",
-        "10 more images wrong",
+        "misclassifies 10 more images",
         "cupy: not installed",
     ):
         assert part in text

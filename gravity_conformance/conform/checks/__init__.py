@@ -1,1 +1,1 @@
-"""The checks of `gravity conform`: `registry` lists them, `subject` is what they find out."""
+"""The checks of `gravity conform`: `registry` lists them, `subject` is what they examine."""

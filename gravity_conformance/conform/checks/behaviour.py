@@ -1,4 +1,4 @@
-"""Checks of what an optimizer does beside the update: how it saves, and what its options do."""
+"""Checks beside the update: saved states, unchanged gradients, maximize and weight decay."""
 
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, normal
@@ -15,7 +15,7 @@ def resume(subject: Subject, judge: Judge) -> Finding:
 
 
 def gradient(subject: Subject, judge: Judge) -> Finding:
-    """Gradients stay as they were, in this and all other checks; functions leave w and v alone."""
+    """No step of any check changes a gradient, and no plain function changes w or v."""
     shapes, scales = (*SHAPES, ()), (*SCALES, 1.0)
     chosen = [{}, *({name: 0.1 if name == "weight_decay" else True} for name in OPTIONAL)]
     for wanted in chosen:
@@ -32,7 +32,7 @@ def gradient(subject: Subject, judge: Judge) -> Finding:
 
 
 def maximize(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory that maximizes: the gradient has the other sign."""
+    """A trajectory with maximize, which negates the gradient."""
     if not subject.offers("maximize"):
         return Finding("not applicable", "not offered")
     weights, gradients = normal(12, seed=19)

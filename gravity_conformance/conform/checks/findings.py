@@ -1,4 +1,4 @@
-"""The outcome of a check, and how a trial becomes one."""
+"""The result of a check, and the judge that turns a trial into one."""
 
 import functools
 from dataclasses import dataclass, field
@@ -22,11 +22,12 @@ class Finding:
 
     Attributes:
         outcome: pass, differs, error or not applicable.
-        note: what was recognised, or why the check could not look at it.
+        note: what the check recognised, or why it could not run.
         worst: the greatest error, in u·S.
         first: a description of the first differing element.
         diagnosis: the known mistake that explains the difference.
-        plot: the curves of a trajectory: deviation and bound of W by step, and some elements.
+        plot: the curves of a trajectory by name: the deviation of W and its bound after each step,
+            and the first element of three tensors.
     """
 
     outcome: Outcome
@@ -38,20 +39,20 @@ class Finding:
 
 
 class Judge:
-    """Turns what one implementation does into findings.
+    """Judges the runs of one implementation.
 
     Attributes:
         subject: the implementation.
-        touched: the finding on the first gradient that it overwrote, in any check.
+        touched: the finding on the first overwritten gradient of any check; None if there is none.
     """
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.touched: Finding | None = None
-        self._certain: set[str] = set()  # mistakes that some check named alone
+        self._certain: set[str] = set()  # each was the only mistake that explained some check
 
     def observe(self, case: Case, *, at_rest: bool | None = None) -> Trial:
-        """Feed a case to the implementation, and look at what it left in the gradients."""
+        """Feed a case to the implementation, and note whether it overwrote a gradient."""
         run = self.subject.run(case, at_rest=at_rest)
         self.touched = self.touched or _touched(case, run)
         return Trial(case, run, self.subject.first_step)
@@ -81,7 +82,10 @@ class Judge:
         return finding
 
     def named(self, mistakes: list[str]) -> str | None:
-        """Return the diagnosis; of several the one, if any, that another check named alone."""
+        """Return the mistakes as one diagnosis.
+
+        Of several, it names those that were the only mistake in some check, if there are any.
+        """
         if COARSE.description in mistakes and not self._right_in_float32:
             mistakes = [m for m in mistakes if m != COARSE.description]
         if len(mistakes) == 1:
@@ -90,13 +94,13 @@ class Judge:
 
     @functools.cached_property
     def _right_in_float32(self) -> bool:
-        """Whether a trajectory in float32 is right, so that a half type alone is to blame."""
+        """Whether a trajectory in float32 is right. Only then can a half type be the mistake."""
         weights, gradients = normal(20, seed=28)
         return compare(self.observe(Case(weights, gradients, self.subject.options()))).inside
 
 
 def _touched(case: Case, run: Run) -> Finding | None:
-    """Return the finding on the first gradient that a step overwrote; None if it left all."""
+    """Return the finding on the first gradient that a step overwrote; None if there is none."""
     for step, (grads, left) in enumerate(zip(case.gradients, run.left, strict=True), start=1):
         for i, (g, after) in enumerate(zip(grads, left, strict=True)):
             if g.tobytes() == after.tobytes():

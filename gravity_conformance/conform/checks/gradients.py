@@ -18,15 +18,15 @@ from gravity_core import hyperparameters as hp
 
 LARGE = ((2, 3, 4, 5), (5_000,))
 LONG = 2_200  # steps: a counter in float16 stops at 2048, one in bfloat16 at 256
-LATE = 2_100
+LATE = 2_100  # steps, after which neither half type can count
 
 
 def update(subject: Subject, judge: Judge) -> Finding:
-    """One update of three tensors, and of two with more axes and more elements."""
+    """One update of three tensors, and one of two larger tensors."""
     findings = []
     for shapes, scales in ((SHAPES, SCALES), (LARGE, (3.0, 1.0))):
         weights, gradients = normal(1, shapes, scales)
-        gradients[0][-1].flat[-1] = 9.0  # the greatest element comes last
+        gradients[0][-1].flat[-1] = 9.0  # a maximum that misses the last element is wrong
         v = subject.velocity(weights)
         findings.append(judge.judge(Case(weights, gradients, subject.options(), v)))
         if findings[-1].outcome != "pass":
@@ -35,7 +35,7 @@ def update(subject: Subject, judge: Judge) -> Finding:
 
 
 def trajectory(subject: Subject, judge: Judge) -> Finding:
-    """Sixty steps with other hyper-parameters."""
+    """Sixty steps, with η and β other than their defaults."""
     weights, gradients = normal(60, seed=4)
     options = subject.options(learning_rate=0.03, beta=0.75)
     case = Case(weights, gradients, options, subject.velocity(weights))
@@ -67,13 +67,13 @@ def double(subject: Subject, judge: Judge) -> Finding:
 
 
 def float16(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory in float16, and steps that it cannot count."""
+    """A trajectory in float16, and late steps, which float16 cannot count."""
     weights, gradients = normal(20, dtype=np.float16, seed=8)
     return _half(subject, judge, Case(weights, gradients, subject.options()))
 
 
 def bfloat16(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory in bfloat16, and steps that it cannot count."""
+    """A trajectory in bfloat16, and late steps, which bfloat16 cannot count."""
     if subject.driver.stateless and not has_bfloat16():
         return Finding("not applicable", NO_BFLOAT16)
     weights, gradients = normal(20, seed=22)
@@ -82,9 +82,10 @@ def bfloat16(subject: Subject, judge: Judge) -> Finding:
 
 
 def _half(subject: Subject, judge: Judge, case: Case) -> Finding:
-    """Judge a trajectory in a half type; if that is right, judge three steps late in another.
+    """Judge a trajectory in a half type. If it passes, judge three late steps of another.
 
-    With β = 1, 1 − β̂ is small there, and with V = 0 before them no rounding hides it.
+    The late steps use β = 1, so 1 − β̂ is small. They start from V = 0, so no rounding of V hides
+    an error of 1 − β̂.
     """
     finding = judge.judge(case)
     if finding.outcome != "pass" or not subject.at_rest:
@@ -118,13 +119,13 @@ def _to_float16(array: np.ndarray) -> np.ndarray:
 
 
 def _to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Return numbers of bfloat16, float32 with the last 16 bits 0."""
+    """Truncate numbers to bfloat16. The result is float32, with the last 16 bits 0."""
     bits = np.asarray(array, np.float32).view(np.uint32)
     return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def compiled(subject: Subject, judge: Judge) -> Finding:
-    """Steps as users compile them: jax.jit, Keras's own trainer."""
+    """A trajectory compiled as users compile it: by jax.jit or by Keras's trainer."""
     if not subject.driver.session.compiles:
         return Finding("not applicable", "nothing is compiled")
     weights, gradients = normal(12, seed=26)
@@ -140,7 +141,7 @@ def groups(subject: Subject, judge: Judge) -> Finding:
 
 
 def schedule(subject: Subject, judge: Judge) -> Finding:
-    """A learning rate that changes from step to step, through zero."""
+    """A learning rate that changes during the run, and is 0 at one step."""
     if subject.unschedulable is not None:
         return Finding("not applicable", subject.unschedulable)
     weights, gradients = normal(12, seed=9)
@@ -155,7 +156,7 @@ def _scaled(subject: Subject, judge: Judge, scale: float, seed: int) -> Finding:
 
 
 def zero(subject: Subject, judge: Judge) -> Finding:
-    """Gradients of zeros, after one step with other gradients."""
+    """Zero gradients, after one step with other gradients."""
     weights, gradients = normal(6, seed=10)
     for grads in gradients[1:]:
         grads[:] = [0 * g for g in grads]
@@ -163,7 +164,7 @@ def zero(subject: Subject, judge: Judge) -> Finding:
 
 
 def huge(subject: Subject, judge: Judge) -> Finding:
-    """Gradients of 1e12, and one of 3e38."""
+    """Gradients of about 1e12, and one element of 3e38."""
     weights, gradients = normal(6, SHAPES, (1e12,) * 3, seed=11)
     gradients[3][1][:] = [3e38, 0, 1, -1e-30, 1e19]
     return judge.judge(Case(weights, gradients, subject.options()))
@@ -187,7 +188,7 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
         gradients[1][0][2] = value
         trial = judge.observe(Case(weights, gradients, subject.options()))
         run = trial.run
-        # The other tensor is judged as if it were alone.
+        # Judge the other tensor alone.
         case = Case(weights[1:], [g[1:] for g in gradients], subject.options())
         other = Run(
             run.count,
@@ -211,7 +212,7 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
 
 
 def empty(subject: Subject, judge: Judge) -> Finding:
-    """Tensors without elements beside one with elements."""
+    """Empty tensors, next to one that is not empty."""
     weights, gradients = normal(3, ((0,), (0, 3), (3,)), (1.0, 1.0, 2.0), seed=15)
     return judge.judge(Case(weights, gradients, subject.options()))
 

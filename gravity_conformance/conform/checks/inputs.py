@@ -1,4 +1,4 @@
-"""Weights and gradients to feed to an implementation: normal numbers, by seed."""
+"""Weights and gradients for the checks: normally distributed numbers from a seed."""
 
 import importlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from gravity_conformance.drive.session import Arrays
 
 NO_BFLOAT16 = "NumPy needs the package ml_dtypes for bfloat16, and it is not installed"
 SHAPES = ((4, 3), (5,), (2, 2, 2))
-SCALES = (1.0, 30.0, 0.02)  # of their gradients, so that a maximum over all tensors shows
+SCALES = (1.0, 30.0, 0.02)  # of the gradients; they differ, so a maximum over all tensors is caught
 
 
 def normal(
@@ -20,7 +20,7 @@ def normal(
     dtype: Any = np.float32,
     seed: int = 0,
 ) -> tuple[Arrays, list[Arrays]]:
-    """Return weights, and for every step gradients times `scales`, all from normal numbers."""
+    """Return normally distributed weights, and gradients of every step, multiplied by `scales`."""
     rng = np.random.default_rng(seed)
     weights = [np.asarray(rng.standard_normal(s), dtype) for s in shapes]
     gradients = [
@@ -31,7 +31,7 @@ def normal(
 
 
 def has_bfloat16() -> bool:
-    """Tell whether there are NumPy arrays of bfloat16."""
+    """Tell whether NumPy has bfloat16, which the package ml_dtypes adds."""
     try:
         importlib.import_module("ml_dtypes")
     except ModuleNotFoundError:

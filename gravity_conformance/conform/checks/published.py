@@ -1,4 +1,4 @@
-"""The check that feeds the published vectors, each from the V and t where it starts."""
+"""The check that feeds the published vectors. Each vector has its own initial V and t."""
 
 import collections
 from typing import Any
@@ -24,21 +24,21 @@ from gravity_core import hyperparameters as hp
 
 
 class _CannotFeedError(Exception):
-    """A vector that the implementation has no way to be fed; the message says why."""
+    """A vector cannot be fed to the implementation; the message says why."""
 
 
 def vectors(subject: Subject, judge: Judge) -> Finding:
-    """The published vectors of updates, as far as it can be fed with them."""
+    """The published vectors of updates, except those that cannot be fed to it."""
     differing: list[Finding] = []
-    raised: dict[str, list[str]] = {}  # message → the vectors
-    explained: list[Diagnosis] = []  # of those that differ and are finite
+    raised: dict[str, list[str]] = {}  # message → the vectors that raise it
+    explained: list[Diagnosis] = []  # of the vectors that differ and end with finite weights
     dtypes: set[str] = set()
     passed: list[tuple[str, Trial]] = []
     fit, left_out = 0, collections.Counter[str]()
     tolerated = collections.Counter[str]()
     for group in load_vectors():
-        # Non-finite gradients have several right answers, and a vector can hold only one; a
-        # check of their own judges them.
+        # Non-finite gradients have several right answers, and a vector can hold only one. The
+        # check "non-finite" judges them instead.
         if group.type != "update" or group.file == "non_finite.json":
             continue
         for test in group.tests:
@@ -67,7 +67,7 @@ def vectors(subject: Subject, judge: Judge) -> Finding:
             if (how := how_tolerated(trial)) is not None:
                 tolerated[how] += 1
                 continue
-            # A mistake is known in exact arithmetic, not by where it overflows.
+            # The mistakes are simulated in a wider dtype, which overflows elsewhere.
             if all(np.isfinite(w).all() for w in trial.run.states[-1][1]):
                 explained.append(diagnose(trial))
                 dtypes.add(group.dtype)
@@ -85,7 +85,8 @@ def vectors(subject: Subject, judge: Judge) -> Finding:
         return Finding("error", "; ".join(notes))
     finding = differing[0]
     finding.note = "; ".join([f"{len(differing)} of {fit} differ", *notes])
-    # A mistake may affect one dtype only; the vectors of that dtype that pass must allow for it.
+    # A mistake may affect only one dtype. If a vector of that dtype passes, it rules out every
+    # mistake that would make it fail.
     same = [trial for dtype, trial in passed if dtype in dtypes]
     finding.diagnosis = judge.named(
         [mistake for mistake in common(explained) if not any(refuted(mistake, t) for t in same)]
@@ -94,7 +95,7 @@ def vectors(subject: Subject, judge: Judge) -> Finding:
 
 
 def _refusal(subject: Subject, test: UpdateTest) -> str | None:
-    """Describe the option of a vector that the implementation refuses; None if it takes all."""
+    """Describe the option of a vector that the implementation refuses; None if it accepts all."""
     for name in ("beta", "weight_decay", "maximize"):
         value = getattr(test.hyperparameters, name)
         if name != "beta" and not value:
@@ -105,10 +106,10 @@ def _refusal(subject: Subject, test: UpdateTest) -> str | None:
 
 
 def _fed(subject: Subject, test: UpdateTest, dtype: str) -> tuple[int, Case]:
-    """Return the first step of the implementation, and a vector as a case."""
+    """Return t of the implementation's first step, and the vector as a case."""
     given, t = test.hyperparameters, test.steps[0].t
-    # V₀ is not looked at here, so neither is the learning rate of the construction, which may
-    # be 0 in the vector and must not be for an alpha / 0.
+    # V₀ plays no role here, so the constructor may get another learning rate than the vector's.
+    # The vector's may be 0, and the constructor may divide α by it.
     asked: dict[str, Any] = {"learning_rate": given.learning_rate or hp.LEARNING_RATE}
     rates = [step.learning_rate for step in test.steps]
     if set(rates) != {asked["learning_rate"]} and subject.unschedulable is not None:
@@ -136,7 +137,7 @@ def _fed(subject: Subject, test: UpdateTest, dtype: str) -> tuple[int, Case]:
     reloads = [n for n, step in enumerate(test.steps) if step.reload]
     if len(reloads) > 1:
         raise _CannotFeedError("state is saved and loaded more than once")
-    # With a first rate of 0, an implementation may have no V₀.
+    # If the first rate is 0, an implementation may have no V₀, because σ = α / η.
     as_constructed = subject.at_rest and t == first and not any(v.any() for v in test.v)
     as_constructed = as_constructed and bool(rates and rates[0])
     if not as_constructed and subject.unwritable is not None:

@@ -1,4 +1,4 @@
-"""The checks. Each gives one `Finding`, and none can pass without running."""
+"""The checks by name. Each returns one `Finding`, and none can pass without running."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from gravity_conformance.conform.checks.subject import Subject
 
 
 class Check(NamedTuple):
-    """A check: what the report calls it, and the function."""
+    """A check: its title in the report, and its function."""
 
     title: str
     function: Callable[[Subject, Judge], Finding]
 
 
-# The last check reports on the gradients of all others.
+# The check "gradient" is last, because it reports on the gradients of all others.
 CHECKS: dict[str, Check] = {
     "convention": Check("convention of t", start.convention),
     "v0": Check("V₀", start.v0),

@@ -92,7 +92,7 @@ def v0(subject: Subject, judge: Judge) -> Finding:
     return Finding("pass", note)
 
 
-_RATE = 0.025  # the learning rate of the first step, which V₀ must not depend on
+_RATE = 0.025  # the learning rate of the first step; V₀ must not depend on it
 
 
 def _v0(subject: Subject, options: dict[str, Any]) -> Arrays:
@@ -104,7 +104,7 @@ def _v0(subject: Subject, options: dict[str, Any]) -> Arrays:
     session.step([z.copy() for z in zeros], _RATE)
     v = None if subject.hidden else session.velocity()
     if v is None:
-        # W moved by this η; a transformation would take η from a schedule, and has none here.
+        # W moved by η V. Without a schedule, an optax transformation uses η of the constructor.
         steps = subject.driver.session.steps_at_given_rate
         rate = _RATE if steps else float(options["learning_rate"])
         v = [-w / np.float32(rate) for w in session.weights()]

@@ -1,6 +1,6 @@
-"""An implementation under examination: what it offers, and how it starts.
+"""The implementation under test: what it offers, and how it starts.
 
-Guarantee: nothing here is a verdict; `findings` judges what an implementation does.
+Guarantee: this module gives no verdict; `findings` judges the implementation.
 """
 
 import functools
@@ -21,22 +21,22 @@ OPTIONAL = ("maximize", "weight_decay")
 
 
 class Subject:
-    """An implementation, and what has been found out about it so far.
+    """An implementation and its detected properties.
 
     Args:
-        driver: of the implementation.
-        first_step: the convention that it must keep; None detects it.
+        driver: starts the implementation.
+        first_step: the t from which it must start; None detects it.
     """
 
     def __init__(self, driver: Driver, first_step: int | None = None) -> None:
         self.driver, self.asked = driver, first_step
 
     def offers(self, name: str) -> bool:
-        """Whether the constructor has this argument of ours."""
+        """Tell whether the implementation has an argument for our hyper-parameter `name`."""
         return name in self.driver.arguments.names
 
     def options(self, **wanted: Any) -> dict[str, Any]:
-        """Return options of ours, as far as the implementation lets us choose them."""
+        """Return our defaults and `wanted`, except where the implementation fixes a value."""
         options = {"learning_rate": hp.LEARNING_RATE, "beta": hp.BETA}
         if self.offers("alpha"):
             options["alpha"] = hp.ALPHA
@@ -61,7 +61,7 @@ class Subject:
 
     @functools.cached_property
     def resting(self) -> dict[str, Any]:
-        """The options with which V₀ is zero; none if there is no such option."""
+        """The options that make V₀ zero; empty if there is no such option."""
         for name in ("alpha", "velocity_std"):
             if not self.offers(name) or self.driver.stateless:
                 continue
@@ -79,11 +79,11 @@ class Subject:
 
     @property
     def at_rest(self) -> bool:
-        """Whether V₀ is zero by `options`."""
+        """Whether `options` makes V₀ zero."""
         return bool(self.resting) or self.driver.stateless
 
     def first_steps(self, case: Case) -> tuple[int, ...]:
-        """Return the conventions that a case leaves possible; it may choose one."""
+        """Return the first values of t to try: that of the case if it has one, else both."""
         known = case.options.get("first_step")
         return (1, 0) if known is None else (int(known),)
 
@@ -91,7 +91,7 @@ class Subject:
     def convention(self) -> tuple[Trial, bool]:
         """The trial that shows the convention of t, and whether the exact update explains it.
 
-        Gradients so small that ζ is the gradient show the coefficients alone.
+        The gradients are so small that ζ equals the gradient. V then shows the coefficients alone.
         """
         rng = np.random.default_rng(1)
         gradients = [[(1e-8 * rng.standard_normal(6)).astype(np.float32)] for _ in range(12)]
@@ -105,12 +105,12 @@ class Subject:
 
     @property
     def first_step(self) -> int:
-        """T of the first update."""
+        """The t of the first update."""
         return self.convention[0].first_step
 
     @functools.cached_property
     def hidden(self) -> bool:
-        """Whether the state shows something else as V: V is off and W alone is right."""
+        """Whether W alone is right: the state holds something else in place of V."""
         weights, gradients = normal(3, seed=23)
         case = Case(weights, gradients, self.options())
         for hidden in (False, True):
@@ -127,9 +127,9 @@ class Subject:
         return why_unwritable(self.driver, self.options(), at_rest=self.at_rest)
 
     def refused(self, **wanted: Any) -> str | None:
-        """Why the implementation takes no such options, in its own words; None if it does.
+        """Return the error by which the implementation refuses options; None if it accepts them.
 
-        An error in one ordinary step with them, and none without them, is a refusal.
+        It refuses them if an ordinary step raises with them, and does not without them.
         """
         weights, (grads,) = normal(1, seed=24)
         schedule = wanted.pop("schedule", None)

@@ -1,4 +1,4 @@
-"""Can V and t be written into an optimizer's state, so that it starts where a vector starts?
+"""Find out whether V and t can be written into a state, so that it starts where a vector starts.
 
 Guarantee: no update is judged wrong because of what was written. The implementation is compared
 with itself: after its own V and t of an earlier step are written back, its next step must be the
@@ -20,9 +20,9 @@ def why_unwritable(driver: Driver, options: Mapping[str, Any], *, at_rest: bool)
     """Return the reason why V and t cannot be written; None if they can.
 
     Args:
-        driver: of the implementation.
+        driver: starts the implementation.
         options: by our names.
-        at_rest: whether V₀ is 0 by `options`.
+        at_rest: whether `options` makes V₀ zero.
     """
     if driver.stateless:
         return None
@@ -61,7 +61,10 @@ def _not_reproduced(driver: Driver, options: Mapping[str, Any], at_rest: bool) -
 
 
 def _drawn_again(driver: Driver, options: Mapping[str, Any]) -> str | None:
-    """Without a gradient, a step scales every element of V by one number, which is not 0."""
+    """Return the reason if the first step replaces a written V by a newly drawn one.
+
+    With zero gradients, a step scales every element of V by the same number, which is not 0.
+    """
     weights, _ = normal(0)
     session = driver.start(weights, options)
     session.begin([np.full_like(w, 0.5) for w in weights], 0)

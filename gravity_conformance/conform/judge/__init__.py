@@ -1,1 +1,1 @@
-"""What an implementation should have done: the bounds, and which known mistake explains a run."""
+"""Judges runs: compares them with the exact update, and finds the mistake that explains them."""

@@ -1,7 +1,8 @@
-"""Hold what an implementation did to the exact update.
+"""Compare the run of an implementation with the exact update.
 
-Guarantee: what passes lies inside `gravity_core.ErrorBound` around the update in a wider dtype,
-in every element of V (where it is shown) and W after every step; NaN lies outside.
+Guarantee: a run passes only if every element of V (if the state shows V) and of W is inside
+`gravity_core.ErrorBound` after every step. The bound is around the update in a wider dtype. A NaN
+is outside, unless the update in the wider dtype also gives NaN.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ class Verdict:
         inside: whether every element is inside its bound.
         first: a description of the first value outside.
         deviation: the greatest deviation of W after every step.
-        bound: the greatest bound on it.
+        bound: the greatest bound on W after every step.
     """
 
     inside: bool = True
@@ -45,11 +46,11 @@ def compare(
     Args:
         trial: what was fed, and what came of it.
         simulated: the run to compare with; the right update if None.
-        mistaken: whether `simulated` is of a mistaken variant. A mistaken variant may produce
-            larger numbers, so its own rounding errors are added to the bound.
-        coarse: whether every operation may be rounded to the half type, if it is one.
-        what: "V" compares V alone where it is shown.
-        beside: another simulated run to compare in place of the implementation's.
+        mistaken: whether `simulated` is the run of a mistaken variant. Its numbers may be larger,
+            so the bound includes their rounding errors.
+        coarse: whether every operation may be rounded to the dtype of the weights, a half type.
+        what: "VW", or "V" to compare V alone. If the state does not show V, W is compared.
+        beside: another simulated run; it is compared in place of the implementation's.
     """
     case, run = trial.case, trial.run
     target = trial.exact if simulated is None else simulated
@@ -82,7 +83,7 @@ def compare(
                 if mistaken:
                     own[i].step(target.sizes[index][i], exact_v[i], before_w[i], exact_w[i], rate)
                     allowed_v, allowed_w = bound.v + own[i].v, bound.w + own[i].w
-                if beside is not None:  # each of the two may be this far from the implementation's
+                if beside is not None:  # the implementation may be this far from each
                     allowed_v, allowed_w = allowed_v + bound.v, allowed_w + bound.w
                 off = np.abs(np.asarray(w[i], np.float64) - exact_w[i].astype(np.float64))
             arrays = [] if v is None else [("V", v[i], exact_v[i], allowed_v)]
@@ -116,21 +117,21 @@ def _look(
 
 
 def difference(got: Any, expected: Any, allowed: Any) -> str:
-    """Describe how a number differs from the expected one, with the digits that show it."""
+    """Describe how a number differs from the expected one, with enough digits to show it."""
     allowed = float(allowed)
     for digits in range(9, 18):
         texts = [f"{float(x):.{digits}g}" for x in (got, expected)]
         if texts[0] != texts[1]:
             break
-    # Numbers that 17 digits do not tell apart differ beyond float64.
+    # If 17 digits are equal, the numbers differ beyond float64.
     return f"{texts[0]}, not {texts[1]} ± {allowed:.1g}"
 
 
 def worst(trial: Trial) -> float:
     """Return the greatest error of a single update, in units of u·S.
 
-    Each update is taken from the implementation's own V and W before it. For W, S is
-    |W| + η |V|; where V is not shown, it is that of the simulated update.
+    Each update starts from the implementation's own V and W before it. If the state does not
+    show V, the simulated V takes its place. For W, S is |W| + η |V|.
     """
     case, run, info = trial.case, trial.run, trial.case.info
     (before_v, before_w), greatest = run.start, 0.0

@@ -1,7 +1,7 @@
 """Find the known mistake that an implementation made, by running the mistaken variants.
 
-Guarantee: a mistake that is named explains everything seen in a run, inside its own bound, and
-the run tells it from the right update.
+Guarantee: a named mistake explains every value of a run, within the bound around the mistake. The
+run also distinguishes it from the right update.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,9 @@ class Diagnosis:
     """The mistakes that may explain a run which the right update does not explain.
 
     Attributes:
-        distinct: descriptions of those that explain it and that it tells from the right update.
-        possible: descriptions of all that explain it, distinct or not.
+        distinct: descriptions of the mistakes that explain the run, and that the run
+            distinguishes from the right update.
+        possible: descriptions of all mistakes that explain the run, distinct or not.
     """
 
     distinct: list[str]
@@ -31,7 +32,7 @@ class Diagnosis:
 
 
 def how_tolerated(trial: Trial) -> str | None:
-    """Describe which of `TOLERATED` explains a run in float64; None if none does."""
+    """Describe the variant of `TOLERATED` that explains a run in float64; None if none does."""
     if trial.case.weights[0].dtype != np.float64:
         return None
     for variant in TOLERATED:
@@ -41,13 +42,13 @@ def how_tolerated(trial: Trial) -> str | None:
 
 
 def common(diagnoses: Sequence[Diagnosis]) -> list[str]:
-    """Return the mistakes that explain one of several runs and are possible in all of them."""
+    """Return the mistakes that are distinct in at least one run and possible in all."""
     found = dict.fromkeys(description for each in diagnoses for description in each.distinct)
     return [mistake for mistake in found if all(mistake in each.possible for each in diagnoses)]
 
 
 def refuted(description: str, trial: Trial) -> bool:
-    """Tell whether a run shows that its implementation does not make this mistake."""
+    """Tell whether a run rules out that its implementation makes this mistake."""
     return description != COARSE.description and not any(
         compare(trial, trial.simulated(variant), mistaken=True).inside
         for variant in MUTATIONS
@@ -56,7 +57,7 @@ def refuted(description: str, trial: Trial) -> bool:
 
 
 def diagnose(trial: Trial, *, what: str = "VW") -> Diagnosis:
-    """Find the mistakes that explain a run which the right update does not."""
+    """Find the mistakes that explain a run, for a run that the right update does not explain."""
     found = _explanations(trial, what, coarse=False)
     if not trial.case.half:
         return found
@@ -80,11 +81,11 @@ def _explanations(trial: Trial, what: str, *, coarse: bool) -> Diagnosis:
         if not compare(beginning, beginning.simulated(variant), **how).inside:
             continue
         wrong = trial.simulated(variant)
-        # A part that this case does not use explains nothing.
+        # If the case does not use the replaced part, the variant explains nothing.
         if _same(wrong, trial.exact) or not compare(trial, wrong, **how).inside:
             continue
-        # Where the bounds around the mistake and around the right update overlap, a run inside
-        # one of them shows little.
+        # If the bounds around the mistake and around the right update overlap, the run cannot
+        # distinguish the two.
         apart = not compare(trial, wrong, beside=trial.exact, **how).inside
         (distinct if apart else indistinct).append(variant.description)
     return Diagnosis(distinct, {*distinct, *indistinct})

@@ -1,6 +1,6 @@
-"""How far honest roundings may take a mistaken update from the simulation of the same mistake.
+"""A bound on the rounding errors of an implementation that makes a known mistake.
 
-Guarantee: every number here is a count of roundings times a unit roundoff.
+Guarantee: every term is a count of roundings times a unit roundoff.
 """
 
 import numpy as np
@@ -10,12 +10,12 @@ from gravity_core.error_bound import ErrorBound
 
 
 class MistakenBound:
-    """The roundings of a mistaken update, to be added to the bound of the right one.
+    """The rounding errors of a mistaken update. They are added to the bound of the right update.
 
-    A mean or a norm in place of the maximum of n elements has n + 1 more roundings, which count
-    twice in s·s. Everything that is added is at most S, with the mistaken coefficients. The
-    errors of earlier steps are carried on by a coefficient of at most max(β, 1 − β), whichever
-    the mistake took.
+    A mean or a norm in place of the maximum of n elements has n + 1 more roundings. They count
+    twice in s·s. The terms of V are at most S, computed with the mistaken coefficients. The
+    errors of earlier steps are multiplied by at most max(β, 1 − β), whichever coefficient the
+    mistake uses.
     """
 
     def __init__(self, w: np.ndarray, bound: ErrorBound, stored: FloatInfo, beta: float) -> None:
@@ -27,7 +27,15 @@ class MistakenBound:
     def step(
         self, size: np.ndarray, v: np.ndarray, before: np.ndarray, w: np.ndarray, rate: float
     ) -> None:
-        """Advance by one update of size S to V, and from W `before` to `w`."""
+        """Advance the bound by one update.
+
+        Args:
+            size: S of the update.
+            v: V after it.
+            before: W before it.
+            w: W after it.
+            rate: η.
+        """
         own = self._roundings * self._unit * size.astype(np.float64)
         if self._stored > self._unit:
             own = own + self._stored * np.abs(v.astype(np.float64))

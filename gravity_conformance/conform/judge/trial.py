@@ -1,6 +1,6 @@
-"""What an implementation was fed, what it did, and what the exact update does from there.
+"""The input of an implementation, its run, and the exact update from the same start.
 
-Guarantee: the exact update is simulated once for a trial, in a dtype wider than the weights'.
+Guarantee: a trial simulates the exact update once, in a dtype wider than the weights'.
 """
 
 import functools
@@ -18,19 +18,20 @@ from gravity_core._arrays import FloatInfo, float_info
 
 @dataclass(frozen=True)
 class Case:
-    """What an implementation is fed.
+    """The input of an implementation.
 
     Attributes:
         weights: W of each tensor before the first step, float16, float32 or float64.
         gradients: for every step the gradient of each tensor.
         options: learning_rate, beta, weight_decay, maximize, …, by our names.
         velocity: V before the first step; None leaves V₀ to the implementation.
-        count: with a velocity, the number of steps made before the first.
-        rates: the learning rate of every step, if it is not ``options["learning_rate"]``.
+        count: the number of steps before the first one; only with `velocity`.
+        rates: the learning rate of every step; None means ``options["learning_rate"]``.
         reload_after: the number of steps after which the state is saved and loaded.
-        fast: whether it may be compiled.
-        bfloat16: whether float32 stands for bfloat16.
-        grouped: whether the parameters come in groups, with one that has no gradient (torch).
+        fast: whether the step is compiled, if users of its kind compile it.
+        bfloat16: whether the float32 arrays stand for bfloat16.
+        grouped: whether there are two groups of parameters, and one parameter without a gradient
+            (torch).
     """
 
     weights: Arrays
@@ -61,14 +62,14 @@ class Case:
 
 @dataclass
 class Run:
-    """What an implementation, or a variant of the update, made of a case.
+    """The states that an implementation, or a variant of the update, produces from a case.
 
     Attributes:
-        count: the number of steps made before the first of the case.
-        start: V and W before it.
-        uncertain: a bound on the error of V before it, where the implementation does not show V.
-        states: V (None where it is not shown) and W after every step.
-        left: for every step, what it left in the gradients.
+        count: the number of steps before the first step of the case.
+        start: V and W before the first step of the case.
+        uncertain: a bound on the error of V in `start`; it is 0 unless V was inferred from W.
+        states: V (None if the state does not show it) and W after every step.
+        left: the gradients of every step, as the step left them.
         sizes: S of every step, for a variant.
     """
 
@@ -82,12 +83,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Trial:
-    """A case and what an implementation made of it.
+    """A case and the run of an implementation on it.
 
     Attributes:
-        case: what was fed.
-        run: what came of it.
-        first_step: t of the first update, which decides the coefficients.
+        case: the input.
+        run: the implementation's run.
+        first_step: t of the first update; the coefficients depend on it.
     """
 
     case: Case
@@ -96,11 +97,11 @@ class Trial:
 
     @functools.cached_property
     def exact(self) -> Run:
-        """What the right update makes of the case."""
+        """The run of the right update on the case."""
         return self.simulated(REFERENCE)
 
     def simulated(self, variant: Variant) -> Run:
-        """Return what `variant` makes of the case, from where the implementation started."""
+        """Return the run of `variant` on the case, from the start of the implementation's run."""
         case = self.case
         options: dict[str, Any] = {
             "constructed": float(case.options["learning_rate"]),
@@ -138,15 +139,16 @@ def perform(driver: Driver, case: Case, *, at_rest: bool, hidden: bool = False) 
     """Feed a case to an implementation.
 
     Args:
-        driver: of the implementation.
-        case: what to feed.
-        at_rest: whether V₀ is 0 by `case.options`. Otherwise a first step with zero gradients
-            makes V known, where the implementation does not show V₀ itself.
-        hidden: whether the state shows something other than V.
+        driver: starts the implementation.
+        case: the input.
+        at_rest: whether `case.options` makes V₀ zero. If not, and if the state does not show V₀,
+            a first step with zero gradients makes V known.
+        hidden: whether the state holds something else in place of V.
 
     Raises:
-        ValueError: for arrays of another type, shape or dtype than the weights'.
-        whatever the implementation raises.
+        ValueError: if V or W differs from the weights in type, shape or dtype.
+        CannotWriteError: if `case.velocity` cannot be written into the state.
+        Exception: whatever the implementation raises.
     """
     kinds = [(w.shape, w.dtype) for w in case.weights]
 
@@ -190,7 +192,7 @@ def perform(driver: Driver, case: Case, *, at_rest: bool, hidden: bool = False) 
 
 
 def _checked(name: str, arrays: Arrays, kinds: Any, step: int) -> Arrays:
-    """Return copies of arrays like the weights; V may be wider. Raise ValueError for others."""
+    """Return copies of arrays that match the weights, or raise ValueError. V may be wider."""
     copies = []
     for i, (x, (shape, dtype)) in enumerate(zip(arrays, kinds, strict=True)):
         own = getattr(x, "dtype", None)
@@ -200,7 +202,7 @@ def _checked(name: str, arrays: Arrays, kinds: Any, step: int) -> Arrays:
                 f"{name} of tensor {i} must be {dtype} of shape {shape} after step {step}, "
                 f"got {own} of shape {np.shape(x)}"
             )
-        if type(x) is not np.ndarray:  # a masked array, for one, has an arithmetic of its own
+        if type(x) is not np.ndarray:  # a masked array, for example, has its own arithmetic
             raise ValueError(
                 f"{name} of tensor {i} must be a plain numpy.ndarray after step {step}, "
                 f"got {type(x).__module__}.{type(x).__qualname__}"
