@@ -7,8 +7,9 @@ that β̂ has rounded away.
 
 Two conventions for t exist. In Algorithm 1 of the paper and in the original PyTorch code, the
 first update has t = 1 (β̂ = 0.6333 for β = 0.9). In the original Keras code, which produced the
-published results, it has t = 0 (β̂ = 0.5). Every optimizer here takes ``first_step=1`` (the
-default) or ``first_step=0``. After n updates, the next one has t = n + first_step.
+published results, the first update has t = 0 (β̂ = 0.5). Every optimizer here takes
+``first_step=1`` (the default) or ``first_step=0``. After n updates, the next one has
+t = n + first_step.
 """
 
 from numbers import Integral, Real

@@ -62,7 +62,7 @@ _NUMBER_DTYPES = re.compile(r"u?int\d+|b?float(16|32|64|96|128)")  # not bool, c
 def may_be_a_number(value: Any) -> bool:
     """Return whether `value` may be a real number or an array of one.
 
-    It is False for text, and for a bool, complex or float8 number or array of any library.
+    Text gives False. So does a number or array of bool, complex or float8 dtype, in any library.
 
     Example:
         >>> may_be_a_number(np.float32(0.1)), may_be_a_number(np.asarray(True))
@@ -82,7 +82,7 @@ _LARGEST = {
     "bfloat16": (2 - 2.0**-7) * 2.0**127,
     "float32": float(np.finfo(np.float32).max),
 }
-# Rounded down to three digits, for the messages and because σ and σ z are rounded as well.
+# Rounded down to three digits. This shortens the messages and allows for the rounding of σ and σ z.
 _LARGEST_STD = {
     name: float(Context(prec=3, rounding=ROUND_DOWN).create_decimal(largest / _LARGEST_Z))
     for name, largest in _LARGEST.items()
@@ -122,8 +122,8 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> None:
     """Raise for the first hyper-parameter that is out of its range.
 
     Args:
-        names: the caller's names of arguments, where they differ (``{"learning_rate": "lr"}``);
-            used in the message only.
+        names: the caller's own names of arguments (``{"learning_rate": "lr"}``). Only the message
+            uses them.
         **values: hyper-parameters by name: ``learning_rate``, ``alpha``, ``weight_decay``
             (finite, >= 0), ``beta`` (in [0, 1]), ``velocity_std`` (None, or >= 0 and such that V₀
             fits float32), ``seed`` (an integer in [0, 2**64)), ``first_step`` (0 or 1).
@@ -180,11 +180,11 @@ def velocity_std(
         alpha: α, >= 0.
         velocity_std: σ itself, overriding α / η.
         names: as in `validate`.
-        stacklevel: the caller that the warning names, as in `warnings.warn`.
+        stacklevel: selects the caller that the warning names, as in `warnings.warn`.
 
     Returns:
-        σ, finite. It is 0 (V starts from rest) if η = 0 and `velocity_std` is None. A UserWarning
-        says so unless α = 0, too.
+        σ, finite. It is 0 (V starts from rest) if η = 0 and `velocity_std` is None. In this case
+        a UserWarning is given, except if α = 0.
 
     Raises:
         ValueError: if V₀ would overflow float32. `check_velocity_std` checks other dtypes.

@@ -25,7 +25,7 @@ BLOCK = 65_536
 
 
 class Trace(NamedTuple):
-    """Every intermediate value of one step, by the paper's symbols."""
+    """Every intermediate value of one step, named after the paper's symbols."""
 
     t: Any
     beta_hat: Any
@@ -74,8 +74,8 @@ class Gravity:
     parameter (`gravity_core.velocity`). pickle and copy.deepcopy keep the whole state.
 
     Args:
-        learning_rate: η, finite and >= 0. It may be assigned between steps; σ keeps the value at
-            construction. If a warm-up starts from a small value, pass velocity_std.
+        learning_rate: η, finite and >= 0. It may be assigned between steps. σ uses the value at
+            construction. If that is the small start of a warm-up, pass velocity_std.
         alpha: α, finite and >= 0; sets σ = α / η.
         beta: β in [0, 1].
         weight_decay: λ, finite and >= 0; decoupled.
@@ -117,7 +117,7 @@ class Gravity:
             seed=seed,
             first_step=first_step,
         )
-        # Python's own numbers: NumPy's scalars would widen float32 arrays.
+        # Convert to Python numbers, because NumPy scalars would widen float32 arrays.
         self._learning_rate = float(learning_rate)
         self.alpha = float(alpha)
         self.beta = float(beta)
@@ -141,7 +141,7 @@ class Gravity:
         self._learning_rate = float(value)
 
     def init(self, params: Sequence[np.ndarray]) -> None:
-        """Draw V₀ for `params`. The first call of `step` does this if you have not.
+        """Draw V₀ for `params`. The first `step` does this if you have not.
 
         Raises:
             ValueError: if V₀ would overflow the dtype of a parameter.
@@ -172,7 +172,7 @@ class Gravity:
             TypeError: if an argument is not a NumPy array, or its dtype is not floating.
             All errors are raised before any parameter or velocity has changed.
         """
-        # 0-d NumPy arithmetic returns scalars, so the gradient of a 0-d weight may be one.
+        # NumPy's 0-d arithmetic returns scalars, so the gradient of a 0-d weight may be a scalar.
         grads = [np.asarray(g) if isinstance(g, np.generic) else g for g in grads]
         self._check(params, grads)
         if self.velocity is None:
@@ -181,7 +181,7 @@ class Gravity:
         t = self.count + self.first_step
         old, new = coefficients(t, self.beta)
         lr, decay = self._learning_rate, self._learning_rate * self.weight_decay
-        # s·s may overflow (ζ is then 0), and non-finite values propagate, without a warning.
+        # Do not warn if s·s overflows (ζ is then 0) or if non-finite values propagate.
         with np.errstate(all="ignore"):
             for w, g, v in zip(params, grads, self.velocity, strict=True):
                 w, g, v = _as_reals(w), _as_reals(g), _as_reals(v)
@@ -221,8 +221,8 @@ class Gravity:
             params: the weight tensors; V must have their shapes and dtypes.
 
         Raises:
-            ValueError: if the state does not fit. The message names the first mismatch. Nothing
-                has changed then.
+            ValueError: if the state does not fit. The message names the first mismatch. The
+                optimizer is unchanged then.
         """
         state.check([(w.shape, w.dtype.name) for w in params])
         count = state.count
@@ -269,7 +269,7 @@ class Gravity:
         x0: Any,
         steps: int,
     ) -> Trajectory:
-        """Minimise a function from `x0` and return every step, for teaching and plots.
+        """Minimize a function from `x0` and return every step, for teaching and plots.
 
         The optimizer does not change: the run starts from its hyper-parameters and a fresh V₀.
         `x0` is copied.
@@ -361,11 +361,11 @@ def _step_blocked(
     lr: float,
     decay: float,
 ) -> None:
-    """Do one update in place, block by block, with the operations of `update` in its order."""
+    """Do one update in place, block by block, with the operations and the order of `update`."""
     if not w.size:
         return
     scratch = np.empty(min(BLOCK, w.size), w.dtype)
-    # Not Python's max(): NaN must propagate.
+    # Do not use Python's max(), because NaN must propagate.
     max_abs = w.dtype.type(0)
     for (gb,) in _blocks(g):
         max_abs = np.maximum(max_abs, np.maximum(gb.max(), -gb.min()))

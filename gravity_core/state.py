@@ -37,8 +37,8 @@ class State:
         t: the number of updates so far, an integer >= 0; or one integer per velocity if they differ
             (PyTorch counts, for each parameter, the steps in which it had a gradient).
         velocities: V of each parameter, in parameter order. They are copied.
-        hyperparameters: by the argument names of `gravity_core.Gravity`. The learning rate is that
-            of the next step. Missing ones have their defaults; a missing velocity_std is
+        hyperparameters: named like the arguments of `gravity_core.Gravity`. The learning rate is
+            that of the next step. Missing ones take their defaults; a missing velocity_std is
             alpha / learning_rate.
         dtypes: names of the velocities' dtypes (float16, bfloat16, float32, float64, complex64,
             complex128). Pass them if they differ from the arrays' dtypes: a bfloat16 velocity may
@@ -48,7 +48,7 @@ class State:
         t: an int if all tensors have had the same number of updates, else a tuple.
         velocities: read-only arrays. A bfloat16 velocity is held in float32, exactly.
         dtypes: the name of each velocity's dtype.
-        hyperparameters: all seven, as keyword arguments for `gravity_core.Gravity`.
+        hyperparameters: all of them, as keyword arguments for `gravity_core.Gravity`.
 
     Raises:
         ValueError: naming the argument and the value received.
@@ -138,7 +138,7 @@ class State:
             raise ValueError(f"t must be at most {largest_t}, the limit of this optimizer, got {t}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz file to `path`. An existing file is replaced once all is written."""
+        """Write an .npz file to `path`. It replaces an existing file once it is complete."""
         header = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -151,7 +151,7 @@ class State:
             for i, (v, name) in enumerate(zip(self.velocities, self.dtypes, strict=True))
         }
         target = Path(path)
-        # In a temporary folder: a temporary file would not have the usual permissions.
+        # Write in a temporary folder: a temporary file would not have the usual permissions.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".gravity-") as scratch:
             whole = Path(scratch, "state.npz")
             with whole.open("wb") as file:
@@ -166,7 +166,8 @@ class State:
 
         Raises:
             OSError: if the file cannot be opened.
-            ValueError: if it is not such a file, naming the file, the field and the value.
+            ValueError: if the file is not valid. The message names the file, the field and the
+                value.
         """
         try:
             arrays = _read(path)

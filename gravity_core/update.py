@@ -47,8 +47,8 @@ def max_abs_grad(grad: Array, *, axes: tuple[int, ...] | None = None, xp: Any = 
     if axes == ():
         return abs(cast(grad, dtype, xp))  # libraries differ in a reduction over no axes
     kept = {"axis": axes, "keepdims": axes is not None}
-    # Not max(abs(grad)): XLA fuses abs into the reduction and then vectorises neither.
-    # The outer abs, of few numbers, turns −0 into 0.
+    # Not max(abs(grad)): XLA fuses abs into the reduction and then vectorizes neither.
+    # The outer abs turns −0 into 0. It costs little, because few numbers are left.
     return abs(cast(xp.maximum(xp.max(grad, **kept), -xp.min(grad, **kept)), dtype, xp))
 
 

@@ -8,9 +8,9 @@
 
 i counts the elements of the whole tensor in C order. index is the tensor's position among the
 optimizer's parameters, from 0. The recipe needs integer operations, a gather and one product. So
-every rank or shard of a distributed job computes its own slice, and all agree to the last bit. z
-has only 65 536 possible values. Its Kolmogorov distance from the normal distribution is 7.6e-6, and
-|z| ≤ 4.33; both are harmless for V₀.
+every process of a distributed job can compute its own slice, and all of them agree to the last bit.
+z has only 65 536 possible values. Its Kolmogorov distance from the normal distribution is 7.6e-6,
+and |z| ≤ 4.33; both are harmless for V₀.
 
 The functions run on uint32 arrays, or on int32 arrays that wrap around. (PyTorch has no arithmetic
 on uint32; TensorFlow cannot gather with uint32 indices.) Every right shift is masked, so both give

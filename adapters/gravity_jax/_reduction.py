@@ -1,8 +1,8 @@
-"""max|G| of every gradient: `gravity_core.update.max_abs_grad` in fewer kernels and passes.
+"""max|G| of every gradient, like `gravity_core.update.max_abs_grad` but with fewer kernels.
 
-Guarantee: values and derivatives equal those of the core's expression, and no gradient is gathered.
-If the program is known to use one device, NaN propagates. If not, the core's own expression runs,
-and XLA reduces it over the devices.
+Guarantee: values and derivatives equal those of `max_abs_grad`, and no gradient is gathered. If the
+program is known to use one device, NaN propagates. Otherwise `max_abs_grad` itself runs, and XLA
+reduces it over the devices.
 """
 
 import functools
@@ -16,8 +16,8 @@ from gravity_core.update import max_abs_grad
 
 # At every call, XLA's CPU client allocates the scalars of each reduction again. That costs more
 # than reading a short gradient, so small gradients of one size are stacked and reduced together.
-# The stacks are short: XLA compiles equal kernels only once, but the kernels that use the first and
-# the second maximum of a stack differ.
+# The stacks are short, because XLA compiles one kernel for the gradients at each position in a
+# stack. It shares a kernel only between gradients at the same position.
 SMALL = 2**14  # largest number of elements of a small gradient
 TOGETHER = 4  # gradients per stack
 
@@ -31,7 +31,7 @@ def largest_magnitudes(grads: Arrays, stacked: Layers) -> list[Any]:
 
     Args:
         grads: the gradients, real and not empty.
-        stacked: for each gradient, how many leading axes count layers.
+        stacked: for each gradient, the number of leading axes that index layers.
     """
     return [
         jnp.expand_dims(largest, tuple(range(layers, grad.ndim))) if layers else largest
@@ -51,16 +51,16 @@ def _maxima(grads: Arrays, stacked: Layers) -> list[Any]:
 
 @_maxima.defjvp
 def _derivative(stacked: Layers, primals: Any, tangents: Any) -> Any:
-    # JAX's reduction of two operands has no derivative.
+    # JAX cannot differentiate a reduction of two operands. Differentiate the plain form instead.
     _, derivative = jax.jvp(lambda grads: _over_devices(grads, stacked), primals, tangents)
     return _maxima(*primals, stacked), derivative
 
 
 def _on_one_device(grads: Arrays) -> bool:
-    """Return whether no gradient can be sharded, as far as this is known when tracing.
+    """Return True only if it is certain, when tracing, that no gradient is sharded.
 
-    The types and the context show a mesh, but jit(in_shardings=…) is not visible. If no mesh is
-    visible, a traced gradient may be sharded over all devices.
+    The types and the context show a mesh. They do not show jit(in_shardings=…), so a traced
+    gradient without a visible mesh may be sharded over all devices.
     """
     meshes = [jax.typeof(grad).sharding.mesh for grad in grads]
     size = max((mesh.size for mesh in [*meshes, jax.sharding.get_abstract_mesh()]), default=0)
@@ -97,8 +97,9 @@ def _together(grads: Arrays, stacked: Layers) -> list[Any]:
 
 
 def _in_one_pass(grad: jax.Array, layers: int) -> Any:
-    # XLA on the CPU needs at least two kernels for max|G|, but only one for the pair (max, min).
-    # That kernel is slow for half types, and for several short axes; so flatten to one axis.
+    # On the CPU, XLA needs at least two kernels for max|G|, but only one for the pair (max, min).
+    # The single kernel is slow over several short axes, so flatten them. It is also slow for half
+    # types, so those use `max_abs_grad`.
     rows = grad.reshape(*grad.shape[:layers], -1)
     if jnp.finfo(rows.dtype).bits < 32:
         return max_abs_grad(rows, axes=(layers,), xp=jnp)[..., 0]

@@ -77,11 +77,11 @@ def _one_level(node: Any) -> tuple[dict[str, Any], Any]:
 
 
 def stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> list[int]:
-    """Return, for every leaf, how many of its leading axes count layers."""
+    """Return the number of leading axes that index layers, for every leaf."""
     if stacked is None:
         return [0] * len(grads)
     prefix = stacked(updates) if callable(stacked) else stacked
-    # Replace None, which JAX takes for an empty tree instead of a leaf.
+    # Replace None with 0, because JAX treats None as an empty tree and not as a leaf.
     prefix = jax.tree.map(lambda n: 0 if n is None else n, prefix, is_leaf=lambda n: n is None)
     try:
         counts, _ = named_leaves(jax.tree.broadcast(prefix, updates), "stacked")
@@ -96,7 +96,7 @@ def stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> list
         if not 0 <= count <= grad.ndim:
             raise ValueError(
                 f"{name} must be an integer in [0, {grad.ndim}], known when tracing (the number of "
-                f"leading axes that count layers), got {value!r}"
+                f"leading axes that index layers), got {value!r}"
             )
         axes.append(count)
     return axes

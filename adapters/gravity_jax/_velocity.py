@@ -52,12 +52,12 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
         raise ValueError(f"an axis must have at most 2**32 elements, got shape {shape}")
     if 0 in shape:
         if isinstance(param, jax.core.Tracer):
-            return param.astype(dtype)  # only a use of `param` shows jit a mesh of explicit axes
+            return param.astype(dtype)  # jit sees a mesh of explicit axes only through `param`
         return jnp.zeros_like(param, dtype=dtype)
     if isinstance(param, jax.ShapeDtypeStruct):
         param = jnp.zeros_like(param)  # on the devices of its sharding
     check_velocity_std(std, dtype)
-    # Pass NumPy arrays, which jit accepts as equal from every process of a cluster.
+    # Pass NumPy arrays: in a job of several processes, jit accepts equal ones from each process.
     return _scaled_normal(param, _key(seed, index), normal_quantiles(), std, dtype=dtype)
 
 
@@ -77,20 +77,23 @@ def _key(seed: Any, index: int) -> Words:
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _scaled_normal(param: jax.Array, key: Words, quantiles: Any, std: Any, *, dtype: Any) -> Any:
-    param, quantiles = jnp.asarray(param), jnp.asarray(quantiles)  # under jax.disable_jit
+    param, quantiles = jnp.asarray(param), jnp.asarray(quantiles)  # for jax.disable_jit
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     real, wide = jnp.finfo(dtype).dtype, working_dtype(dtype)
     parts = []
     for element in _element_indices(param, 2 if is_complex else 1):
         k = element_halfwords(key, element, xp=jnp)
-        # On a mesh with explicit axes, a gather must be told the sharding of its result.
+        # On a mesh with explicit axes, JAX cannot infer the sharding of a gather's result.
         z = quantiles.at[k].get(mode="promise_in_bounds", out_sharding=jax.typeof(k).sharding)
         parts.append((z.astype(wide) * jnp.asarray(std, wide)).astype(real))
     return jax.lax.complex(*parts) if is_complex else parts[0]
 
 
 def _element_indices(param: jax.Array, parts: int) -> list[Words]:
-    """Return the 64-bit indices, in C order, of the `parts` real parts of each element."""
+    """Return the 64-bit C-order indices of the real parts of each element.
+
+    `parts` is 2 for complex elements, else 1.
+    """
     # Zeros with the parameter's sharding, which XLA carries through these comparisons. XLA folds
     # simpler forms such as zeros_like, and then draws all of V₀ on every device.
     x = param.real
@@ -104,7 +107,7 @@ def _element_indices(param: jax.Array, parts: int) -> list[Words]:
 
 def _times_plus(hi: jax.Array, lo: jax.Array, n: int, i: Any) -> tuple[jax.Array, jax.Array]:
     """Return (hi, lo) · n + i for 64-bit integers in two words; JAX may have no 64-bit integers."""
-    # Use arrays, % and //, because jax.export may have a symbol for n.
+    # With jax.export, n may be a symbol, which has % and // but no bit operations.
     n0, n1 = jnp.asarray(n % 2**16, jnp.uint32), jnp.asarray(n // 2**16, jnp.uint32)
     n_low = (n1 << 16) | n0
     a0, a1 = lo & 0xFFFF, lo >> 16

@@ -14,21 +14,21 @@ from gravity_jax.transform import ScaleByGravityState
 
 
 def export_state(opt_state: Any, **hyperparameters: Any) -> State:
-    """Return a copy of the state of `gravity` or `scale_by_gravity`, inside any optax wrappers.
+    """Return a copy of the state of `gravity` or `scale_by_gravity`.
 
     If arrays are sharded over several processes, this is a collective operation: every process must
     call it, and gets the whole V.
 
     Args:
-        opt_state: an optax state that holds one `ScaleByGravityState`.
+        opt_state: an optax state that holds one `ScaleByGravityState`, at any depth.
         **hyperparameters: the arguments of `gravity`, because an optax state does not store them.
             Leave out those that only JAX has, such as ``mask`` and ``velocity_dtype``. A schedule
             is evaluated at the state's count. If the learning rate has changed since `init`
             (`optax.inject_hyperparams`), pass ``velocity_std`` too.
 
     Raises:
-        ValueError: if the number of `ScaleByGravityState` is not one, or for a hyper-parameter out
-            of its range.
+        ValueError: unless the state holds exactly one `ScaleByGravityState`, or for a
+            hyper-parameter out of its range.
         TypeError: for a hyper-parameter that does not exist.
 
     Example:
@@ -64,7 +64,8 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
         state: a state from any framework.
 
     Raises:
-        ValueError: if the state does not fit, naming what does not, or if its t exceeds int32.
+        ValueError: if the state does not fit, or if its t exceeds int32. The message names the
+            first mismatch.
 
     Example:
         >>> from gravity_jax import gravity
@@ -107,7 +108,7 @@ def _own_state(opt_state: Any) -> ScaleByGravityState:
 
 
 def _counts_a_schedule(node: Any) -> bool:
-    # optax has no public name for the state of a scheduled weight decay. That state is a count.
+    # optax has no public name for the state of a scheduled weight decay. Its only field is a count.
     return isinstance(node, optax.InjectStatefulHyperparamsState) or (
         getattr(node, "_fields", None) == optax.ScaleByScheduleState._fields
     )
@@ -125,5 +126,6 @@ def _whole(v: Any) -> np.ndarray:
 
 def _like(old: jax.Array, v: np.ndarray) -> jax.Array:
     new = jnp.array(v, old.dtype)  # a copy
-    # An uncommitted array, as `init` makes it, must stay uncommitted to follow the parameters.
+    # JAX moves an uncommitted array to the device of the parameters. A committed one stays put, so
+    # keep an array uncommitted if `init` left it so.
     return jax.device_put(new, old.sharding) if old.committed else new

@@ -7,7 +7,7 @@ Guarantees:
   learning rate is traced, σ = α/η is computed in float32.)
 - The math is gravity_core's, with ``xp=jax.numpy``.
 - Outside jit, a step has the bits of the NumPy reference, with two exceptions: XLA flushes
-  subnormal numbers to zero, and optax rounds weight decay in another place.
+  subnormal numbers to zero, and optax rounds weight decay at another point of the step.
 - Under jit, a step stays inside the certified bound.
 """
 
@@ -51,7 +51,7 @@ def scale_by_gravity(
     stacked: Any = None,
     axis_name: Hashable | None = None,
 ) -> optax.GradientTransformation:
-    """Replace gradients by the Gravity velocity.
+    """Replace gradients with the Gravity velocity.
 
         V₀ ~ N(0, σ²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
         ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ
@@ -75,10 +75,10 @@ def scale_by_gravity(
 
     Raises:
         ValueError: naming the argument and the value received, or the shape of a traced value.
-            `update` also raises it for a gradient that is missing, superfluous or of another shape,
-            naming its place in the tree.
+            `update` also raises it for a gradient that is missing, superfluous or of another shape.
         TypeError: from `init` and `update`, for a parameter or a gradient that is neither floating
-            nor complex, naming its place in the tree.
+            nor complex.
+            The messages about parameters and gradients name the place in the tree.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -98,7 +98,7 @@ def scale_by_gravity(
     _check_velocity_dtype(velocity_dtype)
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
-        if axis_name is not None and _is_inside(axis_name):  # a shard has no index into V₀
+        if axis_name is not None and _is_inside(axis_name):  # a shard does not know its place in V₀
             raise ValueError(
                 "init must be called outside the shard_map or pmap over axis_name, on whole "
                 f"parameters, got a call inside the axis {axis_name!r}"
@@ -112,7 +112,7 @@ def scale_by_gravity(
             count=jnp.zeros([], jnp.int32), velocity=jax.tree.unflatten(structure, velocity)
         )
         if velocity:  # optax.tree.map_params calls init with a placeholder that has no leaves
-            stacked_axes(stacked, state.velocity, velocity)  # raises here rather than in `update`
+            stacked_axes(stacked, state.velocity, velocity)  # raise before the first `update`
         return state
 
     def update_fn(
@@ -124,8 +124,8 @@ def scale_by_gravity(
                 "update must be called inside a shard_map or pmap over axis_name, "
                 f"got a call outside the axis {axis_name!r}"
             )
-        # Compute all maxima first and all velocities after them. So one pmax serves all tensors,
-        # and the coefficients are computed once per dtype.
+        # Compute all maxima before the velocities, so that one pmax serves all tensors. Compute the
+        # coefficients once per dtype.
         velocities, structure = named_leaves(state.velocity, "updates")
         grads = [
             _gradient(name, grad, v)
@@ -188,11 +188,11 @@ def gravity(
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
         velocity_dtype: floating dtype of V. None means the dtype of each parameter. The velocity of
             a complex parameter always has the parameter's dtype.
-        stacked: for arrays that stack several layers, the number of leading axes that count
+        stacked: for arrays that stack several layers, the number of leading axes that index
             layers. Each layer then has its own max|G|. Pass an integer, a pytree of integers that
             is a prefix of the parameters (None in it means 0), or a callable that returns one of
-            these for the updates (in `init`, for V₀). An axis of layers must not be sharded over
-            `axis_name`, because the reduction would mix layers.
+            these for the updates (in `init`, for V₀). An axis that indexes layers must not be
+            sharded over `axis_name`, because the reduction would mix layers.
         axis_name: the axes of a shard_map or pmap over which weights are sharded; max|G| is reduced
             over them. Call `init` outside, on whole parameters, and `update` inside.
 
@@ -201,10 +201,10 @@ def gravity(
 
     Raises:
         ValueError: naming the argument and the value received, or the shape of a traced value.
-            `update` also raises it for a gradient that is missing, superfluous or of another shape,
-            naming its place in the tree.
+            `update` also raises it for a gradient that is missing, superfluous or of another shape.
         TypeError: from `init` and `update`, for a parameter or a gradient that is neither floating
-            nor complex, naming its place in the tree.
+            nor complex.
+            The messages about parameters and gradients name the place in the tree.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -235,8 +235,8 @@ def gravity(
         stacked=stacked,
         axis_name=axis_name,
     )
-    # optax.inject_hyperparams builds the optimizer again in every update. The learning rate may be
-    # 0 by then, so only init computes σ and warns.
+    # optax.inject_hyperparams constructs the optimizer again in every update. The learning rate may
+    # be 0 by then, so let only `init` compute σ and warn.
     injected = isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array)
     fixed_std = None if injected else _velocity_std(nominal, alpha, velocity_std)
     origin = {"learning_rate": nominal, "alpha": alpha} if velocity_std is None else {}
@@ -280,7 +280,7 @@ def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
     if velocity_std is not None:
         return velocity_std
     if _is_traced(learning_rate) or _is_traced(alpha):
-        # In float32: optax.inject_hyperparams may pass them in the half dtype of the weights.
+        # Widen them: optax.inject_hyperparams may pass them in the half dtype of the weights.
         learning_rate, alpha = jnp.asarray(learning_rate, float), jnp.asarray(alpha, float)
         at_rest = learning_rate == 0
         return jnp.where(at_rest, 0, alpha / jnp.where(at_rest, 1, learning_rate))
@@ -335,7 +335,7 @@ def _gradient(name: str, grad: Any, v: jax.Array) -> jax.Array:
     dtype = _dtype(name, grad)
     if jnp.shape(grad) != v.shape or jnp.iscomplexobj(grad) != jnp.iscomplexobj(v):
         raise ValueError(
-            f"{name} must have the shape of its parameter and be complex exactly if that is: "
+            f"{name} must have the shape of its parameter, and both must be real or both complex: "
             f"expected {v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
         )
     return jnp.asarray(grad)

@@ -4,15 +4,16 @@ Guarantees:
 
 - V₀ needs no random state and is the same on every replica.
 - The math is `gravity_core.update` with ``xp=keras.ops``. For float32 and float64 variables of
-  TensorFlow, TensorFlow's momentum kernel does the last part, which is faster. Both ways are tested
-  against the NumPy reference.
+  TensorFlow, TensorFlow's momentum kernel does the last part, because it is faster. The tests
+  compare both ways with the NumPy reference.
 - On TensorFlow's CPU, eager and in tf.function, a step has the bits of the NumPy reference. There
-  are two exceptions: TensorFlow flushes subnormal numbers to zero, and Keras rounds weight decay in
-  another place. This needs a TensorFlow without fused multiply-add, such as the x86-64 wheels.
+  are two exceptions: TensorFlow flushes subnormal numbers to zero, and Keras rounds weight decay at
+  another point of the step. TensorFlow must be built without fused multiply-add, as the x86-64
+  wheels are.
 - Under XLA, on GPUs and on the other backends of Keras, a step stays inside the certified bound.
 
-Keras stores a learning rate that is a number in `keras.config.floatx()`, so set that to float64 for
-float64 variables. On TensorFlow, the schedules of Keras compute in float32 for any floatx.
+Keras stores a constant learning rate in the dtype `keras.config.floatx()`. For float64 variables,
+set floatx to float64. On TensorFlow, the schedules of Keras compute in float32 for any floatx.
 """
 
 import contextlib
@@ -107,7 +108,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             learning_rate = float(learning_rate)  # the only number type that Keras accepts
         if decay is not None:
             # On TensorFlow, Keras calls tf.cast, which rounds a plain float to float32 first, but
-            # not an np.float64. json accepts an np.float64 as a float.
+            # not an np.float64. An np.float64 is a float, so json can write it.
             kwargs["weight_decay"] = np.float64(decay)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.alpha = float(alpha)
@@ -116,8 +117,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         self._first_rate = hp.as_float(nominal)
         self.seed = int(seed)
         self.first_step = int(first_step)
-        # t of the current step inside `apply`, None outside. Computing it for every variable again
-        # took a tenth of an eager step of many small variables.
+        # t of the current step inside `apply`, None outside. Computing t again for every variable
+        # took a tenth of the time of an eager step with many small variables.
         self._t: Any = None
 
     @property
@@ -128,7 +129,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             ValueError: if the assigned number is negative or not finite.
         """
         value = super().learning_rate
-        return np.float64(value) if isinstance(value, float) else value  # for tf.cast, see above
+        return np.float64(value) if isinstance(value, float) else value  # for tf.cast, see __init__
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
@@ -140,7 +141,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """Create one velocity variable for each of the model's variables.
 
         Raises:
-            ValueError: if V₀ would overflow the dtype of a variable. Nothing has changed then.
+            ValueError: if V₀ would overflow the dtype of a variable. The optimizer is then
+                unchanged.
         """
         if self.built:
             return
@@ -151,7 +153,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
                 learning_rate=self._first_rate,
                 alpha=self.alpha,
             )
-        # Leave a tf.function: V₀ would be a constant of its graph, which is limited to 2 GB.
+        # Build outside any tf.function. Inside, V₀ would be a constant of the graph, and a graph is
+        # limited to 2 GB.
         with tf.init_scope() if tf else contextlib.nullcontext():
             super().build(variables)
             self._velocities: list[Any] = [
@@ -162,13 +165,13 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
                 )
                 for index, variable in enumerate(variables)
             ]
-        # Keras's documentation calls this private method, but a release may remove it.
+        # Examples in Keras's documentation call this private method, but a release may remove it.
         if not hasattr(self, "_get_variable_index"):
             self._get_variable_index = _positions(variables)
 
     def _initializer(self, index: int) -> Any:
         def draw(shape: tuple[int, ...], dtype: Any = None) -> Any:
-            # On the host: this needs no random op, and gives the same V₀ in every graph.
+            # Draw on the host. This needs no random op, and gives the same V₀ in every graph.
             name = keras.backend.standardize_dtype(dtype)
             v = initial_velocity(
                 tuple(shape),
@@ -188,11 +191,11 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
-        # Keras's list of variables is private. The velocities have the same shapes.
+        # Keras's list of variables is private. Use the velocities, which have the same shapes.
         variables = trainable_variables or (self._velocities if self.built else [])
         if tf:
-            # Dense: V also moves in rows without a gradient, and duplicate rows are summed. If one
-            # list is longer, its rest stays for the base class, which then raises or ignores it.
+            # V also moves in rows without a gradient, so make every gradient dense. If `grads` is
+            # longer than `variables`, pass on the rest: the base class raises or ignores it.
             grads = [*map(_dense, grads, variables), *grads[len(variables) :]]
         self._t = self._counter()
         try:
@@ -244,7 +247,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
 
 def _nominal(learning_rate: Any) -> Any:
-    """Return the learning rate at step 0, from which σ is computed."""
+    """Return the learning rate at step 0; σ is computed from it."""
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         start = ops.convert_to_tensor(0, dtype="int")  # a tensor, as Keras passes it
         learning_rate = learning_rate(start)
@@ -267,7 +270,7 @@ def _positions(variables: list[Any]) -> Callable[[Any], int]:
     for position, variable in enumerate(variables):
         same = [variable]
         if tf:
-            # Keras may pass TensorFlow's variable instead of its own, or the one of a replica.
+            # Instead of its own variable, Keras may pass TensorFlow's or that of a replica.
             value = variable.value if isinstance(variable, keras.Variable) else variable
             same += [value, *tf.distribute.get_strategy().experimental_local_results(value)]
         positions |= dict.fromkeys(map(id, same), position)
@@ -298,8 +301,9 @@ def _max_abs(gradient: Any, shape: tuple[int, ...]) -> Any:
         return None
     if len(shape) < 2 or shape[-1] >= _LANES:
         return max_abs_grad(gradient, xp=ops)
-    # Reduce over the rows of a table first, because XLA on the CPU vectorizes that. It does not
-    # vectorize a reduction over all of (64, 64, 3, 3) or over its flat view, which took most of a
-    # step. For an odd number of elements the table has one column, and is not vectorized either.
+    # Reduce over the rows of a table first, because XLA on the CPU vectorizes this reduction. It
+    # does not vectorize a reduction over all axes of (64, 64, 3, 3) or over the flat view. Such a
+    # reduction took most of the time of a step. For an odd number of elements, the table has one
+    # column, and XLA does not vectorize it either.
     rows = ops.reshape(gradient, (-1, math.gcd(math.prod(shape), _LANES)))
     return ops.max(max_abs_grad(rows, axes=(0,), xp=ops))

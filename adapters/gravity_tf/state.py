@@ -20,8 +20,8 @@ def export_state(optimizer: Gravity) -> State:
         optimizer: a built optimizer. For a `LossScaleOptimizer`, pass its ``inner_optimizer``.
 
     Raises:
-        ValueError: if the optimizer is not built, or has accumulated some of the gradients of the
-            next update.
+        ValueError: if the optimizer is not built, or has accumulated only some of the gradients of
+            the next update.
 
     Example:
         >>> w = keras.Variable([1.0, 1.0])
@@ -51,7 +51,7 @@ def export_state(optimizer: Gravity) -> State:
 
 
 def import_state(optimizer: Gravity, state: State) -> None:
-    """Replace the optimizer's state and hyper-parameters by those of `state`.
+    """Replace the optimizer's state and hyper-parameters with those of `state`.
 
     A learning rate schedule stays, and continues at the state's t. Import before the first step,
     because a traced function keeps the hyper-parameters that it was traced with.
@@ -61,8 +61,8 @@ def import_state(optimizer: Gravity, state: State) -> None:
         state: a state from any framework.
 
     Raises:
-        ValueError: if the optimizer is not built, or the state does not fit. Nothing has changed
-            then.
+        ValueError: if the optimizer is not built, or the state does not fit. The optimizer is
+            unchanged then.
 
     Example:
         >>> import numpy as np
@@ -100,7 +100,7 @@ def _velocities(optimizer: Gravity) -> list[Any]:
 
 
 def _variable(optimizer: Gravity, name: str) -> Any:
-    """Return the base class's variable of that name, or None; no public attribute holds it."""
+    """Return the base class's variable with that name, or None. No public attribute holds it."""
     return next((v for v in optimizer.variables if v.name == name), None)
 
 

@@ -1,8 +1,8 @@
 """Parameters that are sharded over processes: DTensor, which FSDP2 and tensor parallelism use.
 
-Guarantee: a step makes one all-reduce per process group, of one number per sharded parameter. It
-finds the maximum of each gradient over all shards. (If the placements of a gradient differ from
-those of its parameter, torch redistributes the gradient first.)
+Guarantee: a step makes one all-reduce per process group, of one number per sharded parameter. This
+all-reduce finds the maximum of each gradient over all shards. (If a gradient and its parameter have
+different placements, the step redistributes the gradient first.)
 """
 
 import math
@@ -55,7 +55,7 @@ def placed(whole: Tensor, p: Any) -> Tensor:
 
 
 def is_placed_as(x: Tensor, p: Tensor) -> bool:
-    """Return whether the local shard of `x` belongs to the local shard of `p`."""
+    """Return whether `x` has the placements of `p`, and a local shard of the same shape."""
     if not is_distributed(x) and not is_distributed(p):
         return x.shape == p.shape
     placements = [getattr(t, "placements", None) for t in (x, p)]
@@ -143,8 +143,8 @@ def _sharding_groups(mesh: Any, placements: Any) -> list[Any]:
 def _max_abs_bits(grads: list[Tensor]) -> list[Tensor]:
     """Return each max|G| as the bits of a float64.
 
-    Non-negative floats have the order of their bits, and NaN is the largest. So the maximum of the
-    bits keeps a NaN, which an all-reduce of floats may drop.
+    As integers, the bits of non-negative floats have the order of the floats, and those of NaN are
+    the largest. So the maximum of the bits keeps a NaN. An all-reduce of floats may drop it.
     """
     values = [torch.empty(0)] * len(grads)
     for (device, dtype), members in _kinds(grads).items():
@@ -160,7 +160,7 @@ def _max_abs_bits(grads: list[Tensor]) -> list[Tensor]:
 
 
 def _one_by_one(grads: list[Tensor]) -> list[Tensor]:
-    pairs = map(torch.aminmax, grads)  # on a CPU many times faster than norms
+    pairs = map(torch.aminmax, grads)  # many times faster than norms on a CPU
     return [torch.maximum(-low, high) for low, high in pairs]
 
 
@@ -169,7 +169,7 @@ def _many_at_a_time(grads: list[Tensor]) -> list[Tensor]:
 
 
 def elements(p: Any) -> range | Callable[[int, int], Tensor]:
-    """Return the indices in the whole tensor, in C order, of this process's elements.
+    """Return this process's elements by their C-order indices in the whole tensor.
 
     A complex element counts as two. The result is a range if the elements are consecutive. If not,
     it is a function of (a, b) that returns the indices of the local elements a to b − 1, as int64.

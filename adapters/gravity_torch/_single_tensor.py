@@ -1,6 +1,6 @@
 """The path of `foreach=False`: one tensor at a time, with the functions of `gravity_core`.
 
-Guarantee: V and W have the bits of the NumPy reference. The tests hold every other path to them.
+Guarantee: V and W have the bits of the NumPy reference.
 """
 
 import array_api_compat.torch as xp
@@ -12,7 +12,7 @@ from gravity_torch._tensors import working_dtype
 
 
 def single_tensor(items: list[Item], options: Options) -> None:
-    """Update one tensor after the other."""
+    """Update one tensor after another."""
     for item in items:
         update_item(item, options)
 
@@ -28,7 +28,8 @@ def update_item(item: Item, options: Options) -> None:
     dtype = working_dtype(p.dtype)
     w = p.to(dtype)
     if options.weight_decay is not None:
-        # If the learning rate has a gradient, autograd keeps the factor w, so it must not be p.
+        # If the learning rate needs a gradient, autograd saves the factor w. Clone it: w may be p
+        # itself, and p changes below.
         w = w.clone() - w.clone() * _scalar(options.lr * options.weight_decay, w)
     # Multiply and then subtract, as NumPy does: sub(alpha=lr) rounds only once.
     p.copy_(w - v.to(dtype) * _scalar(options.lr, w))
@@ -37,6 +38,6 @@ def update_item(item: Item, options: Options) -> None:
 def _scalar(value: float | Tensor, w: Tensor) -> float | Tensor:
     if not isinstance(value, Tensor):
         return value
-    # Without the cast, a 0-d w would be computed in the wider of the two dtypes. A 0-d tensor on
-    # the CPU combines with tensors on any device. One on a GPU does not, so it is moved.
+    # Cast the value: with a 0-d w, torch would compute in the wider of the two dtypes. A 0-d tensor
+    # on the CPU combines with tensors on any device. A 0-d tensor on a GPU does not, so move it.
     return value.to(value.device if value.is_cpu else w.device, w.dtype)

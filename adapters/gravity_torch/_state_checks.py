@@ -1,4 +1,4 @@
-"""The state of a parameter: its step counter, its checks, and the names of other Gravity codes."""
+"""The state of a parameter: its step counter, its checks, and the names in other checkpoints."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from gravity_torch import _distributed
 def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
     """Return a number of steps as the tensor that the state stores."""
     # float32, as in torch's own optimizers, counts exactly up to 2**24. The device is explicit,
-    # because the default device may be another one. FakeTensorMode can read a tensor that is made
-    # from a number.
+    # because the user may have set another default device. Make the tensor from a number:
+    # FakeTensorMode can read the value of such a tensor.
     device = p.device if group["capturable"] else "cpu"
     if isinstance(value, Tensor):
         return value.to(device, torch.float32)
@@ -29,7 +29,7 @@ def check_state(p: Tensor, state: dict[str, Any]) -> None:
     velocity = state["velocity"]
     if velocity.shape != p.shape or velocity.is_complex() != p.is_complex():
         raise ValueError(
-            "velocity must have the shape of its parameter and be complex exactly if that is: "
+            "velocity must have the shape of its parameter, and both must be real or both complex: "
             f"expected {tuple(p.shape)} {p.dtype}, got {tuple(velocity.shape)} {velocity.dtype}"
         )
     if not _distributed.is_placed_as(velocity, p):
@@ -51,15 +51,15 @@ def check_dtypes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:
     """Raise unless all three are real, or all three complex."""
     if not p.is_complex() == grad.is_complex() == velocity.is_complex():
         raise ValueError(
-            "p.grad and velocity must be complex exactly if their parameter is: for a parameter of "
-            f"{p.dtype}, got {grad.dtype} and {velocity.dtype}"
+            "the parameter, p.grad and velocity must be all real or all complex: for a parameter "
+            f"of {p.dtype}, got {grad.dtype} and {velocity.dtype}"
         )
 
 
 def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return a state of another Gravity code under our names, and any other state unchanged."""
+    """Rename the parts of another Gravity implementation's state; return others unchanged."""
     if not any("v" in old and "velocity" not in old for old in state_dict["state"].values()):
-        return state_dict  # its groups may have a "t" or "step" of the user's own
+        return state_dict  # the user may have put a "t" or "step" into a group
     steps = {
         key: group.get("t", group.get("step"))
         for group in state_dict["param_groups"]

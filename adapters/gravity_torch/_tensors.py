@@ -1,4 +1,4 @@
-"""Helpers on tensors that several files use: dtypes, views, joins and conversion to NumPy."""
+"""Helpers for tensors: dtypes, views, joins and conversion to NumPy."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,12 +19,12 @@ def to_numpy(x: Tensor) -> np.ndarray:
 
 
 def has_memory(x: Tensor) -> bool:
-    """Return whether private kernels and graphs accept `x`: no fake, meta or subclass tensor."""
+    """Return False for fake, meta and subclass tensors: kernels and graphs do not accept them."""
     return type(x.data) is Tensor and not x.is_meta
 
 
 def flat(p: Tensor, grad: Tensor, velocity: Tensor) -> list[Tensor] | None:
-    """Return flat views with the same order of elements, or None if there are none."""
+    """Return flat views with the same order of elements, or None if no such views exist."""
     if p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
         return [p.view(-1), grad.view(-1), velocity.view(-1)]
     if p.stride() == grad.stride() == velocity.stride() and is_dense(p):
@@ -44,6 +44,6 @@ def is_dense(x: Tensor) -> bool:
 
 
 def without_autocast(join: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
-    """Join tensors by `torch.cat` or `torch.stack`, and keep their dtype under autocast."""
+    """Join tensors with `torch.cat` or `torch.stack`, and keep their dtype under autocast."""
     # Autocast to float16 refuses bfloat16 tensors and vice versa, except with out=.
     return join(tensors, out=tensors[0].new_empty(0))

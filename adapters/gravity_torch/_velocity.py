@@ -1,4 +1,4 @@
-"""V₀ of a parameter: drawn on its device, and only for the shard that is in this process."""
+"""V₀ of a parameter. Each process draws only its own shard, on the device of the parameter."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from gravity_core.velocity import normal_elements, normal_quantiles, standard_no
 from gravity_torch import _distributed
 from gravity_torch._tensors import working_dtype
 
-_CHUNK = 2**16  # elements of a shard that are drawn at a time
+_CHUNK = 2**16  # number of elements of a shard to draw at a time
 
 
 def as_reals(x: Tensor) -> Tensor:

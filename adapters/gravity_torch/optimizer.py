@@ -1,8 +1,8 @@
 """Gravity as a `torch.optim.Optimizer`.
 
 Guarantees: V₀ uses no global random state. A state_dict restores the state bit for bit. Bad
-arguments, bad states and sparse gradients raise before any parameter has moved. Gradients are never
-written to. With `foreach=False`, the results have the bits of the NumPy reference.
+arguments, bad states and sparse gradients raise errors before any parameter moves. A step never
+writes to a gradient. With `foreach=False`, the results have the bits of the NumPy reference.
 """
 
 import functools
@@ -40,7 +40,7 @@ _DEFAULTS = {
 
 
 def _with_grad_if_differentiable(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a step record gradients exactly if `differentiable`, in any mode of the caller."""
+    """Let a step record gradients if and only if `differentiable`, in any mode of the caller."""
     try:  # private to torch; unlike the code below, it also breaks the graph under torch.compile
         from torch.optim.optimizer import _use_grad_for_differentiable
     except ImportError:
@@ -73,9 +73,9 @@ class Gravity(torch.optim.Optimizer):
     Args:
         params: parameters, parameter groups or named parameters to optimize.
         lr: η, finite and >= 0; a number, or a Tensor with one element.
-        alpha: α, finite and >= 0. The standard deviation of V₀ is alpha / lr, with the lr that
-            the group was added with. Later changes of lr do not affect it. If that lr is the
-            small start of a warm-up, pass velocity_std.
+        alpha: α, finite and >= 0. The standard deviation of V₀ is alpha / lr, with the lr at
+            the time when the group was added. Later changes of lr do not affect it. If that lr
+            is the small start of a warm-up, pass velocity_std.
         beta: β in [0, 1]. The running average covers up to 1 / (1 − β) gradients.
         weight_decay: λ, finite and >= 0; decoupled, as in AdamW.
         velocity_std: standard deviation of V₀, used instead of alpha / lr. It must be >= 0 and
@@ -114,7 +114,7 @@ class Gravity(torch.optim.Optimizer):
         ['step', 'velocity']
     """
 
-    _has_warned = False  # that V starts from rest
+    _has_warned = False  # whether it has warned that V starts from rest
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Gravity(torch.optim.Optimizer):
         super().__init__(params, _checked(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; the standard deviation of its V₀ is alpha / lr with its present lr."""
+        """Add a group; the standard deviation of its V₀ is alpha / lr, with its current lr."""
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # raises torch's TypeError
         given, index = param_group.get("velocity_std"), len(self.param_groups)
@@ -169,8 +169,8 @@ class Gravity(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle or a state_dict; options that it lacks get their defaults.
 
-        σ has no default. If the state lacks it, the receiving group keeps its own. When unpickling,
-        there is no receiving group: σ then comes from the state's initial_lr, or else from its lr.
+        σ has no default. If the state lacks σ, the receiving group keeps its own σ. Unpickling has
+        no receiving group, so σ then comes from the state's initial_lr, or else from its lr.
         """
         fixed = [group.get("velocity_std") for group in self.__dict__.get("param_groups", ())]
         for group in state["param_groups"]:
@@ -194,14 +194,14 @@ class Gravity(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, of the original Gravity code or of pytorch_optimizer.
 
-        The other two call the velocity ``v`` and keep one step count per group, as ``t`` or
-        ``step``. Their checkpoints do not store σ. The receiving optimizer keeps its own, so
+        The last two call the velocity ``v`` and keep one step count per group, as ``t`` or
+        ``step``. Their checkpoints do not store σ. The receiving optimizer keeps its own σ, so
         construct it with the run's initial lr.
         """
         super().load_state_dict(translated(state_dict))
 
     def _fix_velocity_std(self, group: dict[str, Any], lr: float | Tensor) -> None:
-        """Fix σ of a group; warn for the first group that has none and starts from rest."""
+        """Set σ of a group; warn once if a group has no σ and therefore starts from rest."""
         undefined = group["velocity_std"] is None and _number(lr) == 0 and group["alpha"] != 0
         if undefined and self._has_warned:
             group["velocity_std"] = 0.0
@@ -251,7 +251,7 @@ class Gravity(torch.optim.Optimizer):
         shards = _distributed.shards([p for _, params, *_ in batches for p in params], self.state)
         if shards and any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError("`differentiable` does not support DTensor")
-        # Raise only after the collective operation, or the other processes would wait in it.
+        # Raise only after the collective operation: the other processes wait in it for this one.
         for p, shard in shards.items():
             if shard.p.shape != shard.velocity.shape:
                 check_state(p, self.state[p])
@@ -281,7 +281,7 @@ class Gravity(torch.optim.Optimizer):
                 state = states[p] or self._init_state(p, group, self._position(group) + i)
                 velocity = state["velocity"]
                 if not p.shape == velocity.shape == grad.shape:
-                    check_shapes(p, grad, state)  # p.data was replaced; kernels check no shapes
+                    check_shapes(p, grad, state)  # p.data was replaced, and kernels do not check
                 params.append(p)
                 grads.append(grad)
                 velocities.append(velocity)
@@ -322,7 +322,7 @@ def _check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
 def _step_group(
     group: dict[str, Any], params: list[Tensor], steps: list[Tensor], items: list[Item]
 ) -> None:
-    """Count the step, and update by the path that the options and the tensors allow."""
+    """Count the step, and update on the path that the options and the tensors allow."""
     if not steps:
         return
     compiling = torch.compiler.is_compiling()
@@ -359,7 +359,7 @@ def _at_least_1d(x: Tensor) -> Tensor:
 def _as_scalar(lr: float | Tensor) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return lr
-    # In float64, like a Python number, so that η λ is rounded once. MPS has no float64.
+    # Use float64, like a Python number, so that η λ is rounded once. MPS has no float64.
     return lr.reshape(()) if lr.is_mps else lr.reshape(()).double()
 
 
@@ -370,7 +370,7 @@ def _checked(group: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("Tensor lr must be 1-element")
     values = {name: group[own] for name, own in NAMES.items()}
     hp.validate(**values | {"learning_rate": _number(lr)}, names=NAMES)
-    if _number(lr) > 0:  # at 0 it would warn; `add_param_group` does that
+    if _number(lr) > 0:  # at 0, only `add_param_group` may warn
         hp.velocity_std(_number(lr), group["alpha"], group["velocity_std"], names=NAMES)
     if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
@@ -383,7 +383,7 @@ def _checked(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(lr: Any) -> Any:
-    """Return a one-element Tensor as a NumPy number; any other value unchanged, for `validate`."""
+    """Return a one-element Tensor as a NumPy number; leave other values as they are."""
     if not isinstance(lr, Tensor) or not hp.may_be_a_number(lr):
         return lr
     return to_numpy(lr).reshape(())[()]
@@ -403,7 +403,7 @@ def _package(frame: FrameType) -> str:
 
 
 def _check_capture(optimizer: Gravity) -> None:
-    """Raise in a CUDA graph capture that could not be replayed correctly."""
+    """Raise in a CUDA graph capture if a replay would be wrong."""
     # Private to torch. Older versions have the second name only, and newer ones deprecate it.
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
         if check := getattr(optimizer, name, None):

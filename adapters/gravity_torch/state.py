@@ -19,9 +19,8 @@ _LARGEST_T = 2**24  # the float32 counter is exact up to here
 def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
     """Return a copy of the state and the hyper-parameters.
 
-    A parameter without a gradient so far is exported with 0 updates and the V₀ that it will start
-    from. For DTensors this is a collective operation: every process must call it, and gets the
-    whole V.
+    A parameter that has had no gradient yet is exported with 0 updates and with its V₀. For
+    DTensors this is a collective operation: every process must call it, and gets the whole V.
 
     Args:
         optimizer: the optimizer to export; it does not change.
@@ -29,8 +28,8 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
             have the same hyper-parameters.
 
     Raises:
-        ValueError: if the groups differ in a hyper-parameter, naming it, or if the group does not
-            exist.
+        ValueError: if the group does not exist, or if the groups differ in a hyper-parameter. The
+            message names that hyper-parameter.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(3))
@@ -65,7 +64,7 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
 
 
 def import_state(optimizer: Gravity, state: State, *, group: int | None = None) -> None:
-    """Replace the optimizer's state and hyper-parameters by those of `state`.
+    """Replace the optimizer's state and hyper-parameters with those of `state`.
 
     This works like `load_state_dict`, but keeps the options that only PyTorch has, such as
     ``foreach`` and ``maximize``.
@@ -77,8 +76,8 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
             them the same hyper-parameters.
 
     Raises:
-        ValueError: if the state does not fit, naming what does not, or if its t is above 2²⁴, the
-            limit of PyTorch's counter. Nothing has changed then.
+        ValueError: if the state does not fit, or if its t is above 2²⁴, the limit of PyTorch's
+            counter. The message names the first mismatch. The optimizer is unchanged then.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(3))

@@ -117,8 +117,8 @@ def test_a_zero_learning_rate_starts_from_rest_and_warns_once():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("counters", ["host", "device"])
 @pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1}])
-def test_the_path_of_gpus_has_the_bits_of_the_plain_loop(counters, dtype, options, monkeypatch):
-    """Here it runs on the CPU; test_torch_cuda.py runs it on a GPU."""
+def test_the_gpu_path_has_the_bits_of_the_plain_loop(counters, dtype, options, monkeypatch):
+    """The path runs on the CPU here; test_torch_cuda.py runs it on a GPU."""
     monkeypatch.setattr(_multi_tensor_gpu, "CONCATENATED", 1000)
     options = _items.Options(0.1, 0.9, options.get("weight_decay"), "maximize" in options)
     runs = []
@@ -248,8 +248,8 @@ def test_bad_arguments(arguments, message):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=str)
-def test_the_calls_of_a_step_on_a_gpu_do_not_grow_with_the_tensors(layout, options, monkeypatch):
-    """A call is a kernel there, except for views and for lists of equal strides."""
+def test_the_number_of_calls_on_a_gpu_does_not_grow_with_the_tensors(layout, options, monkeypatch):
+    """On a GPU, each call launches a kernel. Views launch none; a list may need several."""
     monkeypatch.setattr(gravity_torch.optimizer, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
     few, many = (calls_of_a_step(number, layout, options) for number in (10, 100))
     assert 0 < many == few

@@ -58,7 +58,7 @@ def two_groups(model, tensor=False, **options):
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
 @pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
 def test_distributed_checkpoint_in_one_process(tmp_path, tensor, flat, path):
-    """An optimizer that has not stepped makes a step with a learning rate of 0 first."""
+    """If an optimizer has not stepped, torch first makes a step with a learning rate of 0."""
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     model = network()
     optimizer = two_groups(model, tensor, seed=3, weight_decay=0.1, **path)
@@ -102,8 +102,8 @@ def test_set_optimizer_state_dict_before_the_first_step(flat):
     assert_same(values(model.parameters()), values(fresh.parameters()))
 
 
-def test_a_checkpoint_before_the_first_step_counts_one():
-    """torch creates the state by a step with a rate and gradients of 0, which counts."""
+def test_a_checkpoint_before_the_first_step_counts_as_a_step():
+    """torch creates the state by a step with lr = 0 and zero gradients. This step counts."""
     model = network()
     before = values(model.parameters())
     optimizer = Gravity(model.parameters(), foreach=False)
@@ -204,7 +204,7 @@ def test_a_loaded_state_takes_the_dtype_of_the_parameters():
 
 @pytest.mark.parametrize("capturable", [False, True])
 def test_a_state_moves_to_the_device_of_the_parameters(capturable):
-    """`meta` stands for another device; the counter moves if it is on the device."""
+    """`meta` stands for another device. The counter moves only if it is `capturable`."""
     model, elsewhere = network(), network().to("meta")
     optimizer = Gravity(model.parameters(), capturable=capturable)
     train(model, optimizer, [0])
@@ -229,9 +229,9 @@ def test_a_module_changes_its_dtype_before_the_first_step(dtype, path):
 
 
 def train_on_digits(first, last, state=None, saved=None):
-    """Train on batches `first` to `last`; return the state and the averaged model's accuracy.
+    """Train on batches `first` to `last` − 1; return the state and the average's accuracy.
 
-    `saved` is the index of a batch, and the file that gets the state before it.
+    `saved` is a pair: the index of a batch, and a file to store the state before that batch.
     """
     task = digits_task("float32", seed=0, steps=last, options={})
     x, y = torch.tensor(task.x_train).view(-1, 1, 8, 8), torch.tensor(task.y_train).long()

@@ -68,7 +68,7 @@ for number in range(2):
 
 
 def test_fake_meta_and_real_tensors_in_turn_on_the_compiled_path():
-    """The test runs in its own process, because kernels crash on such tensors."""
+    """The test runs in its own process: a kernel that gets such a tensor may crash it."""
     needs_a_compiler({"fused": True})
     subprocess.run([sys.executable, "-c", FAKE_AND_REAL_STEPS], check=True, timeout=300)
 

@@ -1,6 +1,7 @@
 """gravity_torch.Gravity on a GPU: no synchronization, few kernels, CUDA graphs, two devices.
 
-The tests hide GPUs so that all frameworks compute on the same processor. This command runs these:
+The test suite hides GPUs, so that all frameworks compute on the same processor. This command runs
+the tests of this file:
 
     CUDA_VISIBLE_DEVICES=0 python -m pytest tests/adapters/test_torch_cuda.py
 """
@@ -105,7 +106,7 @@ def test_a_cuda_graph_replays_the_steps():
     optimizer = Gravity(captured, lr=torch.tensor(0.1, device="cuda"), capturable=True)
     reference = Gravity(eager, lr=torch.tensor(0.1, device="cuda"), capturable=True)
     stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())  # the gradients are computed on it
+    stream.wait_stream(torch.cuda.current_stream())  # it computed the gradients
     with torch.cuda.stream(stream):
         for _ in range(3):
             optimizer.step()
@@ -131,5 +132,5 @@ def test_two_devices_in_one_step(lr_on, path):
     for _ in range(2):
         optimizer.step()
     for p, q in zip(near, far, strict=True):
-        # two updates on each side, with at most the bound's roundings, of values below 8
+        # Both sides make two updates of values below 8. The bound counts 11 roundings per update.
         assert (p - q.cpu()).abs().max() <= 2 * 2 * 11 * 2.0**-24 * 8

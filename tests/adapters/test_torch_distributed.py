@@ -71,7 +71,7 @@ def fsdp(rank, world, options):
 @pytest.mark.parametrize("options", [{"foreach": False}, {}, {"capturable": True}], ids=str)
 def test_fully_sharded_training_equals_training_in_one_process(process_groups, options):
     for rank, (replay, steps, single, shapes) in enumerate(process_groups.run(2, fsdp, options)):
-        # 7 and 3 rows are sharded unevenly; of 1 row the second process has none
+        # 7 and 3 rows are sharded unevenly. The second process has no part of a single row.
         assert [s[0] for s in shapes] == [[4, 4, 2, 2, 1, 1], [3, 3, 1, 1, 0, 0]][rank]
         v0 = [
             gravity_core.initial_velocity(w.shape, w.dtype, std=0.01 / 0.1, index=i)
@@ -163,7 +163,7 @@ def test_a_sharded_tensor_is_updated_like_the_whole(
 
 @pytest.mark.parametrize("options", [{}, {"capturable": True}, {"fused": True}], ids=str)
 @pytest.mark.parametrize(("mesh", "layout"), [((2,), (0,)), ((2,), (1,))])
-def test_the_other_paths_of_a_sharded_tensor(process_groups, mesh, layout, options):
+def test_sharded_tensors_on_the_other_paths(process_groups, mesh, layout, options):
     from gravity_torch import backend
 
     reason = backend.modes()["fused"].unavailable
@@ -201,7 +201,10 @@ def test_one_collective_for_a_thousand_tensors_in_two_groups(process_groups):
 
 
 def two_dimensional_model(rank, world):
-    """Train with tensor parallelism and FSDP2 on one dimension, which torch shards in strides."""
+    """Train with tensor parallelism and FSDP2.
+
+    Both shard the same dimension of a weight, so torch shards it in strides.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import (
@@ -250,7 +253,7 @@ def odd_gradients(rank, world):
     complex_values = torch.complex(torch.arange(6.0), torch.ones(6)).view(3, 2)
     half_values = torch.ones(4).bfloat16()
     cases = [  # values, gradients, placements
-        # One shard has a NaN, and the maximum carries it to the other.
+        # One shard has a NaN. The maximum carries it to the other shard.
         (torch.ones(4), torch.tensor([1.0, 2.0, 3.0, float("nan")]), [Shard(0)]),
         (torch.ones(4), torch.arange(4.0), [Shard(0)]),
         (complex_values, complex_values / 8, [Shard(1)]),
@@ -385,6 +388,6 @@ def test_zero_redundancy_keeps_the_replicas_equal(process_groups):
 
 
 def test_zero_redundancy_from_rest_equals_training_in_one_process(process_groups):
-    """V₀ depends on the index within each process's parameters; without V₀ nothing differs."""
+    """V₀ depends on the index among the parameters of a process. Only V₀ differs."""
     for whole, single, _, _ in process_groups.run(2, zero, {"velocity_std": 0.0}):
         assert_same(whole, single)

@@ -121,7 +121,7 @@ def test_a_state_of_one_process_is_sharded_like_the_parameters(process_groups, k
             assert_same(whole, single)
         else:
             for a, b in zip(whole, single, strict=True):
-                # two steps on each side, with at most the bound's roundings, of values below 8
+                # Both sides make two steps of values below 8, with the roundings of the bound.
                 roundings = 2 * 2 * gravity_core.ErrorBound.ROUNDINGS
                 assert np.abs(a - b).max() <= roundings * 2.0**-24 * 8
 
@@ -159,7 +159,7 @@ def misplaced_states(rank, world):
         except ValueError as error:
             answers.append(str(error))
         assert optimizer.state[p]["velocity"] is before
-    # Assigned directly, without sharding.
+    # The user assigns a tensor that is not sharded.
     p, optimizer = stepped([Shard(0)])
     optimizer.state[p]["velocity"] = torch.ones(4, 6)
     before = p.to_local().clone()

@@ -37,8 +37,8 @@ pytestmark = [
 # Mixed precision.
 
 
-def test_gradient_scaler_leaves_the_bits_of_the_unscaled_run():
-    """A scale of a power of two is exact, and skipping a step with an inf leaves no trace."""
+def test_gradient_scaler_gives_the_bits_of_the_unscaled_run():
+    """A power of two scales exactly, and a skipped step with an inf leaves no trace."""
     model, other = network(), network()
     optimizer, plain = Gravity(model.parameters()), Gravity(other.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -162,8 +162,8 @@ def test_optimizer_in_backward_equals_the_ordinary_run():
     assert_same(values(model.parameters()), values(other.parameters()))
 
 
-def test_optimizers_of_one_parameter_need_different_seeds():
-    """With one seed, tensors of one shape start equal; a single optimizer avoids this."""
+def test_an_optimizer_per_parameter_needs_a_seed_per_parameter():
+    """With the same seed, tensors of equal shape start with equal V₀."""
     pairs = {}
     for kind, seeds in {"same": (0, 0), "own": (0, 1)}.items():
         params = parameters((50,), (50,))
@@ -178,8 +178,8 @@ def test_optimizers_of_one_parameter_need_different_seeds():
     assert not torch.equal(*pairs["own"])
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # when imported
-def test_torchs_own_optimizer_in_backward():
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # from the import below
+def test_apply_optimizer_in_backward_of_torch():
     from torch.distributed.optim import _apply_optimizer_in_backward, _get_in_backward_optimizers
 
     model, other = network(), network()
@@ -245,7 +245,7 @@ def test_an_ensemble_in_one_tensor_shares_one_maximum(stacked):
     assert_same([first], [before - torch.from_numpy(expected) * LR])
 
 
-# Usual patterns of users.
+# Common patterns in users' code.
 
 
 def test_the_closure_runs_with_gradients_and_its_loss_is_returned():
@@ -288,7 +288,7 @@ class Clipped(Gravity):
         return super().step(closure)
 
 
-def test_a_subclass_of_a_user():
+def test_a_users_subclass():
     model, other = network(), network()
     optimizer, plain = Clipped(model.parameters()), Gravity(other.parameters(), 0.3)
     lr_scheduler.ConstantLR(optimizer, factor=1.0)  # wraps the step
@@ -308,7 +308,7 @@ def test_a_subclass_of_a_user():
 
 
 class Several(torch.optim.Optimizer):
-    """A wrapper for several optimizers as in other libraries, with all groups and states."""
+    """A wrapper around several optimizers, as in other libraries. It has all their groups."""
 
     def __init__(self, **optimizers):
         self.optimizers = optimizers

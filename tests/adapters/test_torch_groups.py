@@ -70,8 +70,8 @@ OPTIONS = {
 @pytest.mark.parametrize("option", [*OPTIONS, "all"])
 def test_every_option_per_group(option):
     """A group with the option and a group without it step like two optimizers."""
-    for_all_groups = {"differentiable", "fused"}  # autograd's mode: tests/adapters/test_torch.py
-    assert set(OPTIONS) | for_all_groups == set(Gravity(parameters((1,))).defaults)
+    tested_elsewhere = {"differentiable", "fused"}  # test_torch.py, test_torch_paths.py
+    assert set(OPTIONS) | tested_elsewhere == set(Gravity(parameters((1,))).defaults)
     options = OPTIONS if option == "all" else {option: OPTIONS[option]}
     runs = []
     for together in (True, False, None):
@@ -90,7 +90,7 @@ def test_every_option_per_group(option):
     in_one, in_two, without = runs
     assert_same(in_one, in_two)
     assert torch.equal(in_one[1], without[1])
-    if option not in ("foreach", "capturable"):  # the same formula on another path
+    if option not in ("foreach", "capturable"):  # these use the same formula on another path
         assert not torch.equal(in_one[0], without[0])
 
 
@@ -145,7 +145,7 @@ def test_frozen_parameters_stay_and_keep_their_index():
 
 @PATHS
 def test_zero_gradients_differ_from_missing_gradients(path):
-    """With a zero gradient V decays and W moves by it, as with momentum; None changes nothing."""
+    """With a zero gradient, V decays and W moves by η V. Without a gradient, nothing changes."""
     (p,) = parameters((3, 4))
     optimizer = Gravity([p], **path)
     run(optimizer, [p], range(2))

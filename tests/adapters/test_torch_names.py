@@ -29,7 +29,7 @@ NAMES = {
     **dict.fromkeys(CHECKS, torch.optim.Optimizer),
     "_fused_sgd_": torch,
 }
-# Private by the underscore alone: torch's optimizers and others use them.
+# Only the underscore marks these as private: torch's own optimizers and many others use them.
 LISTS = {"_foreach_add_", "_foreach_copy_", "_foreach_mul_", "_foreach_norm"}
 
 
@@ -83,7 +83,7 @@ def test_a_step(without, options):
 
 
 def test_a_compiled_step():
-    """The test runs in its own process, because graphs depend on the modules by name."""
+    """The test runs in its own process, because compiled graphs look up modules by name."""
     code = f"import {__name__} as t; t.check_a_compiled_step_without_the_names()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     root = Path(__file__).parents[2]
@@ -154,7 +154,7 @@ def test_the_fused_path_with_a_compiler_that_refuses_its_option(monkeypatch, dty
 
 
 def test_a_compiler_without_special_treatment_of_init_group(monkeypatch):
-    """The compiler runs a method of this name uncompiled; without that it traces the method."""
+    """torch.compile runs a method of this name uncompiled. Otherwise it traces the method."""
     from torch._dynamo.variables.optimizer import OptimizerVariable
 
     call, followed = OptimizerVariable.call_method, []
@@ -170,7 +170,7 @@ def test_a_compiler_without_special_treatment_of_init_group(monkeypatch):
     try:
         check(gravity_torch, lambda optimizer: torch.compile(optimizer.step, backend="aot_eager"))
     finally:
-        torch._dynamo.reset()  # else later graphs would break in the same places
+        torch._dynamo.reset()  # otherwise later graphs would break in the same places
     assert followed
 
 
@@ -202,6 +202,5 @@ def test_there_are_no_other_private_names():
         made_here, private_here = names_in(path.read_text(encoding="utf-8"))
         made, private = made | made_here, private | private_here
     ours = made | {path.stem for path in paths}
-    assert (
-        private - ours - {"_replace", "_getframe"} == set(NAMES) | LISTS
-    )  # these two are Python's
+    of_python = {"_replace", "_getframe"}
+    assert private - ours - of_python == set(NAMES) | LISTS

@@ -30,10 +30,11 @@ PATHS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "capturable": ({"capturable": True}, []),
     "fused": ({"fused": True}, []),
     "fused and capturable": ({"fused": True, "capturable": True}, []),
-    "of GPUs": ({}, GPU),
-    "of GPUs, capturable": ({"capturable": True}, GPU),
+    "GPU": ({}, GPU),
+    "GPU, capturable": ({"capturable": True}, GPU),
 }
-# In place of thousands of elements, so that small tensors reach every branch. The order is kept.
+# These replace thresholds of thousands of elements, so that small tensors reach every branch. Their
+# order is that of the real thresholds.
 THRESHOLDS = [
     (_multi_tensor, "SMALL", 24),
     (_multi_tensor, "STACK", 40),
@@ -47,7 +48,7 @@ LAYOUTS = ["contiguous", "transposed", "strided", "expanded"]
 
 
 class Kind(NamedTuple):
-    """Equal parameters: their number, and the memory layouts of them and of their gradients."""
+    """Some parameters of one shape and dtype; the memory layouts of these and their gradients."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -207,8 +208,8 @@ def test_every_path_stays_inside_the_bound(path):
 
 @pytest.mark.parametrize("path", ["loop", "default", "fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_tensors_above_the_true_thresholds(path, dtype):
-    """The true thresholds apply, so kernels are vectorized and use several threads."""
+def test_tensors_above_the_real_thresholds(path, dtype):
+    """The real thresholds apply, so kernels are vectorized and use several threads."""
     needs_a_compiler(path)
     kinds = [
         Kind((3, 4), dtype, 3),
@@ -251,7 +252,7 @@ def test_every_kind_of_tensor_has_its_own_graph(monkeypatch):
 @example([2, 0, 3, 1], [3, 3, 1, 3])
 @example([2, 0, 3, 1], [3, 3, 2, 3])
 def test_is_dense_agrees_with_preserve_format(order, cuts):
-    """Cuts 0 to 2 expand a dimension, take one element of it, and take every other element."""
+    """Cut 0 expands a dimension, 1 takes one element of it, 2 takes every other element."""
     x = torch.empty(2, 3, 4, 5).permute(order)
     for dim, cut in enumerate(cuts):
         if cut == 0:
@@ -265,7 +266,7 @@ def test_is_dense_agrees_with_preserve_format(order, cuts):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_the_loop_has_the_references_bits_in_half_types(dtype):
-    """The bound lets W be computed in the half type; this path computes it in float32."""
+    """The bound would allow W to be computed in the half type. This path uses float32."""
     generator = torch.Generator().manual_seed(0)
     p = torch.nn.Parameter(torch.randn(1000, generator=generator).to(dtype))
     weights = [to_numpy(p)]

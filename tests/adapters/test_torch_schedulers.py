@@ -196,5 +196,5 @@ def test_compiled_step_with_a_scheduler_compiles_once(name):
         schedulers[1].step()
     assert counter.frame_count == 1
     for a, b in zip(values(params), values(plain), strict=True):
-        # Ten updates on both sides of values below 8; the float32 learning rate adds a rounding.
+        # Both sides make ten updates of values below 8. The float32 learning rate adds a rounding.
         assert (a - b).abs().max() <= 10 * 2 * (gravity_core.ErrorBound.ROUNDINGS + 1) * U * 8

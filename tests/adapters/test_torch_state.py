@@ -35,7 +35,7 @@ def test_resumes_bit_for_bit(way):
         copies, resumed = pickle.loads(pickle.dumps((params, optimizer)))
     else:
         resumed = Gravity(copies, lr=0.5, seed=99)  # the state overrides all of them
-        state = copy.deepcopy(optimizer.state_dict())  # else torch shares the tensors
+        state = copy.deepcopy(optimizer.state_dict())  # otherwise both would share the tensors
         if way == "file":
             buffer = io.BytesIO()
             torch.save(state, buffer)
@@ -159,7 +159,7 @@ def test_capturable_counts_on_the_device_of_the_parameter():
 
 
 @pytest.mark.parametrize("counter", ["t", "step"])
-def test_loads_the_checkpoints_of_other_gravity_codes(counter):
+def test_loads_the_checkpoints_of_other_implementations(counter):
     """The original code and pytorch_optimizer store ``v``, and count the steps in the group."""
     (p,) = parameters((5,))
     optimizer = Gravity([p])
@@ -203,7 +203,7 @@ def test_resumes_from_a_checkpoint_of_pytorch_optimizer():
         for reference, p, q in zip(references, ours, theirs, strict=True):
             reference.step(to_numpy(p.grad), 0.2)
             reference.check(p, optimizer.state[p])
-            # They use the literal form; the bound covers its roundings.
+            # pytorch_optimizer uses the literal form. The bound covers its roundings, too.
             step = torch.tensor(float(their_optimizer.param_groups[0]["step"]))
             reference.check(q, {"step": step, "velocity": their_optimizer.state[q]["v"]})
 

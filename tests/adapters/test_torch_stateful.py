@@ -65,7 +65,7 @@ class Steps(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def step(self, data):
-        """Step with gradients for some of the parameters; others start late or pause.
+        """Step with gradients for some of the parameters. The others start late or pause.
 
         Other rules end with a step, because hypothesis may omit single rules in a sequence.
         """
@@ -106,7 +106,7 @@ class Steps(RuleBasedStateMachine):
         params = [torch.nn.Parameter(p.detach().clone()) for p, _, _ in self.params]
         start = [i * len(SHAPES) for i in range(len(self.groups))]
         groups = [{"params": params[i : i + len(SHAPES)]} for i in start]
-        # The options of its groups come from the file; groups that are added later use these.
+        # The options of these groups come from the file. Groups that are added later use these.
         self.optimizer = Gravity(groups, lr=self.rate(0.7), seed=5, **self.path)
         self.optimizer.load_state_dict(torch.load(buffer, weights_only=True))
         self.replace(params)

@@ -51,7 +51,7 @@ def test_complex_parameters_are_pairs_of_reals():
     "path", [{}, {"foreach": False}, {"capturable": True}, {"fused": True}], ids=str
 )
 def test_huge_and_non_finite_gradients(path, size, dtype, largest):
-    """The blocked path must not use its expanded form if that would overflow."""
+    """The blocked path must not use its expanded form if this form would overflow."""
     needs_a_compiler(path)
     (p,) = parameters((size,), dtype=dtype)
     give_gradients([p], 0)
@@ -82,14 +82,14 @@ def test_huge_and_non_finite_gradients(path, size, dtype, largest):
         {"capturable": True},
         {"differentiable": True},
         {"fused": True, "capturable": True},
-        "of GPUs",
+        "GPU",
     ],
     ids=str,
 )
 def test_a_parameter_of_another_size_is_refused_before_any_change(path, sizes, monkeypatch):
-    """Pruning may cause this, because it replaces p.data."""
+    """Pruning replaces p.data, and so may change its size."""
     needs_a_compiler(path)
-    if path == "of GPUs":
+    if path == "GPU":
         monkeypatch.setattr(
             gravity_torch.optimizer, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu
         )
@@ -156,7 +156,7 @@ def test_lazily_negated_and_conjugated_tensors(path):
         optimizer.step()
         runs.append(values([p, c]))
     for a, b in zip(*runs, strict=True):
-        # one update on each side, with at most the bound's roundings, of values below 8
+        # Both sides make one update of values below 8, with the roundings of the bound.
         assert (a - b).abs().max() <= 2 * gravity_core.ErrorBound.ROUNDINGS * 2.0**-24 * 8
     conjugate = torch.nn.Parameter(torch.ones(4, dtype=torch.complex64).conj())
     conjugate.grad = torch.ones(4, dtype=torch.complex64)
@@ -218,7 +218,7 @@ def test_another_default_device_changes_nothing(path, size):
 @LARGE_AND_SMALL
 @pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}], ids=str)
 def test_autograd_refuses_a_graph_from_before_the_step(path, size):
-    """torch's own optimizers behave the same: the gradients would mix old and new weights."""
+    """The gradients would mix old and new weights. torch's own optimizers refuse it, too."""
     needs_a_compiler(path)
     (p,) = parameters((size,))
     optimizer = Gravity([p], **path)
@@ -230,11 +230,11 @@ def test_autograd_refuses_a_graph_from_before_the_step(path, size):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}, "of GPUs"], ids=str)
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"fused": True}, "GPU"], ids=str)
 def test_autocast_around_a_step_changes_nothing(path, dtype, monkeypatch):
     """Autocast may use another half type than the parameters; its default on GPUs is float16."""
     needs_a_compiler(path)
-    if path == "of GPUs":
+    if path == "GPU":
         monkeypatch.setattr(
             gravity_torch.optimizer, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu
         )

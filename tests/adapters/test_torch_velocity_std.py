@@ -20,7 +20,7 @@ from tests.support.torch_reference import cleared_graphs  # noqa: E402
 
 
 @pytest.mark.parametrize("rest", [{"velocity_std": 0.0}, {"alpha": 0.0}], ids=str)
-def test_a_group_that_starts_from_rest_does_not_use_up_the_warning(rest):
+def test_a_group_that_is_meant_to_start_from_rest_does_not_use_up_the_warning(rest):
     a, b = parameters((3,), (3,))
     with pytest.warns(UserWarning, match="lr is 0 at construction") as record:
         Gravity([{"params": [a], **rest}, {"params": [b]}], lr=0.0)
@@ -132,7 +132,7 @@ def test_other_dtypes_hold_a_v0_that_overflows_float16(dtype):
 @pytest.mark.parametrize("scheduled", [1e-6, 0.0])
 @pytest.mark.parametrize("arguments", [{"lr": 0.2}, {"lr": 0.0, "velocity_std": 0.05}], ids=str)
 def test_the_scheduled_rate_of_a_checkpoint_does_not_set_sigma(scheduled, arguments):
-    """σ stays that of the receiving optimizer's construction, regardless of the current rate."""
+    """The receiving optimizer keeps the σ of its construction, for any current rate."""
     begun, late = parameters((3,), (1000,))
     foreign = {
         "state": {0: {"v": torch.zeros(3)}},
@@ -170,7 +170,7 @@ def test_the_standard_deviation_is_a_constant_to_autograd():
         optimizer.step()
         gradients += torch.autograd.grad(p.sum(), lr)
         v = optimizer.state[p]["velocity"]
-        # a sum of three on each side
+        # each side sums three numbers
         assert abs(gradients[-1] + v.sum()) <= 6 * 2.0**-53 * v.abs().sum()
         assert v.any()
     assert gradients[0] == gradients[1]

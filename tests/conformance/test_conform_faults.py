@@ -60,7 +60,7 @@ def stranger(tmp_path, request):
 
     def check(code, checks, before=RIGHT, **job):
         if before is TORCH and importlib.util.find_spec("torch") is None:
-            pytest.skip("the stranger is a torch optimizer")
+            pytest.skip("the stranger needs torch")
         path = tmp_path / f"stranger_{abs(hash(request.node.name))}.py"
         path.write_text(before + code, encoding="utf-8")
         return findings(f"{path}:step", checks.split(), **job)
@@ -235,7 +235,7 @@ def test_unknown_required_arguments_are_reported_once(stranger):
     assert found["update"]["outcome"] == "pass"
 
 
-# The difference of the class `step`, the check that catches it, and the diagnosis or note.
+# The mistake of the class `step`, the check that catches it, and the diagnosis or note.
 CLASSES = {
     "σ from the first step": (
         "    def one(self, p, lr, *rest):\n"

@@ -118,8 +118,8 @@ def test_a_missing_cli_extra_is_named():
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_an_interrupted_run_keeps_the_old_report(tmp_path):
     out = tmp_path / "out"
-    # A background job of a shell ignores this signal, and so do its children. A preexec_fn
-    # would fork, and JAX warns of that.
+    # A background job of a shell ignores SIGINT, and so do its children. So the child restores the
+    # handler itself: a preexec_fn would fork, and JAX warns about forks.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from gravity_conformance.__main__ import main; main()"
     arguments = ["parity", "--backend", "numpy", "--steps", "20000", "--out", str(out)]
@@ -144,7 +144,7 @@ def test_an_interrupted_run_keeps_the_old_report(tmp_path):
 
 
 class Point:
-    """An entry point without a distribution."""
+    """An entry point that no installed distribution provides."""
 
     def __init__(self, name, module, load):
         self.name, self.module, self.load = name, module, load

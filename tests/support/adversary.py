@@ -1,6 +1,6 @@
 """The worst correct implementation: every operation is off by a whole unit roundoff.
 
-It uses exact rational numbers and nothing of gravity_core. Each operation that the derivation of
+It uses exact rational numbers and no code of gravity_core. Each operation that the derivation of
 `ErrorBound` counts is multiplied by 1 + u or 1 − u, whichever moves the result in the requested
 direction. Correct rounding cannot reach this in all operations at once.
 """
@@ -17,7 +17,7 @@ def sign(x):
 
 
 class Adversary:
-    """Computes one update at a time; with `flushes` every subnormal number becomes zero."""
+    """Computes one update at a time. With `flushes`, every subnormal number becomes zero."""
 
     def __init__(self, dtype, *, flushes=False):
         info = np.finfo(dtype)

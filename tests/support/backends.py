@@ -68,7 +68,7 @@ class Backend:
     def call(self, function: Callable[..., Any], *arrays: Any, **static: Any) -> Any:
         """Call `function(*arrays, xp=..., **static)` in this mode, from NumPy to NumPy.
 
-        Compiled code depends on the shapes and dtypes of the arrays; `static` are constants in it.
+        Compiled code is for the shapes and dtypes of the arrays, and for the values of `static`.
         """
         result = self.bare_call(function, *(self.asarray(a) for a in arrays), **static)
         if isinstance(result, tuple):
@@ -178,6 +178,6 @@ BACKENDS = (
 def numpy_dtype(name: str) -> np.dtype:
     """Return the NumPy dtype of that name; skip the test if bfloat16 needs ml_dtypes."""
     if name == "bfloat16":
-        reason = "NumPy has bfloat16 from ml_dtypes only"
+        reason = "NumPy gets bfloat16 from ml_dtypes"
         return np.dtype(pytest.importorskip("ml_dtypes", reason=reason).bfloat16)
     return np.dtype(name)

@@ -34,7 +34,7 @@ def gravity_conform(*arguments, **kwargs):
 
 
 def written(folder, code, attribute="step"):
-    """Write a module of `right` and this code, and return the SPEC of an attribute."""
+    """Write a module that contains `right` and `code`; return the SPEC of its attribute."""
     path = folder / "odd.py"
     path.write_text(RIGHT + code, encoding="utf-8")
     return f"{path}:{attribute}"

@@ -59,7 +59,7 @@ def applying(optimizer, variables):
         # On torch, Keras 3.10 skips every step unless it receives the variables.
         return lambda gradients: optimizer.apply(tensors(gradients), variables)
 
-    def apply(gradients):  # the only way in Keras on JAX
+    def apply(gradients):  # on JAX, Keras has only the stateless way
         state, weights = ([v.value for v in vs] for vs in (optimizer.variables, variables))
         weights, state = optimizer.stateless_apply(state, tensors(gradients), weights)
         for variable, value in zip(
@@ -75,8 +75,8 @@ def graded(
 ) -> Grade:
     """Apply the gradients `fed`, and compare every update with the NumPy reference.
 
-    `effective` are the gradients that Gravity should see, one list for each update; `fed` may hold
-    several lists for each of them.
+    `effective` has one list for each update: the gradients that Gravity should receive. `fed` may
+    have several lists for each update.
     """
     weights = arrays(0) if weights is None else weights
     effective = fed if effective is None else effective

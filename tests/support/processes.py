@@ -1,4 +1,4 @@
-"""The processes of a torch.distributed job on loopback, which all tests of a module share."""
+"""A torch.distributed job on the loopback interface; all tests of a module share its processes."""
 
 import multiprocessing
 import os
@@ -57,7 +57,7 @@ class Processes:
             except queue.Empty:
                 self.kill()
                 raise AssertionError(f"only {sorted(answers)} answered") from None
-            if error is not None:  # the other processes may wait for it forever
+            if error is not None:  # the other processes may wait for this rank forever
                 self.kill()
                 raise AssertionError(f"rank {rank}:\n{error}")
             answers[rank] = result

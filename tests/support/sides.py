@@ -1,8 +1,8 @@
-"""Torch, JAX, TensorFlow and NumPy as optimizers of one interface, and the reference beside them.
+"""Optimizers of torch, JAX, TensorFlow and NumPy behind one interface, and their reference.
 
-A side is made of weights and hyper-parameters, or of weights and a `State`; it steps at the rate
-that it has, by one of these or by `change_rate`, and it saves and loads itself as its framework's
-users do. All of it exchanges NumPy arrays.
+Each framework is one side. Weights and hyper-parameters construct a side. `adopt` replaces its
+state with a `State`, `change_rate` sets its learning rate, and `reload` saves and loads it as users
+of the framework do. All arrays at the interface are NumPy arrays.
 """
 
 import copy
@@ -25,7 +25,7 @@ def dtype_of(name):
 
 
 class Reference:
-    """The pure functions tensor by tensor, with their certified bound, also for half types."""
+    """Steps each tensor with the pure functions, also in half types, and keeps the bound."""
 
     def __init__(self, weights, options):
         self.options = {name: options[name] for name in ("beta", "weight_decay")}
@@ -94,7 +94,7 @@ class Numpy:
 
 
 class Driven:
-    """A framework by the kit's session for it, handed over by its adapter."""
+    """A framework driven by a session of the kit. Its adapter exports and imports the state."""
 
     def __init__(self, weights, options):
         self.adapter = importlib.import_module(self.package)
@@ -107,7 +107,7 @@ class Driven:
         self.session = started.start(self.held(weights), options, bfloat16=bfloat16)
 
     def held(self, arrays):
-        bfloat16 = self.dtype == ml_dtypes.bfloat16  # for which sessions take float32
+        bfloat16 = self.dtype == ml_dtypes.bfloat16  # sessions take it as float32
         return [a.astype(np.float32) for a in arrays] if bfloat16 else arrays
 
     def step(self, gradients):
@@ -121,7 +121,7 @@ class Driven:
         self.adapter.import_state(self.session.optimizer, state)
 
     def velocity(self):
-        # torch has no state before the first gradient, and its V is the V₀ that it exports.
+        # Before the first gradient, torch has no state to show. The adapter exports V₀ even then.
         shown = self.session.velocity()
         velocity = self.export().velocities if shown is None else shown
         return [v.astype(self.dtype) for v in velocity]
@@ -142,7 +142,7 @@ class Torch(Driven):
 
 @functools.lru_cache(maxsize=64)
 def jax_optimizer(double, options):
-    """Return an optimizer of a learning rate that can be changed, and its jitted step."""
+    """Return an optimizer whose learning rate can be changed, and its jitted step."""
     import jax
     import optax
 
@@ -174,9 +174,9 @@ class Jax:
         self.change_rate(options.get("learning_rate", gravity_core.Gravity().learning_rate))
 
     def make(self, options):
-        # σ is that of the first rate, whatever the rate becomes.
+        # σ belongs to the first rate. Later rates do not change it.
         self.options = options | {"velocity_std": Gravity(**options).velocity_std}
-        # The rate is in the state, so one compiled step serves all of them.
+        # The state holds the rate, so one compiled step serves all rates.
         compiled = self.options | {"learning_rate": 1.0}
         self.optimizer, self.compiled = jax_optimizer(self.double, tuple(sorted(compiled.items())))
 
@@ -199,7 +199,7 @@ class Jax:
         self.make(state.hyperparameters)
         with self.jax.enable_x64(self.double):
             self.state = self.adapter.import_state(self.optimizer.init(self.params), state)
-        # As gravity(**state.hyperparameters) has it, which would be compiled again for every rate.
+        # gravity(**state.hyperparameters) would set this rate, but compile again for every rate.
         self.change_rate(state.hyperparameters["learning_rate"])
 
     def reload(self):
@@ -224,7 +224,7 @@ class TensorFlow(Driven):
         self.session.optimizer.learning_rate = lr
 
     def reload(self):
-        # What a .keras file holds of an optimizer: its configuration and its variables.
+        # A .keras file stores the configuration and the variables of an optimizer.
         saving, optimizer = importlib.import_module("keras").saving, self.session.optimizer
         config, stored = copy.deepcopy(saving.serialize_keras_object(optimizer)), {}
         optimizer.save_own_variables(stored)
@@ -235,8 +235,8 @@ class TensorFlow(Driven):
 # Keras rounds the weight decay to float32 even for float64 variables, so these are exact in it.
 WEIGHT_DECAYS = (0.0, 0.0625)
 
-# A failing run is short as it is. To look for a shorter one, with four frameworks to start at every
-# try, takes minutes.
+# Report a failing run as it is found. It is short, and shrinking it takes minutes: every try starts
+# four frameworks.
 AS_FOUND = settings(
     deadline=None, phases=[p for p in Phase if p not in (Phase.shrink, Phase.explain)]
 )
@@ -246,6 +246,6 @@ NEEDED = ("torch", "jax", "optax", "flax", "keras", "tensorflow")
 
 
 def through_a_file(state, path):
-    """Return the state as its file gives it back."""
+    """Save the state to a file, and return the state that the file gives back."""
     state.save(path)
     return State.load(path)

@@ -1,7 +1,7 @@
 """Implementations of every kind with every mistake, as third parties would write them.
 
-`torch_mean` is of the kind torch with the mistake mean; `<kind>_right` is correct. They use the
-paper's literal form and nothing of gravity_conformance.
+`torch_mean` is an optimizer of the kind torch with the mistake "mean"; `<kind>_right` is correct.
+All of them use the paper's literal form and no code of gravity_conformance.
 """
 
 import collections

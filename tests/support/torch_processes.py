@@ -7,7 +7,7 @@ from tests.support.processes import Processes
 
 
 class ProcessGroups:
-    """Process groups by size, started at their first use."""
+    """One process group of each size, started at its first use."""
 
     def __init__(self):
         self.by_size = {}
@@ -51,7 +51,7 @@ def assert_same(*runs):
 def gradient_scale(world):
     """Return 1, or `world` if gloo returns sums in place of the means that FSDP2 requests.
 
-    Older versions of torch do (github.com/pytorch/pytorch/issues/162338).
+    Older versions of torch have this bug (github.com/pytorch/pytorch/issues/162338).
     """
     mean = torch.zeros(1)
     torch.distributed.reduce_scatter_tensor(mean, torch.ones(world), torch.distributed.ReduceOp.AVG)

@@ -1,4 +1,4 @@
-"""One parameter of gravity_torch in the pure functions of NumPy, with its certified bound."""
+"""The NumPy reference for one parameter of gravity_torch, with its certified bound."""
 
 import contextlib
 
@@ -12,7 +12,10 @@ from gravity_torch import _fused, backend
 
 @contextlib.contextmanager
 def cleared_graphs():
-    """Let what is compiled inside, with other numbers or another compiler, stay inside."""
+    """Clear the compiled graphs before and after.
+
+    Tests inside may compile with other thresholds or another compiler.
+    """
     caches = [f for f in vars(_fused).values() if hasattr(f, "cache_clear")]
     try:
         for cache in caches:
@@ -40,7 +43,7 @@ def to_numpy(x):
 
 
 class Reference:
-    """One parameter, stepped by `gravity_core.update` beside what it is the reference of.
+    """Steps one parameter with `gravity_core.update`, as the reference for a torch parameter.
 
     Args:
         p: the parameter before its first step.
@@ -71,7 +74,7 @@ class Reference:
         self.w, self.v, self.steps = w, v, self.steps + 1
 
     def check(self, p, state, *, exact=False):
-        """Assert that V and W are element by element within twice the bound, or the same bits."""
+        """Assert that every element of V and W is within twice the bound, or equal if `exact`."""
         assert state["step"] == self.steps
         for name, got, expected, limit in (
             ("V", state["velocity"], self.v, self.bound.v),
@@ -88,7 +91,10 @@ class Reference:
 
 
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the operations that are no views; one on lists for each tensor if strides differ."""
+    """Counts operations, without views.
+
+    A copy between lists counts once for each tensor, or once in all if their strides are equal.
+    """
 
     number = 0
     looks = torch.ops.aten._local_scalar_dense.default, torch.ops.prim.device.default
