@@ -5,10 +5,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
 
 import gravity_core
-from gravity_conformance._output import POLICY, finite
+from gravity_conformance._output import POLICY, finite, markdown_table
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.conform.runner import Report, Result
 from gravity_conformance.mutations import MUTATIONS
@@ -83,9 +82,7 @@ def text(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown, as docs/conformance.md shows it."""
-    lines: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER), *rows(report)]
-    escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
+    table = "\n".join(markdown_table(HEADER, rows(report)))
     return f"{head(report)}:\n\n{table}\n\n**{verdict(report)}**\n"
 
 

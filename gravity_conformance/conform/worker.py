@@ -10,9 +10,9 @@ code, which can reach everything in its process.
 """
 
 import contextlib
-import importlib.metadata
 import json
 import os
+import platform
 import random
 import sys
 import time
@@ -27,7 +27,7 @@ from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.drive import spec as specs
-from gravity_conformance.drive.drivers import driver
+from gravity_conformance.drive.drivers import read
 
 # Includes KeyboardInterrupt: users do not interrupt this process, so the implementation raised it.
 _ANYTHING = BaseException
@@ -96,25 +96,16 @@ def _tell(report: Writer, event: str, **values: Any) -> None:
 
 
 def _run(job: dict[str, Any], report: Writer) -> None:
-    found = specs.load(job["spec"])
-    try:
-        asked = job["kind"] if callable(found) else None
-        kind: specs.Kind = asked or specs.recognise(found)
-    except _ANYTHING as error:
-        if isinstance(error, specs.SpecError):
-            raise
-        raise specs.SpecError(f"SPEC cannot be inspected: {one_line(error)}") from error
-    arguments = specs.arguments(found, job["kw"])
-    started = driver(found, kind, arguments)
-    subject = Subject(started, job["first_step"])
-    _try(subject, kind)
+    driver = read(job["spec"], job["kind"], job["kw"])
+    subject = Subject(driver, job["first_step"])
+    _try(subject)
     judge = Judge(subject)
     _tell(
         report,
         "ready",
-        kind=kind,
-        arguments=arguments.names,
-        versions=_versions(found, started.session.frameworks),
+        kind=driver.kind,
+        arguments=driver.arguments.names,
+        versions={"python": platform.python_version(), "numpy": np.__version__} | driver.versions(),
     )
     for name in job["checks"]:
         _tell(report, "start", check=name)
@@ -143,20 +134,11 @@ def _seed() -> None:
         sys.modules["keras"].utils.set_random_seed(0)
 
 
-def _try(subject: Subject, kind: str) -> None:
+def _try(subject: Subject) -> None:
     """Construct the implementation once; raise SpecError if that fails."""
     try:
         subject.driver.start([np.ones(3, np.float32)], subject.options())
     except _ANYTHING as error:
-        raise specs.SpecError(
-            f"it cannot be constructed as {kind} (see --kind, --kw): {one_line(error)}"
-        ) from error
-
-
-def _versions(found: Any, frameworks: tuple[str, ...]) -> dict[str, str]:
-    top = str(getattr(found, "__module__", "")).partition(".")[0]
-    versions = {"python": sys.version.split()[0]}
-    for name in ("numpy", *frameworks, top):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+        kind, why = subject.driver.kind, one_line(error)
+        message = f"it cannot be constructed as {kind} (see --kind, --kw): {why}"
+        raise specs.SpecError(message) from error

@@ -4,14 +4,13 @@ Guarantee: it steps through the sessions of `gravity conform`, so both commands 
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
-from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance.drive import drivers
 from gravity_conformance.drive import spec as specs
 from gravity_conformance.drive.drivers import Driver, driver
 from gravity_conformance.protocol import Backend, Declaration, Mode, Replay, Step, Task, Training
@@ -38,10 +37,7 @@ class Driven:
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the framework and of the implementation's package."""
-        package = str(getattr(self.driver.found, "__module__", "")).partition(".")[0]
-        names = (*self.driver.session.frameworks, package)
-        versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
-        return {name: version for name, version in versions.items() if isinstance(version, str)}
+        return self.driver.versions()
 
     def devices(self) -> list[str]:
         """Return the names of the devices, if the declaration lists them."""
@@ -116,10 +112,7 @@ def read(spec: str) -> Driven:
     Raises:
         SpecError: if it cannot be imported or is of no known kind.
     """
-    found = specs.load(spec)
     try:
-        return Driven(driver(found, specs.recognise(found), specs.arguments(found, {})))
+        return Driven(drivers.read(spec))
     except specs.SpecError as error:
         raise specs.SpecError(str(error).replace(specs.HINT, "")) from error
-    except ANYTHING as error:
-        raise specs.SpecError(f"SPEC cannot be inspected: {one_line(error)}") from error

@@ -3,14 +3,17 @@
 Guarantee: a framework is imported only for an implementation of its kind.
 """
 
+import contextlib
+import functools
+import importlib.metadata
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import one_line
+from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.drive.keras_session import KerasSession
 from gravity_conformance.drive.optax_session import OptaxSession
 from gravity_conformance.drive.plain_session import PlainSession
@@ -20,8 +23,11 @@ from gravity_conformance.drive.spec import (
     Arguments,
     Kind,
     SpecError,
+    load,
     positional,
+    recognise,
 )
+from gravity_conformance.drive.spec import arguments as arguments_of
 from gravity_conformance.drive.torch_session import TorchSession
 
 SESSIONS: dict[Kind, type[Session]] = {
@@ -38,18 +44,32 @@ class Driver:
 
     Attributes:
         found: the implementation.
+        kind: its kind.
         arguments: the arguments that it offers.
-        session: the session class of its kind.
     """
 
     found: Any
+    kind: Kind
     arguments: Arguments
-    session: type[Session]
+
+    @property
+    def session(self) -> type[Session]:
+        """The session class of its kind."""
+        return SESSIONS[self.kind]
 
     @property
     def stateless(self) -> bool:
         """Whether the caller keeps V and t."""
         return self.session.stateless
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the framework and of the implementation's package."""
+        package = str(getattr(self.found, "__module__", "")).partition(".")[0]
+        versions = {}
+        for name in (*self.session.frameworks, package):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+                versions[name] = importlib.metadata.version(name)
+        return versions
 
     def setup(self, options: Mapping[str, Any], dtype: str, **how: Any) -> Setup:
         """Return the setup of an optimizer with these options."""
@@ -86,8 +106,8 @@ def driver(found: Any, kind: Kind, arguments: Arguments) -> Driver:
     """
     if kind == "plain":  # The six arguments are passed by position, whatever their names.
         first = positional(found)[: len(ARGUMENTS)]
-        names = arguments.names.items()
-        arguments.names = {ours: theirs for ours, theirs in names if theirs not in first}
+        names = {o: theirs for o, theirs in arguments.names.items() if theirs not in first}
+        arguments = replace(arguments, names=names)
         try:
             signature = inspect.signature(found)
         except (TypeError, ValueError):  # not written in Python
@@ -101,10 +121,36 @@ def driver(found: Any, kind: Kind, arguments: Arguments) -> Driver:
             ) from error
         if sorted(first) == sorted(ARGUMENTS):
             found = _in_order(found, first)
-    return Driver(found, arguments, SESSIONS[kind])
+    return Driver(found, kind, arguments)
+
+
+def read(spec: str, kind: Kind | None = None, given: Mapping[str, str] | None = None) -> Driver:
+    """Import the implementation that a SPEC names, and return its driver.
+
+    Args:
+        spec: as of `spec.load`.
+        kind: its kind; detected if None.
+        given: constructor arguments, as of `spec.arguments`.
+
+    Raises:
+        SpecError: if it cannot be imported or inspected, or is of no known kind.
+    """
+    found = load(spec)
+    try:
+        chosen = (kind if callable(found) else None) or recognise(found)
+        return driver(found, chosen, arguments_of(found, given or {}))
+    except SpecError:
+        raise
+    except ANYTHING as error:
+        raise SpecError(f"SPEC cannot be inspected: {one_line(error)}") from error
 
 
 def _in_order(found: Any, names: Sequence[str]) -> Any:
     """Return a function that takes `ARGUMENTS` in order and passes them in the order of `names`."""
     places = [ARGUMENTS.index(name) for name in names]
-    return lambda *six, **keywords: found(*(six[k] for k in places), **keywords)
+
+    @functools.wraps(found)
+    def in_order(*six: Any, **keywords: Any) -> Any:
+        return found(*(six[k] for k in places), **keywords)
+
+    return in_order

@@ -73,7 +73,7 @@ def page(report: Report, picture: bytes) -> str:
         report: the report of a run.
         picture: its plots, as a PNG file.
     """
-    verdict = "every installed backend is exact or bounded" if report.passed else "FAILED"
+    verdict = "every backend present is exact or bounded" if report.passed else "FAILED"
     notes = [reports.LEGEND, *reports.notes(report)]
     versions = [[name, version] for name, version in report.versions.items()]
     where = ", ".join(value for value in report.platform.values() if value)

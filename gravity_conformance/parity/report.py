@@ -10,11 +10,11 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gravity_conformance._output import finite
+from gravity_conformance._output import finite, markdown_table
 from gravity_conformance.parity.run import Report
 
 FILES = ("parity.json", "parity.md", "parity.png")
@@ -121,14 +121,8 @@ def markdown(report: Report) -> str:
     )
     lines = []
     for title, header, rows in tables:
-        lines += [f"**{title}**", "", *_markdown_table(header, rows), ""]
+        lines += [f"**{title}**", "", *markdown_table(header, rows), ""]
     return "\n".join(lines + [f"- {note}" for note in [LEGEND, *notes(report)]]) + "\n"
-
-
-def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
-    return [f"| {' | '.join(cells)} |" for cells in escaped]
 
 
 def write(report: Report, directory: Path) -> list[Path]:
