@@ -66,11 +66,11 @@ def main(tag: str | None, keep: Path | None) -> None:
         constraints = ROOT / "constraints.txt"
         run(python, "-m", "pip", "install", "-q", "-c", constraints, wheel, cwd=away)
         run(python, "-c", USE, cwd=away)
-        told = subprocess.run(
+        done = subprocess.run(
             [away / "env" / "bin" / "gravity", "parity"], cwd=away, capture_output=True, text=True
         )
-        assert told.returncode == 2, told
-        assert "pip install 'gravity-optimizer[cli]'" in told.stderr, told
+        assert done.returncode == 2, done
+        assert "pip install 'gravity-optimizer[cli]'" in done.stderr, done
         if keep is not None:
             shutil.rmtree(keep, ignore_errors=True)  # an older release must not be uploaded
             shutil.copytree(dist, keep)

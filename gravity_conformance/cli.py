@@ -113,10 +113,11 @@ def parity(
     report.command = _command()
     with redirected(1, 2):
         try:
-            strangers = runner.also(specs)
+            # After the backends, so that no module of a SPEC replaces one of theirs.
+            backends = runner.load(chosen, report)
+            backends |= runner.also(specs)
         except SpecError as error:
             raise click.UsageError(f"--also: {error}") from error
-        backends = runner.load(chosen, report) | strangers
     dtypes = tuple(dict.fromkeys(dtypes)) or runner.DTYPES
     _check_dtypes(backends, dtypes)
     kinds: tuple[Kind, ...] = ("eager", "compiled")
@@ -363,10 +364,10 @@ def _check_dtypes(backends: dict[str, runner.Loaded], dtypes: tuple[str, ...]) -
 
 
 def _print(report: runner.Report, paths: list[Path]) -> None:
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:  # a pipe or a file has no width; 80 columns would break the cells
         longest = max((len(row.backend) for row in report.replays), default=0)
-        console = Console(width=100 + longest)
+        console = Console(width=100 + longest, markup=False)
     for title, header, rows in (
         (
             f"Recorded gradients, replayed for {report.steps} steps",

@@ -83,7 +83,8 @@ def float_info(dtype: Any, argument: str = "dtype") -> FloatInfo:
     Raises:
         TypeError: if it is not a real floating-point dtype; the message names `argument`.
     """
-    name = dtype_name(dtype)
+    # The name of a NumPy dtype does not depend on its byte order, as its str does.
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or dtype_name(dtype)
     if name not in _WIDTH:
         raise TypeError(f"{argument} must be float16, bfloat16, float32 or float64, got {dtype!r}")
     if name == "bfloat16":

@@ -84,7 +84,8 @@ class ErrorBound:
     ROUNDINGS = 11
 
     def __init__(self, w: np.ndarray, *, stored: Any = None, computed: Any = None) -> None:
-        self._stored = float_info(w.dtype if stored is None else stored, "stored")
+        own = stored is None
+        self._stored = float_info(w.dtype if own else stored, "w" if own else "stored")
         if computed is None:
             computed = self._stored.name if self._stored.width > 16 else "float32"
         self._computed = float_info(computed, "computed")
@@ -139,7 +140,7 @@ class ErrorBound:
         self.v = old * self.v + local + absolute_error(g, self._computed)
         v_size = np.abs(v_next.astype(np.float64))
         # One operation on W may be flushed to zero.
-        tiny, unit = self._computed.smallest_normal, self._stored.unit
+        tiny, unit = self._computed.smallest_normal, max(self._stored.unit, self.unit)
         if self._rounded_once:
             # Rounding a subnormal number changes it by up to half of the smallest one.
             tiny = tiny + unit * self._stored.smallest_normal

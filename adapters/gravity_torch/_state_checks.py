@@ -57,7 +57,7 @@ def check_dtypes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:
 
 
 def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Rename the parts of another Gravity implementation's state; return others unchanged."""
+    """Rename the keys of another Gravity implementation's state; return other states unchanged."""
     if not any("v" in old and "velocity" not in old for old in state_dict["state"].values()):
         return state_dict  # the user may have put a "t" or "step" into a group
     steps = {

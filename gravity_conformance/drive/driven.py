@@ -69,7 +69,7 @@ class Driven:
         extra = dict(self.modes()[mode].options)
         arguments = dataclasses.replace(self.driver.arguments, extra=extra)
         start = dataclasses.replace(self.driver, arguments=arguments).start
-        session = start(replay.weights, _told(replay.options), mode=mode)
+        session = start(replay.weights, _in_full(replay.options), mode=mode)
         if self.driver.stateless:  # the caller keeps V
             reference = Gravity(**replay.options)
             reference.init([w.copy() for w in replay.weights])
@@ -89,18 +89,18 @@ class Driven:
 
     def train(self, task: Task) -> Training:
         """Train with the framework's own gradients, as its users do."""
-        setup = self.driver.setup(_told(task.options), task.weights[0].dtype.name)
+        setup = self.driver.setup(_in_full(task.options), task.weights[0].dtype.name)
         return self.driver.session.train(setup, task)
 
 
-def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+def _in_full(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return every hyper-parameter, because the implementation's defaults may differ from ours."""
     return {name: x for name, x in {**hp.DEFAULTS, **options}.items() if x is not None}
 
 
 def as_backend(found: Any) -> Backend:
     """Return the backend that a declaration describes, or the object itself if it is a backend."""
-    if not hasattr(found, "optimizer"):
+    if hasattr(found, "replay") or not hasattr(found, "optimizer"):
         return cast(Backend, found)
     arguments = specs.arguments(found.optimizer, {})
     return Driven(driver(found.optimizer, found.kind, arguments), found)

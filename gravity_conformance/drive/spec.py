@@ -1,13 +1,14 @@
 """Find an implementation, its kind, and its names for the hyper-parameters."""
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -56,6 +57,33 @@ def load(spec: str) -> Any:
         except ANYTHING as error:
             raise SpecError(f"{place} has no {attribute}: {one_line(error)}") from error
     return found
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Forget the folders and the modules of SPECs that are loaded inside.
+
+    Other SPECs may have modules of the same names, and a module of a SPEC may have the name of a
+    framework. What is loaded keeps working, but it cannot import its own modules later.
+    """
+    path, modules = list(sys.path), set(sys.modules)
+    try:
+        yield
+    finally:
+        folders = [Path(place).resolve() for place in sys.path if place not in path]
+        sys.path[:] = path
+        for name in sys.modules.keys() - modules:
+            if any(_lies_in(folder, name) for folder in folders):
+                del sys.modules[name]
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    """Return whether a module, or the package that contains it, lies directly in a folder."""
+    file = getattr(sys.modules[name], "__file__", None)
+    if file is None or not Path(file).resolve().is_relative_to(folder):
+        return False
+    first = Path(file).resolve().relative_to(folder).parts[0]
+    return first.removesuffix(".py") in (name.partition(".")[0], Path(name).stem)
 
 
 def _module(place: str) -> Any:

@@ -10,6 +10,7 @@ An implementation that ``--also`` names may have another V₀. The reference the
 first state.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -109,6 +110,7 @@ def grade(
     start = drawn = first_state(replay)
     if own_start:
         start, steps = _peeked(replay, steps)
+        drawn = _begun(replay, drawn) if start.begun else drawn
     options = Gravity(**replay.options)
     bounds = [ErrorBound(w) for w in replay.weights]
     result, before = Grade(begun=start.begun), None
@@ -141,8 +143,7 @@ def grade(
             if got.begun != start.begun:
                 raise ValueError("its state does not show V₀; a declaration needs export_state")
             pairs = zip(drawn.velocity, got.velocity, strict=True)
-            same = all(a.tobytes() == b.tobytes() for a, b in pairs)
-            result.v0_identical = same and not got.begun
+            result.v0_identical = all(a.tobytes() == b.tobytes() for a, b in pairs)
         else:
             result.deviation.append(_greatest(map(_distance, expected.weights, got.weights)))
             result.bound.append(_greatest(2 * bound.w for bound in bounds))
@@ -161,7 +162,48 @@ def _peeked(replay: Replay, steps: Iterator[Step]) -> tuple[Step, Iterator[Step]
     velocity, weights = ([x.copy() for x in arrays] for arrays in first[:2])
     if not all(np.isfinite(x).all() for x in velocity + weights):
         raise ValueError("V and W must be finite in the first state that shows V")
-    return Step(velocity, weights, first.begun), itertools.chain([first], steps)
+    start = Step(velocity, weights, first.begun)
+    _check_weights(replay, start)
+    return start, itertools.chain([first], steps)
+
+
+def _begun(replay: Replay, start: Step) -> Step:
+    """Return the state of the reference after a step with zero gradients."""
+    zeros = [np.zeros_like(w) for w in replay.weights]
+    _, state = reference(dataclasses.replace(replay, gradients=[zeros]), start)
+    return state
+
+
+def _check_weights(replay: Replay, start: Step) -> None:
+    """Raise ValueError unless W is W₀, moved by V if a step came before."""
+    options = Gravity(**replay.options)
+    lr, decay = options.learning_rate, options.learning_rate * options.weight_decay
+    for i, (w, v, got) in enumerate(
+        zip(replay.weights, start.velocity, start.weights, strict=True)
+    ):
+        bound, expected = ErrorBound(w), w
+        if start.begun:
+            expected = np.asarray((w - decay * w if decay else w) - lr * v)
+            # V is the backend's own; its bound here covers more than the move needs.
+            bound.step(
+                np.zeros_like(w),
+                v,
+                v,
+                w,
+                expected,
+                t=options.first_step,
+                learning_rate=lr,
+                beta=options.beta,
+                weight_decay=options.weight_decay,
+            )
+        outside = ~(_distance(got, expected) <= 2 * bound.w)
+        if outside.any():
+            k = tuple(int(n) for n in np.argwhere(outside)[0])
+            moved = "W₀ − η V" if start.begun else "W₀"
+            raise ValueError(
+                f"W of tensor {i} must be {moved} in the first state that shows V, "
+                f"got {got[k]!s} for {expected[k]!s} at {k}"
+            )
 
 
 def _in_step(expected: Iterator[Step], steps: Iterator[Step]) -> Iterator[tuple[Step, Step]]:

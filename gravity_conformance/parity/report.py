@@ -72,8 +72,12 @@ def notes(report: Report) -> list[str]:
         if (message := row.error or (row.grade and row.grade.first_divergence))
     ]
     for note in dict.fromkeys(note for row in report.replays for note in row.notes):
-        named = dict.fromkeys(row.backend for row in report.replays if note in row.notes)
-        lines.append(f"{', '.join(named)}: {note}")
+        noted = [row for row in report.replays if note in row.notes]
+        for name in dict.fromkeys(row.backend for row in noted):
+            dtypes = dict.fromkeys(row.dtype for row in noted if row.backend == name)
+            every = {row.dtype for row in report.replays if row.backend == name}
+            only = "" if dtypes.keys() == every else f" {', '.join(dtypes)}"
+            lines.append(f"{name}{only}: {note}")
     lines += [f"{r.backend} {r.dtype} training: {r.error}" for r in report.trainings if r.error]
     lines += _differing_accuracies(report)
     flushing = dict.fromkeys(r.backend for r in report.replays if r.grade and r.grade.flushed)
@@ -94,14 +98,19 @@ def _differing_accuracies(report: Report) -> list[str]:
     lines = []
     for dtype in dict.fromkeys(row.dtype for row in report.trainings):
         rows = [r for r in report.trainings if r.dtype == dtype and r.error is None]
-        best = max((r.correct for r in rows), default=0)
+        own = {
+            r.backend
+            for r in report.replays
+            if r.dtype == dtype and r.stranger and not (r.grade and r.grade.v0_identical)
+        }
+        best = max((r.correct for r in rows if r.backend not in own), default=0)
         for row in rows:
             if best - row.correct <= 1:
                 continue
             replays = [r for r in report.replays if (r.backend, r.dtype) == (row.backend, dtype)]
             more = best - row.correct
             start = f"{row.backend} {dtype}: it misclassifies {more} more images than the best"
-            if any(r.stranger and r.grade and not r.grade.v0_identical for r in replays):
+            if row.backend in own and any(r.grade for r in replays):
                 lines.append(f"{start}; it starts from its own V₀")
             elif replays and all(r.passed for r in replays):
                 lines.append(
@@ -155,6 +164,12 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _label(name: str) -> str:
+    """Return a name for a legend: short, without mathematics, and not hidden by an underscore."""
+    short = name if len(name) <= 40 else f"…{name[-39:]}"
+    return short.replace("$", r"\$").replace("_", "\u200b_", 1 if short.startswith("_") else 0)
+
+
 def draw(report: Report, path: Path) -> None:
     """Draw, for each dtype, the loss curves and the deviation of W under its certified bound."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -173,7 +188,7 @@ def draw(report: Report, path: Path) -> None:
             # The curves overlap, so each is thinner than the one below it.
             style = styles[i % len(styles)]
             width = 1.2 + 1.6 * (len(trained) - 1 - i)
-            left.semilogy(epochs, training.losses, style, lw=width, label=training.backend)
+            left.semilogy(epochs, training.losses, style, lw=width, label=_label(training.backend))
         left.set(title=f"Own gradients, {dtype}", xlabel="epoch", ylabel="training loss")
         left.xaxis.get_major_locator().set_params(integer=True)
 
@@ -182,7 +197,7 @@ def draw(report: Report, path: Path) -> None:
             assert row.grade is not None
             bound = bound or row.grade.bound
             deviation = [d if d > 0 else math.nan for d in row.grade.deviation]
-            label = f"{row.backend} {row.mode}: {row.grade.verdict}"
+            label = f"{_label(row.backend)} {row.mode}: {row.grade.verdict}"
             right.semilogy(range(1, len(deviation) + 1), deviation, lw=1, label=label)
         right.semilogy(range(1, len(bound) + 1), bound, "k", lw=2, label="certified bound")
         right.set(

@@ -14,6 +14,7 @@ import numpy as np
 import gravity_core
 from gravity_conformance._guard import ANYTHING, clean, one_line, silenced
 from gravity_conformance.drive.driven import Driven, as_backend, read
+from gravity_conformance.drive.spec import isolated
 from gravity_conformance.parity import digits
 from gravity_conformance.parity.grading import Grade, grade
 from gravity_conformance.protocol import Backend, Kind, Mode, Replay, Task, Training
@@ -170,8 +171,11 @@ def also(specs: Sequence[str]) -> dict[str, Loaded]:
     Raises:
         SpecError: if one cannot be imported or is of no known kind.
     """
-    with silenced(2):
-        return {clean(spec): _described(read(spec)) for spec in specs}
+    found = {}
+    for spec in specs:
+        with silenced(2), isolated():
+            found[clean(spec)] = _described(read(spec))
+    return found
 
 
 def _described(backend: Backend) -> Loaded:

@@ -378,8 +378,8 @@ def step(learning_rate, alpha, beta=0.9):
             s = g * jnp.max(jnp.abs(g))
             return (old * v + new * g / (1 + s * s)).astype(v.dtype)
         v = jax.tree.map(one, state["v"], g)
-        l = rate(state["t"]) if callable(rate) else rate
-        moved = jax.tree.map(lambda v: (-l * v).astype(v.dtype), v)
+        lr = rate(state["t"]) if callable(rate) else rate
+        moved = jax.tree.map(lambda v: (-lr * v).astype(v.dtype), v)
         return moved, state | {"t": state["t"] + 1, "v": v}
     return optax.GradientTransformation(init, update)
 """

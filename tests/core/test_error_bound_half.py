@@ -108,3 +108,31 @@ def test_other_dtypes_are_refused(argument, dtype):
     message = f"{argument} must be float16, bfloat16, float32 or float64, got .*{dtype}"
     with pytest.raises(TypeError, match=message):
         ErrorBound(np.zeros(1), **{argument: dtype})
+
+
+@pytest.mark.parametrize(("stored", "computed"), [("float64", "float32"), ("float32", "bfloat16")])
+def test_the_coarser_dtype_decides_the_roundings_of_w(stored, computed):
+    """W may be computed in either dtype, and here that one is the coarser."""
+    dtype = {"float32": np.dtype("float32"), **HALF}[computed]
+    rng = np.random.default_rng(0)
+    w = normal(rng, 1000, dtype).astype(stored)
+    v = normal(rng, 1000, dtype).astype(np.float64)
+    bound = ErrorBound(w, computed=computed)
+    exact = w.astype(np.float64) - 0.1 * v
+    zero = np.zeros(1000)
+    bound.step(zero, v, v, w.astype(np.float64), exact, t=1, learning_rate=0.1)
+    got = (w.astype(dtype) - dtype.type(0.1) * v.astype(dtype)).astype(np.float64)
+    assert (np.abs(got - exact) <= bound.w).all()
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4"])
+def test_the_byte_order_does_not_matter(dtype):
+    assert ErrorBound(np.zeros(2, dtype)).unit == ErrorBound(np.zeros(2, dtype[1:])).unit
+
+
+def test_weights_of_another_dtype_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"^w must be float16, bfloat16, float32 or float64, got"):
+        ErrorBound(np.zeros(2, int))
+    for name in ("numpy.float32", "x'float32'>"):
+        with pytest.raises(TypeError, match="^stored must be"):
+            ErrorBound(np.zeros(2), stored=name)

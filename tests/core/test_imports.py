@@ -88,7 +88,8 @@ def test_the_core_works_with_numpy_and_array_api_compat_alone():
     assert run(ONLY_NUMPY) == "stepped\n"
 
 
-# Each package, and the packages that it must not import.
+# Each package or module, and what it must not import.
+COMMAND = {f"gravity_conformance.conform.{name}" for name in ("report", "runner", "worker")}
 ADAPTERS = {"gravity_torch", "gravity_jax", "gravity_tf"}
 FORBIDDEN = {
     "gravity_core": {"gravity_conformance", *ADAPTERS},
@@ -96,7 +97,14 @@ FORBIDDEN = {
     "gravity_conformance/parity": {"gravity_conformance.conform", "gravity_conformance.vectors"},
     "gravity_conformance/vectors": {"gravity_conformance.conform", "gravity_conformance.parity"},
     "gravity_conformance/conform": {"gravity_conformance.parity"},
-    "gravity_conformance/conform/judge": {"gravity_conformance.conform.checks"},
+    "gravity_conformance/conform/checks": COMMAND,
+    "gravity_conformance/conform/judge": {"gravity_conformance.conform.checks", *COMMAND},
+    **{
+        f"gravity_conformance/{name}.py": {
+            f"gravity_conformance.{part}" for part in ("conform", "drive", "parity", "vectors")
+        }
+        for name in ("_guard", "_output", "mutations", "protocol")
+    },
     "gravity_conformance/drive": {
         "gravity_conformance.conform",
         "gravity_conformance.parity",
@@ -115,12 +123,14 @@ def imported(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.relative_to(ROOT)} has a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_point_one_way(package):
-    paths = list((ROOT / package).rglob("*.py"))
+    place = ROOT / package
+    paths = list(place.rglob("*.py")) if place.is_dir() else [place]
     assert paths
     for path in paths:
         for name in imported(path):

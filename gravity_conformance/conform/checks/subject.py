@@ -1,6 +1,7 @@
 """The implementation under test: what it offers, and how it starts.
 
-Guarantee: this module gives no verdict; `findings` judges the implementation.
+Guarantee: this module makes no finding; `findings` judges the implementation. Comparisons here only
+show which convention of t fits, and whether the state shows V.
 """
 
 import functools
