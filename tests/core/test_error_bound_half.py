@@ -134,5 +134,5 @@ def test_weights_of_another_dtype_are_refused_by_name():
     with pytest.raises(TypeError, match=r"^w must be float16, bfloat16, float32 or float64, got"):
         ErrorBound(np.zeros(2, int))
     for name in ("numpy.float32", "x'float32'>"):
-        with pytest.raises(TypeError, match="^stored must be"):
+        with pytest.raises(TypeError, match=r"^stored must be"):
             ErrorBound(np.zeros(2), stored=name)
