@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gravity_torch._tensors import without_autocast, working_dtype
+from gravity_torch._tensors import max_abs, without_autocast, working_dtype
 
 
 def is_distributed(x: Tensor) -> bool:
@@ -92,8 +92,8 @@ def shards(params: list[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> dic
         grads.append(local(grad))
     maxima = _maxima(sharded, grads)
     return {
-        p: Shard(local(p), grad, local(states[p]["velocity"]), max_abs)
-        for p, grad, max_abs in zip(sharded, grads, maxima, strict=True)
+        p: Shard(local(p), grad, local(states[p]["velocity"]), maximum)
+        for p, grad, maximum in zip(sharded, grads, maxima, strict=True)
     }
 
 
@@ -150,22 +150,12 @@ def _max_abs_bits(grads: list[Tensor]) -> list[Tensor]:
     for (device, dtype), members in _kinds(grads).items():
         reals = [torch.view_as_real(grads[i]) if dtype.is_complex else grads[i] for i in members]
         zero = torch.zeros((), dtype=dtype.to_real(), device=device)
-        find = _one_by_one if device.type == "cpu" else _many_at_a_time
-        found = iter(find([x for x in reals if x.numel()]))
+        found = iter(max_abs([x for x in reals if x.numel()]))
         maxima = [next(found) if x.numel() else zero for x in reals]
         bits = without_autocast(torch.stack, maxima).double().abs().view(torch.int64)
         for i, value in zip(members, bits.unbind(), strict=True):
             values[i] = value
     return values
-
-
-def _one_by_one(grads: list[Tensor]) -> list[Tensor]:
-    pairs = map(torch.aminmax, grads)  # on a CPU many times faster than norms
-    return [torch.maximum(-low, high) for low, high in pairs]
-
-
-def _many_at_a_time(grads: list[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_norm(grads, torch.inf)) if grads else []
 
 
 def elements(p: Any) -> range | Callable[[int, int], Tensor]:

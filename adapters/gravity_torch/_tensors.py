@@ -18,18 +18,26 @@ def to_numpy(x: Tensor) -> np.ndarray:
     return np.asarray((x.float() if x.dtype == torch.bfloat16 else x).numpy())
 
 
-def has_memory(x: Tensor) -> bool:
-    """Return whether private kernels and graphs accept `x`: no fake, meta or subclass tensor."""
-    return type(x.data) is Tensor and not x.is_meta
+def max_abs(grads: list[Tensor]) -> list[Tensor]:
+    """Return max|G| of each gradient on one device; none of them is empty."""
+    if grads and grads[0].is_cpu:
+        pairs = map(torch.aminmax, grads)  # on a CPU many times faster than norms
+        return [torch.maximum(-low, high) for low, high in pairs]
+    return list(torch._foreach_norm(grads, torch.inf)) if grads else []
 
 
 def flat(p: Tensor, grad: Tensor, velocity: Tensor) -> list[Tensor] | None:
     """Return flat views with the same order of elements, or None if there are none."""
+    if not has_one_order(p, grad, velocity):
+        return None
+    return [x.as_strided((x.numel(),), (1,)) for x in (p, grad, velocity)]
+
+
+def has_one_order(p: Tensor, grad: Tensor, velocity: Tensor) -> bool:
+    """Return whether the tensors have their elements in one order in memory, without gaps."""
     if p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
-        return [p.view(-1), grad.view(-1), velocity.view(-1)]
-    if p.stride() == grad.stride() == velocity.stride() and is_dense(p):
-        return [x.as_strided((x.numel(),), (1,)) for x in (p, grad, velocity)]
-    return None
+        return True
+    return p.stride() == grad.stride() == velocity.stride() and is_dense(p)
 
 
 def is_dense(x: Tensor) -> bool:

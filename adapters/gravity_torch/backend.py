@@ -1,6 +1,5 @@
 """PyTorch as a backend of ``gravity parity`` (`gravity_conformance.protocol`)."""
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from gravity_torch.optimizer import Gravity
 _OPTIONS = {
     "loop": {"foreach": False},
     "default": {},
-    "fused": {"fused": True},
+    "foreach": {"foreach": True},
 }
 
 
@@ -38,10 +37,8 @@ def dtypes() -> tuple[str, ...]:
 
 
 def modes() -> dict[str, Mode]:
-    """Return the optimizer's paths; the compiled one needs a C++ compiler on a CPU."""
-    compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
-    missing = None if compiler else "torch.compile needs a C++ compiler on a CPU"
-    return {"loop": Mode("eager"), "default": Mode("eager"), "fused": Mode("compiled", missing)}
+    """Return the optimizer's paths; by default it is fused on a CPU."""
+    return {mode: Mode("eager") for mode in _OPTIONS}
 
 
 def replay(replay: Replay, mode: str) -> Iterator[Step]:

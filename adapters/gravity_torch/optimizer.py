@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from gravity_core import hyperparameters as hp
-from gravity_torch import _distributed
-from gravity_torch._fused import fused
+from gravity_torch import _distributed, _fused
 from gravity_torch._items import Item, Options, items_of
-from gravity_torch._multi_tensor import count, multi_tensor
+from gravity_torch._multi_tensor import multi_tensor
 from gravity_torch._single_tensor import single_tensor
-from gravity_torch._state_checks import check_shapes, check_state, counter, translated
+from gravity_torch._state_checks import check_state, counter, translated
 from gravity_torch._tensors import to_numpy
 from gravity_torch._velocity import initial_velocity
 
@@ -115,6 +114,7 @@ class Gravity(torch.optim.Optimizer):
     """
 
     _has_warned = False  # that V starts from rest
+    _checks: dict[int, _fused.Checks]  # by the index of a group
 
     def __init__(
         self,
@@ -148,6 +148,7 @@ class Gravity(torch.optim.Optimizer):
             "fused": fused,
         }
         super().__init__(params, _checked(defaults))
+        self._checks = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the standard deviation of its V₀ is alpha / lr with its present lr."""
@@ -180,6 +181,7 @@ class Gravity(torch.optim.Optimizer):
                     values["velocity"] = _distributed.placed(values["velocity"], p)
                 check_state(p, values)
         super().__setstate__(state)
+        self._checks = {}
         self.defaults = _DEFAULTS | self.defaults  # an old pickle may lack some
         for i, group in enumerate(self.param_groups):
             if group.get("velocity_std") is None:
@@ -256,9 +258,9 @@ class Gravity(torch.optim.Optimizer):
             if shard.p.shape != shard.velocity.shape:
                 check_state(p, self.state[p])
         # Check all groups before the first parameter moves.
-        items = [items_of(*batch, shards) for batch in batches]
-        for (group, params, *_, steps), items_of_group in zip(batches, items, strict=True):
-            _step_group(group, params, steps, items_of_group)
+        plans = [_plan(*batch, shards, self._checks, i) for i, batch in enumerate(batches)]
+        for (group, params, *_), plan in zip(batches, plans, strict=True):
+            _step_group(group, params, *plan)
         return loss
 
     # torch.compile runs a method of this name outside the graph of `step`.
@@ -279,12 +281,9 @@ class Gravity(torch.optim.Optimizer):
                     kind = "sparse gradients" if "sparse" in kind else f"gradients of layout {kind}"
                     raise RuntimeError(f"Gravity does not support {kind}")
                 state = states[p] or self._init_state(p, group, self._position(group) + i)
-                velocity = state["velocity"]
-                if not p.shape == velocity.shape == grad.shape:
-                    check_shapes(p, grad, state)  # p.data was replaced; kernels check no shapes
                 params.append(p)
                 grads.append(grad)
-                velocities.append(velocity)
+                velocities.append(state["velocity"])
                 steps.append(state["step"])
 
     def _position(self, group: dict[str, Any]) -> int:
@@ -319,36 +318,70 @@ def _check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
         hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=alpha, names=NAMES)
 
 
+def _plan(
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    velocities: list[Tensor],
+    steps: list[Tensor],
+    shards: dict[Tensor, _distributed.Shard],
+    checks: dict[int, _fused.Checks],
+    index: int,
+) -> tuple[_fused.Tables, list[Item], list[Tensor]]:
+    """Return what the kernels update, what another path updates, and its counters."""
+    tables: _fused.Tables = {}
+    fused = group["fused"]
+    default = fused is None and group["foreach"] is None and not group["differentiable"]
+    if params and (fused or default) and not torch.compiler.is_compiling():
+        can = _fused.can_fuse(params[0]) and _fused.kernels() is not None
+        columns = params, grads, velocities, steps
+        if can:
+            tables, others = _fused.tables(
+                *columns, shards, checks.setdefault(index, _fused.Checks())
+            )
+            can = all(_fused.can_fuse(params[i]) for i in others)
+        if can:
+            params, grads, velocities, steps = ([xs[i] for i in others] for xs in columns)
+        elif fused:
+            for p in params:
+                _fused.check(p)
+        else:
+            tables = {}
+    return tables, items_of(group, params, grads, velocities, steps, shards), steps
+
+
 def _step_group(
-    group: dict[str, Any], params: list[Tensor], steps: list[Tensor], items: list[Item]
+    group: dict[str, Any],
+    params: list[Tensor],
+    tables: _fused.Tables,
+    items: list[Item],
+    steps: list[Tensor],
 ) -> None:
     """Count the step, and update by the path that the options and the tensors allow."""
-    if not steps:
+    if not params:
         return
     compiling = torch.compiler.is_compiling()
     if not (compiling or group["differentiable"]):
-        # Private kernels do not mark p as changed, so autograd would accept a stale graph.
+        # Kernels do not mark p as changed, so autograd would accept a stale graph.
         torch.autograd.graph.increment_version(params)
-    if group["capturable"] or compiling:
-        torch._foreach_add_(steps, 1)
-    else:
-        count(steps)
     options = Options(
         lr=_as_scalar(group["lr"]),
         beta=group["beta"],
         weight_decay=group["weight_decay"] or None,
         maximize=group["maximize"],
     )
+    _fused.fused(tables, group["first_step"], options)
+    if not items:
+        return
+    torch._foreach_add_(steps, 1)
     if compiling:
         items = [
             (_at_least_1d(p), _at_least_1d(g), _at_least_1d(v), t, m) for p, g, v, t, m in items
         ]
-    single = group["foreach"] is False or compiling or group["differentiable"]
-    path = single_tensor if single else multi_tensor
-    if group["fused"] and not compiling:
-        fused(items, options, others=path)
+    if group["foreach"] is False or group["differentiable"]:
+        single_tensor(items, options)
     else:
-        path(items, options)
+        multi_tensor(items, options)
 
 
 def _at_least_1d(x: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def test_fully_sharded_training_is_the_training_in_one_process(crew, options):
 
 # DTensor: recorded gradients, however the tensors are split
 
-SHAPES = [(7, 5), (3,), (2, 3, 5), (1, 4), (6, 8), (_multi_tensor.SMALL // 8 + 1, 9)]
+SHAPES = [(7, 5), (3,), (2, 3, 5), (1, 4), (6, 8), (_multi_tensor.BLOCK // 8 + 1, 9)]
 
 
 def recorded(dtype, steps=4):

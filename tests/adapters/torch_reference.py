@@ -1,32 +1,10 @@
 """One parameter of gravity_torch in the pure functions of NumPy, with its certified bound."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
 
 import gravity_core
-from gravity_torch import _fused, backend
-
-
-@contextlib.contextmanager
-def cleared_graphs():
-    """Let what is compiled inside, with other numbers or another compiler, stay inside."""
-    caches = [f for f in vars(_fused).values() if hasattr(f, "cache_clear")]
-    try:
-        for cache in caches:
-            cache.cache_clear()
-        yield
-    finally:
-        for cache in caches:
-            cache.cache_clear()
-
-
-def needs_a_compiler(path):
-    reason = backend.modes()["fused"].unavailable
-    if "fused" in path and reason:
-        pytest.skip(reason)
 
 
 def to_numpy(x):
