@@ -137,9 +137,13 @@ def tables(
             dtypes.append(grad.dtype if fits else None)
             addresses = p.data_ptr(), grad.data_ptr(), velocity.data_ptr(), step.data_ptr()
             rows.append((*addresses, size))
-    except RuntimeError:  # functional tensors have no memory
+    except RuntimeError:  # a wrapper of torch.func
+        rows = []
+    table = np.array(rows, np.int64).reshape(-1, 5)
+    # Tensors without memory, as functional ones, are at 0; empty ones may be.
+    if not rows or (table[:, 3] == 0).any() or (table[table[:, 4] > 0] == 0).any():
         return {}, list(range(len(params)))
-    table = np.concatenate([np.array(rows, np.int64), maxima], axis=1)
+    table = np.concatenate([table, maxima], axis=1)
     addresses_now = table[:, [0, 2, 3, 4]].tobytes()
     if addresses_now != checks.addresses:
         checks.kinds = list(map(_kind, params, velocities, steps))
