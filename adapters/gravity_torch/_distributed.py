@@ -150,12 +150,17 @@ def _max_abs_bits(grads: list[Tensor]) -> list[Tensor]:
     for (device, dtype), members in _kinds(grads).items():
         reals = [torch.view_as_real(grads[i]) if dtype.is_complex else grads[i] for i in members]
         zero = torch.zeros((), dtype=dtype.to_real(), device=device)
-        found = iter(max_abs([x for x in reals if x.numel()]))
+        find = _one_by_one if device.type == "cpu" else max_abs
+        found = iter(find([x for x in reals if x.numel()]))
         maxima = [next(found) if x.numel() else zero for x in reals]
         bits = without_autocast(torch.stack, maxima).double().abs().view(torch.int64)
         for i, value in zip(members, bits.unbind(), strict=True):
             values[i] = value
     return values
+
+
+def _one_by_one(grads: list[Tensor]) -> list[Tensor]:
+    return [x for grad in grads for x in max_abs([grad])]  # without a copy of all of them
 
 
 def elements(p: Any) -> range | Callable[[int, int], Tensor]:

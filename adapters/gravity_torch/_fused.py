@@ -125,39 +125,36 @@ def tables(
         maxima[:, 0] = [0 if x is None else x.data_ptr() for x in given]
     if not set(map(type, [*params, *grads, *velocities, *steps])) <= _PLAIN:
         return {}, list(range(len(params)))
-    rows = []
+    flat: list[int] = []  # the rows of the table, without max|G|
     dtypes: list[torch.dtype | None] = []  # of the gradients that the kernels can take
     try:
         for p, grad, velocity, step in zip(params, grads, velocities, steps, strict=True):
             size = p.numel()
-            fits = grad.is_cpu and grad.numel() == size
-            fits = fits and not (grad.is_neg() or grad.is_conj())  # memory has other numbers
+            fits = grad.is_cpu and grad.numel() == size and not grad.is_neg()
             if fits and not (p.is_contiguous() and grad.is_contiguous()):
                 fits = has_one_order(p, grad, velocity)
             dtypes.append(grad.dtype if fits else None)
-            addresses = p.data_ptr(), grad.data_ptr(), velocity.data_ptr(), step.data_ptr()
-            rows.append((*addresses, size))
+            flat += p.data_ptr(), grad.data_ptr(), velocity.data_ptr(), step.data_ptr(), size
     except RuntimeError:  # a wrapper of torch.func
-        rows = []
-    table = np.array(rows, np.int64).reshape(-1, 5)
+        flat = []
+    table = np.array(flat, np.int64).reshape(-1, 5)
     # Tensors without memory, as functional ones, are at 0; empty ones may be.
-    if not rows or (table[:, 3] == 0).any() or (table[table[:, 4] > 0] == 0).any():
+    if not flat or (table[:, 3] == 0).any() or (table[table[:, 4] > 0] == 0).any():
         return {}, list(range(len(params)))
     table = np.concatenate([table, maxima], axis=1)
-    addresses_now = table[:, [0, 2, 3, 4]].tobytes()
-    if addresses_now != checks.addresses:
+    addresses = table[:, [0, 2, 3, 4]].tobytes()
+    if addresses != checks.addresses:
         checks.kinds = list(map(_kind, params, velocities, steps))
-        checks.addresses = addresses_now
+        checks.addresses = addresses
     pairs = list(zip(checks.kinds, dtypes, strict=True))
-    members: dict[Any, list[int]] = {pair: [] for pair in pairs}
-    if len(members) == 1:  # the usual case
-        members[pairs[0]] = list(range(len(pairs)))
-    else:
-        for i, pair in enumerate(pairs):
-            members[pair].append(i)
     found: Tables = {}
     others: list[int] = []
-    for (kind, dtype), indices in members.items():
+    for pair in sorted(set(pairs), key=pairs.index):
+        kind, dtype = pair
+        indices = [i for i, other in enumerate(pairs) if other == pair]
+        if dtype is not None and dtype.is_complex:  # memory has other numbers
+            others += [i for i in indices if grads[i].is_conj()]
+            indices = [i for i in indices if not grads[i].is_conj()]
         if kind is None or dtype is None or not _can_mix(kind[0], dtype, kind[1]):
             others += indices
         else:

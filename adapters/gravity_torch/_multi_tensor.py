@@ -17,11 +17,8 @@ from gravity_torch._single_tensor import single_tensor
 from gravity_torch._tensors import flat, max_abs, working_dtype
 
 # Elements that are updated at a time. On a CPU, they stay in the cache.
-BLOCK = 2**16
+BLOCK = 2**17
 BLOCK_OF_GPU = 2**24
-
-# A number for all tensors of a list, or a 0-d tensor for each.
-Numbers = float | Tensor | list[Tensor]
 
 
 def multi_tensor(items: list[Item], options: Options) -> None:
@@ -46,10 +43,24 @@ def multi_tensor(items: list[Item], options: Options) -> None:
             _update(portion, block, dtype, in_place)
 
 
+def count(steps: list[Tensor]) -> None:
+    """Add 1 to every counter."""
+    on_cpu = not torch.compiler.is_compiling() and all(step.is_cpu for step in steps)
+    # On a CPU, torch would make a tensor of the number for each counter.
+    torch._foreach_add_(steps, [torch.tensor(1, device="cpu")] * len(steps) if on_cpu else 1)
+
+
 def _scalar(lr: float | Tensor, device: torch.device, dtype: torch.dtype) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return lr
     return lr.item() if lr.is_cpu and not torch.compiler.is_compiling() else lr.to(device)
+
+
+def _factor(x: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a number as a tensor on a CPU, where torch would make one for each of a list."""
+    if device.type != "cpu" or x is None or isinstance(x, (Tensor, list)):
+        return x  # elsewhere, a tensor of a number is a copy to the device
+    return torch.tensor(x, dtype=dtype, device="cpu")
 
 
 def _portions(items: list[Item], block: int) -> Iterator[list[Item]]:
@@ -72,18 +83,22 @@ def _update(items: list[Item], block: int, dtype: torch.dtype, options: Options)
     if len(m) < len(items):
         found = iter(max_abs([g for g, x in zip(grads, maxima, strict=True) if x is None]))
         m = [next(found) if x is None else x for x in maxima]
-    old: Numbers
-    new: Numbers
+    old: Any
+    new: Any
     if isinstance(times[0], Tensor):
         both = coefficients(torch.stack(times), options.beta)
         old, new = (list(x.to(dtype).unbind()) for x in both)
     else:
         old, new = coefficients(times[0], options.beta)
+    lr, weight_decay = options.lr, options.weight_decay
+    decay = None if weight_decay is None else lr * weight_decay
+    device = ps[0].device
+    factors = [_factor(x, device, dtype) for x in (1, old, new, lr, decay)]
     if ps[0].numel() > block and (views := flat(ps[0], grads[0], velocities[0])):
         for p, grad, v in zip(*(torch.split(x, block) for x in views), strict=True):
-            _move([p], [grad], [v], m, old, new, dtype, options)
+            _move([p], [grad], [v], m, factors, dtype, options.maximize)
     else:
-        _move(ps, grads, velocities, m, old, new, dtype, options)
+        _move(ps, grads, velocities, m, factors, dtype, options.maximize)
 
 
 def _move(
@@ -91,18 +106,18 @@ def _move(
     grads: list[Tensor],
     velocities: list[Tensor],
     m: list[Tensor],
-    old: Numbers,
-    new: Numbers,
+    factors: list[Any],
     dtype: torch.dtype,
-    options: Options,
+    maximize: bool,
 ) -> None:
     """Update with the operations of `_single_tensor.update_item`, in their order."""
+    one, old, new, lr, decay = factors
     grads = _wide(grads, dtype)
-    if options.maximize:
+    if maximize:
         grads = list(torch._foreach_neg(grads))
     s = torch._foreach_mul(grads, m)
     torch._foreach_mul_(s, s)
-    torch._foreach_add_(s, 1)
+    torch._foreach_add_(s, [one] * len(s) if isinstance(one, Tensor) else one)
     zeta = torch._foreach_div(grads, s)
     del s, grads
     torch._foreach_mul_(zeta, new)
@@ -112,9 +127,9 @@ def _move(
     del zeta
     v = _store(v, velocities, dtype)
     w = _wide(ps, dtype)
-    if options.weight_decay is not None:
-        torch._foreach_sub_(w, torch._foreach_mul(w, options.lr * options.weight_decay))
-    torch._foreach_sub_(w, torch._foreach_mul(v, options.lr))
+    if decay is not None:
+        torch._foreach_sub_(w, torch._foreach_mul(w, decay))
+    torch._foreach_sub_(w, torch._foreach_mul(v, lr))
     _store(w, ps, dtype)
 
 

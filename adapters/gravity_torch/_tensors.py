@@ -20,10 +20,14 @@ def to_numpy(x: Tensor) -> np.ndarray:
 
 def max_abs(grads: list[Tensor]) -> list[Tensor]:
     """Return max|G| of each gradient on one device; none of them is empty."""
-    if grads and grads[0].is_cpu:
-        pairs = map(torch.aminmax, grads)  # on a CPU many times faster than norms
-        return [torch.maximum(-low, high) for low, high in pairs]
-    return list(torch._foreach_norm(grads, torch.inf)) if grads else []
+    if not grads:
+        return []
+    if not grads[0].is_cpu:
+        return list(torch._foreach_norm(grads, torch.inf))
+    if len(grads) > 1 and not torch.compiler.is_compiling():  # which does not know _foreach_max
+        return list(torch._foreach_max(torch._foreach_abs(grads)))
+    # For one large gradient many times faster, and without a copy.
+    return [torch.maximum(-low, high) for low, high in map(torch.aminmax, grads)]
 
 
 def flat(p: Tensor, grad: Tensor, velocity: Tensor) -> list[Tensor] | None:

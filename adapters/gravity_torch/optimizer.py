@@ -2,7 +2,7 @@
 
 Guarantees: V₀ uses no global random state. A state_dict restores the state bit for bit. Bad
 arguments, bad states and sparse gradients raise before any parameter has moved. Gradients are never
-written to. With `foreach=False`, the results have the bits of the NumPy reference.
+written to. On a CPU, V and W have the bits of the NumPy reference on every path.
 """
 
 import functools
@@ -17,7 +17,7 @@ from torch import Tensor
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed, _fused
 from gravity_torch._items import Item, Options, items_of
-from gravity_torch._multi_tensor import multi_tensor
+from gravity_torch._multi_tensor import count, multi_tensor
 from gravity_torch._single_tensor import single_tensor
 from gravity_torch._state_checks import check_state, counter, translated
 from gravity_torch._tensors import to_numpy
@@ -83,20 +83,23 @@ class Gravity(torch.optim.Optimizer):
             all parameters, so data-parallel replicas start alike. If several optimizers train
             parts of one model, give each its own seed.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        foreach: False updates one tensor at a time with the core's functions, and has the bits of
-            the NumPy reference. None and True update many tensors per call, inside the certified
-            bound.
+        foreach: False updates one tensor at a time with the core's functions. True updates lists
+            of tensors with torch's operations. None takes fused if every parameter of the group
+            is on a CPU and has a kernel, and else foreach.
         maximize: maximize the objective instead of minimizing it.
         capturable: allow capture in a CUDA graph. The step count stays on the parameter's device,
             and the host never reads it. A scheduler affects a captured graph only if lr is a
             Tensor on the GPU.
         differentiable: let autograd differentiate through the step with respect to W, V and a
             Tensor lr. The standard deviation of V₀ is a constant, even if it is alpha / lr.
-        fused: True compiles the update with `torch.compile`.
+        fused: True runs kernels for CPUs, for floating and complex parameters. numba compiles them
+            at the first step. A gradient with gaps in memory or another order of elements takes
+            foreach. A step inside `torch.compile` takes foreach, too.
 
     Raises:
         ValueError: naming the argument and the value received.
         RuntimeError: for `fused` with `foreach` or with `differentiable`, as in torch.
+            `fused=True` also raises in `step`, if a parameter has no kernel or without numba.
 
     State per parameter: ``step`` (the number of updates) and ``velocity`` (V, in the parameter's
     dtype; complex for a complex parameter). Both appear at the parameter's first gradient.
@@ -231,7 +234,7 @@ class Gravity(torch.optim.Optimizer):
             closure: reevaluates the model and returns the loss. `step` returns that loss.
 
         Raises:
-            RuntimeError: for a sparse gradient.
+            RuntimeError: for a sparse gradient, and where `fused=True` is impossible.
             ValueError: if a gradient or a velocity does not fit its parameter: it has another
                 shape, or only one of the two is complex. This happens if `p.data` is replaced.
 
@@ -373,7 +376,7 @@ def _step_group(
     _fused.fused(tables, group["first_step"], options)
     if not items:
         return
-    torch._foreach_add_(steps, 1)
+    count(steps)
     if compiling:
         items = [
             (_at_least_1d(p), _at_least_1d(g), _at_least_1d(v), t, m) for p, g, v, t, m in items

@@ -27,7 +27,15 @@ NAMES = {
 }
 # Private by the underscore alone: torch's optimizers and others are made of them.
 LISTS = {
-    *("_foreach_add_", "_foreach_copy_", "_foreach_div", "_foreach_mul", "_foreach_mul_"),
+    *(
+        "_foreach_abs",
+        "_foreach_max",
+        "_foreach_add_",
+        "_foreach_copy_",
+        "_foreach_div",
+        "_foreach_mul",
+        "_foreach_mul_",
+    ),
     *("_foreach_neg", "_foreach_norm", "_foreach_sub_"),
 }
 
