@@ -42,7 +42,7 @@ def contenders(
             p, momentum=0.9, fused=True
         ),
         "gravity_torch.Gravity()": lambda p: Gravity(p),
-        "gravity_torch.Gravity(fused=True)": lambda p: Gravity(p, fused=True),
+        "gravity_torch.Gravity(foreach=True)": lambda p: Gravity(p, foreach=True),
         "gravity_torch.Gravity(foreach=False)": lambda p: Gravity(p, foreach=False),
     }
     if importlib.util.find_spec("pytorch_optimizer"):

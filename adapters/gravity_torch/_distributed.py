@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gravity_torch._tensors import without_autocast, working_dtype
+from gravity_torch._tensors import max_abs, without_autocast, working_dtype
 
 
 def is_distributed(x: Tensor) -> bool:
@@ -92,8 +92,8 @@ def shards(params: list[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> dic
         grads.append(local(grad))
     maxima = _maxima(sharded, grads)
     return {
-        p: Shard(local(p), grad, local(states[p]["velocity"]), max_abs)
-        for p, grad, max_abs in zip(sharded, grads, maxima, strict=True)
+        p: Shard(local(p), grad, local(states[p]["velocity"]), maximum)
+        for p, grad, maximum in zip(sharded, grads, maxima, strict=True)
     }
 
 
@@ -150,7 +150,7 @@ def _max_abs_bits(grads: list[Tensor]) -> list[Tensor]:
     for (device, dtype), members in _kinds(grads).items():
         reals = [torch.view_as_real(grads[i]) if dtype.is_complex else grads[i] for i in members]
         zero = torch.zeros((), dtype=dtype.to_real(), device=device)
-        find = _one_by_one if device.type == "cpu" else _many_at_a_time
+        find = _one_by_one if device.type == "cpu" else max_abs
         found = iter(find([x for x in reals if x.numel()]))
         maxima = [next(found) if x.numel() else zero for x in reals]
         bits = without_autocast(torch.stack, maxima).double().abs().view(torch.int64)
@@ -160,12 +160,7 @@ def _max_abs_bits(grads: list[Tensor]) -> list[Tensor]:
 
 
 def _one_by_one(grads: list[Tensor]) -> list[Tensor]:
-    pairs = map(torch.aminmax, grads)  # many times faster than norms on a CPU
-    return [torch.maximum(-low, high) for low, high in pairs]
-
-
-def _many_at_a_time(grads: list[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_norm(grads, torch.inf)) if grads else []
+    return [x for grad in grads for x in max_abs([grad])]  # without a copy of all of them
 
 
 def elements(p: Any) -> range | Callable[[int, int], Tensor]:

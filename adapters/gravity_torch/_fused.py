@@ -1,147 +1,265 @@
-"""The path of `fused=True`: the core's functions through `torch.compile`, one graph for all shapes.
+"""The path of `fused=True`: kernels that numba compiles, on the threads that torch itself uses.
 
-Guarantee: V and W are inside the certified bound.
+Guarantees: V and W have the bits of the NumPy reference, with any number of threads. numba is
+imported, and a kernel compiled, at the first step that needs it. An address is kept for one step
+only. Fake, meta and functional tensors and subclasses never reach a kernel.
 """
 
+import ctypes
 import functools
-import types
-from collections import defaultdict
-from collections.abc import Callable
+import importlib
+import os
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gravity_torch._items import Item, Options
-from gravity_torch._multi_tensor_gpu import CONCATENATED
-from gravity_torch._single_tensor import update_item
-from gravity_torch._tensors import flat, has_memory, working_dtype
+from gravity_torch._distributed import Shard
+from gravity_torch._items import Options
+from gravity_torch._tensors import has_one_order
 
-# Tensors with fewer elements take the other path, which is then as fast as a compiled call.
-COMPILED = 2**12
-# Tensors per call. More of them share the cost of a call, but take longer to compile.
-BATCH = 8
+# A tensor of more elements is split between threads. Shorter pieces would cost bandwidth.
+PIECE = 2**22
+# Elements for each thread at the least: fewer take less time than waking a thread.
+SHARE = 2**17
 
+_PLAIN = {torch.nn.Parameter, Tensor}
+# The dtype to compute in, how the kernels name what is stored, and numbers per element.
+_STORED = {
+    torch.float32: ("float32", "SAME", 1),
+    torch.float64: ("float64", "SAME", 1),
+    torch.bfloat16: ("float32", "BFLOAT16", 1),
+    torch.float16: ("float32", "FLOAT16", 1),
+    torch.complex64: ("float32", "SAME", 2),
+    torch.complex128: ("float64", "SAME", 2),
+}
+# The dtypes of parameters, gradients and velocities, and the table of tensors of `_fused_cpu`.
+Tables = dict[tuple[torch.dtype, ...], np.ndarray]
 
-def fused(items: list[Item], options: Options, others: Callable[..., None]) -> None:
-    """Update with compiled graphs; `others` is the path for small and strided tensors."""
-    rest = []
-    batches: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
-    for item in items:
-        views = None
-        p, grad, velocity, t, max_abs = item
-        size = p.numel()
-        if size >= COMPILED and (p.is_cpu or size >= CONCATENATED // 4):
-            negated = p.is_neg() or grad.is_neg() or velocity.is_neg()  # compiled code ignores it
-            if p.dtype == grad.dtype == velocity.dtype and not negated and has_memory(p):
-                views = flat(p, grad, velocity)
-        if views is None:
-            rest.append(item)
-        else:
-            # .data: torch guards a graph by the tensor that a view belongs to.
-            p, grad, velocity = (x.data for x in views)
-            kind = p.device, p.dtype, max_abs is None
-            batches[kind].append((p, grad, velocity, t, max_abs))
-    decays = options.weight_decay is not None
-    for kind, alike in batches.items():
-        if _compiled_update(*kind, decays, options.maximize) is None:
-            rest += alike
-            continue
-        _compile_for_all_shapes(*kind, decays, options.maximize, torch.get_num_threads())
-        for i in range(0, len(alike), BATCH):
-            _update_batch(alike[i : i + BATCH], options)
-    others(rest, options)
+_is_forked = False
 
 
-def _update_batch(items: list[Item], options: Options) -> None:
-    p, *_, first, max_abs = items[0]
-    kind = p.device, p.dtype, max_abs is None
-    padding = _padding(*kind)[len(items) :]
-    ps, grads, velocities, times, maxima = map(list, zip(*items, *padding, strict=True))
-    times[len(items) :] = [first] * len(padding)
-    # Pass changing values as tensors: torch would compile a new graph for each new number.
-    t: Tensor | list[Tensor]
-    if isinstance(first, Tensor):
-        t = torch.stack(times)
-    else:  # GPU kernels accept tensors on the CPU only if they are 0-d
-        t = _float64(times) if p.is_cpu else [_float64(time) for time in times]
-    lr = options.lr if isinstance(options.lr, Tensor) else _float64(options.lr)
-    decay = None if options.weight_decay is None else _float64(options.weight_decay)
-    changing = Options(lr, _float64(options.beta), decay, options.maximize)
-    update = _compiled_update(*kind, decay is not None, options.maximize)
-    update(ps, grads, velocities, maxima, t, *changing)
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
 
 
-def _float64(value: Any) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64, device="cpu")  # not the default device
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
-def _update_all(
+@functools.cache
+def kernels() -> Any:
+    """Return the module of the kernels, or None without numba."""
+    try:
+        return importlib.import_module("gravity_torch._fused_cpu")
+    except ImportError:
+        return None
+
+
+@functools.cache
+def _team() -> Any:
+    """Return the function that runs another one on each thread of torch's team, or None.
+
+    It belongs to the OpenMP library that torch itself has loaded. Threads of another library would
+    wait for a core while those of torch go on spinning after an operation.
+    """
+    try:
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        parallel = torch_cpu.GOMP_parallel
+    except (OSError, AttributeError):  # macOS and Windows
+        return None
+    # The function, its argument, the number of threads, flags.
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
+
+
+def can_fuse(p: Tensor) -> bool:
+    """Return whether there are kernels for the parameter's device and dtype."""
+    return p.is_cpu and p.dtype in _STORED
+
+
+def check(p: Tensor) -> None:
+    """Raise unless the parameter can have `fused=True`."""
+    if not can_fuse(p):
+        raise RuntimeError(
+            "`fused=True` requires all the params to be floating point Tensors of supported "
+            f"devices: ['cpu'] but {p.dtype} and {p.device.type}"
+        )
+    if kernels() is None:
+        raise RuntimeError("`fused=True` requires numba: pip install 'gravity-optimizer[torch]'")
+
+
+class Checks:
+    """What the parameters, velocities and counters of a group are.
+
+    It holds while their addresses and sizes are the same. Asking each tensor again in every step
+    would take longer than the kernels need for small tensors.
+    """
+
+    def __init__(self) -> None:
+        self.addresses = b""
+        # The dtypes of each parameter and velocity, or None if the kernels cannot take them.
+        self.kinds: list[tuple[torch.dtype, torch.dtype] | None] = []
+
+
+def tables(
     params: list[Tensor],
     grads: list[Tensor],
     velocities: list[Tensor],
-    maxima: list[Tensor | None],
-    times: Tensor | list[Tensor],
-    *options: Any,
-) -> None:
-    for p, grad, velocity, t, max_abs in zip(params, grads, velocities, times, maxima, strict=True):
-        if max_abs is None:
-            max_abs = _max_abs(grad)
-        update_item((p, grad, velocity, t, max_abs), Options(*options))
+    steps: list[Tensor],
+    shards: dict[Tensor, Shard],
+    checks: Checks,
+) -> tuple[Tables, list[int]]:
+    """Return the tables for the kernels, and the indices of the parameters that these cannot take.
 
-
-def _max_abs(grad: Tensor) -> Tensor:
-    # Compare two halves (which may share one element) elementwise first: this halves the chain of
-    # maxima that wait for each other.
-    n = (grad.numel() + 1) // 2
-    # torch 2.7 cannot compile these operations on half types if it emulates precision casts.
-    wide = grad.to(working_dtype(grad.dtype))
-    return torch.maximum(wide[:n].abs(), wide[-n:].abs()).amax()
-
-
-@functools.cache
-def _compiled_update(device: torch.device, dtype: torch.dtype, *kind: Any) -> Any:
-    """Return the compiled update for one kind of tensors, or None if torch would round it wrongly.
-
-    Each kind has a code object of its own, because torch compiles at most eight graphs for one.
+    The addresses hold as long as the tensors live and keep their memory.
     """
-    code = _update_all.__code__.replace()
-    function = types.FunctionType(code, _update_all.__globals__)
-    # Without emulated casts, a half-precision V is rounded in memory, but not where it moves W.
+    maxima = np.zeros((len(params), 1), np.int64)
+    if shards:
+        local = [shards.get(x[0], (*x, None)) for x in zip(params, grads, velocities, strict=True)]
+        params, grads, velocities, given = map(list, zip(*local, strict=True))
+        maxima[:, 0] = [0 if x is None else x.data_ptr() for x in given]
+    if not set(map(type, [*params, *grads, *velocities, *steps])) <= _PLAIN:
+        return {}, list(range(len(params)))
+    flat: list[int] = []  # the rows of the table, without max|G|
+    dtypes: list[torch.dtype | None] = []  # of the gradients that the kernels can take
     try:
-        return torch.compile(function, dynamic=True, options={"emulate_precision_casts": True})
-    except RuntimeError:  # a future torch may lack this option
-        wide = dtype in (torch.float32, torch.float64)
-        return torch.compile(function, dynamic=True) if wide else None
+        for p, grad, velocity, step in zip(params, grads, velocities, steps, strict=True):
+            size = p.numel()
+            fits = grad.is_cpu and grad.numel() == size and not grad.is_neg()
+            if fits and not (p.is_contiguous() and grad.is_contiguous()):
+                fits = has_one_order(p, grad, velocity)
+            dtypes.append(grad.dtype if fits else None)
+            flat += p.data_ptr(), grad.data_ptr(), velocity.data_ptr(), step.data_ptr(), size
+    except RuntimeError:  # a wrapper of torch.func
+        flat = []
+    table = np.array(flat, np.int64).reshape(-1, 5)
+    # Tensors without memory, as functional ones, are at 0; empty ones may be.
+    if not flat or (table[:, 3] == 0).any() or (table[table[:, 4] > 0] == 0).any():
+        return {}, list(range(len(params)))
+    table = np.concatenate([table, maxima], axis=1)
+    addresses = table[:, [0, 2, 3, 4]].tobytes()
+    if addresses != checks.addresses:
+        checks.kinds = list(map(_kind, params, velocities, steps))
+        checks.addresses = addresses
+    pairs = list(zip(checks.kinds, dtypes, strict=True))
+    found: Tables = {}
+    others: list[int] = []
+    for pair in sorted(set(pairs), key=pairs.index):
+        kind, dtype = pair
+        indices = [i for i, other in enumerate(pairs) if other == pair]
+        if dtype is not None and dtype.is_complex:  # memory has other numbers
+            others += [i for i in indices if grads[i].is_conj()]
+            indices = [i for i in indices if not grads[i].is_conj()]
+        if kind is None or dtype is None or not _can_mix(kind[0], dtype, kind[1]):
+            others += indices
+        else:
+            found[kind[0], dtype, kind[1]] = table[indices]
+    return found, sorted(others)
 
 
-# The zeros are cached. Inference tensors would need a graph of their own.
-@torch.inference_mode(False)
-def _zeros(size: int, device: torch.device, dtype: torch.dtype, whole: bool) -> list[Item]:
-    """Return a batch of tensors of zeros, which no update moves."""
-    items: list[Item] = []
-    for n in range(size, size + BATCH):
-        p, grad, velocity = (torch.zeros(n, dtype=dtype, device=device) for _ in range(3))
-        max_abs = None if whole else torch.zeros((), dtype=working_dtype(dtype), device=device)
-        items.append((p, grad, velocity, 1, max_abs))
-    return items
+def _kind(p: Tensor, velocity: Tensor, step: Tensor) -> tuple[torch.dtype, torch.dtype] | None:
+    """Return the dtypes of parameter and velocity, or None if the kernels cannot take them."""
+    if p.shape != velocity.shape or not (p.is_cpu and velocity.is_cpu and step.is_cpu):
+        return None
+    if p.is_neg() or velocity.is_neg() or p.is_conj() or velocity.is_conj():
+        return None  # memory has other numbers
+    if p.stride() != velocity.stride() and not (p.is_contiguous() and velocity.is_contiguous()):
+        return None
+    if step.dtype != torch.float32 or step.numel() != 1:
+        return None
+    return p.dtype, velocity.dtype
 
 
-@functools.cache
-def _padding(device: torch.device, dtype: torch.dtype, whole: bool) -> list[Item]:
-    return _zeros(64, device, dtype, whole)
+def _can_mix(*dtypes: torch.dtype) -> bool:
+    """Return whether tensors of the dtypes are computed in one dtype."""
+    return len({_STORED[x][::2] if x in _STORED else x for x in dtypes}) == 1
 
 
-@functools.cache
-def _compile_for_all_shapes(
-    device: torch.device,
-    dtype: torch.dtype,
-    whole: bool,
-    decays: bool,
-    maximize: bool,
-    threads: int,
+def fused(tables: Tables, first_step: int, options: Options) -> None:
+    """Count the step and update all tensors of the tables."""
+    for dtypes, table in tables.items():
+        _update(dtypes, table, first_step, options)
+
+
+def _update(
+    dtypes: tuple[torch.dtype, ...], tensors: np.ndarray, first_step: int, options: Options
 ) -> None:
-    # Give every tensor a different size: sizes that are equal in the first call would be compiled
-    # as always equal. Make them large, so that the code is compiled for several threads.
-    items = _zeros(2**16, device, dtype, whole)
-    _update_batch(items, Options(0.0, 0.0, 0.0 if decays else None, maximize))
+    cpu = kernels()
+    (real, *_), kinds = _STORED[dtypes[0]], [getattr(cpu, _STORED[x][1]) for x in dtypes]
+    kernel = cpu.compiled(cpu.half if any(kinds) else getattr(cpu, real))
+    team, threads = _team(), torch.get_num_threads()
+    tensors[:, cpu.SIZE] *= _STORED[dtypes[0]][2]
+    sizes = tensors[:, cpu.SIZE]
+    total = int(sizes.sum())
+    threads = min(threads, 1 + total // SHARE)
+    if team is None or _is_forked or (threads > 1 and _share_memory(tensors, dtypes)):
+        threads = 1
+    longest = total + 1 if threads == 1 else max(SHARE, min(PIECE, total // (4 * threads)))
+    pieces, first = _pieces(sizes, longest)
+    maxima = np.zeros(len(pieces), f"u{np.dtype(real).itemsize}")
+    weights = np.empty((len(tensors), 2), real)
+    scratch = np.empty(threads * 3 * cpu.BLOCK if any(kinds) else 0, np.float32)
+    counters = np.zeros(2, np.int64)
+    lr = float(options.lr)
+    weight_decay = options.weight_decay
+    call = np.zeros((), cpu.CALL)
+    values = {
+        "tensors": tensors.ctypes.data,
+        "pieces": pieces.ctypes.data,
+        "maxima": maxima.ctypes.data,
+        "weights": weights.ctypes.data,
+        "scratch": scratch.ctypes.data,
+        "counters": counters.ctypes.data,
+        "tensor_count": len(tensors),
+        "piece_count": len(pieces),
+        "p_kind": kinds[0],
+        "grad_kind": kinds[1],
+        "velocity_kind": kinds[2],
+        "first_step": first_step,
+        "decays": weight_decay is not None,
+        "maximize": options.maximize,
+        "beta": options.beta,
+        "lr": lr,
+        "decay": 0.0 if weight_decay is None else lr * weight_decay,
+    }
+    for name, value in values.items():
+        call[name] = value
+
+    def run(phase: int, threads: int) -> None:
+        call["phase"], counters[:] = phase, 0
+        if threads == 1:
+            kernel.ctypes(call.ctypes.data)
+        else:
+            team(kernel.address, call.ctypes.data, threads, 0)
+
+    run(cpu.COUNT, 1)
+    run(cpu.FIND, threads)
+    if len(pieces) > len(tensors):
+        whole = np.maximum.reduceat(maxima, first)
+        maxima[:] = whole[pieces[:, cpu.TENSOR]]
+        run(cpu.MOVE, threads)
+
+
+def _pieces(sizes: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the table of pieces, and the index of each tensor's first piece."""
+    numbers = np.maximum(-(-sizes // longest), 1)
+    first = np.cumsum(numbers) - numbers
+    tensor = np.repeat(np.arange(len(sizes)), numbers)
+    start = (np.arange(len(tensor)) - first[tensor]) * longest
+    length = np.minimum(sizes[tensor] - start, longest)
+    return np.stack([tensor, start, length], axis=1), first
+
+
+def _share_memory(tensors: np.ndarray, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Return whether two tensors overlap, so that they must be updated one after the other."""
+    bytes_ = np.array([dtype.to_real().itemsize for dtype in dtypes])
+    starts = tensors[:, :3]
+    ends = (starts + tensors[:, 4:5] * bytes_).ravel()
+    starts = starts.ravel()
+    order = np.argsort(starts)
+    return bool((starts[order][1:] < ends[order][:-1]).any())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gravity_torch._distributed import Shard
-from gravity_torch._state_checks import check_dtypes
+from gravity_torch._state_checks import check_dtypes, check_shapes
 
 # (p, grad, velocity, t, max_abs) of one tensor, or of this process's shard of it. All tensors are
 # real. t is a 0-d tensor if the host must not read it. max_abs is a 0-d tensor for a shard, whose
@@ -37,6 +37,9 @@ def items_of(
     shards: dict[Tensor, Shard],
 ) -> list[Item]:
     """Return the items of a group, with complex tensors as pairs of reals; change nothing."""
+    for p, grad, velocity in zip(params, grads, velocities, strict=True):
+        if not p.shape == velocity.shape == grad.shape:  # p.data was replaced
+            check_shapes(p, grad, velocity)
     first_step = group["first_step"]
     if torch.compiler.is_compiling():
         times: list[Any] = [step.double() + first_step for step in steps]

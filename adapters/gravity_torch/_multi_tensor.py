@@ -1,11 +1,11 @@
-"""The path of `foreach=True`, the default: few passes over memory and few calls.
+"""The path of `foreach=True`: torch's operations on lists of tensors; GPUs have their own path.
 
-Guarantee: V and W are inside the certified bound. The tests compare them with `_single_tensor`.
+Guarantee: on a CPU, V and W have the bits of the NumPy reference, because each operation of the
+update is one operation here. On a CPU, temporaries take less than 8 MiB.
 """
 
-import functools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,198 +15,147 @@ from gravity_core.coefficients import coefficients
 from gravity_torch._items import Item, Options
 from gravity_torch._multi_tensor_gpu import multi_tensor_gpu
 from gravity_torch._single_tensor import single_tensor
-from gravity_torch._tensors import flat, has_memory, working_dtype
+from gravity_torch._tensors import flat, has_memory, max_abs, working_dtype
 
-# Elements per block, so that no temporary has a tensor's size. Larger blocks need fewer calls;
-# smaller blocks stay in the cache. The value is measured, not derived.
-BLOCK = 7 * 2**16
-# Tensors of fewer than SMALL elements are stacked with others of their shape, up to STACK elements.
-# One call costs microseconds, as much as the arithmetic on thousands of elements.
-SMALL = 2**14
-STACK = 2**17
-# The form that `_blocked` computes needs max|G|² to stay inside the range of float32.
-_LARGEST = 1e30
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
-# Several tensors as the rows of one, and a view of each row.
-Rows = tuple[Tensor, Tensors]
-# β̂, 1 − β̂, and 1/(1 − β̂) as a tensor.
-Weights = tuple[float, float, Tensor]
+# Elements that are updated at a time. On a CPU, they stay in the cache.
+BLOCK = 2**17
+BLOCK_OF_GPU = 2**24
 
 # These types have memory, and a look at the type is quicker than `has_memory`.
 _PLAIN = (torch.nn.Parameter, Tensor)
 
 
 def multi_tensor(items: list[Item], options: Options) -> None:
-    """Update large tensors in blocks and small ones in stacks; GPUs have their own path."""
-    stacks: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
-    large: list[Item] = []
+    """Update lists of tensors of one device, one combination of dtypes and one t."""
+    lists: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     single: list[Item] = []
     on_gpu: list[Item] = []
+    compiling = torch.compiler.is_compiling()
     for item in items:
-        p, grad, velocity, t, max_abs = item
-        dtype = p.dtype
-        mixed = dtype is not grad.dtype or dtype is not velocity.dtype
-        if mixed or (type(p) not in _PLAIN and not has_memory(p)):
-            single.append(item)
-        elif not p.is_cpu:
+        p, grad, velocity, t, _ = item
+        dtype = working_dtype(torch.promote_types(grad.dtype, velocity.dtype))
+        if not (p.is_cpu or compiling) and _is_plain(item):
             on_gpu.append(item)
-        elif type(t) is not int or not dtype.is_floating_point or dtype.itemsize == 1:
-            single.append(item)  # the last is float8
-        elif not (size := p.numel()):
-            continue
-        elif size >= SMALL:
-            large.append(item)
-        elif p.is_contiguous() and velocity.is_contiguous():
-            stacks[dtype, p.shape, t, max_abs is None].append(item)
-        else:
+        elif working_dtype(p.dtype) != dtype:
             single.append(item)
+        elif p.numel():
+            number = None if isinstance(t, Tensor) else t
+            lists[p.device, p.dtype, grad.dtype, velocity.dtype, dtype, number].append(item)
     single_tensor(single, options)
     multi_tensor_gpu(on_gpu, options)
-    if not (large or stacks):
-        return
-    options = options._replace(lr=float(options.lr))
-    # All tensors share one scratch: touching fresh memory costs more than the arithmetic in it.
-    blocks = [min(2 * item[0].numel(), BLOCK) for item in large]
-    length = max(blocks + [2 * _rows(stack) * stack[0][0].numel() for stack in stacks.values()])
+    for (device, *_, dtype, _), alike in lists.items():
+        block = BLOCK if device.type == "cpu" else BLOCK_OF_GPU
+        if compiling:  # its code has no temporaries
+            block = sum(p.numel() for p, *_ in alike)
+        in_place = options._replace(lr=_scalar(options.lr, device, dtype))
+        for portion in _portions(alike, block):
+            _update(portion, block, dtype, in_place)
 
-    @functools.cache
-    def scratch(dtype: torch.dtype) -> Tensor:
-        return torch.empty(length, dtype=dtype, device="cpu")
 
-    @functools.cache
-    def weights(t: int, dtype: torch.dtype) -> Weights:
-        old, new = coefficients(t, options.beta)
-        return old, new, torch.tensor(1 / new, dtype=dtype, device="cpu")
-
-    for item in large:
-        p, grad, velocity, t, _ = item
-        views, dtype = flat(p, grad, velocity), working_dtype(p.dtype)
-        shared = weights(t, dtype), options, scratch(dtype)
-        if views is None or not _blocked(views, item, *shared):
-            single_tensor([item], options)
-    for (p_dtype, _, t, _), stack in stacks.items():
-        dtype = working_dtype(p_dtype)
-        _stacked(stack, weights(t, dtype), options, scratch(dtype))
+def _is_plain(item: Item) -> bool:
+    """Return whether the tensors have memory and one dtype, so that copies can be concatenated."""
+    p, grad, velocity, *_ = item
+    alike = p.dtype is grad.dtype and p.dtype is velocity.dtype
+    return alike and (type(p) in _PLAIN or has_memory(p))
 
 
 def count(steps: list[Tensor]) -> None:
     """Add 1 to every counter."""
-    ours = {step.dtype for step in steps} == {torch.float32} and type(steps[0]) is Tensor
-    if _fused_sgd is None or not ours or not steps[0].is_cpu:
-        torch._foreach_add_(steps, 1)
-        return
-    # Gradient ascent at rate 1 along gradients of 1. One call of torch's kernel does all counters;
-    # _foreach_add_ dispatches one addition per counter, which takes three times as long.
-    one = torch.ones((), dtype=torch.float32, device="cpu")
-    _fused_sgd(steps, [one] * len(steps), [], momentum=0.0, lr=1.0, maximize=True)
+    on_cpu = not torch.compiler.is_compiling() and all(step.is_cpu for step in steps)
+    # On a CPU, torch would make a tensor of the number for each counter.
+    torch._foreach_add_(steps, [torch.tensor(1, device="cpu")] * len(steps) if on_cpu else 1)
 
 
-def _blocked(
-    views: list[Tensor], item: Item, weights: Weights, options: Options, scratch: Tensor
-) -> bool:
-    """Update one tensor on the CPU; if max|G| is too large, change nothing and return False.
-
-    (1 − β̂) ζ = G / (1/(1 − β̂) + M²/(1 − β̂) · G·G) with M = max|G|. Two passes over a block
-    compute this, and a third updates V and W. Half types are copied into the scratch.
-    """
-    _, grad, _, _, max_abs = item
-    low, high = torch.aminmax(grad) if max_abs is None else (-max_abs, max_abs)
-    old, new, constant = weights
-    m = float(max(-low.item(), high.item()))
-    factor = m * m / new  # a power would raise OverflowError where this is inf
-    if not factor < _LARGEST:  # also true for NaN
-        return False
-    half = grad.dtype is not scratch.dtype
-    size = BLOCK // 2 if half else BLOCK
-    one_block = grad.numel() <= size
-    blocks = [views] if one_block else zip(*(torch.split(x, size) for x in views), strict=True)
-    for p, g, v in blocks:
-        n = g.numel()
-        s = scratch[:n]
-        if half:
-            g = scratch[n : 2 * n].copy_(g)
-        torch.addcmul(constant, g, g, value=factor, out=s)
-        torch.div(g, s, out=s)
-        if half:
-            _move_half([p], (s, [s]), [v], old, options, (g, [g]))
-        else:
-            _move([p], [s], [v], old, options)
-    return True
+def _scalar(lr: float | Tensor, device: torch.device, dtype: torch.dtype) -> float | Tensor:
+    if not isinstance(lr, Tensor):
+        return lr
+    return lr.item() if lr.is_cpu and not torch.compiler.is_compiling() else lr.to(device)
 
 
-def _rows(items: list[Item]) -> int:
-    """Return how many small tensors of one shape fit into a stack."""
-    return min(len(items), STACK // items[0][0].numel())
+def _factor(x: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a number as a tensor on a CPU, where torch would make one for each of a list."""
+    if device.type != "cpu" or x is None or isinstance(x, (Tensor, list)):
+        return x  # elsewhere, a tensor of a number is a copy to the device
+    return torch.tensor(x, dtype=dtype, device="cpu")
 
 
-def _stacked(items: list[Item], weights: Weights, options: Options, scratch: Tensor) -> None:
-    """Update small tensors of one shape and one t together; each tensor is a row.
-
-    (1 − β̂) ζ = G / (1/(1 − β̂) + s·s/(1 − β̂)) with s = G max|G|. There is no max|G|² that could
-    overflow.
-    """
-    first, old, new, constant = items[0][0], *weights
-    size = first.numel()
-    rows = _rows(items)
-    g, s = (x.view(rows, size) for x in scratch[: 2 * rows * size].chunk(2))
-    half = first.dtype is not scratch.dtype
-    terms = s.view(rows, *first.shape).unbind()
-    wide = g.view(rows, *first.shape).unbind() if half else ()
-    for i in range(0, len(items), rows):
-        ps, grads, velocities, _, maxima = zip(*items[i : i + rows], strict=True)
-        if len(ps) < rows:
-            n = len(ps)
-            g, s, terms, wide = g[:n], s[:n], terms[:n], wide[:n]
-        if half:
-            torch._foreach_copy_(wide, grads)
-        else:
-            torch.stack(grads, out=g.view(len(ps), *first.shape))
-        if maxima[0] is None:
-            m = torch.maximum(g.amax(dim=1, keepdim=True), -g.amin(dim=1, keepdim=True))
-        else:
-            m = torch.stack(maxima).unsqueeze(1)
-        torch.mul(g, m, out=s)
-        torch.addcmul(constant, s, s, value=1 / new, out=s)
-        torch.div(g, s, out=s)
-        if half:
-            _move_half(ps, (s, terms), velocities, old, options, (g, wide))
-        else:
-            _move(ps, terms, velocities, old, options)
+def _portions(items: list[Item], block: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of up to `block` elements; a larger item is alone."""
+    portion: list[Item] = []
+    size = 0
+    for item in items:
+        n = item[0].numel()
+        if portion and size + n > block:
+            yield portion
+            portion, size = [], 0
+        portion.append(item)
+        size += n
+    yield portion
 
 
-def _move(ps: Tensors, terms: Tensors, velocities: Tensors, old: float, options: Options) -> None:
-    """V ← β̂ V ± term;  W ← W − η λ W − η V. Without weight decay, in one pass if torch has it."""
-    if options.weight_decay is not None:
-        torch._foreach_mul_(ps, 1 - options.lr * options.weight_decay)
-    if _fused_sgd is not None:
-        # Momentum SGD: β̂ is the momentum. The terms are the gradients, and need no dampening.
-        _fused_sgd(ps, terms, velocities, momentum=old, lr=options.lr, maximize=options.maximize)
-        return
-    torch._foreach_mul_(velocities, old)
-    torch._foreach_add_(velocities, terms, alpha=-1 if options.maximize else 1)
-    torch._foreach_add_(ps, velocities, alpha=-float(options.lr))
+def _update(items: list[Item], block: int, dtype: torch.dtype, options: Options) -> None:
+    ps, grads, velocities, times, maxima = map(list, zip(*items, strict=True))
+    m = [x for x in maxima if x is not None]
+    if len(m) < len(items):
+        found = iter(max_abs([g for g, x in zip(grads, maxima, strict=True) if x is None]))
+        m = [next(found) if x is None else x for x in maxima]
+    old: Any
+    new: Any
+    if isinstance(times[0], Tensor):
+        both = coefficients(torch.stack(times), options.beta)
+        old, new = (list(x.to(dtype).unbind()) for x in both)
+    else:
+        old, new = coefficients(times[0], options.beta)
+    lr, weight_decay = options.lr, options.weight_decay
+    decay = None if weight_decay is None else lr * weight_decay
+    device = ps[0].device
+    factors = [_factor(x, device, dtype) for x in (1, old, new, lr, decay)]
+    if ps[0].numel() > block and (views := flat(ps[0], grads[0], velocities[0])):
+        for p, grad, v in zip(*(torch.split(x, block) for x in views), strict=True):
+            _move([p], [grad], [v], m, factors, dtype, options.maximize)
+    else:
+        _move(ps, grads, velocities, m, factors, dtype, options.maximize)
 
 
-def _move_half(
-    ps: Tensors, terms: Rows, velocities: Tensors, old: float, options: Options, scratch: Rows
+def _move(
+    ps: list[Tensor],
+    grads: list[Tensor],
+    velocities: list[Tensor],
+    m: list[Tensor],
+    factors: list[Any],
+    dtype: torch.dtype,
+    maximize: bool,
 ) -> None:
-    """Like `_move`, but in the float32 `terms` and `scratch`; W moves by the rounded V."""
-    (term, term_rows), (w, w_rows) = terms, scratch
-    torch._foreach_copy_(w_rows, velocities)
-    w.mul_(old).add_(term, alpha=-1 if options.maximize else 1)
-    torch._foreach_copy_(velocities, w_rows)
-    torch._foreach_copy_(term_rows, velocities)
-    torch._foreach_copy_(w_rows, ps)
-    if options.weight_decay is not None:
-        w.mul_(1 - options.lr * options.weight_decay)
-    w.add_(term, alpha=-float(options.lr))
-    torch._foreach_copy_(ps, w_rows)
+    """Update with the operations of `_single_tensor.update_item`, in their order."""
+    one, old, new, lr, decay = factors
+    grads = _wide(grads, dtype)
+    if maximize:
+        grads = list(torch._foreach_neg(grads))
+    s = torch._foreach_mul(grads, m)
+    torch._foreach_mul_(s, s)
+    torch._foreach_add_(s, [one] * len(s) if isinstance(one, Tensor) else one)
+    zeta = torch._foreach_div(grads, s)
+    del s, grads
+    torch._foreach_mul_(zeta, new)
+    v = _wide(velocities, dtype)
+    torch._foreach_mul_(v, old)
+    torch._foreach_add_(v, zeta)
+    del zeta
+    v = _store(v, velocities, dtype)
+    w = _wide(ps, dtype)
+    if decay is not None:
+        torch._foreach_sub_(w, torch._foreach_mul(w, decay))
+    torch._foreach_sub_(w, torch._foreach_mul(v, lr))
+    _store(w, ps, dtype)
 
 
-# Private to torch, although torch's own SGD uses it. Without it, `_move` makes three passes.
-_fused_sgd: Callable[..., None] | None = None
-if hasattr(torch, "_fused_sgd_"):
-    _fused_sgd = functools.partial(
-        torch._fused_sgd_, weight_decay=0.0, dampening=0.0, nesterov=False, is_first_step=False
-    )
+def _wide(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return the tensors themselves, or wider copies of half types."""
+    return tensors if tensors[0].dtype == dtype else [x.to(dtype) for x in tensors]
+
+
+def _store(wide: list[Tensor], tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Round the wide copies into the tensors, and return what these then hold."""
+    if wide is not tensors:
+        torch._foreach_copy_(tensors, wide)
+    return _wide(tensors, dtype)

@@ -37,9 +37,9 @@ def check_state(p: Tensor, state: dict[str, Any]) -> None:
         raise ValueError(f"velocity must be sharded like its parameter, {expected}, got {got}")
 
 
-def check_shapes(p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
+def check_shapes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:
     """Raise unless the gradient and the velocity have the parameter's shape."""
-    check_state(p, state)
+    check_state(p, {"step": None, "velocity": velocity})
     if grad.shape != p.shape:
         raise ValueError(
             f"p.grad must have the shape of its parameter, {tuple(p.shape)}, "

@@ -1,6 +1,5 @@
 """PyTorch as a backend of ``gravity parity`` (`gravity_conformance.protocol`)."""
 
-import shutil
 from collections import Counter
 from typing import Literal
 
@@ -26,11 +25,9 @@ def devices() -> list[str]:
 
 
 def modes() -> dict[str, Mode]:
-    """Return the optimizer's paths; the compiled one needs a C++ compiler on a CPU."""
-    compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
-    missing = None if compiler else "torch.compile needs a C++ compiler on a CPU"
+    """Return the optimizer's paths; the default on a CPU is the one of `fused=True`."""
     return {
         "loop": Mode("eager", options={"foreach": False}),
         "default": Mode("eager"),
-        "fused": Mode("compiled", missing, {"fused": True}),
+        "foreach": Mode("eager", options={"foreach": True}),
     }

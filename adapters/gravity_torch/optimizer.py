@@ -2,7 +2,7 @@
 
 Guarantees: V₀ uses no global random state. A state_dict restores the state bit for bit. Bad
 arguments, bad states and sparse gradients raise errors before any parameter moves. A step never
-writes to a gradient. With `foreach=False`, the results have the bits of the NumPy reference.
+writes to a gradient. On a CPU, V and W have the bits of the NumPy reference on every path.
 """
 
 import functools
@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from gravity_core import hyperparameters as hp
-from gravity_torch import _distributed
-from gravity_torch._fused import fused
+from gravity_torch import _distributed, _fused
 from gravity_torch._items import Item, Options, items_of
 from gravity_torch._multi_tensor import count, multi_tensor
 from gravity_torch._single_tensor import single_tensor
-from gravity_torch._state_checks import check_shapes, check_state, counter, translated
+from gravity_torch._state_checks import check_state, counter, translated
 from gravity_torch._tensors import to_numpy
 from gravity_torch._velocity import initial_velocity
 
@@ -84,20 +83,23 @@ class Gravity(torch.optim.Optimizer):
             all parameters, so data-parallel replicas start alike. If several optimizers train
             parts of one model, give each its own seed.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        foreach: False updates one tensor at a time with the core's functions, and has the bits of
-            the NumPy reference. None and True update many tensors per call, inside the certified
-            bound.
+        foreach: False updates one tensor at a time with the core's functions. True updates lists
+            of tensors with torch's operations. None takes fused if every parameter of the group
+            is on a CPU and has a kernel, and else foreach.
         maximize: maximize the objective instead of minimizing it.
         capturable: allow capture in a CUDA graph. The step count stays on the parameter's device,
             and the host never reads it. A scheduler affects a captured graph only if lr is a
             Tensor on the GPU.
         differentiable: let autograd differentiate through the step with respect to W, V and a
             Tensor lr. The standard deviation of V₀ is a constant, even if it is alpha / lr.
-        fused: True compiles the update with `torch.compile`.
+        fused: True runs kernels for CPUs, for floating and complex parameters. numba compiles them
+            at the first step. A gradient with gaps in memory or another order of elements takes
+            foreach. A step inside `torch.compile` takes foreach, too.
 
     Raises:
         ValueError: naming the argument and the value received.
         RuntimeError: for `fused` with `foreach` or with `differentiable`, as in torch.
+            `fused=True` also raises in `step`, if a parameter has no kernel or without numba.
 
     State per parameter: ``step`` (the number of updates) and ``velocity`` (V, in the parameter's
     dtype; complex for a complex parameter). Both appear at the parameter's first gradient.
@@ -115,6 +117,7 @@ class Gravity(torch.optim.Optimizer):
     """
 
     _has_warned = False  # whether it has warned that V starts from rest
+    _checks: dict[int, _fused.Checks]  # by the index of a group
 
     def __init__(
         self,
@@ -148,6 +151,7 @@ class Gravity(torch.optim.Optimizer):
             "fused": fused,
         }
         super().__init__(params, _checked(defaults))
+        self._checks = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the standard deviation of its V₀ is alpha / lr, with its current lr."""
@@ -180,6 +184,7 @@ class Gravity(torch.optim.Optimizer):
                     values["velocity"] = _distributed.placed(values["velocity"], p)
                 check_state(p, values)
         super().__setstate__(state)
+        self._checks = {}
         self.defaults = _DEFAULTS | self.defaults  # an old pickle may lack some
         for i, group in enumerate(self.param_groups):
             if group.get("velocity_std") is None:
@@ -229,7 +234,7 @@ class Gravity(torch.optim.Optimizer):
             closure: reevaluates the model and returns the loss. `step` returns that loss.
 
         Raises:
-            RuntimeError: for a sparse gradient.
+            RuntimeError: for a sparse gradient, and where `fused=True` is impossible.
             ValueError: if a gradient or a velocity does not fit its parameter: it has another
                 shape, or only one of the two is complex. This happens if `p.data` is replaced.
 
@@ -256,9 +261,9 @@ class Gravity(torch.optim.Optimizer):
             if shard.p.shape != shard.velocity.shape:
                 check_state(p, self.state[p])
         # Check all groups before the first parameter moves.
-        items = [items_of(*batch, shards) for batch in batches]
-        for (group, params, *_, steps), items_of_group in zip(batches, items, strict=True):
-            _step_group(group, params, steps, items_of_group)
+        plans = [_plan(*batch, shards, self._checks, i) for i, batch in enumerate(batches)]
+        for (group, params, *_), plan in zip(batches, plans, strict=True):
+            _step_group(group, params, *plan)
         return loss
 
     # torch.compile runs a method of this name outside the graph of `step`.
@@ -279,12 +284,9 @@ class Gravity(torch.optim.Optimizer):
                     kind = "sparse gradients" if "sparse" in kind else f"gradients of layout {kind}"
                     raise RuntimeError(f"Gravity does not support {kind}")
                 state = states[p] or self._init_state(p, group, self._position(group) + i)
-                velocity = state["velocity"]
-                if not p.shape == velocity.shape == grad.shape:
-                    check_shapes(p, grad, state)  # p.data was replaced, and kernels do not check
                 params.append(p)
                 grads.append(grad)
-                velocities.append(velocity)
+                velocities.append(state["velocity"])
                 steps.append(state["step"])
 
     def _position(self, group: dict[str, Any]) -> int:
@@ -319,36 +321,70 @@ def _check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
         hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=alpha, names=NAMES)
 
 
+def _plan(
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    velocities: list[Tensor],
+    steps: list[Tensor],
+    shards: dict[Tensor, _distributed.Shard],
+    checks: dict[int, _fused.Checks],
+    index: int,
+) -> tuple[_fused.Tables, list[Item], list[Tensor]]:
+    """Return what the kernels update, what another path updates, and its counters."""
+    tables: _fused.Tables = {}
+    fused = group["fused"]
+    default = fused is None and group["foreach"] is None and not group["differentiable"]
+    if params and (fused or default) and not torch.compiler.is_compiling():
+        can = _fused.can_fuse(params[0]) and _fused.kernels() is not None
+        columns = params, grads, velocities, steps
+        if can:
+            tables, others = _fused.tables(
+                *columns, shards, checks.setdefault(index, _fused.Checks())
+            )
+            can = all(_fused.can_fuse(params[i]) for i in others)
+        if can:
+            params, grads, velocities, steps = ([xs[i] for i in others] for xs in columns)
+        elif fused:
+            for p in params:
+                _fused.check(p)
+        else:
+            tables = {}
+    return tables, items_of(group, params, grads, velocities, steps, shards), steps
+
+
 def _step_group(
-    group: dict[str, Any], params: list[Tensor], steps: list[Tensor], items: list[Item]
+    group: dict[str, Any],
+    params: list[Tensor],
+    tables: _fused.Tables,
+    items: list[Item],
+    steps: list[Tensor],
 ) -> None:
     """Count the step, and update on the path that the options and the tensors allow."""
-    if not steps:
+    if not params:
         return
     compiling = torch.compiler.is_compiling()
     if not (compiling or group["differentiable"]):
-        # Private kernels do not mark p as changed, so autograd would accept a stale graph.
+        # Kernels do not mark p as changed, so autograd would accept a stale graph.
         torch.autograd.graph.increment_version(params)
-    if group["capturable"] or compiling:
-        torch._foreach_add_(steps, 1)
-    else:
-        count(steps)
     options = Options(
         lr=_as_scalar(group["lr"]),
         beta=group["beta"],
         weight_decay=group["weight_decay"] or None,
         maximize=group["maximize"],
     )
+    _fused.fused(tables, group["first_step"], options)
+    if not items:
+        return
+    count(steps)
     if compiling:
         items = [
             (_at_least_1d(p), _at_least_1d(g), _at_least_1d(v), t, m) for p, g, v, t, m in items
         ]
-    single = group["foreach"] is False or compiling or group["differentiable"]
-    path = single_tensor if single else multi_tensor
-    if group["fused"] and not compiling:
-        fused(items, options, others=path)
+    if group["foreach"] is False or group["differentiable"]:
+        single_tensor(items, options)
     else:
-        path(items, options)
+        multi_tensor(items, options)
 
 
 def _at_least_1d(x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from gravity_conformance.protocol import Replay
 MODES = [
     ("gravity_conformance.parity.numpy_backend", "blocked", "exact"),
     ("gravity_torch.backend", "loop", "exact"),
-    ("gravity_torch.backend", "default", "bounded"),
-    ("gravity_torch.backend", "fused", "bounded"),
+    ("gravity_torch.backend", "default", "exact"),
+    ("gravity_torch.backend", "foreach", "exact"),
     ("gravity_jax.backend", "eager", "exact"),
     ("gravity_jax.backend", "jit", "bounded"),
     ("gravity_tf.backend", "eager", "exact"),

@@ -8,7 +8,13 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 import gravity_core  # noqa: E402
 import gravity_torch  # noqa: E402
 from gravity_conformance.parity.digits import digits_task  # noqa: E402
-from gravity_torch import Gravity, _items, _multi_tensor_gpu, _single_tensor  # noqa: E402
+from gravity_torch import (  # noqa: E402
+    Gravity,
+    _items,
+    _multi_tensor,
+    _multi_tensor_gpu,
+    _single_tensor,
+)
 from tests.support.arguments import BAD_LR  # noqa: E402
 from tests.support.torch_helpers import (  # noqa: E402
     DTYPES,
@@ -144,6 +150,24 @@ def test_the_gpu_path_has_the_bits_of_the_plain_loop(counters, dtype, options, m
     assert_same(*runs)
 
 
+def test_tensors_on_an_accelerator_take_the_gpu_path(monkeypatch):
+    """Meta tensors stand in for those of a GPU. Mixed dtypes and fake tensors take other paths."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    taken = []
+    monkeypatch.setattr(_multi_tensor, "multi_tensor_gpu", lambda items, _: taken.extend(items))
+    near, far, mixed = torch.ones(3), torch.ones(3, device="meta"), torch.ones(3, device="meta")
+    with FakeTensorMode():
+        fake = torch.ones(3, device="cuda")
+    items = [(x, x.clone(), x.clone(), 1, None) for x in (near, far, fake)]
+    items.append((mixed, mixed.clone(), mixed.double(), 1, None))
+    options = _items.Options(0.1, 0.9, None, maximize=False)
+    with torch.no_grad():
+        _multi_tensor.multi_tensor(items, options)
+    assert [item[0] is far for item in taken] == [True]
+    assert (near != 1).all()
+
+
 def test_the_time_of_a_step_is_linear_in_the_groups(monkeypatch):
     params = parameters(*[(3,)] * 50)
     optimizer = Gravity([{"params": [p]} for p in params])
@@ -260,7 +284,7 @@ def calls_of_a_step(number, layout, options):
     if layout == "channels_last":
         for p in params:
             p.data = p.data.contiguous(memory_format=torch.channels_last)
-    optimizer = Gravity(params, **options)
+    optimizer = Gravity(params, foreach=True, **options)
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()

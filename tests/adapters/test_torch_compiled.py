@@ -1,4 +1,4 @@
-"""gravity_torch.Gravity under torch.compile, and how often the fused path compiles."""
+"""gravity_torch.Gravity under torch.compile, and with tensors that have no values."""
 
 import subprocess
 import sys
@@ -8,90 +8,34 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 from gravity_torch import Gravity  # noqa: E402
-from tests.support.torch_helpers import (  # noqa: E402
-    give_gradients,
-    parameters,
-    run,
-    values,
-)
-from tests.support.torch_reference import (  # noqa: E402
-    Reference,
-    cleared_graphs,
-    needs_a_compiler,
-    to_numpy,
-)
-
-
-def test_one_graph_serves_all_shapes():
-    needs_a_compiler({"fused": True})
-    from torch._dynamo.utils import counters
-
-    many = [(64, 9, 3, 3), (70, 80), (9000,), (9000,), (9001,)]
-    graphs = []
-    for shapes in (many[:1], many, many * 5, [(8192,)] * 40):
-        params = parameters(*shapes)
-        run(Gravity(params, fused=True), params, range(2))
-        graphs.append(counters["stats"]["unique_graphs"])
-    params = parameters(*many)
-    optimizer = Gravity(params, fused=True)
-    for number in range(2):  # other hyper-parameters need no new graph either
-        optimizer.param_groups[0].update(lr=0.2 * number, beta=0.5 * number)
-        run(optimizer, params, [number])
-    graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[1:] == graphs[:1] * 4
-
+from tests.support.torch_helpers import give_gradients, parameters, values  # noqa: E402
+from tests.support.torch_reference import Reference, to_numpy  # noqa: E402
 
 FAKE_AND_REAL_STEPS = """
 import torch
-from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from gravity_torch import Gravity
 
 def steps(device):
     params = [torch.nn.Parameter(torch.ones(n, device=device)) for n in (5000, 2**20, 7)]
-    optimizer = Gravity(params, fused=True)
+    optimizer = Gravity(params)
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
     assert params[0].device.type == device
     return params[0]
 
-for number in range(2):
+for _ in range(2):
     with FakeTensorMode():
         steps("cpu")
     steps("meta")
     assert steps("cpu").isfinite().all()
-    graphs = counters["stats"]["unique_graphs"]
-    assert graphs == first if number else graphs > 0, graphs
-    first = graphs
 """
 
 
-def test_fake_meta_and_real_tensors_in_turn_on_the_compiled_path():
+def test_fake_meta_and_real_tensors_in_turn():
     """The test runs in its own process: a kernel that gets such a tensor may crash it."""
-    needs_a_compiler({"fused": True})
     subprocess.run([sys.executable, "-c", FAKE_AND_REAL_STEPS], check=True, timeout=300)
-
-
-def test_a_step_in_inference_mode_leaves_no_inference_tensors_to_later_steps(monkeypatch):
-    """The counting compiler does not change the operations."""
-    from torch._dynamo.testing import CompileCounter
-
-    counter, compile_with = CompileCounter(), torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda f, **_: compile_with(f, backend=counter, dynamic=True)
-    )
-    params = parameters(*[(5000 + i,) for i in range(4)])
-    graphs = []
-    with cleared_graphs():
-        for index, mode in enumerate([True, False, False, False]):
-            given = params[: 1 + index]
-            give_gradients(given, index)
-            with torch.inference_mode(mode):
-                Gravity(given, fused=True).step()
-            graphs.append(counter.frame_count)
-    assert graphs[1] > 0
-    assert graphs[2:] == graphs[1:2] * 2  # no new graph for each number of tensors
 
 
 def test_one_compilation_for_ten_steps():

@@ -20,7 +20,7 @@ from gravity_torch import Gravity  # noqa: E402
 # torch warns at every step of a capturable optimizer outside a graph
 pytestmark = pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True")
 
-PATHS = [{}, {"foreach": False}, {"capturable": True}, {"fused": True}]
+PATHS = [{}, {"foreach": False}, {"capturable": True}]
 
 
 def parameters(*shapes, device="cuda"):
@@ -63,7 +63,7 @@ def test_stays_inside_the_bound(path, dtype):
     assert result.verdict in ("exact", "bounded"), result.first_divergence
 
 
-@pytest.mark.parametrize("path", [{}, {"capturable": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("path", [{}, {"capturable": True}], ids=str)
 def test_the_host_never_waits(path):
     params = parameters((300, 200), (5,), (), (2_000_000,))
     optimizer = Gravity(params, **path)

@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 import gravity_core  # noqa: E402
 from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay, Step  # noqa: E402
-from gravity_torch import Gravity, _distributed, _multi_tensor  # noqa: E402
+from gravity_torch import Gravity, _distributed, _multi_tensor, _tensors  # noqa: E402
 from tests.support.torch_processes import (  # noqa: E402
     assert_same,
     gradient_scale,
@@ -87,7 +87,7 @@ def test_fully_sharded_training_equals_training_in_one_process(process_groups, o
 
 # DTensor: recorded gradients under every sharding
 
-SHAPES = [(7, 5), (3,), (2, 3, 5), (1, 4), (6, 8), (_multi_tensor.SMALL // 8 + 1, 9)]
+SHAPES = [(7, 5), (3,), (2, 3, 5), (1, 4), (6, 8), (_multi_tensor.BLOCK // 8 + 1, 9)]
 
 
 def recorded(dtype, steps=4):
@@ -161,19 +161,14 @@ def test_a_sharded_tensor_is_updated_like_the_whole(
         assert counts == [reductions] * len(counts)
 
 
-@pytest.mark.parametrize("options", [{}, {"capturable": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"capturable": True}, {"foreach": True}], ids=str)
 @pytest.mark.parametrize(("mesh", "layout"), [((2,), (0,)), ((2,), (1,))])
 def test_sharded_tensors_on_the_other_paths(process_groups, mesh, layout, options):
-    from gravity_torch import backend
-
-    reason = backend.modes()["fused"].unavailable
-    if "fused" in options and reason:
-        pytest.skip(reason)
     replay = recorded("float32")
     for steps, counts in process_groups.run(2, replay_sharded, replay, mesh, layout, options):
         result = grade(replay, iter(steps))
         assert result.v0_identical
-        assert result.verdict in ("exact", "bounded"), result.first_divergence
+        assert result.verdict == "exact", result.first_divergence
         assert counts == [1] * len(counts)
 
 
@@ -306,10 +301,10 @@ def test_batched_maxima_equal_separate_maxima(dtype):
     lists = [[1.0, -3.0], [0.0, -0.0], [-2.0], [NAN, 1.0], [1.0, -INF], [6e-8, -6e-8]]
     grads = [torch.tensor(values, dtype=dtype) for values in lists]
     expected = [3.0, 0.0, 2.0, NAN, INF, float(grads[-1][0])]
-    for find in (_distributed._one_by_one, _distributed._many_at_a_time):
-        found = [float(x.double().abs()) for x in find(grads)]
+    for maxima in (_tensors.max_abs(grads), torch._foreach_norm(grads, INF)):
+        found = [float(x.double().abs()) for x in maxima]
         assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
-        assert find([]) == []
+    assert _tensors.max_abs([]) == []
     grads = [torch.tensor([x], dtype=dtype) for x in (0.0, -0.0, -INF, NAN, -NAN)]
     zero, minus_zero, inf, nan, minus_nan = map(int, _distributed._max_abs_bits(grads))
     assert zero == minus_zero == 0

@@ -14,29 +14,25 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_torch  # noqa: E402
-from gravity_torch import _fused  # noqa: E402
-from tests.support.torch_reference import (  # noqa: E402
-    Reference,
-    cleared_graphs,
-    needs_a_compiler,
-    to_numpy,
-)
+from tests.support.torch_reference import Reference, to_numpy  # noqa: E402
 
 CHECKS = ["_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"]
 # The owner of each name; a version of torch may have only one of the two checks.
 NAMES = {
     "_use_grad_for_differentiable": importlib.import_module("torch.optim.optimizer"),
     **dict.fromkeys(CHECKS, torch.optim.Optimizer),
-    "_fused_sgd_": torch,
 }
 # Only the underscore marks these as private: torch's own optimizers and many others use them.
-LISTS = {"_foreach_add_", "_foreach_copy_", "_foreach_mul_", "_foreach_norm"}
+LISTS = {
+    *("_foreach_abs", "_foreach_max", "_foreach_norm", "_foreach_neg", "_foreach_copy_"),
+    *("_foreach_add_", "_foreach_sub_", "_foreach_mul", "_foreach_mul_", "_foreach_div"),
+}
 
 
-ONE_OR_ALL = [["_use_grad_for_differentiable"], CHECKS, ["_fused_sgd_"], list(NAMES)]
+ONE_OR_ALL = [["_use_grad_for_differentiable"], CHECKS, list(NAMES)]
 
 
-@pytest.fixture(params=ONE_OR_ALL, ids=["grad", "checks", "kernel", "all"])
+@pytest.fixture(params=ONE_OR_ALL, ids=["grad", "checks", "all"])
 def without(request, monkeypatch):
     """Yield gravity_torch, imported with a torch that lacks the names."""
     for name in request.param:
@@ -133,24 +129,6 @@ def test_a_graph_captures_capturable_steps_only(without, monkeypatch):
     check(without, capturable=True)
     capturing = False
     check(without)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_fused_path_with_a_compiler_that_refuses_its_option(monkeypatch, dtype):
-    needs_a_compiler({"fused": True})
-    own, calls = torch.compile, []
-
-    def compile_without(function, *, options=None, **others):
-        if options:
-            raise RuntimeError(f"Unexpected optimization option {next(iter(options))}")
-        calls.append(function)
-        return own(function, **others)
-
-    monkeypatch.setattr(torch, "compile", compile_without)
-    monkeypatch.setattr(_fused, "BATCH", 1)  # faster
-    with cleared_graphs():
-        check(gravity_torch, fused=True, dtype=dtype)
-    assert len(calls) == (dtype is torch.float32)  # bfloat16 does not compile
 
 
 def test_a_compiler_without_special_treatment_of_init_group(monkeypatch):

@@ -18,11 +18,7 @@ from hypothesis.stateful import (
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 from gravity_torch import Gravity, _multi_tensor  # noqa: E402
-from tests.support.torch_reference import (  # noqa: E402
-    Reference,
-    needs_a_compiler,
-    to_numpy,
-)
+from tests.support.torch_reference import Reference, to_numpy  # noqa: E402
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.complex64]
 PATHS = [
@@ -32,7 +28,7 @@ PATHS = [
     {"fused": True},
     {"fused": True, "capturable": True},
 ]
-SHAPES = [(3,), (3,), (), (2, 4), (_multi_tensor.SMALL + 1,)]
+SHAPES = [(3,), (3,), (), (2, 4), (_multi_tensor.BLOCK + 1,)]
 
 
 class Steps(RuleBasedStateMachine):
@@ -127,6 +123,5 @@ class Steps(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_random_use_stays_inside_the_bound(path):
-    needs_a_compiler(path)
     machine = type("OnPath", (Steps,), {"path": path})
     run_state_machine_as_test(machine, settings=settings(stateful_step_count=12))

@@ -16,7 +16,6 @@ from tests.support.torch_helpers import (  # noqa: E402
     run,
     values,
 )
-from tests.support.torch_reference import cleared_graphs  # noqa: E402
 
 
 @pytest.mark.parametrize("rest", [{"velocity_std": 0.0}, {"alpha": 0.0}], ids=str)
@@ -113,11 +112,10 @@ def test_a_large_standard_deviation_is_compiled_once():
 
     counter, (p,) = CompileCounter(), parameters((3,))
     optimizer = Gravity([p], lr=1e-7)
-    with cleared_graphs():
-        step = torch.compile(optimizer.step, backend=counter)
-        for number in range(3):
-            give_gradients([p], number)
-            step()
+    step = torch.compile(optimizer.step, backend=counter)
+    for number in range(3):
+        give_gradients([p], number)
+        step()
     assert counter.frame_count == 1
 
 

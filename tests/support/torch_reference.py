@@ -1,35 +1,10 @@
 """The NumPy reference for one parameter of gravity_torch, with its certified bound."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
 
 import gravity_core
-from gravity_torch import _fused, backend
-
-
-@contextlib.contextmanager
-def cleared_graphs():
-    """Clear the compiled graphs before and after.
-
-    Tests inside may compile with other thresholds or another compiler.
-    """
-    caches = [f for f in vars(_fused).values() if hasattr(f, "cache_clear")]
-    try:
-        for cache in caches:
-            cache.cache_clear()
-        yield
-    finally:
-        for cache in caches:
-            cache.cache_clear()
-
-
-def needs_a_compiler(path):
-    reason = backend.modes()["fused"].unavailable
-    if "fused" in path and reason:
-        pytest.skip(reason)
 
 
 def to_numpy(x):

@@ -1,0 +1,433 @@
+"""The kernels of `fused=True` on a CPU: selection, memory, threads and processes."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
+pytest.importorskip("numba", reason="fused=True needs numba")
+
+from gravity_torch import Gravity, _fused, _fused_cpu, _multi_tensor  # noqa: E402
+from gravity_torch._items import Options  # noqa: E402
+
+DTYPES = [
+    *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    *(torch.complex64, torch.complex128),
+]
+SHAPES = [(), (0,), (3, 4), (7,), (1030,), (300, 5)]
+
+
+def parameters(*shapes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+
+
+def run(params, steps=3, **options):
+    """Step with gradients of several sizes, and return W, V and the counters."""
+    generator = torch.Generator().manual_seed(1)
+    optimizer = Gravity(params, **options)
+    for number in range(steps):
+        for p in params:
+            grad = torch.randn(p.shape, generator=generator) * 10.0 ** (number - 1)
+            p.grad = torch.empty_like(p).copy_(grad)
+        optimizer.step()
+    states = [optimizer.state[p] for p in params]
+    tensors = [p.detach() for p in params], *([s[key] for s in states] for key in sorted(states[0]))
+    return [x.clone() for xs in tensors for x in xs]
+
+
+def same(first, second):
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Return a list that grows with the number of tensors that the kernels update."""
+    numbers, own = [], _fused._update
+
+    def update(dtypes, tensors, *others):
+        numbers.append(len(tensors))
+        own(dtypes, tensors, *others)
+
+    monkeypatch.setattr(_fused, "_update", update)
+    return numbers
+
+
+@pytest.fixture
+def threads():
+    """Return a function that sets the number of torch's threads for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def subprocess_prints(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "maximize": True}], ids=str)
+def test_the_kernels_have_the_bits_of_the_loop(taken, dtype, options):
+    loop = run(parameters(*SHAPES, dtype=dtype), foreach=False, **options)
+    assert not taken
+    for choice in ({}, {"fused": True}, {"fused": True, "capturable": True}):
+        assert same(run(parameters(*SHAPES, dtype=dtype), **choice, **options), loop)
+        assert taken == [len(SHAPES)] * 3
+        taken.clear()
+
+
+@pytest.mark.parametrize(
+    ("p", "grad", "velocity", "fits"),
+    [
+        (torch.bfloat16, torch.bfloat16, torch.float32, True),
+        (torch.float16, torch.float32, torch.float32, True),
+        (torch.float32, torch.bfloat16, torch.float16, True),
+        (torch.float64, torch.float64, torch.float32, False),
+    ],
+)
+def test_mixed_dtypes_that_are_computed_in_one(taken, p, grad, velocity, fits):
+    results = []
+    for foreach in (False, None):
+        (param,) = parameters((50,), dtype=p)
+        optimizer = Gravity([param], weight_decay=0.1, foreach=foreach)
+        for _ in range(2):
+            param.grad_dtype = grad if hasattr(param, "grad_dtype") else None
+            try:
+                param.grad = torch.linspace(-2, 2, 50).to(grad)
+            except RuntimeError:
+                pytest.skip("this torch has no gradients of another dtype")
+            optimizer.step()
+            state = optimizer.state[param]
+            state["velocity"] = state["velocity"].to(velocity)
+        results.append([param.detach(), state["velocity"], state["step"]])
+    assert same(*results)
+    assert len(taken) == (2 if fits else 1)  # the first V has the dtype of the parameter
+
+
+@pytest.mark.parametrize("kind", ["strided", "expanded", "negated", "transposed"])
+def test_a_gradient_of_another_layout_goes_the_other_way_alone(taken, kind):
+    def step(**options):
+        params = parameters((6, 4), (5,))
+        optimizer = Gravity(params, **options)
+        for _ in range(2):
+            grad = torch.arange(24.0).reshape(6, 4) - 10
+            params[0].grad = {
+                "strided": torch.stack([grad, grad], dim=-1)[..., 0],
+                "expanded": torch.ones(1, 1).expand(6, 4),
+                "negated": torch.complex(grad, grad).conj().imag,
+                "transposed": grad.mT.contiguous().mT,
+            }[kind]
+            params[1].grad = torch.ones(5)
+            optimizer.step()
+        return [x for p in params for x in (p.detach(), *optimizer.state[p].values())]
+
+    assert same(step(fused=True), step(foreach=False))
+    assert taken == [1, 1]
+
+
+def test_one_order_of_elements_needs_no_contiguous_one(taken):
+    def channels_last():
+        (p,) = parameters((2, 3, 4, 5))
+        return [torch.nn.Parameter(p.detach().to(memory_format=torch.channels_last))]
+
+    assert same(run(channels_last(), fused=True), run(channels_last(), foreach=False))
+    assert taken == [1] * 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_number_of_threads_changes_no_bits(monkeypatch, threads, count):
+    shapes = [(700,), (5,), (90_001,), (), (64, 64)]
+    for dtype in DTYPES[:4]:
+        loop = run(parameters(*shapes, dtype=dtype), foreach=False)
+        monkeypatch.setattr(_fused, "SHARE", 100)
+        monkeypatch.setattr(_fused, "PIECE", 3000)
+        threads(count)
+        assert same(run(parameters(*shapes, dtype=dtype), fused=True), loop)
+
+
+def test_parameters_that_share_memory_are_updated_one_after_the_other(monkeypatch, threads):
+    def views():
+        whole = parameters((4000,))[0].detach()
+        return [torch.nn.Parameter(whole[:3000]), torch.nn.Parameter(whole[1000:])]
+
+    loop = run(views(), foreach=False)
+    monkeypatch.setattr(_fused, "SHARE", 10)
+    threads(4)
+    assert same(run(views(), fused=True), loop)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
+@pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 5000])
+def test_no_kernel_writes_outside_the_tensors(monkeypatch, threads, dtype, size):
+    monkeypatch.setattr(_fused, "SHARE", 64)
+    threads(2)
+    guarded = [torch.full((size + 128,), 7.0, dtype=dtype) for _ in range(3)]
+    p, grad, velocity = (x[64:-64] for x in guarded)
+    counters = torch.full((3,), 5.0)
+    tables, others = _fused.tables([p], [grad], [velocity], [counters[1]], {}, _fused.Checks())
+    assert not others
+    _fused.fused(tables, 1, Options(0.1, 0.9, 0.01, maximize=False))
+    for x in guarded:
+        assert (x[:64] == 7).all()
+        assert (x[-64:] == 7).all()
+    assert (grad == 7).all()
+    assert (p != 7).all()
+    assert (velocity != 7).all()
+    assert counters.tolist() == [5, 6, 5]
+
+
+def test_no_operations_are_fused_by_the_compiler():
+    for function in (_fused_cpu.float32, _fused_cpu.float64, _fused_cpu.half):
+        code = _fused_cpu.cfunc("void(voidptr)")(function).inspect_llvm()
+        assert "fdiv" in code
+        for word in ("fmuladd", "llvm.fma", "contract", " fast ", "reassoc"):
+            assert word not in code
+
+
+def bits_of_every_half(dtype):
+    return torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_is_widened_and_rounded_as_torch_does(dtype):
+    """With η = 0, W is read and rounded unchanged; with G = 0, V becomes β̂ V."""
+    every = bits_of_every_half(dtype)
+    finite = every[every.isfinite()]
+    p = torch.nn.Parameter(finite.clone())
+    optimizer = Gravity([p], lr=0.1, velocity_std=0.0, beta=0.5, fused=True)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    state = optimizer.state[p]
+    assert torch.equal(p, finite)
+    state["velocity"].copy_(finite)
+    optimizer.step()
+    expected = (finite.float() * np.float32((0.5 * 2 + 1) / 4)).to(dtype)
+    assert torch.equal(state["velocity"], expected)
+    infinite = torch.nn.Parameter(every[every.isinf() | every.isnan()])
+    infinite.grad = torch.zeros_like(infinite)
+    before = infinite.detach().clone()
+    Gravity([infinite], velocity_std=0.0, fused=True).step()
+    assert torch.equal(infinite.isnan(), before.isnan())
+    assert torch.equal(infinite[before.isinf()], before[before.isinf()])
+
+
+def test_a_replaced_gradient_velocity_or_parameter_is_seen(taken):
+    def step(**options):
+        (p,) = parameters((10,))
+        optimizer = Gravity([p], **options)
+        for number in range(4):
+            p.grad = torch.full((10,), 0.5 + number)
+            optimizer.step()
+            if number == 1:
+                optimizer.state[p]["velocity"] = torch.ones(10)
+            if number == 2:
+                p.data = torch.ones(10)
+                del optimizer.state[p]
+        return [p.detach(), *optimizer.state[p].values()]
+
+    assert same(step(fused=True), step(foreach=False))
+    assert taken == [1] * 4
+
+
+def test_the_kernels_hold_no_tensor():
+    import gc
+    import weakref
+
+    (p,) = parameters((10,))
+    optimizer = Gravity([p], fused=True)
+    p.grad = torch.ones(10)
+    optimizer.step()
+    grad = weakref.ref(p.grad)
+    p.grad = None
+    gc.collect()
+    assert grad() is None
+
+
+def test_more_than_one_thread_is_on_torchs_team_only(monkeypatch, threads):
+    """Without GOMP_parallel, in a child of a fork, and for few elements there is one thread."""
+    used = []
+
+    def team(kernel, call, count, flags):
+        used.append(count)
+        own(kernel, call, count, flags)
+
+    if (own := _fused._team()) is None:
+        pytest.skip("this torch has no GOMP_parallel")
+    threads(2)
+    monkeypatch.setattr(_fused, "_team", lambda: team)
+    run(parameters((10,)), fused=True)
+    assert not used
+    large = [(3 * _fused.SHARE,)]
+    loop = run(parameters(*large), foreach=False)
+    assert same(run(parameters(*large), fused=True), loop)
+    assert used
+    for name, value in (("_is_forked", True), ("_team", lambda: None)):
+        used.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(_fused, name, value)
+            assert same(run(parameters(*large), fused=True), loop)
+        assert not used
+
+
+def test_a_library_without_the_entry_is_no_error(monkeypatch):
+    for error in (OSError, AttributeError):
+
+        def missing(path, error=error):
+            raise error(path)
+
+        monkeypatch.setattr(ctypes, "CDLL", missing)
+        assert _fused._team.__wrapped__() is None
+
+
+TWO_THREADS = """
+import threading, torch
+from tests.adapters import test_torch_fused as t
+
+torch.set_num_threads(2)
+shapes = [(300_000,)] * 3
+expected = t.run(t.parameters(*shapes), steps=5, fused=True)
+results = []
+work = lambda: results.append(t.run(t.parameters(*shapes), steps=5, fused=True))
+threads = [threading.Thread(target=work) for _ in range(4)]
+[x.start() for x in threads]
+[x.join() for x in threads]
+print(*[t.same(x, expected) for x in results])
+"""
+# The child makes no other operation of torch: with several threads, those wait for ever.
+FORK = """
+import os, warnings, torch
+from tests.adapters import test_torch_fused as t
+
+warnings.simplefilter("ignore")  # Python's own about threads and fork
+torch.set_num_threads(2)
+(p,), (q,) = (t.parameters((600_000,)) for _ in range(2))
+optimizers = [t.Gravity([x], fused=True) for x in (p, q)]
+p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+for optimizer in optimizers:
+    optimizer.step()
+read, write = os.pipe()
+if not os.fork():
+    optimizers[0].step()
+    os.write(write, p.detach().numpy().tobytes()[-1000:])
+    os._exit(0)
+optimizers[1].step()
+print(os.read(read, 1000) == q.detach().numpy().tobytes()[-1000:])
+"""
+READ_ONLY = """
+from tests.adapters import test_torch_fused as t
+print(t.same(t.run(t.parameters((9,)), fused=True), t.run(t.parameters((9,)), foreach=False)))
+"""
+LAZY = """
+import sys, torch, gravity_torch
+p = torch.nn.Parameter(torch.ones(3))
+optimizers = [gravity_torch.Gravity([p], **x) for x in ({}, {"fused": True}, {"foreach": True})]
+p.grad = torch.ones(3)
+optimizers[2].step()
+print("numba" in sys.modules)
+optimizers[0].step()
+print("numba" in sys.modules, {"jax", "tensorflow"} & {*sys.modules} == set())
+"""
+
+
+def test_steps_in_several_python_threads():
+    assert subprocess_prints(TWO_THREADS) == ["True"] * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_step_in_a_forked_process():
+    assert subprocess_prints(FORK) == ["True"]
+
+
+def test_a_folder_for_the_cache_that_cannot_be_written(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    printed = subprocess_prints(READ_ONLY, NUMBA_CACHE_DIR=str(file / "folder"))
+    assert printed == ["True"]
+
+
+def test_numba_is_imported_at_the_first_step_that_needs_it():
+    assert subprocess_prints(LAZY) == ["False", "True", "True"]
+
+
+@pytest.fixture
+def without_numba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "gravity_torch._fused_cpu")
+    _fused.kernels.cache_clear()
+    yield
+    _fused.kernels.cache_clear()
+
+
+@pytest.mark.usefixtures("without_numba")
+def test_without_numba_the_default_is_foreach(monkeypatch):
+    called = []
+
+    def multi_tensor(items, options):
+        called.append(len(items))
+        _multi_tensor.multi_tensor(items, options)
+
+    loop = run(parameters(*SHAPES), foreach=False)
+    monkeypatch.setattr(sys.modules["gravity_torch.optimizer"], "multi_tensor", multi_tensor)
+    assert same(run(parameters(*SHAPES)), loop)
+    assert called == [len(SHAPES)] * 3
+    with pytest.raises(RuntimeError, match=r"numba: pip install 'gravity-optimizer\[torch\]'"):
+        run(parameters((3,)), fused=True)
+
+
+def test_a_parameter_that_cannot_be_fused(taken):
+    """The default takes foreach for the whole group; fused=True is refused before all moves."""
+    for options in ({}, {"fused": True}):
+        (good,) = parameters((3,))
+        other = torch.nn.Parameter(torch.ones(3, device="meta"))
+        optimizer = Gravity([{"params": [good]}, {"params": [good.detach(), other]}], **options)
+        optimizer.param_groups[1]["params"][0].requires_grad_()
+        before = good.detach().clone()
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        if options:
+            message = r"^`fused=True` requires all the params .* but torch.float32 and meta$"
+            with pytest.raises(RuntimeError, match=message):
+                optimizer.step()
+            assert not taken
+            assert torch.equal(good, before)
+        else:
+            optimizer.step()
+            assert taken == [1]
+            taken.clear()
+
+
+def test_the_kernels_are_all_that_a_step_calls():
+    """No operation of torch is made for a parameter or its counter, but for the profiler's two."""
+    from tests.support.torch_reference import Calls
+
+    params = parameters(*[(5,)] * 20)
+    optimizer = Gravity(params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    with Calls() as calls:
+        optimizer.step()
+    assert calls.number <= 2
+    assert [int(optimizer.state[p]["step"]) for p in params] == [2] * 20
+
+
+def test_functional_tensors_do_not_reach_a_kernel():
+    wrapped = torch._to_functional_tensor(torch.ones(3))
+    tables, others = _fused.tables(
+        [wrapped], [wrapped], [wrapped], [torch.tensor(0.0)], {}, _fused.Checks()
+    )
+    assert (tables, others) == ({}, [0])
