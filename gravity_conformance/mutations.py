@@ -72,7 +72,7 @@ class Variant:
 
     Attributes:
         description: the name of the mistake in reports.
-        flag: the flag of the vectors that catch the mistake; empty if there is none.
+        flag: the flag of the vectors that catch the mistake, or an empty string.
         others: the parts, each a function of this module or its replacement.
     """
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_core._arrays import dtype_name
+from gravity_core._arrays import dtype_name, float_info
 
 LEARNING_RATE = 0.1
 ALPHA = 0.01
@@ -77,15 +77,12 @@ def may_be_a_number(value: Any) -> bool:
 
 
 _LARGEST_Z = statistics.NormalDist().inv_cdf(1 - 0.5 / NORMAL_LEVELS)
-_LARGEST = {
-    "float16": float(np.finfo(np.float16).max),
-    "bfloat16": (2 - 2.0**-7) * 2.0**127,
-    "float32": float(np.finfo(np.float32).max),
-}
 # Rounded down to three digits. This shortens the messages and allows for the rounding of σ and σ z.
 _LARGEST_STD = {
-    name: float(Context(prec=3, rounding=ROUND_DOWN).create_decimal(largest / _LARGEST_Z))
-    for name, largest in _LARGEST.items()
+    name: float(
+        Context(prec=3, rounding=ROUND_DOWN).create_decimal(float_info(name).max / _LARGEST_Z)
+    )
+    for name in ("float16", "bfloat16", "float32")
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from gravity_conformance.drive import drivers
 from gravity_conformance.drive import spec as specs
 from gravity_conformance.drive.drivers import Driver, driver
+from gravity_conformance.drive.session import StateSession
 from gravity_conformance.protocol import Backend, Declaration, Mode, Replay, Step, Task, Training
 from gravity_core import hyperparameters as hp
 from gravity_core.reference import Gravity
@@ -89,8 +90,10 @@ class Driven:
 
     def train(self, task: Task) -> Training:
         """Train with the framework's own gradients, as its users do."""
+        session = self.driver.session
+        assert issubclass(session, StateSession)  # a plain function has no gradients of its own
         setup = self.driver.setup(_in_full(task.options), task.weights[0].dtype.name)
-        return self.driver.session.train(setup, task)
+        return session.train(setup, task)
 
 
 def _in_full(options: Mapping[str, Any]) -> dict[str, Any]:

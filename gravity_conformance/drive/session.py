@@ -77,11 +77,6 @@ class Session(ABC):
         """Return the ways in which the step can run, by name."""
         return {"default": Mode("eager")}
 
-    @staticmethod
-    def train(setup: Setup, task: Task) -> Training:
-        """Train with the framework's own gradients, as its users write it."""
-        raise NotImplementedError("it has no gradients of its own")
-
     @abstractmethod
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Construct the optimizer for copies of `weights`."""
@@ -116,7 +111,12 @@ class Session(ABC):
 
 
 class StateSession(Session):
-    """An optimizer with a state of its own."""
+    """An optimizer of a framework, with a state of its own."""
+
+    @staticmethod
+    @abstractmethod
+    def train(setup: Setup, task: Task) -> Training:
+        """Train with the framework's own gradients, as its users write it."""
 
     @abstractmethod
     def numbers(self) -> dict[Hashable, float]:

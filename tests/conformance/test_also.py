@@ -13,7 +13,7 @@ from gravity_conformance.drive.driven import as_backend
 from gravity_conformance.drive.spec import SpecError, load
 from gravity_conformance.parity import report
 from gravity_conformance.parity import run as parity
-from gravity_conformance.parity.grading import grade
+from gravity_conformance.parity.grading import Grade, grade
 from gravity_conformance.protocol import Mode, Replay
 from tests.support import strangers
 
@@ -286,15 +286,48 @@ def test_each_spec_imports_its_own_modules(tmp_path):
     assert not {"port", "optax_helper"} & (sys.modules.keys() - modules.keys())
 
 
-def test_any_name_can_be_drawn(tmp_path):
+def report_of(*rows):
+    """Return a report of (name, whether V₀ is the reference's, right images, notes)."""
+    result = parity.new_report(seed=0)
+    for name, same, correct, notes in rows:
+        row = parity.ReplayRow(name, "default", "eager", "float32", notes=list(notes))
+        row.grade = Grade(v0_identical=same, deviation=[1e-7], bound=[1e-6])
+        row.stranger = name != "numpy"
+        result.replays.append(row)
+        training = parity.TrainingRow(name, "float32", losses=[1.0], correct=correct, images=100)
+        result.trainings.append(training)
+    return result
+
+
+def test_any_name_can_be_drawn(tmp_path, monkeypatch):
     """Matplotlib reads $ as mathematics, and hides a label that starts with an underscore."""
-    folder = tmp_path / "$x^$"
-    folder.mkdir()
-    (folder / "_port.py").write_text(STEP.format(helper="k_helper"))
-    (folder / "k_helper.py").write_text("K = 1")
-    result = compared(f"{folder}/_port.py:step")
-    report.write(result, tmp_path)
-    assert (tmp_path / "parity.png").stat().st_size > 1000
+    from matplotlib.figure import Figure
+
+    names, figures, save = ("$x^$.py:f", "_port.py:f", "long/" * 30 + "$.py:f"), [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
+    )
+    report.write(report_of(*((name, True, 90, []) for name in names)), tmp_path)
+    (figure,) = figures
+    left, right = ([text.get_text() for text in ax.get_legend().texts] for ax in figure.axes)
+    assert len(left) == len(names)
+    assert len(right) == len(names) + 1  # the bound
+    assert max(map(len, left)) < 50
+
+
+def test_runs_from_another_v0_are_no_measure_of_the_others():
+    found = report.notes(report_of(("numpy", True, 80, []), ("a.py:f", False, 90, [])))
+    assert not any("more images" in line for line in found)
+    found = report.notes(report_of(("numpy", True, 90, []), ("a.py:f", False, 80, [])))
+    assert any(line.endswith("it starts from its own V₀") for line in found)
+
+
+def test_a_note_names_its_dtype_if_the_others_have_none():
+    result = report_of(("a.py:f", True, 90, ["late"]), ("b.py:f", True, 90, ["late"]))
+    result.replays.append(parity.ReplayRow("b.py:f", "default", "eager", "float64"))
+    found = report.notes(result)
+    assert "a.py:f: late" in found
+    assert "b.py:f float32: late" in found
 
 
 def test_a_backend_with_five_functions_may_have_an_optimizer():

@@ -62,6 +62,7 @@ def test_the_complement_keeps_its_digits_where_float32_would_lose_them(t, beta):
     # The conversion to float32 adds a rounding.
     slack = exact.gamma(1, np.float32) + 2 * NEW
     exact.assert_within(new, [want], float(want) * slack + float(np.finfo(np.float32).tiny))
+    # β̂ + (1 − β̂) = 1. Float64 and float32 round both terms, by at most 2 u in all, and the sum.
     assert old + new == pytest.approx(1, abs=exact.gamma(3, np.float32), rel=0)
 
 

@@ -43,7 +43,7 @@ class Judge:
 
     Attributes:
         subject: the implementation.
-        touched: the finding on the first overwritten gradient of any check; None if there is none.
+        touched: the finding on the first gradient that a check overwrote, or None.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -100,7 +100,7 @@ class Judge:
 
 
 def _touched(case: Case, run: Run) -> Finding | None:
-    """Return the finding on the first gradient that a step overwrote; None if there is none."""
+    """Return the finding on the first gradient that a step overwrote, or None."""
     for step, (grads, left) in enumerate(zip(case.gradients, run.left, strict=True), start=1):
         for i, (g, after) in enumerate(zip(grads, left, strict=True)):
             if g.tobytes() == after.tobytes():
