@@ -1,265 +1,243 @@
-"""The path of `fused=True`: kernels that numba compiles, on the threads that torch itself uses.
+"""The path of `fused=True`: tables of addresses for the kernels of a device.
 
-Guarantees: V and W have the bits of the NumPy reference, with any number of threads. numba is
-imported, and a kernel compiled, at the first step that needs it. An address is kept for one step
-only. Fake, meta and functional tensors and subclasses never reach a kernel.
+Guarantees: V and W have the bits of the NumPy reference. A compiler is imported, and a kernel
+compiled, at the first step that needs it. An address is used in one step only. Fake, meta and
+functional tensors and subclasses never reach a kernel.
 """
 
-import ctypes
 import functools
 import importlib
+import importlib.util
 import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gravity_torch._distributed import Shard
-from gravity_torch._items import Options
+from gravity_torch._items import Batch
 from gravity_torch._tensors import has_one_order
 
-# A tensor of more elements is split between threads. Shorter pieces would cost bandwidth.
-PIECE = 2**22
-# Elements for each thread at the least: fewer take less time than waking a thread.
-SHARE = 2**17
+# The columns of the table of tensors: addresses, the number of elements, the address of max|G|,
+# which is 0 if the kernel is to find it, and the index of the group. The counter is a float32.
+P, GRAD, VELOCITY, STEP, SIZE, MAX_ABS, GROUP_INDEX = range(7)
+COLUMNS = 7
 
+_dtype = attrgetter("dtype")
 _PLAIN = {torch.nn.Parameter, Tensor}
-# The dtype to compute in, how the kernels name what is stored, and numbers per element.
+# The dtype to compute in, and numbers per element.
 _STORED = {
-    torch.float32: ("float32", "SAME", 1),
-    torch.float64: ("float64", "SAME", 1),
-    torch.bfloat16: ("float32", "BFLOAT16", 1),
-    torch.float16: ("float32", "FLOAT16", 1),
-    torch.complex64: ("float32", "SAME", 2),
-    torch.complex128: ("float64", "SAME", 2),
+    torch.float32: ("float32", 1),
+    torch.float64: ("float64", 1),
+    torch.bfloat16: ("float32", 1),
+    torch.float16: ("float32", 1),
+    torch.complex64: ("float32", 2),
+    torch.complex128: ("float64", 2),
 }
-# The dtypes of parameters, gradients and velocities, and the table of tensors of `_fused_cpu`.
-Tables = dict[tuple[torch.dtype, ...], np.ndarray]
+# The compiler of the kernels of each type of device, and the file that imports it.
+_COMPILERS = {"cpu": ("numba", "_fused_cpu"), "cuda": ("triton", "_fused_cuda")}
 
-_is_forked = False
+is_forked = False  # whether this process is the child of a fork, where torch's threads are missing
 
 
 def _note_fork() -> None:
-    global _is_forked
-    _is_forked = True
+    global is_forked
+    is_forked = True
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
+class Table(NamedTuple):
+    """The tensors of one call of the kernels, as addresses; these hold while the tensors live."""
+
+    device: torch.device
+    dtypes: tuple[torch.dtype, ...]  # of parameters, gradients and velocities
+    capturable: bool  # whether the counters are on the device
+    tensors: np.ndarray  # int64, with COLUMNS columns
+    params: list[Tensor]
+
+
+def storage(dtype: torch.dtype) -> tuple[str, int]:
+    """Return the name of the dtype to compute in, and the numbers per element."""
+    return _STORED[dtype]
+
+
 @functools.cache
-def kernels() -> Any:
-    """Return the module of the kernels, or None without numba."""
+def kernels(device_type: str) -> Any:
+    """Return the module that runs the kernels, or None without its compiler."""
     try:
-        return importlib.import_module("gravity_torch._fused_cpu")
+        return importlib.import_module(f"gravity_torch.{_COMPILERS[device_type][1]}")
     except ImportError:
         return None
 
 
-@functools.cache
-def _team() -> Any:
-    """Return the function that runs another one on each thread of torch's team, or None.
-
-    It belongs to the OpenMP library that torch itself has loaded. Threads of another library would
-    wait for a core while those of torch go on spinning after an operation.
-    """
-    try:
-        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        parallel = torch_cpu.GOMP_parallel
-    except (OSError, AttributeError):  # macOS and Windows
-        return None
-    # The function, its argument, the number of threads, flags.
-    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    parallel.restype = None
-    return parallel
-
-
-def can_fuse(p: Tensor) -> bool:
-    """Return whether there are kernels for the parameter's device and dtype."""
-    return p.is_cpu and p.dtype in _STORED
-
-
 def check(p: Tensor) -> None:
     """Raise unless the parameter can have `fused=True`."""
-    if not can_fuse(p):
+    if p.device.type not in _COMPILERS or p.dtype not in _STORED:
         raise RuntimeError(
             "`fused=True` requires all the params to be floating point Tensors of supported "
-            f"devices: ['cpu'] but {p.dtype} and {p.device.type}"
+            f"devices: {[*_COMPILERS]} but {p.dtype} and {p.device.type}"
         )
-    if kernels() is None:
-        raise RuntimeError("`fused=True` requires numba: pip install 'gravity-optimizer[torch]'")
+    compiler, _ = _COMPILERS[p.device.type]
+    if importlib.util.find_spec(compiler) is None:
+        hint = "'gravity-optimizer[torch]'" if compiler == "numba" else compiler
+        raise RuntimeError(
+            f"`fused=True` on {p.device.type} requires {compiler}: pip install {hint}"
+        )
+
+
+class Kind(NamedTuple):
+    """Where a parameter and its state are, and what they are."""
+
+    device: torch.device
+    p: torch.dtype
+    velocity: torch.dtype
+    capturable: bool
 
 
 class Checks:
-    """What the parameters, velocities and counters of a group are.
+    """The rows of each kind of parameters, as long as their memory, sizes and dtypes last.
 
-    It holds while their addresses and sizes are the same. Asking each tensor again in every step
-    would take longer than the kernels need for small tensors.
+    Asking each tensor again in every step would take longer than the kernels need for small ones.
     """
 
     def __init__(self) -> None:
-        self.addresses = b""
-        # The dtypes of each parameter and velocity, or None if the kernels cannot take them.
-        self.kinds: list[tuple[torch.dtype, torch.dtype] | None] = []
+        self.key: Any = None
+        self.rows: dict[Kind, np.ndarray] = {}
+        self.contiguous = np.zeros(0, bool)  # the velocities
 
 
-def tables(
-    params: list[Tensor],
-    grads: list[Tensor],
-    velocities: list[Tensor],
-    steps: list[Tensor],
-    shards: dict[Tensor, Shard],
-    checks: Checks,
-) -> tuple[Tables, list[int]]:
-    """Return the tables for the kernels, and the indices of the parameters that these cannot take.
+def split(
+    batches: list[Batch], shards: dict[Tensor, Shard], checks: Checks
+) -> tuple[list[Table], list[Batch]]:
+    """Return tables of what the kernels update, and batches of the other parameters.
 
-    The addresses hold as long as the tensors live and keep their memory.
+    Raises:
+        RuntimeError: for a parameter of a group with `fused=True` that has no kernel.
     """
-    maxima = np.zeros((len(params), 1), np.int64)
+    lengths = [len(batch.params) for batch in batches]
+    columns = [
+        list(chain.from_iterable(lists))
+        for lists in zip(*(batch[1:] for batch in batches), strict=True)
+    ]
+    params = columns[0]
+    maxima: list[Tensor | None] = []
     if shards:
-        local = [shards.get(x[0], (*x, None)) for x in zip(params, grads, velocities, strict=True)]
-        params, grads, velocities, given = map(list, zip(*local, strict=True))
-        maxima[:, 0] = [0 if x is None else x.data_ptr() for x in given]
-    if not set(map(type, [*params, *grads, *velocities, *steps])) <= _PLAIN:
-        return {}, list(range(len(params)))
-    flat: list[int] = []  # the rows of the table, without max|G|
-    dtypes: list[torch.dtype | None] = []  # of the gradients that the kernels can take
+        local = [shards.get(x[0], (*x[:3], None)) for x in zip(*columns, strict=True)]
+        *columns[:3], maxima = map(list, zip(*local, strict=True))
+    candidates = np.repeat([_may_fuse(batch.group) for batch in batches], lengths)
+    is_chosen = np.repeat([bool(batch.group["fused"]) for batch in batches], lengths)
+    if not set(map(type, chain(*columns))) <= _PLAIN:
+        candidates &= [set(map(type, x)) <= _PLAIN for x in zip(*columns, strict=True)]
+    rows = np.flatnonzero(candidates)
+    if len(rows) < len(candidates):
+        columns = [[column[i] for i in rows] for column in columns]
+    tensors = _addresses(*columns)
+    tensors[:, GROUP_INDEX] = np.repeat(np.arange(len(batches)), lengths)[rows]
+    if shards:
+        tensors[:, MAX_ABS] = [0 if (m := maxima[i]) is None else m.data_ptr() for i in rows]
+    tables = []
+    others = np.ones(len(candidates), bool)
+    for kind, grad, found in _by_kind(columns, tensors, checks):
+        if kind.device.type != "cpu":
+            found = found[is_chosen[rows[found]]]
+        if len(found) and kernels(kind.device.type) is not None:
+            others[rows[found]] = False
+            dtypes = kind.p, grad, kind.velocity
+            updated = [params[i] for i in rows[found]]
+            tables.append(Table(kind.device, dtypes, kind.capturable, tensors[found], updated))
+    return tables, _rest(batches, others) if others.any() else []
+
+
+def _may_fuse(group: dict[str, Any]) -> bool:
+    """Return whether the group has `fused=True`, or the default on a CPU."""
+    if group["fused"] is None:
+        return group["foreach"] is None and not group["differentiable"]
+    return bool(group["fused"])
+
+
+def _each(ask: Callable[[Tensor], Any], tensors: list[Tensor], dtype: type = bool) -> np.ndarray:
+    return np.fromiter(map(ask, tensors), dtype, len(tensors))
+
+
+def _addresses(*columns: list[Tensor]) -> np.ndarray:
+    """Return a table of addresses and sizes; an address is 0 if a tensor has no memory."""
+    tensors = np.zeros((len(columns[0]), COLUMNS), np.int64)
     try:
-        for p, grad, velocity, step in zip(params, grads, velocities, steps, strict=True):
-            size = p.numel()
-            fits = grad.is_cpu and grad.numel() == size and not grad.is_neg()
-            if fits and not (p.is_contiguous() and grad.is_contiguous()):
-                fits = has_one_order(p, grad, velocity)
-            dtypes.append(grad.dtype if fits else None)
-            flat += p.data_ptr(), grad.data_ptr(), velocity.data_ptr(), step.data_ptr(), size
+        for column, xs in zip((P, GRAD, VELOCITY, STEP), columns, strict=True):
+            tensors[:, column] = _each(Tensor.data_ptr, xs, np.int64)
     except RuntimeError:  # a wrapper of torch.func
-        flat = []
-    table = np.array(flat, np.int64).reshape(-1, 5)
-    # Tensors without memory, as functional ones, are at 0; empty ones may be.
-    if not flat or (table[:, 3] == 0).any() or (table[table[:, 4] > 0] == 0).any():
-        return {}, list(range(len(params)))
-    table = np.concatenate([table, maxima], axis=1)
-    addresses = table[:, [0, 2, 3, 4]].tobytes()
-    if addresses != checks.addresses:
-        checks.kinds = list(map(_kind, params, velocities, steps))
-        checks.addresses = addresses
-    pairs = list(zip(checks.kinds, dtypes, strict=True))
-    found: Tables = {}
-    others: list[int] = []
-    for pair in sorted(set(pairs), key=pairs.index):
-        kind, dtype = pair
-        indices = [i for i, other in enumerate(pairs) if other == pair]
-        if dtype is not None and dtype.is_complex:  # memory has other numbers
-            others += [i for i in indices if grads[i].is_conj()]
-            indices = [i for i in indices if not grads[i].is_conj()]
-        if kind is None or dtype is None or not _can_mix(kind[0], dtype, kind[1]):
-            others += indices
-        else:
-            found[kind[0], dtype, kind[1]] = table[indices]
-    return found, sorted(others)
+        return np.zeros_like(tensors)
+    tensors[:, SIZE] = _each(Tensor.numel, columns[0], np.int64)
+    return tensors
 
 
-def _kind(p: Tensor, velocity: Tensor, step: Tensor) -> tuple[torch.dtype, torch.dtype] | None:
-    """Return the dtypes of parameter and velocity, or None if the kernels cannot take them."""
-    if p.shape != velocity.shape or not (p.is_cpu and velocity.is_cpu and step.is_cpu):
+def _by_kind(
+    columns: list[list[Tensor]], tensors: np.ndarray, checks: Checks
+) -> Iterator[tuple[Kind, torch.dtype, np.ndarray]]:
+    """Yield the rows that the kernels can take, by the kinds of parameters and gradients."""
+    params, grads, velocities, steps = columns
+    dtypes = list(map(_dtype, params))
+    key = tensors[:, [P, VELOCITY, STEP, SIZE]].tobytes(), dtypes
+    if key != checks.key:
+        kinds = list(map(_kind, params, velocities, steps))
+        checks.rows = {
+            kind: np.array([i for i, other in enumerate(kinds) if other == kind])
+            for kind in set(kinds)
+            if kind is not None
+        }
+        checks.contiguous = _each(Tensor.is_contiguous, velocities)
+        checks.key = key
+    fits = (tensors[:, STEP] != 0) & ((tensors[:, SIZE] == 0) | tensors[:, :STEP].all(axis=1))
+    fits &= tensors[:, SIZE] == _each(Tensor.numel, grads, np.int64)
+    fits &= ~_each(Tensor.is_neg, grads)  # memory has other numbers
+    if any(dtype.is_complex for dtype in set(dtypes)):
+        fits &= [not any(x.is_conj() for x in xs) for xs in zip(*columns[:3], strict=True)]
+    contiguous = checks.contiguous & _each(Tensor.is_contiguous, params)
+    contiguous &= _each(Tensor.is_contiguous, grads)
+    for i in np.flatnonzero(fits & ~contiguous):
+        fits[i] = has_one_order(params[i], grads[i], velocities[i])
+    devices, grad_dtypes = _each(Tensor.get_device, grads, np.int64), list(map(_dtype, grads))
+    for dtype in set(grad_dtypes):
+        mask = fits
+        if grad_dtypes.count(dtype) < len(grads):
+            mask = fits & [other == dtype for other in grad_dtypes]
+        for kind, rows in checks.rows.items():
+            if len({_STORED.get(x, x) for x in (kind.p, dtype, kind.velocity)}) == 1:
+                device = -1 if kind.device.index is None else kind.device.index
+                yield kind, dtype, rows[mask[rows] & (devices[rows] == device)]
+
+
+def _kind(p: Tensor, velocity: Tensor, step: Tensor) -> Kind | None:
+    """Return the kind of a parameter, or None if the kernels cannot take it."""
+    counter_fits = step.dtype == torch.float32 and step.numel() == 1
+    known = p.device.type in _COMPILERS and p.dtype in _STORED
+    if not known or p.shape != velocity.shape or not counter_fits:
         return None
-    if p.is_neg() or velocity.is_neg() or p.is_conj() or velocity.is_conj():
-        return None  # memory has other numbers
-    if p.stride() != velocity.stride() and not (p.is_contiguous() and velocity.is_contiguous()):
+    if p.device != velocity.device or step.device not in (p.device, torch.device("cpu")):
         return None
-    if step.dtype != torch.float32 or step.numel() != 1:
+    if p.is_neg() or velocity.is_neg():  # memory has other numbers
         return None
-    return p.dtype, velocity.dtype
+    return Kind(p.device, p.dtype, velocity.dtype, not step.is_cpu)
 
 
-def _can_mix(*dtypes: torch.dtype) -> bool:
-    """Return whether tensors of the dtypes are computed in one dtype."""
-    return len({_STORED[x][::2] if x in _STORED else x for x in dtypes}) == 1
-
-
-def fused(tables: Tables, first_step: int, options: Options) -> None:
-    """Count the step and update all tensors of the tables."""
-    for dtypes, table in tables.items():
-        _update(dtypes, table, first_step, options)
-
-
-def _update(
-    dtypes: tuple[torch.dtype, ...], tensors: np.ndarray, first_step: int, options: Options
-) -> None:
-    cpu = kernels()
-    (real, *_), kinds = _STORED[dtypes[0]], [getattr(cpu, _STORED[x][1]) for x in dtypes]
-    kernel = cpu.compiled(cpu.half if any(kinds) else getattr(cpu, real))
-    team, threads = _team(), torch.get_num_threads()
-    tensors[:, cpu.SIZE] *= _STORED[dtypes[0]][2]
-    sizes = tensors[:, cpu.SIZE]
-    total = int(sizes.sum())
-    threads = min(threads, 1 + total // SHARE)
-    if team is None or _is_forked or (threads > 1 and _share_memory(tensors, dtypes)):
-        threads = 1
-    longest = total + 1 if threads == 1 else max(SHARE, min(PIECE, total // (4 * threads)))
-    pieces, first = _pieces(sizes, longest)
-    maxima = np.zeros(len(pieces), f"u{np.dtype(real).itemsize}")
-    weights = np.empty((len(tensors), 2), real)
-    scratch = np.empty(threads * 3 * cpu.BLOCK if any(kinds) else 0, np.float32)
-    counters = np.zeros(2, np.int64)
-    lr = float(options.lr)
-    weight_decay = options.weight_decay
-    call = np.zeros((), cpu.CALL)
-    values = {
-        "tensors": tensors.ctypes.data,
-        "pieces": pieces.ctypes.data,
-        "maxima": maxima.ctypes.data,
-        "weights": weights.ctypes.data,
-        "scratch": scratch.ctypes.data,
-        "counters": counters.ctypes.data,
-        "tensor_count": len(tensors),
-        "piece_count": len(pieces),
-        "p_kind": kinds[0],
-        "grad_kind": kinds[1],
-        "velocity_kind": kinds[2],
-        "first_step": first_step,
-        "decays": weight_decay is not None,
-        "maximize": options.maximize,
-        "beta": options.beta,
-        "lr": lr,
-        "decay": 0.0 if weight_decay is None else lr * weight_decay,
-    }
-    for name, value in values.items():
-        call[name] = value
-
-    def run(phase: int, threads: int) -> None:
-        call["phase"], counters[:] = phase, 0
-        if threads == 1:
-            kernel.ctypes(call.ctypes.data)
-        else:
-            team(kernel.address, call.ctypes.data, threads, 0)
-
-    run(cpu.COUNT, 1)
-    run(cpu.FIND, threads)
-    if len(pieces) > len(tensors):
-        whole = np.maximum.reduceat(maxima, first)
-        maxima[:] = whole[pieces[:, cpu.TENSOR]]
-        run(cpu.MOVE, threads)
-
-
-def _pieces(sizes: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the table of pieces, and the index of each tensor's first piece."""
-    numbers = np.maximum(-(-sizes // longest), 1)
-    first = np.cumsum(numbers) - numbers
-    tensor = np.repeat(np.arange(len(sizes)), numbers)
-    start = (np.arange(len(tensor)) - first[tensor]) * longest
-    length = np.minimum(sizes[tensor] - start, longest)
-    return np.stack([tensor, start, length], axis=1), first
-
-
-def _share_memory(tensors: np.ndarray, dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Return whether two tensors overlap, so that they must be updated one after the other."""
-    bytes_ = np.array([dtype.to_real().itemsize for dtype in dtypes])
-    starts = tensors[:, :3]
-    ends = (starts + tensors[:, 4:5] * bytes_).ravel()
-    starts = starts.ravel()
-    order = np.argsort(starts)
-    return bool((starts[order][1:] < ends[order][:-1]).any())
+def _rest(batches: list[Batch], others: np.ndarray) -> list[Batch]:
+    """Return the batches of the parameters that the kernels do not update."""
+    rest = []
+    start = 0
+    for group, *columns in batches:
+        stop = start + len(columns[0])
+        left = np.flatnonzero(others[start:stop])
+        start = stop
+        if group["fused"]:
+            for i in left:
+                check(columns[0][i])
+        if len(left):
+            rest.append(Batch(group, *([column[i] for i in left] for column in columns)))
+    return rest

@@ -1,284 +1,115 @@
-"""The kernels of `fused=True` on a CPU: one call updates many tensors, given their addresses.
+"""`fused=True` on a CPU: shares the work of the kernels between the threads that torch itself uses.
 
-Guarantees: V and W have the bits of the NumPy reference, with any number of threads. The kernels
-make the operations of `gravity_core.update` one by one; LLVM fuses none of them. Half types are
-computed in float32, and V and W are rounded once.
-
-Importing this file imports numba, so only `_fused` imports it, at the first step that needs it.
+Guarantee: the bits of V and W do not depend on the number of threads. Importing this file imports
+numba, so `_fused` imports it at the first step that needs it.
 """
 
+import ctypes
 import functools
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, cfunc, njit, types
-from numba.extending import intrinsic
+import torch
 
-# Elements that are updated at a time: they stay in the innermost cache.
-BLOCK = 1024
+from gravity_torch import _fused
+from gravity_torch import _numba_kernels as kernels
+from gravity_torch._fused import SIZE, Table, storage
+from gravity_torch._items import Options
 
-# How a tensor stores its numbers: in the type that the kernel computes in, or in a half type.
-SAME, BFLOAT16, FLOAT16 = range(3)
-# The columns of the table of tensors: addresses, the number of elements, and the address of max|G|,
-# which is 0 if the kernel is to find it. The counter of steps is a float32.
-P, GRAD, VELOCITY, STEP, SIZE, MAX_ABS = range(6)
-# The columns of the table of pieces: the tensor's row, the first element, the number of elements.
-TENSOR, START, LENGTH = range(3)
-# What a call does. FIND also updates each tensor that is one piece, while it is in the cache.
-COUNT, FIND, MOVE = range(3)
+# A tensor of more elements is split between threads. Shorter pieces would cost bandwidth.
+PIECE = 2**22
+# Elements for each thread at the least: fewer take less time than waking a thread.
+SHARE = 2**17
 
-# The argument of a kernel: addresses of arrays, the lengths of the tables, and options.
-CALL = np.dtype(
-    [
-        *((name, np.int64) for name in ("tensors", "pieces", "maxima", "weights", "scratch")),
-        *((name, np.int64) for name in ("counters", "tensor_count", "piece_count", "phase")),
-        *((name, np.int64) for name in ("p_kind", "grad_kind", "velocity_kind")),
-        *((name, np.int64) for name in ("first_step", "decays", "maximize")),
-        *((name, np.float64) for name in ("beta", "lr", "decay")),
-    ]
-)
+_KINDS = {torch.bfloat16: kernels.BFLOAT16, torch.float16: kernels.FLOAT16}
 
 
-@intrinsic
-def pointer(context, address, dtype):
-    """Return an address as a pointer to numbers of a type."""
+def update(table: Table, groups: list[Options]) -> None:
+    """Count the step and update all tensors of the table."""
+    tensors, dtypes = table.tensors, table.dtypes
+    real, per_element = storage(dtypes[0])
+    kinds = [_KINDS.get(dtype, kernels.SAME) for dtype in dtypes]
+    kernel = kernels.compiled(kernels.half if any(kinds) else getattr(kernels, real))
+    tensors[:, SIZE] *= per_element
+    sizes = tensors[:, SIZE]
+    total = int(sizes.sum())
+    threads = min(torch.get_num_threads(), 1 + total // SHARE)
+    team = _team()
+    if team is None or _fused.is_forked or (threads > 1 and _share_memory(table)):
+        threads = 1
+    longest = total + 1 if threads == 1 else max(SHARE, min(PIECE, total // (4 * threads)))
+    pieces, first = _pieces(sizes, longest)
+    options = np.array([_numbers(group) for group in groups], np.float64)
+    weights = np.empty((len(tensors), 2), real)
+    maxima = np.zeros(len(pieces), f"u{np.dtype(real).itemsize}")
+    scratch = np.empty(threads * 3 * kernels.BLOCK if any(kinds) else 0, np.float32)
+    counters = np.zeros(2, np.int64)
+    arrays = tensors, pieces, options, weights, maxima, scratch, counters
+    lengths = len(tensors), len(pieces), len(options)
+    call = np.array([*map(_address, arrays), *lengths, *kinds, 0], np.int64)
 
-    def codegen(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+    def run(phase: int, threads: int) -> None:
+        call[-1], counters[:] = phase, 0
+        if threads == 1:
+            kernel.ctypes(_address(call))
+        else:
+            team(kernel.address, _address(call), threads, 0)
 
-    return types.CPointer(dtype.dtype)(address, dtype), codegen
-
-
-@intrinsic
-def take(context, address):
-    """Return the number at an address and add 1 to it, atomically."""
-
-    def codegen(context, builder, signature, args):
-        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
-
-    return types.int64(address), codegen
-
-
-@intrinsic
-def bitcast(context, x, dtype):
-    """Return a number of another type with the same bits."""
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
-
-    return dtype.dtype(x, dtype), codegen
-
-
-# NumPy's rules of division: the checks of Python's take more time than the division.
-kernel = functools.partial(njit, error_model="numpy")
-
-
-@kernel
-def array(address, n, dtype):
-    return carray(pointer(address, dtype), n)
-
-
-# Numbers in a half type. All casts are written out: numba widens sums of uint32 to 64 bits.
+    run(kernels.COUNT, 1)
+    run(kernels.FIND, threads)
+    if len(pieces) > len(tensors):
+        whole = np.maximum.reduceat(maxima, first)
+        maxima[:] = whole[pieces[:, kernels.TENSOR]]
+        run(kernels.MOVE, threads)
 
 
-@kernel
-def from_bfloat16(half):
-    return bitcast(np.uint32(np.uint32(half) << np.uint32(16)), np.float32)
+def _address(x: np.ndarray) -> int:
+    address: int = x.__array_interface__["data"][0]  # quicker than x.ctypes.data
+    return address
 
 
-@kernel
-def to_bfloat16(x):
-    u = bitcast(x, np.uint32)
-    odd = np.uint32(np.uint32(u >> np.uint32(16)) & np.uint32(1))
-    rounded = np.uint32(np.uint32(u + np.uint32(np.uint32(0x7FFF) + odd)) >> np.uint32(16))
-    return np.uint16(rounded) if x == x else np.uint16(0x7FC0)
+def _numbers(options: Options) -> tuple[Any, ...]:
+    """Return a row of the table of groups."""
+    lr, weight_decay = float(options.lr), options.weight_decay
+    decay = 0.0 if weight_decay is None else lr * weight_decay
+    flags = options.maximize, weight_decay is not None
+    return options.first_step, *flags, options.beta, lr, decay
 
 
-@kernel
-def from_float16(half):
-    sign = np.uint32(np.uint32(half & np.uint16(0x8000)) << np.uint32(16))
-    u = np.uint32(half & np.uint16(0x7FFF))
-    normal = np.uint32(np.uint32(u << np.uint32(13)) + np.uint32(112 << 23))
-    infinite = np.uint32(normal + np.uint32(112 << 23))
-    subnormal = bitcast(np.float32(np.int32(u)) * np.float32(2.0**-24), np.uint32)
-    u = subnormal if u < np.uint32(0x400) else infinite if u >= np.uint32(0x7C00) else normal
-    return bitcast(np.uint32(sign | u), np.float32)
+def _pieces(sizes: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the table of pieces, and the index of each tensor's first piece."""
+    numbers = np.maximum(-(-sizes // longest), 1)
+    first = np.cumsum(numbers) - numbers
+    tensor = np.repeat(np.arange(len(sizes)), numbers)
+    start = (np.arange(len(tensor)) - first[tensor]) * longest
+    length = np.minimum(sizes[tensor] - start, longest)
+    return np.stack([tensor, start, length], axis=1), first
 
 
-@kernel
-def to_float16(x):
-    sign = np.uint32(np.uint32(bitcast(x, np.uint32) >> np.uint32(16)) & np.uint32(0x8000))
-    u = np.uint32(bitcast(x, np.uint32) & np.uint32(0x7FFFFFFF))
-    odd = np.uint32(np.uint32(u >> np.uint32(13)) & np.uint32(1))
-    bias = np.uint32((15 - 127) * 2**23 + 0xFFF & 0xFFFFFFFF)
-    normal = np.uint32(np.uint32(u + np.uint32(bias + odd)) >> np.uint32(13))
-    # Below 2⁻¹⁴, the addition of 0.5 rounds to a multiple of 2⁻²⁴, the smallest float16.
-    half = bitcast(bitcast(u, np.float32) + np.float32(0.5), np.uint32)
-    small = np.uint32(half - np.uint32(126 << 23))
-    infinite = np.uint32(0x7C00) if u <= np.uint32(255 << 23) else np.uint32(0x7E00)
-    u = small if u < np.uint32(113 << 23) else infinite if u >= np.uint32(143 << 23) else normal
-    return np.uint16(sign | u)
-
-
-# Access to the tensors. `halves` is None if none of them is of a half type; numba then leaves the
-# rest of the function out.
-
-
-@kernel
-def largest_bits(grad, n, unsigned, mask):
-    """Return the bits of max|G|. Bits have the order of the numbers, and NaN is the largest."""
-    g, m = array(grad, n, unsigned), unsigned(0)
-    for i in range(n):
-        m = max(m, unsigned(g[i] & mask))
-    return m
-
-
-@kernel
-def find(grad, n, kind, halves, unsigned, mask):
-    if halves is None or kind == SAME:
-        return largest_bits(grad, n, unsigned, mask)
-    u = largest_bits(grad, n, np.uint16, np.uint16(0x7FFF))
-    return bitcast(from_bfloat16(u) if kind == BFLOAT16 else from_float16(u), unsigned)
-
-
-@kernel
-def load(address, n, kind, halves, scratch):
-    """Return the address of the numbers in the type to compute in."""
-    if halves is None or kind == SAME:
-        return address
-    x, half = array(scratch, n, np.float32), array(address, n, np.uint16)
-    if kind == BFLOAT16:
-        for i in range(n):
-            x[i] = from_bfloat16(half[i])
-    else:
-        for i in range(n):
-            x[i] = from_float16(half[i])
-    return scratch
-
-
-@kernel
-def store(numbers, n, kind, halves, address):
-    """Round the numbers into a tensor of a half type, and replace them by what it holds."""
-    if halves is None or kind == SAME:
-        return
-    x, half = array(numbers, n, np.float32), array(address, n, np.uint16)
-    if kind == BFLOAT16:
-        for i in range(n):
-            half[i] = to_bfloat16(x[i])
-            x[i] = from_bfloat16(half[i])
-    else:
-        for i in range(n):
-            half[i] = to_float16(x[i])
-            x[i] = from_float16(half[i])
-
-
-# The update.
-
-
-@kernel
-def update(grad, velocity, n, m, old, new, real):
-    """V ← β̂ V + (1 − β̂) G / (1 + s·s)  with s = G max|G|."""
-    g, v, one = array(grad, n, real), array(velocity, n, real), real(1)
-    for i in range(n):
-        s = g[i] * m
-        v[i] = old * v[i] + new * (g[i] / (one + s * s))
-
-
-@kernel
-def descend(p, velocity, n, lr, decay, decays, real):
-    """W ← W − η λ W − η V."""
-    w, v = array(p, n, real), array(velocity, n, real)
-    if decays:
-        for i in range(n):
-            w[i] = w[i] - w[i] * decay
-    for i in range(n):
-        w[i] = w[i] - v[i] * lr
-
-
-@kernel
-def bytes_of(kind, real_bytes):
-    return real_bytes if kind == SAME else 2
-
-
-@kernel
-def count(call, tensors, weights, real):
-    """Add 1 to every counter, and set β̂ and 1 − β̂ of every tensor."""
-    for i in range(call.tensor_count):
-        step = array(tensors[i, STEP], 1, np.float32)
-        t = np.float64(np.int64(step[0]) + call.first_step)
-        step[0] += np.float32(1)
-        new = ((1 - call.beta) * t + 1) / (t + 2)
-        weights[i, 0] = real((call.beta * t + 1) / (t + 2))
-        # The gradient term is odd in G: of −G, it is −ζ.
-        weights[i, 1] = real(-new if call.maximize else new)
-
-
-@kernel
-def step(data, real, real_bytes, unsigned, mask, halves):
-    call = carray(data, 1, CALL)[0]
-    tensors = carray(pointer(call.tensors, np.int64), (call.tensor_count, 6))
-    pieces = carray(pointer(call.pieces, np.int64), (call.piece_count, 3))
-    weights = carray(pointer(call.weights, real), (call.tensor_count, 2))
-    maxima = array(call.maxima, call.piece_count, real)
-    bits = array(call.maxima, call.piece_count, unsigned)
-    if call.phase == COUNT:
-        count(call, tensors, weights, real)
-        return
-    lr, decay = real(call.lr), real(call.decay)
-    p_bytes, grad_bytes = bytes_of(call.p_kind, real_bytes), bytes_of(call.grad_kind, real_bytes)
-    velocity_bytes = bytes_of(call.velocity_kind, real_bytes)
-    scratch = call.scratch + take(call.counters + 8) * 3 * BLOCK * 4
-    while True:
-        j = take(call.counters)
-        if j >= call.piece_count:
-            return
-        i, start, length = pieces[j, TENSOR], pieces[j, START], pieces[j, LENGTH]
-        whole = length == tensors[i, SIZE]
-        p = tensors[i, P] + start * p_bytes
-        grad = tensors[i, GRAD] + start * grad_bytes
-        velocity = tensors[i, VELOCITY] + start * velocity_bytes
-        if call.phase == FIND:
-            if tensors[i, MAX_ABS]:
-                bits[j] = array(tensors[i, MAX_ABS], 1, unsigned)[0]
-            else:
-                bits[j] = find(grad, length, call.grad_kind, halves, unsigned, mask)
-        if whole != (call.phase == FIND):
-            continue
-        for a in range(0, length, BLOCK):
-            n = min(BLOCK, length - a)
-            g_now, v_now, p_now = (
-                grad + a * grad_bytes,
-                velocity + a * velocity_bytes,
-                p + a * p_bytes,
-            )
-            g = load(g_now, n, call.grad_kind, halves, scratch)
-            v = load(v_now, n, call.velocity_kind, halves, scratch + 4 * BLOCK)
-            update(g, v, n, maxima[j], weights[i, 0], weights[i, 1], real)
-            store(v, n, call.velocity_kind, halves, v_now)
-            w = load(p_now, n, call.p_kind, halves, scratch + 8 * BLOCK)
-            descend(w, v, n, lr, decay, call.decays, real)
-            store(w, n, call.p_kind, halves, p_now)
-
-
-def float32(data):
-    step(data, np.float32, 4, np.uint32, np.uint32(2**31 - 1), None)
-
-
-def float64(data):
-    step(data, np.float64, 8, np.uint64, np.uint64(2**63 - 1), None)
-
-
-def half(data):
-    step(data, np.float32, 4, np.uint32, np.uint32(2**31 - 1), True)
+def _share_memory(table: Table) -> bool:
+    """Return whether two tensors overlap, so that they must be updated one after the other."""
+    bytes_ = np.array([dtype.to_real().itemsize for dtype in table.dtypes])
+    starts = table.tensors[:, :3]
+    ends = (starts + table.tensors[:, [SIZE]] * bytes_).ravel()
+    starts = starts.ravel()
+    order = np.argsort(starts)
+    return bool((starts[order][1:] < ends[order][:-1]).any())
 
 
 @functools.cache
-def compiled(function: Callable[[Any], None]) -> Any:
-    """Return a kernel, from numba's cache on the disk if that has it and can be used."""
+def _team() -> Any:
+    """Return the function that runs another one on each thread of torch's team, or None.
+
+    It belongs to the OpenMP library that torch itself has loaded. Threads of another library would
+    wait for a core while those of torch go on spinning after an operation.
+    """
     try:
-        return cfunc("void(voidptr)", cache=True)(function)
-    except (OSError, RuntimeError):  # for example, no folder can be written
-        return cfunc("void(voidptr)")(function)
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        parallel = torch_cpu.GOMP_parallel
+    except (OSError, AttributeError):  # macOS and Windows
+        return None
+    # The function, its argument, the number of threads, flags.
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel

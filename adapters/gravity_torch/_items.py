@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gravity_core import hyperparameters as hp
 from gravity_torch._distributed import Shard
 from gravity_torch._state_checks import check_dtypes, check_shapes
 
@@ -19,6 +20,16 @@ from gravity_torch._state_checks import check_dtypes, check_shapes
 Item = tuple[Tensor, Tensor, Tensor, int | Tensor, Tensor | None]
 
 
+class Batch(NamedTuple):
+    """A group, and its parameters that have a gradient."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor]
+    velocities: list[Tensor]
+    steps: list[Tensor]
+
+
 class Options(NamedTuple):
     """The hyper-parameters of a group; 0-d tensors in compiled graphs and for autograd."""
 
@@ -26,17 +37,12 @@ class Options(NamedTuple):
     beta: float | Tensor
     weight_decay: float | Tensor | None  # None for no decay
     maximize: bool
+    first_step: int = hp.FIRST_STEP  # of the kernels, which compute t themselves
 
 
-def items_of(
-    group: dict[str, Any],
-    params: list[Tensor],
-    grads: list[Tensor],
-    velocities: list[Tensor],
-    steps: list[Tensor],
-    shards: dict[Tensor, Shard],
-) -> list[Item]:
+def items_of(batch: Batch, shards: dict[Tensor, Shard]) -> list[Item]:
     """Return the items of a group, with complex tensors as pairs of reals; change nothing."""
+    group, params, grads, velocities, steps = batch
     for p, grad, velocity in zip(params, grads, velocities, strict=True):
         if not p.shape == velocity.shape == grad.shape:  # p.data was replaced
             check_shapes(p, grad, velocity)

@@ -4,6 +4,7 @@ Guarantee: on a CPU, V and W have the bits of the NumPy reference, because each 
 update is one operation here. On a CPU, temporaries take less than 8 MiB.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -17,56 +18,40 @@ from gravity_torch._multi_tensor_gpu import multi_tensor_gpu
 from gravity_torch._single_tensor import single_tensor
 from gravity_torch._tensors import flat, has_memory, max_abs, working_dtype
 
-# Elements that are updated at a time. On a CPU, they stay in the cache.
+# Elements that are updated at a time on a CPU: they stay in the cache.
 BLOCK = 2**17
-BLOCK_OF_GPU = 2**24
-
-# These types have memory, and a look at the type is quicker than `has_memory`.
-_PLAIN = (torch.nn.Parameter, Tensor)
 
 
 def multi_tensor(items: list[Item], options: Options) -> None:
     """Update lists of tensors of one device, one combination of dtypes and one t."""
     lists: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
-    single: list[Item] = []
-    on_gpu: list[Item] = []
-    compiling = torch.compiler.is_compiling()
     for item in items:
         p, grad, velocity, t, _ = item
-        dtype = working_dtype(torch.promote_types(grad.dtype, velocity.dtype))
-        if not (p.is_cpu or compiling) and _is_plain(item):
-            on_gpu.append(item)
-        elif working_dtype(p.dtype) != dtype:
-            single.append(item)
-        elif p.numel():
-            number = None if isinstance(t, Tensor) else t
-            lists[p.device, p.dtype, grad.dtype, velocity.dtype, dtype, number].append(item)
-    single_tensor(single, options)
-    multi_tensor_gpu(on_gpu, options)
-    for (device, *_, dtype, _), alike in lists.items():
-        block = BLOCK if device.type == "cpu" else BLOCK_OF_GPU
-        if compiling:  # its code has no temporaries
-            block = sum(p.numel() for p, *_ in alike)
-        in_place = options._replace(lr=_scalar(options.lr, device, dtype))
-        for portion in _portions(alike, block):
+        number = None if isinstance(t, Tensor) else t
+        lists[p.device, p.dtype, grad.dtype, velocity.dtype, number].append(item)
+    compiling = torch.compiler.is_compiling()
+    for (device, *dtypes, _), alike in lists.items():
+        dtype = working_dtype(torch.promote_types(*dtypes[1:]))
+        in_lists = [item for item in alike if item[0].numel()]
+        if not compiling and device.type != "cpu" and len(set(dtypes)) == 1:
+            multi_tensor_gpu([item for item in in_lists if _is_plain(item[0])], options)
+            in_lists = [item for item in in_lists if not _is_plain(item[0])]
+        if working_dtype(dtypes[0]) != dtype:
+            single_tensor(in_lists, options)
+            continue
+        # Compiled code has no temporaries.
+        block = BLOCK if device.type == "cpu" and not compiling else sys.maxsize
+        in_place = options._replace(lr=_on(device, options.lr))
+        for portion in _portions(in_lists, block):
             _update(portion, block, dtype, in_place)
 
 
-def _is_plain(item: Item) -> bool:
-    """Return whether the tensors have memory and one dtype, so that copies can be concatenated."""
-    p, grad, velocity, *_ = item
-    alike = p.dtype is grad.dtype and p.dtype is velocity.dtype
-    return alike and (type(p) in _PLAIN or has_memory(p))
+def _is_plain(p: Tensor) -> bool:
+    # A look at the type is quicker than `has_memory`.
+    return type(p) in (torch.nn.Parameter, Tensor) or has_memory(p)
 
 
-def count(steps: list[Tensor]) -> None:
-    """Add 1 to every counter."""
-    on_cpu = not torch.compiler.is_compiling() and all(step.is_cpu for step in steps)
-    # On a CPU, torch would make a tensor of the number for each counter.
-    torch._foreach_add_(steps, [torch.tensor(1, device="cpu")] * len(steps) if on_cpu else 1)
-
-
-def _scalar(lr: float | Tensor, device: torch.device, dtype: torch.dtype) -> float | Tensor:
+def _on(device: torch.device, lr: float | Tensor) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return lr
     return lr.item() if lr.is_cpu and not torch.compiler.is_compiling() else lr.to(device)
@@ -90,7 +75,8 @@ def _portions(items: list[Item], block: int) -> Iterator[list[Item]]:
             portion, size = [], 0
         portion.append(item)
         size += n
-    yield portion
+    if portion:
+        yield portion
 
 
 def _update(items: list[Item], block: int, dtype: torch.dtype, options: Options) -> None:

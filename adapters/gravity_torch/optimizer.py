@@ -5,54 +5,29 @@ arguments, bad states and sparse gradients raise errors before any parameter mov
 writes to a gradient. On a CPU, V and W have the bits of the NumPy reference on every path.
 """
 
-import functools
-import sys
 from collections.abc import Callable, Iterable
-from types import FrameType
 from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
 from gravity_core import hyperparameters as hp
-from gravity_torch import _distributed, _fused
-from gravity_torch._items import Item, Options, items_of
-from gravity_torch._multi_tensor import count, multi_tensor
-from gravity_torch._single_tensor import single_tensor
+from gravity_torch import _distributed, _fused, _paths
+from gravity_torch._items import Batch
+from gravity_torch._options import (
+    DEFAULTS,
+    NAMES,
+    check_velocity_std,
+    checked,
+    level_of_user,
+    number,
+)
 from gravity_torch._state_checks import check_state, counter, translated
-from gravity_torch._tensors import to_numpy
+from gravity_torch._torch_private import check_capture, with_grad_if_differentiable
 from gravity_torch._velocity import initial_velocity
 
 # Parameters, parameter groups or named parameters, as for torch's own optimizers.
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-
-# PyTorch's name of each hyper-parameter.
-NAMES = {name: "lr" if name == "learning_rate" else name for name in hp.DEFAULTS}
-_DEFAULTS = {
-    **{NAMES[name]: value for name, value in hp.DEFAULTS.items()},
-    "foreach": None,
-    "maximize": False,
-    "capturable": False,
-    "differentiable": False,
-    "fused": None,
-}
-
-
-def _with_grad_if_differentiable(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a step record gradients if and only if `differentiable`, in any mode of the caller."""
-    try:  # private to torch; unlike the code below, it also breaks the graph under torch.compile
-        from torch.optim.optimizer import _use_grad_for_differentiable
-    except ImportError:
-        pass
-    else:
-        return _use_grad_for_differentiable(step)
-
-    @functools.wraps(step)
-    def step_in_mode(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
-            return step(self, *args, **kwargs)
-
-    return step_in_mode
 
 
 class Gravity(torch.optim.Optimizer):
@@ -117,7 +92,7 @@ class Gravity(torch.optim.Optimizer):
     """
 
     _has_warned = False  # whether it has warned that V starts from rest
-    _checks: dict[int, _fused.Checks]  # by the index of a group
+    _checks: _fused.Checks
 
     def __init__(
         self,
@@ -150,8 +125,8 @@ class Gravity(torch.optim.Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, _checked(defaults))
-        self._checks = {}
+        super().__init__(params, checked(defaults))
+        self._checks = _fused.Checks()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the standard deviation of its V₀ is alpha / lr, with its current lr."""
@@ -159,12 +134,14 @@ class Gravity(torch.optim.Optimizer):
             super().add_param_group(param_group)  # raises torch's TypeError
         given, index = param_group.get("velocity_std"), len(self.param_groups)
         try:
-            param_group.update(_checked(self.defaults | param_group))
+            param_group.update(checked(self.defaults | param_group))
             self._fix_velocity_std(param_group, param_group["lr"])
             super().add_param_group(param_group)
             for p in param_group["params"]:
+                if param_group["fused"]:
+                    _fused.check(p)
                 if p.requires_grad:
-                    _check_velocity_std(p, param_group)
+                    check_velocity_std(p, param_group)
         except Exception:
             del self.param_groups[index:]
             param_group["velocity_std"] = given  # the user may correct the dict and try again
@@ -184,8 +161,8 @@ class Gravity(torch.optim.Optimizer):
                     values["velocity"] = _distributed.placed(values["velocity"], p)
                 check_state(p, values)
         super().__setstate__(state)
-        self._checks = {}
-        self.defaults = _DEFAULTS | self.defaults  # an old pickle may lack some
+        self._checks = _fused.Checks()
+        self.defaults = DEFAULTS | self.defaults  # an old pickle may lack some
         for i, group in enumerate(self.param_groups):
             if group.get("velocity_std") is None:
                 group["velocity_std"] = fixed[i] if i < len(fixed) else None
@@ -207,16 +184,16 @@ class Gravity(torch.optim.Optimizer):
 
     def _fix_velocity_std(self, group: dict[str, Any], lr: float | Tensor) -> None:
         """Set σ of a group; warn once if a group has no σ and therefore starts from rest."""
-        undefined = group["velocity_std"] is None and _number(lr) == 0 and group["alpha"] != 0
+        undefined = group["velocity_std"] is None and number(lr) == 0 and group["alpha"] != 0
         if undefined and self._has_warned:
             group["velocity_std"] = 0.0
             return
         group["velocity_std"] = hp.velocity_std(
-            _number(lr),
+            number(lr),
             group["alpha"],
             group["velocity_std"],
             names=NAMES,
-            stacklevel=_level_of_user() + 1 if undefined else 1,
+            stacklevel=level_of_user() + 1 if undefined else 1,
         )
         self._has_warned = self._has_warned or undefined
 
@@ -226,7 +203,7 @@ class Gravity(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @_with_grad_if_differentiable
+    @with_grad_if_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Perform one optimization step.
 
@@ -240,20 +217,17 @@ class Gravity(torch.optim.Optimizer):
 
         After one of these errors, no parameter and no counter has changed.
         """
-        _check_capture(self)
+        check_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         batches = []
         for group in self.param_groups:
-            params: list[Tensor] = []
-            grads: list[Tensor] = []
-            velocities: list[Tensor] = []
-            steps: list[Tensor] = []
-            self._init_group(group, params, grads, velocities, steps)
-            batches.append((group, params, grads, velocities, steps))
-        shards = _distributed.shards([p for _, params, *_ in batches for p in params], self.state)
+            batch = Batch(group, [], [], [], [])
+            self._init_group(*batch)
+            batches.append(batch)
+        shards = _distributed.shards([p for batch in batches for p in batch.params], self.state)
         if shards and any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError("`differentiable` does not support DTensor")
         # Raise only after the collective operation: the other processes wait in it for this one.
@@ -261,9 +235,7 @@ class Gravity(torch.optim.Optimizer):
             if shard.p.shape != shard.velocity.shape:
                 check_state(p, self.state[p])
         # Check all groups before the first parameter moves.
-        plans = [_plan(*batch, shards, self._checks, i) for i, batch in enumerate(batches)]
-        for (group, params, *_), plan in zip(batches, plans, strict=True):
-            _step_group(group, params, *plan)
+        _paths.update(_paths.plan(batches, shards, self._checks))
         return loss
 
     # torch.compile runs a method of this name outside the graph of `step`.
@@ -310,147 +282,5 @@ class Gravity(torch.optim.Optimizer):
 
 def first_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:
     """Return V₀ of a parameter of the group; `index` is its position among all parameters."""
-    _check_velocity_std(p, group)
+    check_velocity_std(p, group)
     return initial_velocity(p, group["velocity_std"], group["seed"], index)
-
-
-def _check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
-    std, dtype = group["velocity_std"], str(p.dtype.to_real()).removeprefix("torch.")
-    if std > hp.largest_velocity_std(dtype):
-        lr, alpha = _number(group["lr"]), group["alpha"]
-        hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=alpha, names=NAMES)
-
-
-def _plan(
-    group: dict[str, Any],
-    params: list[Tensor],
-    grads: list[Tensor],
-    velocities: list[Tensor],
-    steps: list[Tensor],
-    shards: dict[Tensor, _distributed.Shard],
-    checks: dict[int, _fused.Checks],
-    index: int,
-) -> tuple[_fused.Tables, list[Item], list[Tensor]]:
-    """Return what the kernels update, what another path updates, and its counters."""
-    tables: _fused.Tables = {}
-    fused = group["fused"]
-    default = fused is None and group["foreach"] is None and not group["differentiable"]
-    if params and (fused or default) and not torch.compiler.is_compiling():
-        can = _fused.can_fuse(params[0]) and _fused.kernels() is not None
-        columns = params, grads, velocities, steps
-        if can:
-            tables, others = _fused.tables(
-                *columns, shards, checks.setdefault(index, _fused.Checks())
-            )
-            can = all(_fused.can_fuse(params[i]) for i in others)
-        if can:
-            params, grads, velocities, steps = ([xs[i] for i in others] for xs in columns)
-        elif fused:
-            for p in params:
-                _fused.check(p)
-        else:
-            tables = {}
-    return tables, items_of(group, params, grads, velocities, steps, shards), steps
-
-
-def _step_group(
-    group: dict[str, Any],
-    params: list[Tensor],
-    tables: _fused.Tables,
-    items: list[Item],
-    steps: list[Tensor],
-) -> None:
-    """Count the step, and update on the path that the options and the tensors allow."""
-    if not params:
-        return
-    compiling = torch.compiler.is_compiling()
-    if not (compiling or group["differentiable"]):
-        # Kernels do not mark p as changed, so autograd would accept a stale graph.
-        torch.autograd.graph.increment_version(params)
-    options = Options(
-        lr=_as_scalar(group["lr"]),
-        beta=group["beta"],
-        weight_decay=group["weight_decay"] or None,
-        maximize=group["maximize"],
-    )
-    _fused.fused(tables, group["first_step"], options)
-    if not items:
-        return
-    count(steps)
-    if compiling:
-        items = [
-            (_at_least_1d(p), _at_least_1d(g), _at_least_1d(v), t, m) for p, g, v, t, m in items
-        ]
-    if group["foreach"] is False or group["differentiable"]:
-        single_tensor(items, options)
-    else:
-        multi_tensor(items, options)
-
-
-def _at_least_1d(x: Tensor) -> Tensor:
-    # torch.compile treats 0-d float64 tensors as numbers, and loses writes to them.
-    return x if x.ndim else x.view(1)
-
-
-def _as_scalar(lr: float | Tensor) -> float | Tensor:
-    if not isinstance(lr, Tensor):
-        return lr
-    # Use float64, like a Python number, so that η λ is rounded once. MPS has no float64.
-    return lr.reshape(()) if lr.is_mps else lr.reshape(()).double()
-
-
-def _checked(group: dict[str, Any]) -> dict[str, Any]:
-    """Return the options as Python numbers; raise for the first that is out of range."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
-    values = {name: group[own] for name, own in NAMES.items()}
-    hp.validate(**values | {"learning_rate": _number(lr)}, names=NAMES)
-    if _number(lr) > 0:  # at 0, only `add_param_group` may warn
-        hp.velocity_std(_number(lr), group["alpha"], group["velocity_std"], names=NAMES)
-    if group["fused"] and group["differentiable"]:
-        raise RuntimeError("`fused` does not support `differentiable`")
-    if group["fused"] and group["foreach"]:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    # Convert NumPy numbers, which torch.load(weights_only=True) refuses.
-    numbers = {name: float(group[name]) for name in ("alpha", "beta", "weight_decay")}
-    numbers |= {name: int(group[name]) for name in ("seed", "first_step")}
-    return group | numbers | {"lr": lr if isinstance(lr, Tensor) else float(lr)}
-
-
-def _number(lr: Any) -> Any:
-    """Return a one-element Tensor as a NumPy number; leave other values as they are."""
-    if not isinstance(lr, Tensor) or not hp.may_be_a_number(lr):
-        return lr
-    return to_numpy(lr).reshape(())[()]
-
-
-def _level_of_user() -> int:
-    """Return how many frames the user's code is above the caller, for `warnings.warn`."""
-    level, frame = 0, sys._getframe()
-    while frame.f_back and _package(frame) in ("torch", __package__):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def _package(frame: FrameType) -> str:
-    # Code run by `exec` may have no __name__.
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
-
-
-def _check_capture(optimizer: Gravity) -> None:
-    """Raise in a CUDA graph capture if a replay would be wrong."""
-    # Private to torch. Older versions have the second name only, and newer ones deprecate it.
-    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
-        if check := getattr(optimizer, name, None):
-            check()
-            return
-    # Without these names, raise torch's error. Leave out its hint about capturable=True.
-    if torch.compiler.is_compiling() or not torch.cuda.is_available():
-        return
-    capturable = all(group["capturable"] for group in optimizer.param_groups)
-    if torch.cuda.is_current_stream_capturing() and not capturable:
-        raise RuntimeError(
-            "Attempting CUDA graph capture of step() for an instance of "
-            f"{type(optimizer).__name__} but param_groups' capturable is False."
-        )

@@ -10,8 +10,9 @@ from torch import Tensor
 from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
+from gravity_torch._options import NAMES
 from gravity_torch._tensors import to_numpy
-from gravity_torch.optimizer import NAMES, Gravity, first_velocity
+from gravity_torch.optimizer import Gravity, first_velocity
 
 _LARGEST_T = 2**24  # the float32 counter is exact up to here
 

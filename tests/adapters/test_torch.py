@@ -6,13 +6,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_core  # noqa: E402
-import gravity_torch  # noqa: E402
 from gravity_conformance.parity.digits import digits_task  # noqa: E402
 from gravity_torch import (  # noqa: E402
     Gravity,
     _items,
     _multi_tensor,
     _multi_tensor_gpu,
+    _paths,
     _single_tensor,
 )
 from tests.support.arguments import BAD_LR  # noqa: E402
@@ -274,7 +274,7 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=str)
 def test_the_number_of_calls_on_a_gpu_does_not_grow_with_the_tensors(layout, options, monkeypatch):
     """On a GPU, each call launches a kernel. Views launch none; a list may need several."""
-    monkeypatch.setattr(gravity_torch.optimizer, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
+    monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
     few, many = (calls_of_a_step(number, layout, options) for number in (10, 100))
     assert 0 < many == few
 

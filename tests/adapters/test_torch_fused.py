@@ -11,8 +11,16 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 pytest.importorskip("numba", reason="fused=True needs numba")
 
-from gravity_torch import Gravity, _fused, _fused_cpu, _multi_tensor  # noqa: E402
-from gravity_torch._items import Options  # noqa: E402
+import gravity_torch  # noqa: E402
+from gravity_torch import (  # noqa: E402
+    Gravity,
+    _fused,
+    _fused_cpu,
+    _multi_tensor,
+    _numba_kernels,
+    _paths,
+)
+from gravity_torch._items import Batch  # noqa: E402
 
 DTYPES = [
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -47,13 +55,13 @@ def same(first, second):
 @pytest.fixture
 def taken(monkeypatch):
     """Return a list that grows with the number of tensors that the kernels update."""
-    numbers, own = [], _fused._update
+    numbers, own = [], _fused_cpu.update
 
-    def update(dtypes, tensors, *others):
-        numbers.append(len(tensors))
-        own(dtypes, tensors, *others)
+    def update(table, groups):
+        numbers.append(len(table.tensors))
+        own(table, groups)
 
-    monkeypatch.setattr(_fused, "_update", update)
+    monkeypatch.setattr(_fused_cpu, "update", update)
     return numbers
 
 
@@ -152,8 +160,8 @@ def test_the_number_of_threads_changes_no_bits(monkeypatch, threads, count):
     shapes = [(700,), (5,), (90_001,), (), (64, 64)]
     for dtype in DTYPES[:4]:
         loop = run(parameters(*shapes, dtype=dtype), foreach=False)
-        monkeypatch.setattr(_fused, "SHARE", 100)
-        monkeypatch.setattr(_fused, "PIECE", 3000)
+        monkeypatch.setattr(_fused_cpu, "SHARE", 100)
+        monkeypatch.setattr(_fused_cpu, "PIECE", 3000)
         threads(count)
         assert same(run(parameters(*shapes, dtype=dtype), fused=True), loop)
 
@@ -164,7 +172,7 @@ def test_parameters_that_share_memory_are_updated_one_after_the_other(monkeypatc
         return [torch.nn.Parameter(whole[:3000]), torch.nn.Parameter(whole[1000:])]
 
     loop = run(views(), foreach=False)
-    monkeypatch.setattr(_fused, "SHARE", 10)
+    monkeypatch.setattr(_fused_cpu, "SHARE", 10)
     threads(4)
     assert same(run(views(), fused=True), loop)
 
@@ -172,14 +180,17 @@ def test_parameters_that_share_memory_are_updated_one_after_the_other(monkeypatc
 @pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 5000])
 def test_no_kernel_writes_outside_the_tensors(monkeypatch, threads, dtype, size):
-    monkeypatch.setattr(_fused, "SHARE", 64)
+    monkeypatch.setattr(_fused_cpu, "SHARE", 64)
     threads(2)
     guarded = [torch.full((size + 128,), 7.0, dtype=dtype) for _ in range(3)]
     p, grad, velocity = (x[64:-64] for x in guarded)
     counters = torch.full((3,), 5.0)
-    tables, others = _fused.tables([p], [grad], [velocity], [counters[1]], {}, _fused.Checks())
-    assert not others
-    _fused.fused(tables, 1, Options(0.1, 0.9, 0.01, maximize=False))
+    group = Gravity([torch.nn.Parameter(p)], weight_decay=0.01).param_groups[0]
+    batch = Batch(group, [p], [grad], [velocity], [counters[1]])
+    plan = _paths.plan([batch], {}, _fused.Checks())
+    assert plan.tables
+    assert not plan.others
+    _paths.update(plan)
     for x in guarded:
         assert (x[:64] == 7).all()
         assert (x[-64:] == 7).all()
@@ -190,8 +201,8 @@ def test_no_kernel_writes_outside_the_tensors(monkeypatch, threads, dtype, size)
 
 
 def test_no_operations_are_fused_by_the_compiler():
-    for function in (_fused_cpu.float32, _fused_cpu.float64, _fused_cpu.half):
-        code = _fused_cpu.cfunc("void(voidptr)")(function).inspect_llvm()
+    for function in (_numba_kernels.float32, _numba_kernels.float64, _numba_kernels.half):
+        code = _numba_kernels.cfunc("void(voidptr)")(function).inspect_llvm()
         assert "fdiv" in code
         for word in ("fmuladd", "llvm.fma", "contract", " fast ", "reassoc"):
             assert word not in code
@@ -264,20 +275,23 @@ def test_more_than_one_thread_is_on_torchs_team_only(monkeypatch, threads):
         used.append(count)
         own(kernel, call, count, flags)
 
-    if (own := _fused._team()) is None:
+    if (own := _fused_cpu._team()) is None:
         pytest.skip("this torch has no GOMP_parallel")
     threads(2)
-    monkeypatch.setattr(_fused, "_team", lambda: team)
+    monkeypatch.setattr(_fused_cpu, "_team", lambda: team)
     run(parameters((10,)), fused=True)
     assert not used
-    large = [(3 * _fused.SHARE,)]
+    large = [(3 * _fused_cpu.SHARE,)]
     loop = run(parameters(*large), foreach=False)
     assert same(run(parameters(*large), fused=True), loop)
     assert used
-    for name, value in (("_is_forked", True), ("_team", lambda: None)):
+    for module, name, value in (
+        (_fused, "is_forked", True),
+        (_fused_cpu, "_team", lambda: None),
+    ):
         used.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(_fused, name, value)
+            patch.setattr(module, name, value)
             assert same(run(parameters(*large), fused=True), loop)
         assert not used
 
@@ -289,7 +303,7 @@ def test_a_library_without_the_entry_is_no_error(monkeypatch):
             raise error(path)
 
         monkeypatch.setattr(ctypes, "CDLL", missing)
-        assert _fused._team.__wrapped__() is None
+        assert _fused_cpu._team.__wrapped__() is None
 
 
 TWO_THREADS = """
@@ -365,7 +379,9 @@ def test_numba_is_imported_at_the_first_step_that_needs_it():
 @pytest.fixture
 def without_numba(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "gravity_torch._fused_cpu")
+    for name in ("_fused_cpu", "_numba_kernels"):
+        monkeypatch.delitem(sys.modules, f"gravity_torch.{name}")
+        monkeypatch.delattr(gravity_torch, name)
     _fused.kernels.cache_clear()
     yield
     _fused.kernels.cache_clear()
@@ -380,7 +396,7 @@ def test_without_numba_the_default_is_foreach(monkeypatch):
         _multi_tensor.multi_tensor(items, options)
 
     loop = run(parameters(*SHAPES), foreach=False)
-    monkeypatch.setattr(sys.modules["gravity_torch.optimizer"], "multi_tensor", multi_tensor)
+    monkeypatch.setattr(_paths, "multi_tensor", multi_tensor)
     assert same(run(parameters(*SHAPES)), loop)
     assert called == [len(SHAPES)] * 3
     with pytest.raises(RuntimeError, match=r"numba: pip install 'gravity-optimizer\[torch\]'"):
@@ -388,26 +404,25 @@ def test_without_numba_the_default_is_foreach(monkeypatch):
 
 
 def test_a_parameter_that_cannot_be_fused(taken):
-    """The default takes foreach for the whole group; fused=True is refused before all moves."""
-    for options in ({}, {"fused": True}):
-        (good,) = parameters((3,))
-        other = torch.nn.Parameter(torch.ones(3, device="meta"))
-        optimizer = Gravity([{"params": [good]}, {"params": [good.detach(), other]}], **options)
-        optimizer.param_groups[1]["params"][0].requires_grad_()
-        before = good.detach().clone()
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = torch.ones_like(p)
-        if options:
-            message = r"^`fused=True` requires all the params .* but torch.float32 and meta$"
-            with pytest.raises(RuntimeError, match=message):
-                optimizer.step()
-            assert not taken
-            assert torch.equal(good, before)
-        else:
-            optimizer.step()
-            assert taken == [1]
-            taken.clear()
+    """The default updates it by foreach; fused=True is refused before anything moves."""
+    (good,), other = parameters((3,)), torch.nn.Parameter(torch.ones(3, device="meta"))
+    groups = [{"params": [good]}, {"params": [parameters((3,))[0], other]}]
+    message = r"^`fused=True` requires all the params .* but torch.float32 and meta$"
+    with pytest.raises(RuntimeError, match=message):
+        Gravity(groups, fused=True)
+    optimizer = Gravity(groups)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert taken == [2]
+    before = good.detach().clone()
+    optimizer.param_groups[1]["fused"] = True
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    assert taken == [2]
+    assert torch.equal(good, before)
+    assert optimizer.state[good]["step"] == 1
 
 
 def test_the_kernels_are_all_that_a_step_calls():
@@ -427,7 +442,8 @@ def test_the_kernels_are_all_that_a_step_calls():
 
 def test_functional_tensors_do_not_reach_a_kernel():
     wrapped = torch._to_functional_tensor(torch.ones(3))
-    tables, others = _fused.tables(
-        [wrapped], [wrapped], [wrapped], [torch.tensor(0.0)], {}, _fused.Checks()
-    )
-    assert (tables, others) == ({}, [0])
+    group = Gravity([torch.ones(3, requires_grad=True)]).param_groups[0]
+    batch = Batch(group, [wrapped], [wrapped], [wrapped], [torch.tensor(0.0)])
+    tables, others = _fused.split([batch], {}, _fused.Checks())
+    assert not tables
+    assert others == [batch]

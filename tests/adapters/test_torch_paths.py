@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_core  # noqa: E402
 import gravity_torch  # noqa: E402
-from gravity_torch import _fused, _multi_tensor, _multi_tensor_gpu, _tensors  # noqa: E402
+from gravity_torch import _fused_cpu, _multi_tensor, _multi_tensor_gpu, _paths, _tensors  # noqa: E402
 from tests.support.torch_reference import Reference, to_numpy  # noqa: E402
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
 # The options of each path, and the attributes that are patched for it.
-GPU = [(gravity_torch.optimizer, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)]
+GPU = [(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)]
 PATHS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "loop": ({"foreach": False}, []),
     "default": ({}, []),
@@ -32,8 +32,8 @@ PATHS: dict[str, tuple[dict[str, Any], list[Any]]] = {
 THRESHOLDS = [
     (_multi_tensor, "BLOCK", 100),
     (_multi_tensor_gpu, "CONCATENATED", 100),
-    (_fused, "SHARE", 10),
-    (_fused, "PIECE", 60),
+    (_fused_cpu, "SHARE", 10),
+    (_fused_cpu, "PIECE", 60),
 ]
 SHAPES = [(), (0,), (2, 0), (1,), (3,), (7,), (3, 4), (23,), (5, 6), (2, 3, 4, 5), (100,), (333,)]
 LAYOUTS = ["contiguous", "transposed", "strided", "expanded"]
@@ -212,7 +212,7 @@ def test_tensors_above_the_real_thresholds(path, dtype):
         Kind((5000,), dtype, 2 * (_multi_tensor.BLOCK // 5000) + 3),
         Kind((300, 500), dtype, 1, "transposed", "transposed"),
         Kind((_multi_tensor.BLOCK + 1,), dtype, 1),
-        Kind((4 * _fused.SHARE + 1,), dtype, 1),
+        Kind((4 * _fused_cpu.SHARE + 1,), dtype, 1),
     ]
     options = {"weight_decay": 0.1, "maximize": True}
     check(path, [Group(kinds), Group(kinds[::2], options)], STEPS)

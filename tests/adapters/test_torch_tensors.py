@@ -9,8 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_core  # noqa: E402
-import gravity_torch  # noqa: E402
-from gravity_torch import Gravity, _multi_tensor, _multi_tensor_gpu  # noqa: E402
+from gravity_torch import Gravity, _multi_tensor, _multi_tensor_gpu, _paths  # noqa: E402
 from tests.support.torch_helpers import (  # noqa: E402
     DTYPES,
     assert_same,
@@ -85,9 +84,7 @@ def test_huge_and_non_finite_gradients(path, size, dtype, largest):
 def test_a_parameter_of_another_size_is_refused_before_any_change(path, sizes, monkeypatch):
     """Pruning replaces p.data, and so may change its size."""
     if path == "GPU":
-        monkeypatch.setattr(
-            gravity_torch.optimizer, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu
-        )
+        monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
         path = {"foreach": True}
     a, b = (p.requires_grad_(False) for p in parameters((3,), (sizes[0],)))
     optimizer = Gravity([{"params": [a]}, {"params": [b]}], **path)
@@ -224,9 +221,7 @@ def test_autograd_refuses_a_graph_from_before_the_step(path, size):
 def test_autocast_around_a_step_changes_nothing(path, dtype, monkeypatch):
     """Autocast may use another half type than the parameters; its default on GPUs is float16."""
     if path == "GPU":
-        monkeypatch.setattr(
-            gravity_torch.optimizer, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu
-        )
+        monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
         path = {"foreach": True}
     runs = []
     for autocast in (None, torch.bfloat16, torch.float16):

@@ -37,7 +37,7 @@ def test_code_without_a_module_name():
 
 
 def test_the_caller_is_looked_up_for_warnings_only(monkeypatch):
-    monkeypatch.setattr(optimizer_module, "_level_of_user", lambda: pytest.fail("looked up"))
+    monkeypatch.setattr(optimizer_module, "level_of_user", lambda: pytest.fail("looked up"))
     (p,) = parameters((3,))
     for arguments in ({}, {"lr": 0.0, "velocity_std": 0.1}, {"lr": 0.0, "alpha": 0.0}):
         Gravity([p], **arguments)
