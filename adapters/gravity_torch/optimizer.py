@@ -132,7 +132,7 @@ class Gravity(torch.optim.Optimizer):
         """Add a group; the standard deviation of its V₀ is alpha / lr, with its current lr."""
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # raises torch's TypeError
-        given, index = param_group.get("velocity_std"), len(self.param_groups)
+        given, index = dict(param_group), len(self.param_groups)
         try:
             param_group.update(checked(self.defaults | param_group))
             self._fix_velocity_std(param_group, param_group["lr"])
@@ -144,7 +144,10 @@ class Gravity(torch.optim.Optimizer):
                     check_velocity_std(p, param_group)
         except Exception:
             del self.param_groups[index:]
-            param_group["velocity_std"] = given  # the user may correct the dict and try again
+            if "params" in given:  # torch may have listed a generator
+                given["params"] = param_group["params"]
+            param_group.clear()  # the user may correct the dict and try again
+            param_group.update(given)
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:

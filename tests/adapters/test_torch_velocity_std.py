@@ -91,6 +91,7 @@ def test_a_refused_group_can_be_corrected():
         with pytest.raises(ValueError, match=r"overflows|more than one parameter group"):
             optimizer.add_param_group(group)
         assert len(optimizer.param_groups) == 1
+        assert group == {"params": [wrong], "lr": 1e-7}
         group |= {"lr": 0.1, "params": [right]}
         optimizer.add_param_group(group)
         assert optimizer.param_groups.pop()["velocity_std"] == 0.01 / 0.1
