@@ -9,9 +9,10 @@ import functools
 import importlib
 import importlib.util
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,15 +103,34 @@ class Kind(NamedTuple):
 
 
 class Checks:
-    """The rows of each kind of parameters, as long as their memory, sizes and dtypes last.
+    """The rows of each kind of parameters, as long as these and their states stay as they are.
 
     Asking each tensor again in every step would take longer than the kernels need for small ones.
     """
 
     def __init__(self) -> None:
-        self.key: Any = None
+        self.key: Any = None  # addresses, sizes and dtypes
+        # Memory that was freed may have the address of a tensor of another size.
+        self.states: list[weakref.ref[Tensor]] = []
         self.rows: dict[Kind, np.ndarray] = {}
         self.contiguous = np.zeros(0, bool)  # the velocities
+
+    def update(self, key: Any, columns: list[list[Tensor]]) -> None:
+        """Check the parameters and their states, unless they are those of the last step."""
+        params, _, velocities, steps = columns
+        states = [*velocities, *steps]
+        same = len(states) == len(self.states) and key == self.key
+        if same and all(map(is_, states, [state() for state in self.states])):
+            return
+        kinds = list(map(_kind, params, velocities, steps))
+        self.rows = {
+            kind: np.array([i for i, other in enumerate(kinds) if other == kind])
+            for kind in set(kinds)
+            if kind is not None
+        }
+        self.contiguous = _each(Tensor.is_contiguous, velocities)
+        self.states = list(map(weakref.ref, states))
+        self.key = key
 
 
 def split(
@@ -182,18 +202,9 @@ def _by_kind(
     columns: list[list[Tensor]], tensors: np.ndarray, checks: Checks
 ) -> Iterator[tuple[Kind, torch.dtype, np.ndarray]]:
     """Yield the rows that the kernels can take, by the kinds of parameters and gradients."""
-    params, grads, velocities, steps = columns
+    params, grads, velocities, _ = columns
     dtypes = list(map(_dtype, params))
-    key = tensors[:, [P, VELOCITY, STEP, SIZE]].tobytes(), dtypes
-    if key != checks.key:
-        kinds = list(map(_kind, params, velocities, steps))
-        checks.rows = {
-            kind: np.array([i for i, other in enumerate(kinds) if other == kind])
-            for kind in set(kinds)
-            if kind is not None
-        }
-        checks.contiguous = _each(Tensor.is_contiguous, velocities)
-        checks.key = key
+    checks.update((tensors[:, [P, VELOCITY, STEP, SIZE]].tobytes(), dtypes), columns)
     fits = (tensors[:, STEP] != 0) & ((tensors[:, SIZE] == 0) | tensors[:, :STEP].all(axis=1))
     fits &= tensors[:, SIZE] == _each(Tensor.numel, grads, np.int64)
     fits &= ~_each(Tensor.is_neg, grads)  # memory has other numbers

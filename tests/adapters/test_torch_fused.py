@@ -261,10 +261,36 @@ def test_the_kernels_hold_no_tensor():
     optimizer = Gravity([p], fused=True)
     p.grad = torch.ones(10)
     optimizer.step()
-    grad = weakref.ref(p.grad)
+    held = [weakref.ref(x) for x in (p.grad, *optimizer.state[p].values())]
     p.grad = None
+    optimizer.state.clear()
     gc.collect()
-    assert grad() is None
+    assert [x() for x in held] == [None] * 3
+
+
+@pytest.mark.parametrize("name", ["velocity", "step"])
+def test_another_state_in_the_memory_of_the_old_one_is_seen(taken, name):
+    """The allocator gives the address of a freed tensor to the next one that fits there."""
+
+    def step(**options):
+        (p,) = parameters((64,))
+        memory = torch.zeros(64)
+        optimizer = Gravity([p], **options)
+        p.grad = torch.linspace(-1, 1, 64)
+        optimizer.step()
+        state = optimizer.state[p]
+        state["velocity"] = memory.copy_(state["velocity"])
+        state["step"] = (counter := torch.zeros(2).fill_(1.0))[0]
+        optimizer.step()
+        if name == "velocity":
+            state["velocity"] = memory.view(torch.bfloat16)[:64].fill_(0.5)
+        else:
+            state["step"] = counter.view(torch.float64)[0].fill_(2.0)
+        optimizer.step()
+        return [p.detach(), *(state[key].clone() for key in sorted(state)), memory[32:]]
+
+    assert same(step(), step(foreach=False))
+    assert len(taken) == (3 if name == "velocity" else 2)
 
 
 def test_more_than_one_thread_is_on_torchs_team_only(monkeypatch, threads):
