@@ -141,7 +141,8 @@ def tests(options: Options) -> dict[str, Any]:
         found = [x for x in case if x.tag in ("failure", "error", "skipped")]
         outcomes[found[0].tag if found else "passed"] += 1
         if found:
-            messages[case.get("name", "")] = found[0].get("message", "")[:1000]
+            message, text = found[0].get("message", ""), found[0].text or ""
+            messages[case.get("name", "")] = f"{message[:500]}\n{text[-500:]}"
     return {"outcomes": outcomes, "messages": messages}
 
 

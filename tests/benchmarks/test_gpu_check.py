@@ -77,6 +77,14 @@ def test_a_part_that_hangs_or_dies_is_recorded(monkeypatch):
     assert "no_such_part" in found["error"]
 
 
+def test_outcomes_of_tests_are_counted():
+    options = gpu_check.Options("cuda", (), 2, 1)  # the variable CUDA_VISIBLE_DEVICES hides all
+    found = gpu_check.run("tests", options, 120)
+    assert found["result"]["outcomes"] == {"skipped": 1}
+    (message,) = found["result"]["messages"].values()
+    assert "no GPU" in message
+
+
 COUNTS = {"float32": {"values": 9, "same": 9, "outside": 0}}
 STEP = {"kernels": 2, "waits": None}
 TIMED = {gpu_check.FUSED: {"ratio": 0.9}}
