@@ -13,13 +13,18 @@
 #     get array-api-compat 'click>=8.2' hypothesis 'numpy>=2.1' pytest rich
 #     get --no-deps absl-py optax
 set -euo pipefail
-json=$(realpath -m "${1:?usage: gpu_check.sh FILE.json [options]}")
+if [ $# -eq 0 ]; then
+    echo "usage: $0 FILE.json [options]" >&2
+    exit 2
+fi
+json=$1
 shift
+case $json in /*) ;; *) json=$PWD/$json ;; esac
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 if [ -d benchmarks/wheels ]; then
     install() { "$python" -m pip install --quiet --no-index --find-links benchmarks/wheels "$@"; }
-    install array-api-compat 'click>=8.2' hypothesis 'numpy>=2.1' pytest rich
+    install array-api-compat 'click>=8.2' hypothesis 'numpy>=2.1' pytest rich || exit 2
     install optax || echo "without optax the part of JAX cannot run" >&2
 fi
 export PYTHONPATH="$PWD:$PWD/adapters${PYTHONPATH:+:$PYTHONPATH}"

@@ -52,7 +52,8 @@ def optimizers() -> dict[str, Make]:
         "gravity_torch.Gravity(foreach=True)": lambda p: Gravity(p, foreach=True),
         "gravity_torch.Gravity(foreach=False)": lambda p: Gravity(p, foreach=False),
     }
-    if torch.cuda.is_available():  # on a CPU it is the default
+    # On a CPU it is the default.
+    if torch.cuda.is_available() and importlib.util.find_spec("triton"):
         found[FUSED] = lambda p: Gravity(p, fused=True)
     if importlib.util.find_spec("pytorch_optimizer"):
         from pytorch_optimizer import Gravity as Other
