@@ -35,7 +35,11 @@ CASES: dict[str, list[Shape]] = {
     "resnet50": resnet50(),
     "1000x1000": [(1000,)] * 1000,
     "gpt2": gpt2(),
+    "100-groups": [(16,)] * 100,
 }
+# The tensors of these cases have a group of parameters each, which only torch's optimizers have.
+# They show what a group costs the host.
+GROUPED = ("100-groups",)
 
 
 def gradients(shapes: list[Shape]) -> list[np.ndarray]:
