@@ -59,22 +59,23 @@ class Gravity(torch.optim.Optimizer):
             parts of one model, give each its own seed.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
         foreach: False updates one tensor at a time with the core's functions. True updates lists
-            of tensors with torch's operations. None takes fused if every parameter of the group
-            is on a CPU and has a kernel, and else foreach.
+            of tensors with torch's operations. None takes fused for parameters on a CPU, and
+            foreach for all others.
         maximize: maximize the objective instead of minimizing it.
         capturable: allow capture in a CUDA graph. The step count stays on the parameter's device,
             and the host never reads it. A scheduler affects a captured graph only if lr is a
             Tensor on the GPU.
         differentiable: let autograd differentiate through the step with respect to W, V and a
             Tensor lr. The standard deviation of V₀ is a constant, even if it is alpha / lr.
-        fused: True runs kernels for CPUs, for floating and complex parameters. numba compiles them
-            at the first step. A gradient with gaps in memory or another order of elements takes
-            foreach. A step inside `torch.compile` takes foreach, too.
+        fused: True runs kernels for floating and complex parameters. They are compiled at the
+            first step, by numba for a CPU and by Triton for a GPU. A gradient with gaps in memory
+            or another order of elements takes foreach. A step inside `torch.compile` takes
+            foreach, too.
 
     Raises:
         ValueError: naming the argument and the value received.
-        RuntimeError: for `fused` with `foreach` or with `differentiable`, as in torch.
-            `fused=True` also raises in `step`, if a parameter has no kernel or without numba.
+        RuntimeError: for `fused` with `foreach` or with `differentiable`, as in torch, and if a
+            parameter has no kernel or the compiler is missing.
 
     State per parameter: ``step`` (the number of updates) and ``velocity`` (V, in the parameter's
     dtype; complex for a complex parameter). Both appear at the parameter's first gradient.
