@@ -114,6 +114,16 @@ def _cell(result: dict[str, Any], spread: str) -> str:
     return "\n".join(lines)
 
 
+def _without(texts: tuple[str, ...], contenders: dict[str, Step]) -> dict[str, Step]:
+    """Leave out contenders by a part of their names, but not the baseline and the copy."""
+    kept = {next(iter(contenders)), COPY}
+    return {
+        name: step
+        for name, step in contenders.items()
+        if name in kept or not any(text in name for text in texts)
+    }
+
+
 def load_average() -> list[float] | None:
     """Return the load of the machine over 1, 5 and 15 minutes; None where it is unknown."""
     return list(os.getloadavg()) if hasattr(os, "getloadavg") else None
@@ -137,6 +147,7 @@ def versions() -> dict[str, str]:
 @click.option("--runs", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--also", multiple=True, metavar="SPEC", help="Another torch optimizer to time.")
+@click.option("--without", multiple=True, metavar="TEXT", help="Leave out steps named like this.")
 @click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], help="Of torch's tensors.")
 @click.option("--json", "file", type=click.File("w", encoding="utf-8", lazy=False))
 def main(
@@ -146,6 +157,7 @@ def main(
     runs: int,
     threads: int,
     also: tuple[str, ...],
+    without: tuple[str, ...],
     dtype: str,
     file: Any,
 ) -> None:
@@ -173,7 +185,7 @@ def main(
             traffic = None if case in GROUPED else module.traffic(shapes, dtype)
         summaries = []
         for _ in range(runs):
-            contenders = module.contenders(shapes, threads, **options)
+            contenders = _without(without, module.contenders(shapes, threads, **options))
             summaries.append(summarise(measure(contenders, rounds), traffic))
             if of_torch:
                 for name, step in contenders.items():

@@ -8,11 +8,12 @@ it.
 
 import datetime
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+import sections
 
 from gravity_conformance.parity.report import markdown
 from gravity_conformance.parity.run import Report
@@ -21,7 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 KEPT = ROOT / "docs" / "parity.json"
 PICTURE = ROOT / "docs" / "images" / "parity.png"
-MARKED = re.compile(r"(<!-- parity: .*? -->\n).*?(<!-- /parity -->)", re.DOTALL)
 
 
 def with_section(text: str, report: dict[str, Any]) -> str:
@@ -34,14 +34,7 @@ def with_section(text: str, report: dict[str, Any]) -> str:
     )
     picture = "![Loss curves, and deviations under their certified bound](docs/images/parity.png)"
     tables = markdown(Report.from_json(report))
-    new, count = MARKED.subn(
-        lambda found: f"{found[1]}\n{caption}\n\n{tables}\n{picture}\n\n{found[2]}", text
-    )
-    if count != 1:
-        raise SystemExit(
-            f"README.md must have one parity section between its two markers, got {count}"
-        )
-    return new
+    return sections.with_section(text, "parity", f"{caption}\n\n{tables}\n{picture}", "README.md")
 
 
 def without_curves(report: dict[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,18 @@ def test_command(backend, ours, rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny")
+def test_steps_are_left_out_by_name(tmp_path):
+    pytest.importorskip("torch", reason="the baseline is its Adam")
+    path = tmp_path / "step.json"
+    arguments = ["--backend", "numpy", *CASE, "--without", "torch", "--json", str(path)]
+    done = CliRunner().invoke(step.main, arguments)
+    assert done.exit_code == 0, done.output
+    names = list(json.loads(path.read_text())["results"]["16M"])
+    assert len([name for name in names if "torch" in name]) == 1  # the baseline
+    assert "gravity_core.Gravity" in names
+
+
+@pytest.mark.usefixtures("tiny")
 def test_runs_are_repeated(tmp_path):
     pytest.importorskip("torch", reason="the copy is torch's")
     path = tmp_path / "step.json"
