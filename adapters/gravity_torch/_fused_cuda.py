@@ -66,16 +66,14 @@ def update(
     """
     if not len(tensors):
         return
-    types = [_STORED[dtype][0] for dtype in dtypes]
-    block = BLOCK_BYTES // max(dtype.to_real().itemsize for dtype in dtypes)
     rows = np.zeros((len(tensors), kernels.ROW.value), np.int64)
     rows[:, : tensors.shape[1]] = tensors
     rows[:, kernels.SIZE] *= _STORED[dtypes[0]][1]
+    if not capturable:
+        counters, places = _on_host(rows[:, kernels.STEP])
+        _set_coefficients(rows, counters[places].astype(np.float64) + first_step, options)
+    block = BLOCK_BYTES // max(dtype.to_real().itemsize for dtype in dtypes)
     chunks = _chunks(rows, block)
-    counters, places = (None, None) if capturable else _on_host(rows[:, kernels.STEP])
-    if counters is not None:
-        coefficients = _coefficients(counters[places] + float(first_step), options)
-        rows[:, kernels.OLD : kernels.NEW + 1] = np.stack(coefficients, axis=1).view(np.int64)
     lr = options.lr
     if isinstance(lr, Tensor):
         # Keep this copy until the kernels are launched. A number on the CPU is read now.
@@ -85,8 +83,8 @@ def update(
     with torch.cuda.device(device) if is_cuda else contextlib.nullcontext():
         if capturable or len(chunks):
             table, start = _upload(rows, chunks, device, first_step, options, capturable, keep)
-            _launch(types, table, start, rows, len(chunks), options, capturable, block)
-    if counters is not None:  # only after all that may fail
+            _launch(dtypes, table, start, rows, len(chunks), options, capturable, block)
+    if not capturable:  # only after all that may fail
         counters[places] += np.float32(1)
 
 
@@ -107,12 +105,14 @@ def _on_host(addresses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(SimpleNamespace(__array_interface__=interface)), addresses - first
 
 
-def _coefficients(t: np.ndarray, options: Options) -> tuple[np.ndarray, np.ndarray]:
-    """Return β̂ and 1 − β̂ in float64, as the kernel `count` does on the GPU."""
-    t, beta = t.astype(np.float64), float(options.beta)
+def _set_coefficients(rows: np.ndarray, t: np.ndarray, options: Options) -> None:
+    """Set β̂ and 1 − β̂ of every tensor, as the kernel `count` does on the GPU."""
+    beta = options.beta
+    values = rows.view(np.float64)
+    values[:, kernels.OLD] = (beta * t + 1) / (t + 2)
     # The gradient term is odd in G: of −G, it is −ζ.
-    new = ((1 - beta) * t + 1) / (t + 2) * (-1.0 if options.maximize else 1.0)
-    return (beta * t + 1) / (t + 2), new
+    sign = -1.0 if options.maximize else 1.0
+    values[:, kernels.NEW] = ((1 - beta) * t + 1) / (t + 2) * sign
 
 
 def _chunks(rows: np.ndarray, block: int) -> np.ndarray:
@@ -143,7 +143,7 @@ def _upload(
     size, start = header + rows.size + chunks.size, header + rows.size
     table = torch.empty(size, dtype=torch.int64, device=device)
     is_cuda = device.type == "cuda"
-    host = _pinned(size, int(rows[0, kernels.P]), capturable, keep) if is_cuda else table
+    host = _pinned(size, int(rows[0, kernels.STEP]), capturable, keep) if is_cuda else table
     numbers = host.numpy()
     values = numbers[:header].view(np.float64)
     if isinstance(options.lr, Tensor):
@@ -170,7 +170,7 @@ def _pinned(size: int, key: int, capturable: bool, keep: dict[Any, Any]) -> Tens
     if not capturable:
         return _new_pinned(size)
     if torch.cuda.is_current_stream_capturing():
-        host = keep.pop(key, None)
+        host: Tensor | None = keep.pop(key, None)
         if host is None or len(host) < size:
             host = _new_pinned(size)
         keep.setdefault("captured", []).append(host)
@@ -185,7 +185,7 @@ def _new_pinned(size: int) -> Tensor:
 
 
 def _launch(
-    types: list[Any],
+    dtypes: tuple[torch.dtype, ...],
     table: Tensor,
     start: int,
     rows: np.ndarray,
@@ -197,22 +197,23 @@ def _launch(
     exact = {"num_warps": WARPS, "enable_fp_fusion": False}
     if capturable:
         grid = (-(-len(rows) // COUNTERS),)
-        kernels.count[grid](table, len(rows), BLOCK=COUNTERS, **exact)
+        kernels.count[grid](table, len(rows), block=COUNTERS, **exact)
     if not chunk_count:
         return
+    types = [_STORED[dtype][0] for dtype in dtypes]
     real = tl.float64 if tl.float64 in types else tl.float32
     if (rows[:, kernels.MAX_ABS] == 0).any():
         kernels.find[chunk_count,](
-            table, start, GRAD_TYPE=types[1], REAL=real, BLOCK=block, **exact
+            table, start, grad_type=types[1], real=real, block=block, **exact
         )
     kernels.update[chunk_count,](
         table,
         start,
-        P_TYPE=types[0],
-        GRAD_TYPE=types[1],
-        VELOCITY_TYPE=types[2],
-        REAL=real,
-        DECAYS=options.weight_decay is not None,
-        BLOCK=block,
+        p_type=types[0],
+        grad_type=types[1],
+        velocity_type=types[2],
+        real=real,
+        decays=options.weight_decay is not None,
+        block=block,
         **exact,
     )

@@ -39,10 +39,7 @@ def divide(x, y):
     For float32, Triton's `/` may be off by 2 ulp, and `div_rn` is the IEEE operation. For float64,
     Triton has no `div_rn`, and `/` is the IEEE operation.
     """
-    if x.dtype == tl.float64:
-        return x / y
-    else:
-        return tl.div_rn(x, y)
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
 
 
 # Triton's interpreter, which tests the kernels without a GPU, truncates to bfloat16.
@@ -52,26 +49,24 @@ ROUNDS_TO_BFLOAT16 = tl.constexpr(isinstance(divide, triton.JITFunction))
 
 
 @triton.jit
-def place(row, column: tl.constexpr, DTYPE: tl.constexpr, start, masked: tl.constexpr):
+def place(row, column: tl.constexpr, dtype: tl.constexpr, start, masked: tl.constexpr):
     """Return the address of a chunk of a tensor.
 
     What is promised of an address holds wherever it is used. So whole blocks, which promise that
     the address is a multiple of 16, load it apart from the rest.
     """
-    STORED: tl.constexpr = tl.uint16 if DTYPE == tl.bfloat16 else DTYPE
-    address = tl.load(row + column).to(tl.pointer_type(STORED))
+    stored: tl.constexpr = tl.uint16 if dtype == tl.bfloat16 else dtype
+    address = tl.load(row + column).to(tl.pointer_type(stored))
     if not masked:
         address = tl.multiple_of(address, 16)
     return address + start
 
 
 @triton.jit
-def load(address, mask, masked: tl.constexpr, DTYPE: tl.constexpr, REAL: tl.constexpr):
+def load(address, mask, masked: tl.constexpr, dtype: tl.constexpr, real: tl.constexpr):
     """Return numbers in the type to compute in; no mask allows for loads of 16 bytes."""
-    if masked:
-        return widen(tl.load(address, mask=mask), DTYPE, REAL)
-    else:
-        return widen(tl.load(address), DTYPE, REAL)
+    x = tl.load(address, mask=mask) if masked else tl.load(address)
+    return widen(x, dtype, real)
 
 
 @triton.jit
@@ -84,37 +79,37 @@ def store(address, x, mask, masked: tl.constexpr):
 
 
 @triton.jit
-def widen(x, DTYPE: tl.constexpr, REAL: tl.constexpr):
+def widen(x, dtype: tl.constexpr, real: tl.constexpr):
     """Return stored numbers in the type to compute in."""
-    if DTYPE == tl.bfloat16:
-        return (x.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        return x.to(REAL)
+    if dtype == tl.bfloat16:
+        x = (x.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(real)
 
 
 @triton.jit
-def narrow(x, DTYPE: tl.constexpr):
+def narrow(x, dtype: tl.constexpr):
     """Return numbers as they are stored, rounded to nearest, ties to even."""
-    if DTYPE == tl.bfloat16 and ROUNDS_TO_BFLOAT16:
-        return x.to(tl.bfloat16).to(tl.uint16, bitcast=True)
-    elif DTYPE == tl.bfloat16:
+    if dtype == tl.bfloat16 and ROUNDS_TO_BFLOAT16:
+        x = x.to(tl.bfloat16).to(tl.uint16, bitcast=True)
+    elif dtype == tl.bfloat16:
         u = x.to(tl.uint32, bitcast=True)
         rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
-        return tl.where(x == x, rounded, 0x7FC0).to(tl.uint16)
+        x = tl.where(x == x, rounded, 0x7FC0).to(tl.uint16)
     else:
-        return x.to(DTYPE)
+        x = x.to(dtype)
+    return x
 
 
 # The kernels, in the order of their launches. Those on one stream run one after the other.
 
 
 @triton.jit(do_not_specialize=["tensors"])
-def count(table, tensors, BLOCK: tl.constexpr):
+def count(table, tensors, block: tl.constexpr):
     """Add 1 to every counter on the GPU, and set β̂ and 1 − β̂ of every tensor.
 
     A counter is read and written here only, by one thread, so no reader can see it too late.
     """
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0) * block + tl.arange(0, block)
     mask = i < tensors
     row = table + HEADER + i * ROW
     counter = tl.load(row + STEP, mask=mask, other=0).to(tl.pointer_type(tl.float32))
@@ -130,42 +125,42 @@ def count(table, tensors, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["chunks"])
-def find(table, chunks, GRAD_TYPE: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr):
+def find(table, chunks, grad_type: tl.constexpr, real: tl.constexpr, block: tl.constexpr):
     """Find max|G|, where it is not given, over the bits of |G|, which have the order of numbers.
 
     The bits of NaN are the greatest.
     """
-    BITS: tl.constexpr = tl.int64 if REAL == tl.float64 else tl.int32
-    ABSOLUTE: tl.constexpr = 0x7FFFFFFFFFFFFFFF if REAL == tl.float64 else 0x7FFFFFFF
+    integer: tl.constexpr = tl.int64 if real == tl.float64 else tl.int32
+    absolute: tl.constexpr = 0x7FFFFFFFFFFFFFFF if real == tl.float64 else 0x7FFFFFFF
     chunk = table + chunks + tl.program_id(0) * CHUNK
     row = table + HEADER + tl.load(chunk + TENSOR) * ROW
     if tl.load(row + MAX_ABS) == 0:
-        start = tl.multiple_of(tl.load(chunk + START), BLOCK)
+        start = tl.multiple_of(tl.load(chunk + START), block)
         length, whole = tl.load(chunk + LENGTH).to(tl.int32), tl.load(chunk + WHOLE).to(tl.int32)
-        m = tl.full([BLOCK], 0, BITS)
+        m = tl.full([block], 0, integer)
         for masked in tl.static_range(2):  # whole blocks, and the rest
-            grad = place(row, GRAD, GRAD_TYPE, start, masked)
-            for i in range(whole if masked else 0, length if masked else whole, BLOCK):
-                j = i + tl.arange(0, BLOCK)
-                g = load(grad + j, j < length, masked, GRAD_TYPE, REAL)
-                bits = g.to(BITS, bitcast=True) & ABSOLUTE
+            grad = place(row, GRAD, grad_type, start, masked)
+            for i in range(whole if masked else 0, length if masked else whole, block):
+                j = i + tl.arange(0, block)
+                g = load(grad + j, j < length, masked, grad_type, real)
+                bits = g.to(integer, bitcast=True) & absolute
                 if masked:
                     bits = tl.where(j < length, bits, 0)
                 m = tl.maximum(m, bits)
         # The next kernel starts when this one has ended, so the order of memory may be relaxed.
-        tl.atomic_max((row + FOUND).to(tl.pointer_type(BITS)), tl.max(m, 0), sem="relaxed")
+        tl.atomic_max((row + FOUND).to(tl.pointer_type(integer)), tl.max(m, 0), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["chunks"])
 def update(
     table,
     chunks,
-    P_TYPE: tl.constexpr,
-    GRAD_TYPE: tl.constexpr,
-    VELOCITY_TYPE: tl.constexpr,
-    REAL: tl.constexpr,
-    DECAYS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    p_type: tl.constexpr,
+    grad_type: tl.constexpr,
+    velocity_type: tl.constexpr,
+    real: tl.constexpr,
+    decays: tl.constexpr,
+    block: tl.constexpr,
 ):
     """V ← β̂ V + (1 − β̂) G / (1 + s·s)  with s = G max|G|, and W ← W − η λ W − η V."""
     # The last chunks first: the cache still has their gradients, from `find`.
@@ -174,27 +169,27 @@ def update(
     given, maximum = tl.load(row + MAX_ABS), row + FOUND
     if given != 0:
         maximum = given.to(tl.pointer_type(tl.int64))
-    m = tl.load(maximum.to(tl.pointer_type(REAL)))
+    m = tl.load(maximum.to(tl.pointer_type(real)))
     lr = tl.load(tl.load(table + LR).to(tl.pointer_type(tl.float64)))
     # Each of these is rounded once, from float64.
-    decay = (lr * number(table + WEIGHT_DECAY)).to(REAL)
-    old, new, lr = number(row + OLD).to(REAL), number(row + NEW).to(REAL), lr.to(REAL)
-    start = tl.multiple_of(tl.load(chunk + START), BLOCK)
+    decay = (lr * number(table + WEIGHT_DECAY)).to(real)
+    old, new, lr = number(row + OLD).to(real), number(row + NEW).to(real), lr.to(real)
+    start = tl.multiple_of(tl.load(chunk + START), block)
     length, whole = tl.load(chunk + LENGTH).to(tl.int32), tl.load(chunk + WHOLE).to(tl.int32)
     for masked in tl.static_range(2):  # whole blocks, and the rest
-        p = place(row, P, P_TYPE, start, masked)
-        grad = place(row, GRAD, GRAD_TYPE, start, masked)
-        velocity = place(row, VELOCITY, VELOCITY_TYPE, start, masked)
-        for i in range(whole if masked else 0, length if masked else whole, BLOCK):
-            j = i + tl.arange(0, BLOCK)
+        p = place(row, P, p_type, start, masked)
+        grad = place(row, GRAD, grad_type, start, masked)
+        velocity = place(row, VELOCITY, velocity_type, start, masked)
+        for i in range(whole if masked else 0, length if masked else whole, block):
+            j = i + tl.arange(0, block)
             mask = j < length
-            g = load(grad + j, mask, masked, GRAD_TYPE, REAL)
-            v = load(velocity + j, mask, masked, VELOCITY_TYPE, REAL)
-            w = load(p + j, mask, masked, P_TYPE, REAL)
+            g = load(grad + j, mask, masked, grad_type, real)
+            v = load(velocity + j, mask, masked, velocity_type, real)
+            w = load(p + j, mask, masked, p_type, real)
             s = g * m
-            v = narrow(old * v + new * divide(g, 1.0 + s * s), VELOCITY_TYPE)
+            v = narrow(old * v + new * divide(g, 1.0 + s * s), velocity_type)
             store(velocity + j, v, mask, masked)
-            if DECAYS:
+            if decays:
                 w = w - w * decay
-            w = w - widen(v, VELOCITY_TYPE, REAL) * lr
-            store(p + j, narrow(w, P_TYPE), mask, masked)
+            w = w - widen(v, velocity_type, real) * lr
+            store(p + j, narrow(w, p_type), mask, masked)
