@@ -9,11 +9,15 @@ Everything that a kernel needs is in one table of 64-bit integers: a header, a r
 and a row for each chunk of a tensor, which is the work of one program. float64 numbers are in the
 table by their bits, because Triton passes a Python float as a float32.
 
-Importing this file imports Triton, so only `_fused_cuda` imports it.
+Importing this file imports Triton, so only `_fused_cuda` imports it. Before version 3.6, which
+comes with torch 2.10, that is an ImportError.
 """
 
 import triton
 import triton.language as tl
+
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+    raise ImportError("Triton's division flushes subnormal numbers to zero before version 3.6")
 
 # The header: the address of η, where η itself is if it is no tensor, λ, β, the first t, and the
 # sign of the gradient, which is −1 to maximize.
@@ -64,8 +68,11 @@ def place(row, column: tl.constexpr, dtype: tl.constexpr, start, masked: tl.cons
 
 @triton.jit
 def load(address, mask, masked: tl.constexpr, dtype: tl.constexpr, real: tl.constexpr):
-    """Return numbers in the type to compute in; no mask allows for loads of 16 bytes."""
-    x = tl.load(address, mask=mask) if masked else tl.load(address)
+    """Return numbers in the type to compute in, 0 where the mask is false.
+
+    Without a mask, the compiler can load 16 bytes at a time.
+    """
+    x = tl.load(address, mask=mask, other=0) if masked else tl.load(address)
     return widen(x, dtype, real)
 
 
@@ -143,10 +150,7 @@ def find(table, chunks, grad_type: tl.constexpr, real: tl.constexpr, block: tl.c
             for i in range(whole if masked else 0, length if masked else whole, block):
                 j = i + tl.arange(0, block)
                 g = load(grad + j, j < length, masked, grad_type, real)
-                bits = g.to(integer, bitcast=True) & absolute
-                if masked:
-                    bits = tl.where(j < length, bits, 0)
-                m = tl.maximum(m, bits)
+                m = tl.maximum(m, g.to(integer, bitcast=True) & absolute)
         # The next kernel starts when this one has ended, so the order of memory may be relaxed.
         tl.atomic_max((row + FOUND).to(tl.pointer_type(integer)), tl.max(m, 0), sem="relaxed")
 

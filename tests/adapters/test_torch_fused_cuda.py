@@ -7,6 +7,7 @@ read which instructions a GPU would execute. What only a GPU can show is in test
 import collections
 import contextlib
 import functools
+import importlib
 import re
 from unittest import mock
 
@@ -220,12 +221,20 @@ def test_special_gradients_velocities_and_weights(dtype):
         compare([dtype] * 3, special)
         compare([dtype] * 3, ordinary, velocities=special)
         compare([dtype] * 3, ordinary, weights=special)
-        # One number of a special kind, in any block of a long gradient.
+        # One number of a special kind, in each of the blocks of a longer gradient.
         for place in 0, 70, 99:
             long = gradients([100] * len(special), dtype)
             for x, numbers in zip(long, special, strict=True):
                 x[place] = numbers[0]
             compare([dtype] * 3, long)
+
+
+@interpreted
+def test_every_nan_stays_nan():
+    """Rounding the bits of this one as a number's would give −0."""
+    numbers = [torch.tensor([2**31 - 1, 0], dtype=torch.int32).view(torch.float32)]
+    compare((torch.bfloat16, torch.float32, torch.bfloat16), numbers)
+    compare((torch.float16, torch.float32, torch.float16), numbers)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -359,6 +368,20 @@ def test_the_launches_do_not_grow_with_the_tensors(number):
         assert all(options["enable_fp_fusion"] is False for *_, options in launches.notes)
         for name, grid, _ in launches.notes:
             assert grid == ((number + 127) // 128 if name == "count" else number,)
+
+
+@interpreted
+def test_an_old_triton_is_refused():
+    """Its quotients are not the reference's."""
+    import triton
+
+    from gravity_torch import _triton_kernels
+
+    with (
+        mock.patch.object(triton, "__version__", "3.5.1"),
+        pytest.raises(ImportError, match=r"before version 3\.6"),
+    ):
+        importlib.reload(_triton_kernels)
 
 
 @interpreted
