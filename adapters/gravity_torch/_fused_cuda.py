@@ -21,10 +21,11 @@ from torch import Tensor
 from gravity_torch import _triton_kernels as kernels
 from gravity_torch._items import Options
 
-# Bytes of a tensor that a program moves at a time: with four warps, 32 for each thread.
+# A program's numbers at a time, in bytes of the type to compute in: with four warps, 32 bytes for
+# each thread. More numbers need more registers than a GPU has for as many threads as it can hold.
 BLOCK_BYTES = 2**12
-# A program's elements: few enough to keep a large GPU evenly busy, and for a billion elements
-# enough to keep the table small, as in torch's own operations on lists.
+# A chunk's elements: few, so that there are enough chunks to keep a large GPU busy, but not so few
+# that the table of chunks is large. The longest has as many as in torch's operations on lists.
 PROGRAMS, SHORTEST, LONGEST = 2**12, 2**12, 2**16
 WARPS = 4
 COUNTERS = 128  # that a program counts
@@ -72,7 +73,7 @@ def update(
     if not capturable:
         counters, places = _on_host(rows[:, kernels.STEP])
         _set_coefficients(rows, counters[places].astype(np.float64) + first_step, options)
-    block = BLOCK_BYTES // max(dtype.to_real().itemsize for dtype in dtypes)
+    block = BLOCK_BYTES // max(4, *(dtype.to_real().itemsize for dtype in dtypes))
     chunks = _chunks(rows, block)
     lr = options.lr
     if isinstance(lr, Tensor):
@@ -203,10 +204,10 @@ def _launch(
     types = [_STORED[dtype][0] for dtype in dtypes]
     real = tl.float64 if tl.float64 in types else tl.float32
     if (rows[:, kernels.MAX_ABS] == 0).any():
-        kernels.find[chunk_count,](
+        kernels.find[(chunk_count,)](
             table, start, grad_type=types[1], real=real, block=block, **exact
         )
-    kernels.update[chunk_count,](
+    kernels.update[(chunk_count,)](
         table,
         start,
         p_type=types[0],

@@ -37,7 +37,7 @@ MIXED = [
     (torch.float16, torch.float32, torch.float32),
     (torch.float32, torch.bfloat16, torch.float16),
 ]
-# With `limits`, a block has 16 numbers (8 in float64, 32 in half types), and a chunk 48 (64).
+# With `limits`, a block has 16 numbers (8 in float64), and a chunk 48.
 SIZES = [0, 1, 15, 16, 17, 32, 33, 47, 48, 49, 64, 65, 101]
 EDGE = 64  # bytes around a tensor that nobody may write
 
@@ -431,7 +431,7 @@ def test_chunks_cover_each_element_once(dtype):
 
     k = _fused_cuda.kernels
     block = _fused_cuda.BLOCK_BYTES // dtype.itemsize
-    for sizes in ([5, 0, block, 10**6], [2**33 + 5, 3], [1000] * 1000, [10**9]):
+    for sizes in ([5, 0, block, 10**6], [2**33 + 5, 3], [1000] * 1000, [10**7] * 3, [10**9]):
         rows = np.zeros((len(sizes), k.ROW.value), np.int64)
         rows[:, k.SIZE] = sizes
         rows[:, k.P] = 4096
@@ -449,8 +449,10 @@ def test_chunks_cover_each_element_once(dtype):
         assert (start % block == 0).all()
         aligned = tensor != len(sizes) - 1
         assert (whole == length // block * block * aligned).all()
-        total = sum(sizes)
-        assert len(tensor) <= max(_fused_cuda.PROGRAMS, total / _fused_cuda.LONGEST) + len(sizes)
+        # Enough programs to keep a GPU busy, and no more than that takes.
+        total, programs = sum(sizes), _fused_cuda.PROGRAMS
+        assert len(tensor) >= min(programs, total // _fused_cuda.SHORTEST) / 2
+        assert len(tensor) <= max(programs, total / _fused_cuda.LONGEST) + len(sizes)
 
 
 @interpreted
