@@ -1,7 +1,10 @@
 """Tests of Triton's kernels without a GPU, each in one of two processes of their own.
 
-Triton decides when it is imported whether kernels are interpreted or compiled. A process of the
-test suite may have imported it before, and other tests may need it as it is by default.
+Triton decides when it is imported whether kernels are interpreted or compiled. Besides, Triton 3.7
+crashes a process that has imported TensorFlow, and torch._dynamo imports any Triton that it finds.
+So where torch comes without Triton, as for CPUs, only these processes get one, from a folder:
+
+    pip install --no-deps --target .venv-triton -c constraints.txt triton
 """
 
 import concurrent.futures
@@ -10,9 +13,12 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
+FOLDER = Path(__file__).parents[2] / ".venv-triton"
 TIMEOUT = 240  # seconds for one test; it usually takes less than one
 
 _tests = {}
@@ -20,8 +26,8 @@ _tests = {}
 
 def skip_module_without_triton():
     """Skip a test module, without importing Triton here."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed", allow_module_level=True)
+    if importlib.util.find_spec("triton") is None and not (FOLDER / "triton").is_dir():
+        pytest.skip(f"Triton is not installed, nor in {FOLDER.name}", allow_module_level=True)
 
 
 def interpreted(test):
@@ -53,6 +59,7 @@ def _process(interpret):
 
 def _start(interpret):
     os.environ |= {"TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
+    sys.path.append(str(FOLDER))
 
 
 def _call(module, name, args, kwargs):
