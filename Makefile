@@ -16,12 +16,18 @@ SUPPORTED := (3, 11) <= sys.version_info < (3, 15)
 REFUSE = $(PYTHON) -c 'import sys; sys.exit(None if $(SUPPORTED) else "needs Python 3.11 to 3.14, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 INSTALL := python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS)
 
+# Tests run Triton's kernels without a GPU. Only their own processes may see it: it crashes those
+# that have imported TensorFlow.
+ifeq ($(shell uname -sm 2>/dev/null),Linux x86_64)
+TRITON := .venv-triton/.installed
+endif
+
 .PHONY: parity test lint schemas types wheel dist matrix newest-jax constraints clean
 
 parity: $(VENV)/.installed
 	$(VENV)/$(BIN)/python -m gravity_conformance parity --out parity
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(TRITON)
 	$(VENV)/$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed schemas
@@ -69,6 +75,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/$(BIN)/$(INSTALL) --editable '.[dev]'
 	@touch $@
 
+.venv-triton/.installed: constraints.txt | $(VENV)/.installed
+	rm -rf .venv-triton
+	$(VENV)/$(BIN)/$(INSTALL) --no-deps --target .venv-triton triton
+	@touch $@
+
 $(TOOLS)/.installed: constraints.txt
 	@$(REFUSE)
 	@$(PYTHON) -m venv --clear $(TOOLS)
@@ -76,4 +87,4 @@ $(TOOLS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(TOOLS) .nox build dist parity
+	rm -rf $(VENV) $(TOOLS) .venv-triton .nox build dist parity

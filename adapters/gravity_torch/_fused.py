@@ -62,6 +62,7 @@ class Table(NamedTuple):
     capturable: bool  # whether the counters are on the device
     tensors: np.ndarray  # int64, with COLUMNS columns
     params: list[Tensor]
+    kept: dict[Any, Any]  # what replays of captured steps read; it dies with the optimizer
 
 
 def storage(dtype: torch.dtype) -> tuple[str, int]:
@@ -73,9 +74,13 @@ def storage(dtype: torch.dtype) -> tuple[str, int]:
 def kernels(device_type: str) -> Any:
     """Return the module that runs the kernels, or None without its compiler."""
     try:
-        return importlib.import_module(f"gravity_torch.{_COMPILERS[device_type][1]}")
+        return _imported(device_type)
     except ImportError:
         return None
+
+
+def _imported(device_type: str) -> Any:
+    return importlib.import_module(f"gravity_torch.{_COMPILERS[device_type][1]}")
 
 
 def check(p: Tensor) -> None:
@@ -91,6 +96,16 @@ def check(p: Tensor) -> None:
         raise RuntimeError(
             f"`fused=True` on {p.device.type} requires {compiler}: pip install {hint}"
         )
+
+
+def _check_kernels(p: Tensor) -> None:
+    """Raise unless the kernels for the parameter can be imported."""
+    check(p)
+    if kernels(p.device.type) is None:
+        try:
+            _imported(p.device.type)
+        except ImportError as error:
+            raise RuntimeError(f"`fused=True` on {p.device.type}: {error}") from error
 
 
 class Kind(NamedTuple):
@@ -114,6 +129,7 @@ class Checks:
         self.states: list[weakref.ref[Tensor]] = []
         self.rows: dict[Kind, np.ndarray] = {}
         self.contiguous = np.zeros(0, bool)  # the velocities
+        self.kept: dict[Any, Any] = {}
 
     def update(self, key: Any, columns: list[list[Tensor]]) -> None:
         """Check the parameters and their states, unless they are those of the last step."""
@@ -165,13 +181,16 @@ def split(
     tables = []
     others = np.ones(len(candidates), bool)
     for kind, grad, found in _by_kind(columns, tensors, checks):
+        dtypes = kind.p, grad, kind.velocity
         if kind.device.type != "cpu":
             found = found[is_chosen[rows[found]]]
+            if share_memory(tensors[found], dtypes):  # a GPU updates them side by side
+                continue
         if len(found) and kernels(kind.device.type) is not None:
             others[rows[found]] = False
-            dtypes = kind.p, grad, kind.velocity
             updated = [params[i] for i in rows[found]]
-            tables.append(Table(kind.device, dtypes, kind.capturable, tensors[found], updated))
+            table = tensors[found]
+            tables.append(Table(kind.device, dtypes, kind.capturable, table, updated, checks.kept))
     return tables, _rest(batches, others) if others.any() else []
 
 
@@ -238,6 +257,15 @@ def _kind(p: Tensor, velocity: Tensor, step: Tensor) -> Kind | None:
     return Kind(p.device, p.dtype, velocity.dtype, not step.is_cpu)
 
 
+def share_memory(tensors: np.ndarray, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Return whether two tensors overlap, so that they must be updated one after the other."""
+    starts = tensors[:, :STEP]
+    ends = (starts + tensors[:, [SIZE]] * np.array([x.itemsize for x in dtypes])).ravel()
+    starts = starts.ravel()
+    order = np.argsort(starts)
+    return bool((starts[order][1:] < ends[order][:-1]).any())
+
+
 def _rest(batches: list[Batch], others: np.ndarray) -> list[Batch]:
     """Return the batches of the parameters that the kernels do not update."""
     rest = []
@@ -248,7 +276,7 @@ def _rest(batches: list[Batch], others: np.ndarray) -> list[Batch]:
         start = stop
         if group["fused"]:
             for i in left:
-                check(columns[0][i])
+                _check_kernels(columns[0][i])
         if len(left):
             rest.append(Batch(group, *([column[i] for i in left] for column in columns)))
     return rest

@@ -14,7 +14,7 @@ import torch
 
 from gravity_torch import _fused
 from gravity_torch import _numba_kernels as kernels
-from gravity_torch._fused import SIZE, Table, storage
+from gravity_torch._fused import SIZE, Table, share_memory, storage
 from gravity_torch._items import Options
 
 # A tensor of more elements is split between threads. Shorter pieces would cost bandwidth.
@@ -31,13 +31,13 @@ def update(table: Table, groups: list[Options]) -> None:
     real, per_element = storage(dtypes[0])
     kinds = [_KINDS.get(dtype, kernels.SAME) for dtype in dtypes]
     kernel = kernels.compiled(kernels.half if any(kinds) else getattr(kernels, real))
-    tensors[:, SIZE] *= per_element
-    sizes = tensors[:, SIZE]
-    total = int(sizes.sum())
+    total = per_element * int(tensors[:, SIZE].sum())
     threads = min(torch.get_num_threads(), 1 + total // SHARE)
     team = _team()
-    if team is None or _fused.is_forked or (threads > 1 and _share_memory(table)):
+    if team is None or _fused.is_forked or (threads > 1 and share_memory(tensors, dtypes)):
         threads = 1
+    tensors[:, SIZE] *= per_element
+    sizes = tensors[:, SIZE]
     longest = total + 1 if threads == 1 else max(SHARE, min(PIECE, total // (4 * threads)))
     pieces, first = _pieces(sizes, longest)
     options = np.array([_numbers(group) for group in groups], np.float64)
@@ -85,16 +85,6 @@ def _pieces(sizes: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
     start = (np.arange(len(tensor)) - first[tensor]) * longest
     length = np.minimum(sizes[tensor] - start, longest)
     return np.stack([tensor, start, length], axis=1), first
-
-
-def _share_memory(table: Table) -> bool:
-    """Return whether two tensors overlap, so that they must be updated one after the other."""
-    bytes_ = np.array([dtype.to_real().itemsize for dtype in table.dtypes])
-    starts = table.tensors[:, :3]
-    ends = (starts + table.tensors[:, [SIZE]] * bytes_).ravel()
-    starts = starts.ravel()
-    order = np.argsort(starts)
-    return bool((starts[order][1:] < ends[order][:-1]).any())
 
 
 @functools.cache
