@@ -6,7 +6,6 @@ update is one operation here. On a CPU, temporaries take less than 8 MiB.
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from gravity_core.coefficients import coefficients
 from gravity_torch._items import Item, Options
-from gravity_torch._multi_tensor_gpu import multi_tensor_gpu
+from gravity_torch._multi_tensor_gpu import multi_tensor_gpu, portions
 from gravity_torch._single_tensor import single_tensor
 from gravity_torch._tensors import flat, has_memory, max_abs, working_dtype
 
@@ -42,7 +41,7 @@ def multi_tensor(items: list[Item], options: Options) -> None:
         # Compiled code has no temporaries.
         block = BLOCK if device.type == "cpu" and not compiling else sys.maxsize
         in_place = options._replace(lr=_on(device, options.lr))
-        for portion in _portions(in_lists, block):
+        for portion in portions(in_lists, block):
             _update(portion, block, dtype, in_place)
 
 
@@ -62,21 +61,6 @@ def _factor(x: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if device.type != "cpu" or x is None or isinstance(x, (Tensor, list)):
         return x  # elsewhere, a tensor of a number is a copy to the device
     return torch.tensor(x, dtype=dtype, device="cpu")
-
-
-def _portions(items: list[Item], block: int) -> Iterator[list[Item]]:
-    """Yield the items in lists of up to `block` elements; a larger item is alone."""
-    portion: list[Item] = []
-    size = 0
-    for item in items:
-        n = item[0].numel()
-        if portion and size + n > block:
-            yield portion
-            portion, size = [], 0
-        portion.append(item)
-        size += n
-    if portion:
-        yield portion
 
 
 def _update(items: list[Item], block: int, dtype: torch.dtype, options: Options) -> None:

@@ -28,7 +28,7 @@ def multi_tensor_gpu(items: list[Item], options: Options) -> None:
         if p.numel():
             kinds[key].append(item)
     for (device, *_), alike in kinds.items():
-        for portion in _portions(alike):
+        for portion in portions(alike, CONCATENATED):
             if len(portion) == 1:
                 update_item(portion[0], options)  # in place: a copy of a large tensor costs memory
             else:
@@ -64,17 +64,19 @@ def _spread(lengths: Tensor, size: int, scalars: Sequence[Any]) -> Tensor:
     return stacked.repeat_interleave(lengths, output_size=size)
 
 
-def _portions(items: list[Item]) -> Iterator[list[Item]]:
+def portions(items: list[Item], elements: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of up to so many elements; a larger item is alone."""
     portion: list[Item] = []
     size = 0
     for item in items:
-        elements = item[0].numel()
-        if portion and size + elements > CONCATENATED:
+        n = item[0].numel()
+        if portion and size + n > elements:
             yield portion
             portion, size = [], 0
         portion.append(item)
-        size += elements
-    yield portion
+        size += n
+    if portion:
+        yield portion
 
 
 @functools.cache
