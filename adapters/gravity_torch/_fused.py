@@ -1,18 +1,18 @@
 """The path of `fused=True`: tables of addresses for the kernels of a device.
 
 Guarantees: V and W have the bits of the NumPy reference. A compiler is imported, and a kernel
-compiled, at the first step that needs it. An address is used in one step only. Fake, meta and
-functional tensors and subclasses never reach a kernel.
+compiled, at the first step that needs it. An address is used in one step only, while the caller
+holds the tensors. Fake, meta and functional tensors and subclasses never reach a kernel.
 """
 
 import functools
 import importlib
 import importlib.util
 import os
-import weakref
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,9 +60,37 @@ class Table(NamedTuple):
     device: torch.device
     dtypes: tuple[torch.dtype, ...]  # of parameters, gradients and velocities
     capturable: bool  # whether the counters are on the device
-    tensors: np.ndarray  # int64, with COLUMNS columns
-    params: list[Tensor]
+    rows: np.ndarray  # int64, with COLUMNS columns
+    changed: list[Tensor]  # the parameters and velocities
     kept: dict[Any, Any]  # what replays of captured steps read; it dies with the optimizer
+
+
+# The device of a parameter, and whether the counter is on it, too.
+Place = tuple[torch.device, bool]
+
+
+class Checks:
+    """What cannot change while the addresses of parameters and states stay the same.
+
+    Asking each tensor again in every step would take longer than the kernels need for small ones.
+    """
+
+    def __init__(self) -> None:
+        self.known: tuple[bytes, list[Place | None], np.ndarray] = b"", [], np.zeros(0)
+        self.kept: dict[Any, Any] = {}
+
+    def places(
+        self, rows: np.ndarray, columns: list[list[Tensor]]
+    ) -> tuple[list[Place | None], np.ndarray]:
+        """Return the place of each parameter, and the number of its device."""
+        addresses, places, devices = self.known
+        now = rows[:, [P, VELOCITY, STEP]].tobytes()
+        if now != addresses:
+            params, _, velocities, steps = columns
+            places = list(map(_place, params, velocities, steps))
+            devices = _each(Tensor.get_device, params, np.int64)
+            self.known = now, places, devices
+        return places, devices
 
 
 def storage(dtype: torch.dtype) -> tuple[str, int]:
@@ -71,11 +99,11 @@ def storage(dtype: torch.dtype) -> tuple[str, int]:
 
 
 @functools.cache
-def kernels(device_type: str) -> Any:
-    """Return the module that runs the kernels, or None without its compiler."""
+def runner(device_type: str) -> Any:
+    """Return the module that runs the kernels, or None if its compiler cannot be imported."""
     try:
         return _imported(device_type)
-    except ImportError:
+    except Exception:  # whatever it is, foreach gives the same bits
         return None
 
 
@@ -84,7 +112,7 @@ def _imported(device_type: str) -> Any:
 
 
 def check(p: Tensor) -> None:
-    """Raise unless the parameter can have `fused=True`."""
+    """Raise unless the parameter can have `fused=True`; import no compiler."""
     if p.device.type not in _COMPILERS or p.dtype not in _STORED:
         raise RuntimeError(
             "`fused=True` requires all the params to be floating point Tensors of supported "
@@ -96,57 +124,6 @@ def check(p: Tensor) -> None:
         raise RuntimeError(
             f"`fused=True` on {p.device.type} requires {compiler}: pip install {hint}"
         )
-
-
-def _check_kernels(p: Tensor) -> None:
-    """Raise unless the kernels for the parameter can be imported."""
-    check(p)
-    if kernels(p.device.type) is None:
-        try:
-            _imported(p.device.type)
-        except ImportError as error:
-            raise RuntimeError(f"`fused=True` on {p.device.type}: {error}") from error
-
-
-class Kind(NamedTuple):
-    """Where a parameter and its state are, and what they are."""
-
-    device: torch.device
-    p: torch.dtype
-    velocity: torch.dtype
-    capturable: bool
-
-
-class Checks:
-    """The rows of each kind of parameters, as long as these and their states stay as they are.
-
-    Asking each tensor again in every step would take longer than the kernels need for small ones.
-    """
-
-    def __init__(self) -> None:
-        self.key: Any = None  # addresses, sizes and dtypes
-        # Memory that was freed may have the address of a tensor of another size.
-        self.states: list[weakref.ref[Tensor]] = []
-        self.rows: dict[Kind, np.ndarray] = {}
-        self.contiguous = np.zeros(0, bool)  # the velocities
-        self.kept: dict[Any, Any] = {}
-
-    def update(self, key: Any, columns: list[list[Tensor]]) -> None:
-        """Check the parameters and their states, unless they are those of the last step."""
-        params, _, velocities, steps = columns
-        states = [*velocities, *steps]
-        same = len(states) == len(self.states) and key == self.key
-        if same and all(map(is_, states, [state() for state in self.states])):
-            return
-        kinds = list(map(_kind, params, velocities, steps))
-        self.rows = {
-            kind: np.array([i for i, other in enumerate(kinds) if other == kind])
-            for kind in set(kinds)
-            if kind is not None
-        }
-        self.contiguous = _each(Tensor.is_contiguous, velocities)
-        self.states = list(map(weakref.ref, states))
-        self.key = key
 
 
 def split(
@@ -162,40 +139,44 @@ def split(
         list(chain.from_iterable(lists))
         for lists in zip(*(batch[1:] for batch in batches), strict=True)
     ]
-    params = columns[0]
+    params, _, velocities, _ = columns
     maxima: list[Tensor | None] = []
     if shards:
         local = [shards.get(x[0], (*x[:3], None)) for x in zip(*columns, strict=True)]
         *columns[:3], maxima = map(list, zip(*local, strict=True))
-    candidates = np.repeat([_may_fuse(batch.group) for batch in batches], lengths)
-    is_chosen = np.repeat([bool(batch.group["fused"]) for batch in batches], lengths)
+    is_candidate = np.repeat([_may_fuse(batch.group) for batch in batches], lengths)
     if not set(map(type, chain(*columns))) <= _PLAIN:
-        candidates &= [set(map(type, x)) <= _PLAIN for x in zip(*columns, strict=True)]
-    rows = np.flatnonzero(candidates)
-    if len(rows) < len(candidates):
-        columns = [[column[i] for i in rows] for column in columns]
-    tensors = _addresses(*columns)
-    tensors[:, GROUP_INDEX] = np.repeat(np.arange(len(batches)), lengths)[rows]
+        is_candidate &= [set(map(type, x)) <= _PLAIN for x in zip(*columns, strict=True)]
+    candidates = np.flatnonzero(is_candidate)
+    if not len(candidates):
+        return [], _rest(batches, is_candidate)
+    if len(candidates) < len(is_candidate):
+        columns = [[column[i] for i in candidates] for column in columns]
+    rows = _rows(*columns)
+    rows[:, GROUP_INDEX] = np.repeat(np.arange(len(batches)), lengths)[candidates]
     if shards:
-        tensors[:, MAX_ABS] = [0 if (m := maxima[i]) is None else m.data_ptr() for i in rows]
+        found = (maxima[i] for i in candidates)
+        rows[:, MAX_ABS] = [0 if x is None else x.data_ptr() for x in found]
     tables = []
-    others = np.ones(len(candidates), bool)
-    for kind, grad, found in _by_kind(columns, tensors, checks):
-        dtypes = kind.p, grad, kind.velocity
-        if kind.device.type != "cpu":
-            found = found[is_chosen[rows[found]]]
-            if share_memory(tensors[found], dtypes):  # a GPU updates them side by side
+    is_fused = np.zeros(len(is_candidate), bool)
+    for (place, *dtypes), chosen in _by_kind(rows, columns, checks).items():
+        device, capturable = place
+        if device.type != "cpu":
+            explicit = [bool(batches[i].group["fused"]) for i in rows[chosen, GROUP_INDEX]]
+            chosen = chosen[explicit]
+            if share_memory(rows[chosen], dtypes):  # a GPU updates them side by side
                 continue
-        if len(found) and kernels(kind.device.type) is not None:
-            others[rows[found]] = False
-            updated = [params[i] for i in rows[found]]
-            table = tensors[found]
-            tables.append(Table(kind.device, dtypes, kind.capturable, table, updated, checks.kept))
-    return tables, _rest(batches, others) if others.any() else []
+        if len(chosen) and runner(device.type) is not None:
+            taken = candidates[chosen]
+            is_fused[taken] = True
+            changed = [xs[i] for xs in (params, velocities) for i in taken]
+            table = rows[chosen]
+            tables.append(Table(device, tuple(dtypes), capturable, table, changed, checks.kept))
+    return tables, [] if is_fused.all() else _rest(batches, is_fused)
 
 
 def _may_fuse(group: dict[str, Any]) -> bool:
-    """Return whether the group has `fused=True`, or the default on a CPU."""
+    """Return whether the group has `fused=True`, or the default."""
     if group["fused"] is None:
         return group["foreach"] is None and not group["differentiable"]
     return bool(group["fused"])
@@ -205,78 +186,98 @@ def _each(ask: Callable[[Tensor], Any], tensors: list[Tensor], dtype: type = boo
     return np.fromiter(map(ask, tensors), dtype, len(tensors))
 
 
-def _addresses(*columns: list[Tensor]) -> np.ndarray:
+def _rows(*columns: list[Tensor]) -> np.ndarray:
     """Return a table of addresses and sizes; an address is 0 if a tensor has no memory."""
-    tensors = np.zeros((len(columns[0]), COLUMNS), np.int64)
+    rows = np.zeros((len(columns[0]), COLUMNS), np.int64)
     try:
         for column, xs in zip((P, GRAD, VELOCITY, STEP), columns, strict=True):
-            tensors[:, column] = _each(Tensor.data_ptr, xs, np.int64)
+            rows[:, column] = _each(Tensor.data_ptr, xs, np.int64)
     except RuntimeError:  # a wrapper of torch.func
-        return np.zeros_like(tensors)
-    tensors[:, SIZE] = _each(Tensor.numel, columns[0], np.int64)
-    return tensors
+        return np.zeros_like(rows)
+    rows[:, SIZE] = _each(Tensor.numel, columns[0], np.int64)
+    return rows
 
 
 def _by_kind(
-    columns: list[list[Tensor]], tensors: np.ndarray, checks: Checks
-) -> Iterator[tuple[Kind, torch.dtype, np.ndarray]]:
-    """Yield the rows that the kernels can take, by the kinds of parameters and gradients."""
+    rows: np.ndarray, columns: list[list[Tensor]], checks: Checks
+) -> dict[tuple[Any, ...], np.ndarray]:
+    """Return the rows that the kernels can take, by place and dtypes."""
     params, grads, velocities, _ = columns
-    dtypes = list(map(_dtype, params))
-    checks.update((tensors[:, [P, VELOCITY, STEP, SIZE]].tobytes(), dtypes), columns)
-    fits = (tensors[:, STEP] != 0) & ((tensors[:, SIZE] == 0) | tensors[:, :STEP].all(axis=1))
-    fits &= tensors[:, SIZE] == _each(Tensor.numel, grads, np.int64)
+    fits = rows[:, STEP] != 0
+    fits &= (rows[:, SIZE] == 0) | rows[:, [P, GRAD, VELOCITY]].all(axis=1)
+    for xs in (grads, velocities):
+        fits &= rows[:, SIZE] == _each(Tensor.numel, xs, np.int64)
+    places, devices = checks.places(rows, columns)
+    fits &= devices == _each(Tensor.get_device, grads, np.int64)
+    kinds = [places, *(list(map(_dtype, xs)) for xs in columns[:3])]
     fits &= ~_each(Tensor.is_neg, grads)  # memory has other numbers
-    if any(dtype.is_complex for dtype in set(dtypes)):
+    if any(dtype.is_complex for dtype in {*kinds[1], *kinds[2], *kinds[3]}):
         fits &= [not any(x.is_conj() for x in xs) for xs in zip(*columns[:3], strict=True)]
-    contiguous = checks.contiguous & _each(Tensor.is_contiguous, params)
-    contiguous &= _each(Tensor.is_contiguous, grads)
-    for i in np.flatnonzero(fits & ~contiguous):
+    contiguous = [_each(Tensor.is_contiguous, xs) for xs in columns[:3]]
+    for i in np.flatnonzero(fits & ~np.logical_and.reduce(contiguous)):
         fits[i] = has_one_order(params[i], grads[i], velocities[i])
-    devices, grad_dtypes = _each(Tensor.get_device, grads, np.int64), list(map(_dtype, grads))
-    for dtype in set(grad_dtypes):
-        mask = fits
-        if grad_dtypes.count(dtype) < len(grads):
-            mask = fits & [other == dtype for other in grad_dtypes]
-        for kind, rows in checks.rows.items():
-            if len({_STORED.get(x, x) for x in (kind.p, dtype, kind.velocity)}) == 1:
-                device = -1 if kind.device.index is None else kind.device.index
-                yield kind, dtype, rows[mask[rows] & (devices[rows] == device)]
+    found: defaultdict[tuple[Any, ...], Any] = defaultdict(list)
+    if all(len(set(kind)) == 1 for kind in kinds):
+        found[tuple(kind[0] for kind in kinds)] = np.flatnonzero(fits)
+    else:
+        for index, kind in enumerate(zip(*kinds, strict=True)):
+            if fits[index]:
+                found[kind].append(index)
+    return {
+        (place, *dtypes): np.array(indices)
+        for (place, *dtypes), indices in found.items()
+        if place is not None and _can_mix(*dtypes)
+    }
 
 
-def _kind(p: Tensor, velocity: Tensor, step: Tensor) -> Kind | None:
-    """Return the kind of a parameter, or None if the kernels cannot take it."""
-    counter_fits = step.dtype == torch.float32 and step.numel() == 1
-    known = p.device.type in _COMPILERS and p.dtype in _STORED
-    if not known or p.shape != velocity.shape or not counter_fits:
-        return None
-    if p.device != velocity.device or step.device not in (p.device, torch.device("cpu")):
+def _place(p: Tensor, velocity: Tensor, step: Tensor) -> Place | None:
+    """Return the place of a parameter, or None if the kernels cannot take it."""
+    if p.device.type not in _COMPILERS or p.device != velocity.device:
         return None
     if p.is_neg() or velocity.is_neg():  # memory has other numbers
         return None
-    return Kind(p.device, p.dtype, velocity.dtype, not step.is_cpu)
+    is_counter = step.dtype == torch.float32 and step.numel() == 1
+    if not is_counter or step.device not in (p.device, torch.device("cpu")):
+        return None
+    return p.device, not step.is_cpu
 
 
-def share_memory(tensors: np.ndarray, dtypes: tuple[torch.dtype, ...]) -> bool:
+def _can_mix(*dtypes: torch.dtype) -> bool:
+    """Return whether there are kernels for tensors of these dtypes."""
+    stored = {_STORED.get(dtype) for dtype in dtypes}
+    return len(stored) == 1 and None not in stored
+
+
+def share_memory(rows: np.ndarray, dtypes: Sequence[torch.dtype]) -> bool:
     """Return whether two tensors overlap, so that they must be updated one after the other."""
-    starts = tensors[:, :STEP]
-    ends = (starts + tensors[:, [SIZE]] * np.array([x.itemsize for x in dtypes])).ravel()
+    starts = rows[:, [P, GRAD, VELOCITY]]
+    ends = (starts + rows[:, [SIZE]] * np.array([x.itemsize for x in dtypes])).ravel()
     starts = starts.ravel()
     order = np.argsort(starts)
     return bool((starts[order][1:] < ends[order][:-1]).any())
 
 
-def _rest(batches: list[Batch], others: np.ndarray) -> list[Batch]:
+def _rest(batches: list[Batch], is_fused: np.ndarray) -> list[Batch]:
     """Return the batches of the parameters that the kernels do not update."""
     rest = []
     start = 0
     for group, *columns in batches:
         stop = start + len(columns[0])
-        left = np.flatnonzero(others[start:stop])
+        left = np.flatnonzero(~is_fused[start:stop])
         start = stop
         if group["fused"]:
             for i in left:
-                _check_kernels(columns[0][i])
+                _check_runner(columns[0][i])
         if len(left):
             rest.append(Batch(group, *([column[i] for i in left] for column in columns)))
     return rest
+
+
+def _check_runner(p: Tensor) -> None:
+    """Raise unless the parameter can have `fused=True`, and say what is wrong with the compiler."""
+    check(p)
+    if runner(p.device.type) is None:
+        try:
+            _imported(p.device.type)
+        except Exception as error:
+            raise RuntimeError(f"`fused=True` on {p.device.type}: {error}") from error

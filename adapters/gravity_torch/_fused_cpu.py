@@ -6,6 +6,7 @@ numba, so `_fused` imports it at the first step that needs it.
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 
 from gravity_torch import _fused
 from gravity_torch import _numba_kernels as kernels
-from gravity_torch._fused import SIZE, Table, share_memory, storage
 from gravity_torch._items import Options
+from gravity_torch._state_checks import check_step
 
 # A tensor of more elements is split between threads. Shorter pieces would cost bandwidth.
 PIECE = 2**22
@@ -23,45 +24,74 @@ PIECE = 2**22
 SHARE = 2**17
 
 _KINDS = {torch.bfloat16: kernels.BFLOAT16, torch.float16: kernels.FLOAT16}
+_COLUMNS = ("P", "GRAD", "VELOCITY", "STEP", "SIZE", "MAX_ABS", "GROUP_INDEX")
 
 
-def update(table: Table, groups: list[Options]) -> None:
-    """Count the step and update all tensors of the table."""
-    tensors, dtypes = table.tensors, table.dtypes
-    real, per_element = storage(dtypes[0])
-    kinds = [_KINDS.get(dtype, kernels.SAME) for dtype in dtypes]
-    kernel = kernels.compiled(kernels.half if any(kinds) else getattr(kernels, real))
-    total = per_element * int(tensors[:, SIZE].sum())
-    threads = min(torch.get_num_threads(), 1 + total // SHARE)
-    team = _team()
-    if team is None or _fused.is_forked or (threads > 1 and share_memory(tensors, dtypes)):
+def prepare(table: _fused.Table, groups: list[Options]) -> Callable[[], None]:
+    """Return what counts the step and updates all tensors of the table.
+
+    Everything that may fail is done here: compiling, allocating, and checking the counters.
+    """
+    real, per_element = _fused.storage(table.dtypes[0])
+    kinds = [_KINDS.get(dtype, kernels.SAME) for dtype in table.dtypes]
+    function = kernels.compiled(kernels.half if any(kinds) else getattr(kernels, real))
+    tensors = np.empty_like(table.rows)
+    for name in _COLUMNS:
+        tensors[:, getattr(kernels, name)] = table.rows[:, getattr(_fused, name)]
+    tensors[:, kernels.SIZE] *= per_element
+    sizes = tensors[:, kernels.SIZE]
+    total = int(sizes.sum())
+    team, threads = _team(), min(torch.get_num_threads(), 1 + total // SHARE)
+    if (
+        team is None
+        or _fused.is_forked
+        or (threads > 1 and _fused.share_memory(table.rows, table.dtypes))
+    ):
         threads = 1
-    tensors[:, SIZE] *= per_element
-    sizes = tensors[:, SIZE]
     longest = total + 1 if threads == 1 else max(SHARE, min(PIECE, total // (4 * threads)))
     pieces, first = _pieces(sizes, longest)
-    options = np.array([_numbers(group) for group in groups], np.float64)
-    weights = np.empty((len(tensors), 2), real)
     maxima = np.zeros(len(pieces), f"u{np.dtype(real).itemsize}")
-    scratch = np.empty(threads * 3 * kernels.BLOCK if any(kinds) else 0, np.float32)
     counters = np.zeros(2, np.int64)
-    arrays = tensors, pieces, options, weights, maxima, scratch, counters
-    lengths = len(tensors), len(pieces), len(options)
-    call = np.array([*map(_address, arrays), *lengths, *kinds, 0], np.int64)
+    arrays = {
+        "tensors": tensors,
+        "pieces": pieces,
+        "groups": np.array([_numbers(group) for group in groups], np.float64),
+        "weights": np.empty((len(tensors), 2), real),
+        "maxima": maxima,
+        "scratch": np.empty(threads * kernels.SCRATCH if any(kinds) else 0, np.float32),
+        "counters": counters,
+    }
+    call = np.zeros((), kernels.CALL)
+    values = {name: _address(array) for name, array in arrays.items()} | {
+        "tensor_count": len(tensors),
+        "piece_count": len(pieces),
+        "group_count": len(groups),
+        **dict(zip(("p_kind", "grad_kind", "velocity_kind"), kinds, strict=True)),
+    }
+    for name, value in values.items():
+        call[name] = value
 
-    def run(phase: int, threads: int) -> None:
-        call[-1], counters[:] = phase, 0
+    def run(phase: int, threads: int = 1) -> None:
+        call["phase"], counters[:] = phase, 0
         if threads == 1:
-            kernel.ctypes(_address(call))
+            function.ctypes(_address(call))
         else:
-            team(kernel.address, _address(call), threads, 0)
+            team(function.address, _address(call), threads, 0)
 
-    run(kernels.COUNT, 1)
-    run(kernels.FIND, threads)
-    if len(pieces) > len(tensors):
-        whole = np.maximum.reduceat(maxima, first)
-        maxima[:] = whole[pieces[:, kernels.TENSOR]]
-        run(kernels.MOVE, threads)
+    def update() -> None:
+        run(kernels.COUNT)
+        run(kernels.FIND, threads)
+        if len(pieces) > len(tensors):
+            whole = np.maximum.reduceat(maxima, first)
+            maxima[:] = whole[pieces[:, kernels.TENSOR]]
+            run(kernels.MOVE, threads)
+        arrays.clear()  # they had to live until here: the kernels know their addresses only
+
+    run(kernels.SET)
+    if call["invalid"]:
+        for address in tensors[:, kernels.STEP]:
+            check_step(ctypes.c_float.from_address(int(address)).value)
+    return update
 
 
 def _address(x: np.ndarray) -> int:

@@ -10,6 +10,7 @@ Importing this file imports Triton, so only `_fused` imports it, at the first st
 """
 
 import contextlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,18 +43,16 @@ _STORED = {
 }
 
 
-def update(table: Table, groups: list[Options]) -> None:
-    """Count the step and update all tensors of the table, group by group."""
-    for index in np.unique(table.tensors[:, GROUP_INDEX]):
-        rows = table.tensors[table.tensors[:, GROUP_INDEX] == index]
-        update_group(
-            table.dtypes,
-            rows[:, :GROUP_INDEX],
-            table.device,
-            groups[index],
-            table.capturable,
-            table.kept,
-        )
+def prepare(table: Table, groups: list[Options]) -> Callable[[], None]:
+    """Return what counts the step and updates all tensors of the table, group by group."""
+
+    def update() -> None:
+        for index in np.unique(table.rows[:, GROUP_INDEX]):
+            rows = table.rows[table.rows[:, GROUP_INDEX] == index, :GROUP_INDEX]
+            options = groups[index], table.capturable
+            update_group(table.dtypes, rows, table.device, *options, table.kept)
+
+    return update
 
 
 def update_group(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gravity_core import hyperparameters as hp
 from gravity_torch._distributed import Shard
-from gravity_torch._state_checks import check_dtypes, check_shapes
+from gravity_torch._state_checks import check_dtypes, check_shapes, check_step
 
 # (p, grad, velocity, t, max_abs) of one tensor, or of this process's shard of it. All tensors are
 # real. t is a 0-d tensor if the host must not read it. max_abs is a 0-d tensor for a shard, whose
@@ -52,7 +52,10 @@ def items_of(batch: Batch, shards: dict[Tensor, Shard]) -> list[Item]:
     elif group["capturable"]:  # the host must not read the counter
         times = _times(steps, first_step)
     else:
-        times = [int(step.item()) + first_step for step in steps]
+        counts = [step.item() for step in steps]
+        for count in counts:
+            check_step(count)
+        times = [int(count) + first_step for count in counts]
     dtypes = {x.dtype for xs in (params, grads, velocities) for x in xs}
     if not shards and not any(dtype.is_complex for dtype in dtypes):
         return list(zip(params, grads, velocities, times, [None] * len(times), strict=True))

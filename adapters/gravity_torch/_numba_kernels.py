@@ -11,20 +11,28 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, config, njit, types
 from numba.extending import intrinsic
 
-from gravity_torch._fused import COLUMNS, GRAD, GROUP_INDEX, MAX_ABS, SIZE, STEP, VELOCITY, P
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 # Elements that are updated at a time: they stay in the innermost cache.
 BLOCK = 1024
+# Numbers of a thread's scratch memory: a block each of G, V and W, widened from a half type.
+SCRATCH = 3 * BLOCK
 
 # How a tensor stores its numbers: in the type that the kernel computes in, or in a half type.
 SAME, BFLOAT16, FLOAT16 = range(3)
+# All numbers that kernels use are in this file: numba's cache on the disk notices its changes only.
+# The columns of the table of tensors are those of `_fused`. The counter is a float32.
+P, GRAD, VELOCITY, STEP, SIZE, MAX_ABS, GROUP_INDEX = range(7)
 # The columns of the table of pieces: the tensor's row, the first element, the number of elements.
 TENSOR, START, LENGTH = range(3)
-# What a call does. FIND also updates each tensor that is one piece, while it is in the cache.
-COUNT, FIND, MOVE = range(3)
+# What a call does. SET sets the coefficients and looks for counters without a number of steps.
+# COUNT adds 1 to the counters. FIND finds max|G| of every piece, and updates each tensor that is
+# one piece, while it is in the cache. MOVE updates the other pieces.
+SET, COUNT, FIND, MOVE = range(4)
 
 # The columns of the table of groups, float64; LR and DECAY are η and η λ.
 FIRST_STEP, MAXIMIZE, DECAYS, BETA, LR, DECAY = range(6)
@@ -36,7 +44,7 @@ CALL = np.dtype(
         *((name, np.int64) for name in ("tensors", "pieces", "groups", "weights", "maxima")),
         *((name, np.int64) for name in ("scratch", "counters", "tensor_count", "piece_count")),
         *((name, np.int64) for name in ("group_count", "p_kind", "grad_kind", "velocity_kind")),
-        ("phase", np.int64),
+        *((name, np.int64) for name in ("phase", "invalid")),
     ]
 )
 
@@ -204,34 +212,49 @@ def bytes_of(kind, real_bytes):
 
 
 @kernel
-def count(call, tensors, groups, weights, real):
-    """Add 1 to every counter, and set β̂ and 1 − β̂ of every tensor."""
+def set_coefficients(call, tensors, groups, weights, real):
+    """Set β̂ and 1 − β̂ of every tensor, and return how many have no valid number of steps."""
+    invalid = 0
     for i in range(call.tensor_count):
         group = groups[tensors[i, GROUP_INDEX]]
-        step = array(tensors[i, STEP], 1, np.float32)
-        t = np.float64(np.int64(step[0])) + group[FIRST_STEP]
-        step[0] += np.float32(1)
+        step = np.float64(array(tensors[i, STEP], 1, np.float32)[0])
+        if not 0 <= step < np.inf:
+            invalid += 1
+        t = np.floor(step) + group[FIRST_STEP]
         new = ((1 - group[BETA]) * t + 1) / (t + 2)
         weights[i, OLD] = real((group[BETA] * t + 1) / (t + 2))
         # The gradient term is odd in G: of −G, it is −ζ.
         weights[i, NEW] = real(-new if group[MAXIMIZE] else new)
+    return invalid
+
+
+@kernel
+def count(call, tensors):
+    """Add 1 to every counter."""
+    for i in range(call.tensor_count):
+        step = array(tensors[i, STEP], 1, np.float32)
+        step[0] += np.float32(1)
 
 
 @kernel
 def step(data, real, real_bytes, unsigned, mask, halves):
     call = carray(data, 1, CALL)[0]
-    tensors = carray(pointer(call.tensors, np.int64), (call.tensor_count, COLUMNS))
+    tensors = carray(pointer(call.tensors, np.int64), (call.tensor_count, 7))
     pieces = carray(pointer(call.pieces, np.int64), (call.piece_count, 3))
     groups = carray(pointer(call.groups, np.float64), (call.group_count, 6))
     weights = carray(pointer(call.weights, real), (call.tensor_count, 2))
     maxima = array(call.maxima, call.piece_count, real)
     bits = array(call.maxima, call.piece_count, unsigned)
+    if call.phase == SET:
+        call.invalid = set_coefficients(call, tensors, groups, weights, real)
+        return
     if call.phase == COUNT:
-        count(call, tensors, groups, weights, real)
+        count(call, tensors)
         return
     p_bytes, grad_bytes = bytes_of(call.p_kind, real_bytes), bytes_of(call.grad_kind, real_bytes)
     velocity_bytes = bytes_of(call.velocity_kind, real_bytes)
-    scratch = call.scratch + take(call.counters + 8) * 3 * BLOCK * 4
+    scratch_g = call.scratch + take(call.counters + 8) * SCRATCH * 4
+    scratch_v, scratch_w = scratch_g + BLOCK * 4, scratch_g + 2 * BLOCK * 4
     while True:
         j = take(call.counters)
         if j >= call.piece_count:
@@ -246,7 +269,7 @@ def step(data, real, real_bytes, unsigned, mask, halves):
                 bits[j] = array(tensors[i, MAX_ABS], 1, unsigned)[0]
             else:
                 bits[j] = find(grad, length, call.grad_kind, halves, unsigned, mask)
-        if whole != (call.phase == FIND):
+        if whole != (call.phase == FIND):  # a whole tensor moves in FIND, a part in MOVE
             continue
         group = groups[tensors[i, GROUP_INDEX]]
         lr, decay, decays = real(group[LR]), real(group[DECAY]), group[DECAYS] != 0
@@ -257,11 +280,11 @@ def step(data, real, real_bytes, unsigned, mask, halves):
                 velocity + a * velocity_bytes,
                 p + a * p_bytes,
             )
-            g = load(g_now, n, call.grad_kind, halves, scratch)
-            v = load(v_now, n, call.velocity_kind, halves, scratch + 4 * BLOCK)
+            g = load(g_now, n, call.grad_kind, halves, scratch_g)
+            v = load(v_now, n, call.velocity_kind, halves, scratch_v)
             update(g, v, n, maxima[j], weights[i, OLD], weights[i, NEW], real)
             store(v, n, call.velocity_kind, halves, v_now)
-            w = load(p_now, n, call.p_kind, halves, scratch + 8 * BLOCK)
+            w = load(p_now, n, call.p_kind, halves, scratch_w)
             descend(w, v, n, lr, decay, decays, real)
             store(w, n, call.p_kind, halves, p_now)
 
@@ -283,5 +306,5 @@ def compiled(function: Callable[[Any], None]) -> Any:
     """Return a kernel, from numba's cache on the disk if that has it and can be used."""
     try:
         return cfunc("void(voidptr)", cache=True)(function)
-    except (OSError, RuntimeError):  # for example, no folder can be written
+    except Exception:  # for example, no folder can be written, or a file there is spoilt
         return cfunc("void(voidptr)")(function)

@@ -1,5 +1,6 @@
 """The three paths of an update, chosen as in torch's own optimizers: loop, foreach and fused."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +16,8 @@ from gravity_torch._single_tensor import single_tensor
 class Plan(NamedTuple):
     """What each path updates."""
 
-    options: list[Options]  # of each group
-    tables: list[_fused.Table]  # for the kernels
-    others: list[tuple[Batch, list[Item]]]  # for the other two paths
+    kernels: list[Callable[[], None]]
+    others: list[tuple[Batch, list[Item], Options]]
 
 
 def plan(batches: list[Batch], shards: dict[Tensor, Shard], checks: _fused.Checks) -> Plan:
@@ -26,24 +26,29 @@ def plan(batches: list[Batch], shards: dict[Tensor, Shard], checks: _fused.Check
     others = batches
     if not torch.compiler.is_compiling():
         tables, others = _fused.split(batches, shards, checks)
-    items = [(batch, items_of(batch, shards)) for batch in others if batch.params]
-    return Plan([_options(batch.group) for batch in batches], tables, items)
+    items = [(batch, items_of(batch, shards), _options(batch.group)) for batch in others]
+    options = [_options(batch.group) for batch in batches] if tables else []
+    kernels = [_fused.runner(table.device.type).prepare(table, options) for table in tables]
+    for table in tables:
+        # Kernels do not mark tensors as changed, so autograd would accept a stale graph.
+        torch.autograd.graph.increment_version(table.changed)
+    return Plan(kernels, items)
 
 
 def update(plan: Plan) -> None:
     """Count the step, and update every parameter on its path."""
-    for table in plan.tables:
-        # Kernels do not mark p as changed, so autograd would accept a stale graph.
-        torch.autograd.graph.increment_version(table.params)
-        _fused.kernels(table.device.type).update(table, plan.options)
-    for batch, items in plan.others:
+    for run in plan.kernels:
+        run()
+    for batch, items, options in plan.others:
+        if not items:
+            continue
         _count(batch.steps)
         if torch.compiler.is_compiling():
             items = [
                 (_at_least_1d(p), _at_least_1d(g), _at_least_1d(v), t, m) for p, g, v, t, m in items
             ]
         is_loop = batch.group["foreach"] is False or batch.group["differentiable"]
-        (single_tensor if is_loop else multi_tensor)(items, _options(batch.group))
+        (single_tensor if is_loop else multi_tensor)(items, options)
 
 
 def _options(group: dict[str, Any]) -> Options:
@@ -51,7 +56,7 @@ def _options(group: dict[str, Any]) -> Options:
         lr=_as_scalar(group["lr"]),
         beta=group["beta"],
         weight_decay=group["weight_decay"] or None,
-        maximize=group["maximize"],
+        maximize=bool(group["maximize"]),
         first_step=group["first_step"],
     )
 

@@ -1,5 +1,6 @@
 """The state of a parameter: its step counter, its checks, and the names in other checkpoints."""
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,12 @@ def check_state(p: Tensor, state: dict[str, Any]) -> None:
     if not _distributed.is_placed_as(velocity, p):
         expected, got = (getattr(x, "placements", "not sharded") for x in (p, velocity))
         raise ValueError(f"velocity must be sharded like its parameter, {expected}, got {got}")
+
+
+def check_step(value: float) -> None:
+    """Raise unless a number of updates is finite and not negative."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"step in the state must be finite and >= 0, got {value!r}")
 
 
 def check_shapes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:

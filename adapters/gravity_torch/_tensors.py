@@ -46,7 +46,8 @@ def has_one_order(p: Tensor, grad: Tensor, velocity: Tensor) -> bool:
     """Return whether the tensors have their elements in one order in memory, without gaps."""
     if p.is_contiguous() and grad.is_contiguous() and velocity.is_contiguous():
         return True
-    return p.stride() == grad.stride() == velocity.stride() and is_dense(p)
+    same = p.stride() == grad.stride() == velocity.stride()
+    return same and p.shape == grad.shape == velocity.shape and is_dense(p)
 
 
 def is_dense(x: Tensor) -> bool:

@@ -217,7 +217,8 @@ class Gravity(torch.optim.Optimizer):
         Raises:
             RuntimeError: for a sparse gradient, and where `fused=True` is impossible.
             ValueError: if a gradient or a velocity does not fit its parameter: it has another
-                shape, or only one of the two is complex. This happens if `p.data` is replaced.
+                shape, or only one of the two is complex. This happens if `p.data` is replaced. (The
+                kernels go by the number of elements.) Also if a counter is negative or not finite.
 
         After one of these errors, no parameter and no counter has changed.
         """

@@ -55,13 +55,13 @@ def same(first, second):
 @pytest.fixture
 def taken(monkeypatch):
     """Return a list that grows with the number of tensors that the kernels update."""
-    numbers, own = [], _fused_cpu.update
+    numbers, own = [], _fused_cpu.prepare
 
-    def update(table, groups):
-        numbers.append(len(table.tensors))
-        own(table, groups)
+    def prepare(table, groups):
+        update = own(table, groups)
+        return lambda: numbers.append(len(table.rows)) or update()
 
-    monkeypatch.setattr(_fused_cpu, "update", update)
+    monkeypatch.setattr(_fused_cpu, "prepare", prepare)
     return numbers
 
 
@@ -188,7 +188,7 @@ def test_no_kernel_writes_outside_the_tensors(monkeypatch, threads, dtype, size)
     group = Gravity([torch.nn.Parameter(p)], weight_decay=0.01).param_groups[0]
     batch = Batch(group, [p], [grad], [velocity], [counters[1]])
     plan = _paths.plan([batch], {}, _fused.Checks())
-    assert plan.tables
+    assert plan.kernels
     assert not plan.others
     _paths.update(plan)
     for x in guarded:
@@ -408,9 +408,9 @@ def without_numba(monkeypatch):
     for name in ("_fused_cpu", "_numba_kernels"):
         monkeypatch.delitem(sys.modules, f"gravity_torch.{name}")
         monkeypatch.delattr(gravity_torch, name)
-    _fused.kernels.cache_clear()
+    _fused.runner.cache_clear()
     yield
-    _fused.kernels.cache_clear()
+    _fused.runner.cache_clear()
 
 
 @pytest.mark.usefixtures("without_numba")

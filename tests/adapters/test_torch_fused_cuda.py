@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
+from tests.support.guarded import Guarded, assert_same_bits, normal, real  # noqa: E402
 from tests.support.triton_processes import (  # noqa: E402
     compiling,
     interpreted,
@@ -39,7 +40,6 @@ MIXED = [
 ]
 # With `limits`, a block has 16 numbers (8 in float64), and a chunk 48.
 SIZES = [0, 1, 15, 16, 17, 32, 33, 47, 48, 49, 64, 65, 101]
-EDGE = 64  # bytes around a tensor that nobody may write
 
 
 @contextlib.contextmanager
@@ -50,49 +50,6 @@ def limits(block_bytes=64, chunk=48, counters=4):
     numbers = {"SHORTEST": chunk, "LONGEST": chunk, "COUNTERS": counters}
     with mock.patch.multiple(_fused_cuda, BLOCK_BYTES=block_bytes, **numbers):
         yield _fused_cuda
-
-
-class Guarded:
-    """A tensor with other bytes on both sides, `shift` bytes from a multiple of 64."""
-
-    def __init__(self, numbers, shift=0):
-        own = numbers.numel() * numbers.itemsize
-        self.memory = torch.full((own + 2 * EDGE + 64,), 0xA5, dtype=torch.uint8)
-        start = -self.memory.data_ptr() % 64 + EDGE + shift
-        self.own = slice(start, start + own)
-        self.bytes = self.memory[self.own]
-        self.bytes.copy_(numbers.reshape(-1).view(torch.uint8))
-        self.address = self.memory.data_ptr() + start
-        self.dtype, self.size = numbers.dtype, numbers.numel()
-
-    def numbers(self):
-        """Return a copy: torch itself wants aligned memory."""
-        return self.bytes.clone().view(self.dtype)
-
-    def assert_intact(self):
-        outside = torch.ones(len(self.memory), dtype=torch.bool)
-        outside[self.own] = False
-        assert (self.memory[outside] == 0xA5).all()
-
-
-def real(x):
-    return torch.view_as_real(x) if x.is_complex() else x
-
-
-def assert_same_bits(x, y):
-    """Compare bits; all NaN are equal."""
-    assert x.dtype == y.dtype
-    x, y = real(x), real(y)
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.itemsize]
-    same = (x.view(integer) == y.view(integer)) | (x.isnan() & y.isnan())
-    assert same.all(), f"{(~same).sum()} of {same.numel()}: {x[~same][:5]} {y[~same][:5]}"
-
-
-def normal(size, dtype, generator, scale=1.0):
-    numbers = torch.randn((size, 2) if dtype.is_complex else (size,), generator=generator).double()
-    if dtype.is_complex:
-        numbers = torch.view_as_complex(numbers)
-    return (numbers * scale).to(dtype)
 
 
 def compare(
@@ -323,10 +280,10 @@ def test_an_optimizer_runs_these_kernels_group_by_group():
         return [x for p in params for x in (p.detach(), *optimizer.state[p].values())]
 
     with mock.patch.dict(_fused._COMPILERS, cpu=("triton", "_fused_cuda")):
-        _fused.kernels.cache_clear()
+        _fused.runner.cache_clear()
         fused = train(fused=True)
-        assert _fused.kernels("cpu").__name__ == "gravity_torch._fused_cuda"
-    _fused.kernels.cache_clear()
+        assert _fused.runner("cpu").__name__ == "gravity_torch._fused_cuda"
+    _fused.runner.cache_clear()
     for x, y in zip(fused, train(foreach=False), strict=True):
         assert_same_bits(x, y)
 
