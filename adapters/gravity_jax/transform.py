@@ -18,14 +18,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
+from gravity_jax._leaves import as_array, gradient, is_traced, moves
+from gravity_jax._leaves import velocity_dtype as dtype_of_velocity
 from gravity_jax._reduction import largest_magnitudes
-from gravity_jax._structure import MISSING, leaves_up_to, named_leaves, stacked_axes
+from gravity_jax._structure import leaves_up_to, named_leaves, stacked_axes
 from gravity_jax._velocity import check_velocity_std, initial_velocity, working_dtype
 
 
@@ -91,7 +94,7 @@ def scale_by_gravity(
     """
     std = hp.velocity_std(hp.LEARNING_RATE, hp.ALPHA) if velocity_std is None else velocity_std
     _validate(beta=beta, velocity_std=std, seed=seed, first_step=first_step)
-    if _is_traced(seed) and not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
+    if is_traced(seed) and not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
         raise ValueError(
             f"seed must be an integer in [0, 2**64), got dtype {jnp.result_type(seed)}"
         )
@@ -105,14 +108,14 @@ def scale_by_gravity(
             )
         leaves, structure = named_leaves(params, "params")
         velocity = [
-            initial_velocity(leaf, std, seed, i, _velocity_dtype(name, leaf, velocity_dtype))
+            initial_velocity(leaf, std, seed, i, dtype_of_velocity(name, leaf, velocity_dtype))
             for i, (name, leaf) in enumerate(leaves)
         ]
         state = ScaleByGravityState(
             count=jnp.zeros([], jnp.int32), velocity=jax.tree.unflatten(structure, velocity)
         )
         if velocity:  # optax.tree.map_params calls init with a placeholder that has no leaves
-            stacked_axes(stacked, state.velocity, velocity)  # raise before the first `update`
+            stacked_axes(stacked, state.velocity, state.velocity)  # raise before `update`
         return state
 
     def update_fn(
@@ -124,28 +127,26 @@ def scale_by_gravity(
                 "update must be called inside a shard_map or pmap over axis_name, "
                 f"got a call outside the axis {axis_name!r}"
             )
+        named, structure = named_leaves(state.velocity, "updates")
+        grads = [
+            gradient(name, grad, v)
+            for (name, v), grad in zip(named, leaves_up_to(state.velocity, updates), strict=True)
+        ]
+        axes = stacked_axes(stacked, updates, state.velocity)
+        moving = [i for i, (_, v) in enumerate(named) if moves(v)]
+        pairs = [(grads[i], named[i][1]) for i in moving]
         # Compute all maxima before the velocities, so that one pmax serves all tensors. Compute the
         # coefficients once per dtype.
-        velocities, structure = named_leaves(state.velocity, "updates")
-        grads = [
-            _gradient(name, grad, v)
-            for (name, v), grad in zip(
-                velocities, leaves_up_to(state.velocity, updates), strict=True
-            )
-        ]
-        counts = stacked_axes(stacked, updates, grads)
-        pairs = [(grad, v) for grad, (_, v) in zip(grads, velocities, strict=True)]
-        max_abs = _max_abs(pairs, counts)
+        max_abs = _max_abs(pairs, [axes[i] for i in moving])
         if axis_name is not None:
             max_abs = jax.lax.pmax(max_abs, axis_name)  # one collective for all tensors
         dtypes = [working_dtype(grad.dtype, v.dtype) for grad, v in pairs]
         weights = {d: _coefficients(state.count, first_step, beta, d) for d in set(dtypes)}
-        velocity = [
-            _next_velocity(*pair, largest, *weights[dtype])
-            for pair, largest, dtype in zip(pairs, max_abs, dtypes, strict=True)
-        ]
-        updates = [v.astype(g.dtype) for v, g in zip(velocity, grads, strict=True)]
-        return jax.tree.unflatten(structure, updates), ScaleByGravityState(
+        velocity, new = [v for _, v in named], list(grads)
+        for i, pair, largest, dtype in zip(moving, pairs, max_abs, dtypes, strict=True):
+            velocity[i] = _next_velocity(*pair, largest, *weights[dtype])
+            new[i] = velocity[i].astype(grads[i].dtype)
+        return jax.tree.unflatten(structure, new), ScaleByGravityState(
             count=optax.safe_increment(state.count),
             velocity=jax.tree.unflatten(structure, velocity),
         )
@@ -226,35 +227,58 @@ def gravity(
         weight_decay=_at_start(weight_decay),
         velocity_std=velocity_std,
     )
-    precondition = functools.partial(
-        scale_by_gravity,
-        beta,
-        seed=seed,
-        first_step=first_step,
-        velocity_dtype=velocity_dtype,
-        stacked=stacked,
-        axis_name=axis_name,
-    )
+    # Equinox compares two transformations by the contents of their closures, so these hold no
+    # functools.partial, which equals only itself, and σ as an array, which is traced.
+    options: dict[str, Any] = {
+        "beta": beta,
+        "seed": seed,
+        "first_step": first_step,
+        "velocity_dtype": velocity_dtype,
+        "stacked": stacked,
+        "axis_name": axis_name,
+    }
     # optax.inject_hyperparams constructs the optimizer again in every update. The learning rate may
     # be 0 by then, so let only `init` compute σ and warn.
     injected = isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array)
-    fixed_std = None if injected else _velocity_std(nominal, alpha, velocity_std)
+    fixed_std = None if injected else np.asarray(_velocity_std(nominal, alpha, velocity_std))
     origin = {"learning_rate": nominal, "alpha": alpha} if velocity_std is None else {}
 
     def init_fn(params: optax.Params) -> optax.OptState:
         std = _velocity_std(nominal, alpha, velocity_std) if injected else fixed_std
         for name, leaf in named_leaves(params, "params")[0]:
-            dtype = _velocity_dtype(name, leaf, velocity_dtype)
-            if 0 not in jnp.shape(leaf):  # the V₀ of an empty array cannot overflow
+            dtype = dtype_of_velocity(name, leaf, velocity_dtype)
+            if moves(leaf) and 0 not in jnp.shape(leaf):  # an empty V₀ cannot overflow
                 check_velocity_std(std, dtype, **origin)
-        return precondition(velocity_std=std).init(params)
+        return scale_by_gravity(velocity_std=std, **options).init(params)
 
-    update_fn = precondition(velocity_std=0.0).update
-    transforms = [optax.GradientTransformation(init_fn, update_fn)]
-    # Only a Python 0 omits the decay: the state's structure must not depend on traced values.
-    if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
-        transforms.append(optax.add_decayed_weights(weight_decay, mask))
-    return optax.chain(*transforms, optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(
+        optax.GradientTransformation(init_fn, scale_by_gravity(velocity_std=0, **options).update),
+        _add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformation:
+    """Return optax's weight decay, with the same state if the decay is off.
+
+    A plain checkpoint then restores under `optax.inject_hyperparams`, which traces the decay. An
+    integer parameter does not decay: the sum would be rounded to an integer.
+    """
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    off = isinstance(weight_decay, (int, float)) and weight_decay == 0
+
+    def update_fn(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if off:
+            return updates, state
+        decayed, state = decay.update(updates, state, params)
+        chosen = jax.tree.map(
+            lambda p, old, new: new if moves(as_array(p)) else old, params, updates, decayed
+        )
+        return chosen, state
+
+    return optax.GradientTransformation(decay.init, update_fn)
 
 
 def _at_start(value: Any) -> Any:
@@ -265,21 +289,17 @@ def _at_start(value: Any) -> Any:
         return value(jnp.zeros([], jnp.int32))
 
 
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
-
-
 def _validate(**values: Any) -> None:
     for name, value in values.items():
-        if _is_traced(value) and jnp.shape(value):
+        if is_traced(value) and jnp.shape(value):
             raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
-    hp.validate(**{name: value for name, value in values.items() if not _is_traced(value)})
+    hp.validate(**{name: value for name, value in values.items() if not is_traced(value)})
 
 
 def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
     if velocity_std is not None:
         return velocity_std
-    if _is_traced(learning_rate) or _is_traced(alpha):
+    if is_traced(learning_rate) or is_traced(alpha):
         # Widen them: optax.inject_hyperparams may pass them in the half dtype of the weights.
         learning_rate, alpha = jnp.asarray(learning_rate, float), jnp.asarray(alpha, float)
         at_rest = learning_rate == 0
@@ -303,42 +323,6 @@ def _check_velocity_dtype(dtype: Any) -> None:
         floating = False
     if not floating:
         raise ValueError(f"velocity_dtype must be a floating dtype or None, got {dtype!r}")
-
-
-def _dtype(name: str, leaf: Any) -> Any:
-    """Return the dtype of a leaf; raise unless JAX can compute in it."""
-    try:
-        dtype = jax.typeof(leaf).dtype
-        received = f"dtype {dtype}"
-    except TypeError:
-        dtype, received = None, repr(leaf)
-    # Refuse float8: JAX promotes it to no other dtype, so optax.apply_updates could not add it.
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 16:
-        raise TypeError(
-            f"{name} must be a floating or complex array of at least 16 bits (optax.masked can "
-            f"leave out other leaves), got {received}"
-        )
-    return dtype
-
-
-def _velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
-    own = _dtype(name, param)
-    if dtype is None or jnp.issubdtype(own, jnp.complexfloating):
-        return own
-    return jax.dtypes.canonicalize_dtype(dtype)
-
-
-def _gradient(name: str, grad: Any, v: jax.Array) -> jax.Array:
-    """Return a gradient as an array; raise unless it fits its velocity."""
-    if grad is None:
-        raise ValueError(f"{name} {MISSING}")
-    dtype = _dtype(name, grad)
-    if jnp.shape(grad) != v.shape or jnp.iscomplexobj(grad) != jnp.iscomplexobj(v):
-        raise ValueError(
-            f"{name} must have the shape of its parameter, and both must be real or both complex: "
-            f"expected {v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
-        )
-    return jnp.asarray(grad)
 
 
 def _parts(array: jax.Array) -> list[jax.Array]:
@@ -365,7 +349,7 @@ def _coefficients(count: Any, first_step: Any, beta: Any, dtype: Any) -> tuple[A
     """Return (β̂, 1 − β̂), computed on the host in float64, or under jit in `dtype`."""
     if isinstance(beta, jax.Array):
         beta = beta.astype(dtype)
-    t = (count if _is_traced(count) else int(count)) + first_step
+    t = (count if is_traced(count) else int(count)) + first_step
     return coefficients(t.astype(dtype) if isinstance(t, jax.Array) else t, beta)
 
 
