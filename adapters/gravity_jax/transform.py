@@ -13,6 +13,7 @@ Guarantees:
 
 import functools
 import itertools
+import warnings
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -61,6 +62,7 @@ def scale_by_gravity(
 
     max|G| is the maximum over each array of the parameter tree, or over each layer of a `stacked`
     array. Under jit, V₀ and V take the sharding of the parameters, and max|G| covers all shards.
+    Integer and boolean parameters are accepted, and stay as they are.
 
     Args:
         beta: β in [0, 1].
@@ -79,9 +81,8 @@ def scale_by_gravity(
     Raises:
         ValueError: naming the argument and the value received, or the shape of a traced value.
             `update` also raises it for a gradient that is missing, superfluous or of another shape.
-        TypeError: from `init` and `update`, for a parameter or a gradient that is neither floating
-            nor complex.
-            The messages about parameters and gradients name the place in the tree.
+        TypeError: from `init` and `update`, for a parameter or a gradient that is no array of
+            numbers. The messages about parameters and gradients name the place in the tree.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -173,10 +174,13 @@ def gravity(
         V₀ ~ N(0, (α/η)²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
         ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ;  W ← W − η (V + λ W)
 
+    Integer and boolean parameters are accepted, and stay as they are.
+
     Args:
         learning_rate: η, a number >= 0 or an optax schedule. The standard deviation of V₀ is
             alpha / η with η at step 0. Later values do not affect it. If that η is the small start
-            of a warm-up, pass velocity_std.
+            of a warm-up, pass velocity_std; a UserWarning says so where a schedule grows more than
+            tenfold in its first ten steps.
         alpha: α, finite and >= 0.
         beta: β in [0, 1].
         weight_decay: λ, finite and >= 0, or an optax schedule; decoupled.
@@ -203,9 +207,8 @@ def gravity(
     Raises:
         ValueError: naming the argument and the value received, or the shape of a traced value.
             `update` also raises it for a gradient that is missing, superfluous or of another shape.
-        TypeError: from `init` and `update`, for a parameter or a gradient that is neither floating
-            nor complex.
-            The messages about parameters and gradients name the place in the tree.
+        TypeError: from `init` and `update`, for a parameter or a gradient that is no array of
+            numbers. The messages about parameters and gradients name the place in the tree.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -220,11 +223,11 @@ def gravity(
         >>> bool(loss(w) < 1e-4)
         True
     """
-    nominal = _at_start(learning_rate)
+    nominal = _value_at(0, learning_rate)
     _validate(
         learning_rate=nominal,
         alpha=alpha,
-        weight_decay=_at_start(weight_decay),
+        weight_decay=_value_at(0, weight_decay),
         velocity_std=velocity_std,
     )
     # Equinox compares two transformations by the contents of their closures, so these hold no
@@ -239,8 +242,10 @@ def gravity(
     }
     # optax.inject_hyperparams constructs the optimizer again in every update. The learning rate may
     # be 0 by then, so let only `init` compute σ and warn.
+    if callable(learning_rate) and velocity_std is None:
+        _warn_of_warm_up(nominal, _value_at(10, learning_rate), alpha)
     injected = isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array)
-    fixed_std = None if injected else np.asarray(_velocity_std(nominal, alpha, velocity_std))
+    fixed_std = None if injected else _velocity_std(nominal, alpha, velocity_std)
     origin = {"learning_rate": nominal, "alpha": alpha} if velocity_std is None else {}
 
     def init_fn(params: optax.Params) -> optax.OptState:
@@ -281,18 +286,35 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
     return optax.GradientTransformation(decay.init, update_fn)
 
 
-def _at_start(value: Any) -> Any:
-    """Return a schedule's value at step 0 as a concrete number, also inside jit."""
+def _value_at(step: int, value: Any) -> Any:
+    """Return a schedule's value as a concrete number, also inside jit, and a number as it is."""
     if not callable(value):
         return value
     with jax.ensure_compile_time_eval():
-        return value(jnp.zeros([], jnp.int32))
+        return value(jnp.asarray(step, jnp.int32))
+
+
+def _warn_of_warm_up(first: Any, later: Any, alpha: Any) -> None:
+    """Warn if the learning rate grows more than tenfold before V₀ has faded, in some ten steps."""
+    if any(map(is_traced, (first, later, alpha))):
+        return
+    first, later = hp.as_float(first), hp.as_float(later)
+    if 0 < 10 * first < later and hp.as_float(alpha) > 0:
+        warnings.warn(
+            f"learning_rate grows from {first:g} to {later:g} in ten steps, but the velocity "
+            f"starts with the standard deviation alpha / {first:g}; pass velocity_std, for example "
+            "alpha divided by the largest learning rate",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _validate(**values: Any) -> None:
     for name, value in values.items():
         if is_traced(value) and jnp.shape(value):
             raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
+        if is_traced(value) and not hp.may_be_a_number(value):
+            raise ValueError(f"{name} must be a real number, got dtype {value.dtype}")
     hp.validate(**{name: value for name, value in values.items() if not is_traced(value)})
 
 
@@ -304,7 +326,7 @@ def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
         learning_rate, alpha = jnp.asarray(learning_rate, float), jnp.asarray(alpha, float)
         at_rest = learning_rate == 0
         return jnp.where(at_rest, 0, alpha / jnp.where(at_rest, 1, learning_rate))
-    return hp.velocity_std(learning_rate, alpha, stacklevel=4)
+    return np.asarray(hp.velocity_std(learning_rate, alpha, stacklevel=4))
 
 
 def _is_inside(axis_name: Hashable) -> bool:
