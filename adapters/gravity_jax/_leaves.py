@@ -74,10 +74,7 @@ def gradient(name: str, grad: Any, v: jax.Array) -> Any:
             f"{name} must have the shape of its parameter, and both must be real or both complex: "
             f"expected {v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
         )
-    if moves(v):
-        return jnp.asarray(grad)
-    # jax.grad(allow_int=True) returns float0, which nothing can be added to.
-    return v if dtype == jax.dtypes.float0 else jnp.zeros_like(grad)
+    return jnp.asarray(grad) if moves(v) else jnp.zeros_like(v)
 
 
 def _dtype(leaf: Any) -> Any:

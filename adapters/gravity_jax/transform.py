@@ -26,7 +26,7 @@ from jax.typing import ArrayLike, DTypeLike
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
-from gravity_jax._leaves import as_array, gradient, is_traced, moves
+from gravity_jax._leaves import gradient, is_traced, moves
 from gravity_jax._leaves import velocity_dtype as dtype_of_velocity
 from gravity_jax._reduction import largest_magnitudes
 from gravity_jax._structure import leaves_up_to, named_leaves, stacked_axes
@@ -256,34 +256,39 @@ def gravity(
                 check_velocity_std(std, dtype, **origin)
         return scale_by_gravity(velocity_std=std, **options).init(params)
 
-    return optax.chain(
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
+        # Keep the structure of the state, for optax.inject_hyperparams, which traces weight_decay.
+        decay = optax.GradientTransformation(decay.init, _unchanged)
+    chain = optax.chain(
         optax.GradientTransformation(init_fn, scale_by_gravity(velocity_std=0, **options).update),
-        _add_decayed_weights(weight_decay, mask),
+        decay,
         optax.scale_by_learning_rate(learning_rate),
     )
 
-
-def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformation:
-    """Return optax's weight decay, with the same state if the decay is off.
-
-    A plain checkpoint then restores under `optax.inject_hyperparams`, which traces the decay. An
-    integer parameter does not decay: the sum would be rounded to an integer.
-    """
-    decay = optax.add_decayed_weights(weight_decay, mask)
-    off = isinstance(weight_decay, (int, float)) and weight_decay == 0
-
     def update_fn(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        if off:
-            return updates, state
-        decayed, state = decay.update(updates, state, params)
-        chosen = jax.tree.map(
-            lambda p, old, new: new if moves(as_array(p)) else old, params, updates, decayed
+        updates, state = chain.update(updates, state, params, **extra)
+        # The sum of an integer and a floating update, even 0, would be rounded.
+        exact = jax.tree.map(
+            lambda v, u: u if u is None or moves(v) else jnp.zeros_like(v),
+            state[0].velocity,
+            updates,
         )
-        return chosen, state
+        return exact, state
 
-    return optax.GradientTransformation(decay.init, update_fn)
+    return optax.GradientTransformationExtraArgs(chain.init, update_fn)
+
+
+def _unchanged(
+    updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+) -> tuple[optax.Updates, optax.OptState]:
+    del params
+    return updates, state
 
 
 def _value_at(step: int, value: Any) -> Any:
