@@ -230,8 +230,8 @@ def gravity(
         weight_decay=_value_at(0, weight_decay),
         velocity_std=velocity_std,
     )
-    # Equinox compares two transformations by the contents of their closures, so these hold no
-    # functools.partial, which equals only itself, and σ as an array, which is traced.
+    # Equinox compares transformations by the contents of their closures. So these hold values, not a
+    # functools.partial, which equals only itself, and a derived σ as an array, which is traced.
     options: dict[str, Any] = {
         "beta": beta,
         "seed": seed,
@@ -240,10 +240,10 @@ def gravity(
         "stacked": stacked,
         "axis_name": axis_name,
     }
-    # optax.inject_hyperparams constructs the optimizer again in every update. The learning rate may
-    # be 0 by then, so let only `init` compute σ and warn.
     if callable(learning_rate) and velocity_std is None:
         _warn_of_warm_up(nominal, _value_at(10, learning_rate), alpha)
+    # optax.inject_hyperparams constructs the optimizer again in every update. The learning rate may
+    # be 0 by then, so let only `init` compute σ and warn.
     injected = isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array)
     fixed_std = None if injected else _velocity_std(nominal, alpha, velocity_std)
     origin = {"learning_rate": nominal, "alpha": alpha} if velocity_std is None else {}
