@@ -230,7 +230,7 @@ def gravity(
         weight_decay=_value_at(0, weight_decay),
         velocity_std=velocity_std,
     )
-    # Equinox compares transformations by the contents of their closures. So these hold values, not a
+    # Equinox compares transformations by the contents of their closures. So these hold values, no
     # functools.partial, which equals only itself, and a derived σ as an array, which is traced.
     options: dict[str, Any] = {
         "beta": beta,
