@@ -6,28 +6,31 @@ from typing import Any
 import jax
 import optax
 
-MISSING = (
-    "is missing: a parameter without a gradient needs zeros, or optax.masked around the "
-    "transformation"
-)
+from gravity_jax._leaves import MISSING, as_array, moves
+
 SUPERFLUOUS = "belongs to no parameter"
 
 
 def named_leaves(tree: Any, argument: str) -> tuple[list[tuple[str, Any]], Any]:
-    """Return the leaves with their names, such as params['w'], and the tree structure."""
+    """Return the leaves with their names, such as params['w'], and the tree structure.
+
+    A leaf that has `__jax_array__` is returned as its array.
+    """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return [(argument + jax.tree_util.keystr(path), leaf) for path, leaf in leaves], structure
+    return [
+        (argument + jax.tree_util.keystr(path), as_array(leaf)) for path, leaf in leaves
+    ], structure
 
 
 def leaves_up_to(velocity: Any, updates: Any) -> list[Any]:
-    """Return the subtree of `updates` at the place of each leaf of `velocity`.
+    """Return the subtree of `updates` at the place of each leaf of `velocity`, as `named_leaves`.
 
     Raises:
         ValueError: naming the first place where the structure of `updates` differs.
     """
     structure: Any = jax.tree.structure(velocity)
     try:
-        return list(structure.flatten_up_to(updates))
+        return [as_array(subtree) for subtree in structure.flatten_up_to(updates)]
     except ValueError as error:
         # JAX's message lists all keys of a dict, but not where the dict is.
         raise ValueError(first_difference(velocity, updates, "updates") or str(error)) from None
@@ -76,26 +79,27 @@ def _one_level(node: Any) -> tuple[dict[str, Any], Any]:
     return {jax.tree_util.keystr(path): child for path, child in children}, structure
 
 
-def stacked_axes(stacked: Any, updates: optax.Updates, grads: list[Any]) -> list[int]:
-    """Return the number of leading axes that index layers, for every leaf."""
+def stacked_axes(stacked: Any, updates: optax.Updates, velocity: optax.Updates) -> list[int]:
+    """Return the number of leading axes that index layers, for every leaf of `velocity`."""
+    leaves = jax.tree.leaves(velocity)
     if stacked is None:
-        return [0] * len(grads)
+        return [0] * len(leaves)
     prefix = stacked(updates) if callable(stacked) else stacked
     # Replace None with 0, because JAX treats None as an empty tree and not as a leaf.
     prefix = jax.tree.map(lambda n: 0 if n is None else n, prefix, is_leaf=lambda n: n is None)
     try:
-        counts, _ = named_leaves(jax.tree.broadcast(prefix, updates), "stacked")
+        counts, _ = named_leaves(jax.tree.broadcast(prefix, velocity), "stacked")
     except ValueError as error:
         raise ValueError(f"stacked must be a pytree prefix of the updates: {error}") from error
     axes = []
-    for (name, value), grad in zip(counts, grads, strict=True):
+    for (name, value), v in zip(counts, leaves, strict=True):
         try:
             count = -1 if isinstance(value, bool) else operator.index(value)
         except TypeError:  # for example a traced integer
             count = -1
-        if not 0 <= count <= grad.ndim:
+        if moves(v) and not 0 <= count <= v.ndim:
             raise ValueError(
-                f"{name} must be an integer in [0, {grad.ndim}], known when tracing (the number of "
+                f"{name} must be an integer in [0, {v.ndim}], known when tracing (the number of "
                 f"leading axes that index layers), got {value!r}"
             )
         axes.append(count)

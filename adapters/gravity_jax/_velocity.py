@@ -42,11 +42,13 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
         std: σ >= 0, which may be traced.
         seed: an integer in [0, 2**64), which may be traced.
         index: the parameter's position among the leaves of the tree, from 0.
-        dtype: the dtype of V₀, floating or complex.
+        dtype: the dtype of V₀. If it is neither floating nor complex, V₀ is 0.
 
     Raises:
         ValueError: for an axis of more than 2**32 elements, or if V₀ would overflow.
     """
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.zeros_like(param, dtype=dtype)
     shape = jnp.shape(param)
     if any(isinstance(n, int) and n > 2**32 for n in shape):  # jax.export may have symbols
         raise ValueError(f"an axis must have at most 2**32 elements, got shape {shape}")

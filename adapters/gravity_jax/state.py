@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gravity_core import State
 from gravity_core import hyperparameters as hp
+from gravity_jax._leaves import as_array, is_traced, moves
 from gravity_jax.transform import ScaleByGravityState
 
 
@@ -26,9 +27,11 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
             is evaluated at the state's count. If the learning rate has changed since `init`
             (`optax.inject_hyperparams`), pass ``velocity_std`` too.
 
+    Integer and boolean parameters have no velocity, so the result leaves them out.
+
     Raises:
-        ValueError: unless the state holds exactly one `ScaleByGravityState`, or for a
-            hyper-parameter out of its range.
+        ValueError: unless the state holds exactly one `ScaleByGravityState` with the values of one
+            optimizer (no ensemble, not inside jit), or for a hyper-parameter out of its range.
         TypeError: for a hyper-parameter that does not exist.
 
     Example:
@@ -38,8 +41,9 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
         >>> export_state(opt_state, learning_rate=0.2)
         State(t=1, first_step=1, velocities=[float32(3,)])
     """
-    own = _own_state(opt_state)
-    count = int(own.count)
+    count, *leaves = map(as_array, jax.tree.leaves(_own_state(opt_state)))
+    _check_values(count, *leaves)
+    count = int(count)
     rate = hyperparameters.get("learning_rate")
     if callable(rate) and hyperparameters.get("velocity_std") is None:
         alpha = hyperparameters.get("alpha", hp.ALPHA)
@@ -47,8 +51,7 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
     for name in ("learning_rate", "weight_decay"):
         if callable(hyperparameters.get(name)):
             hyperparameters[name] = hp.as_float(hyperparameters[name](count))
-    velocities = [_whole(v) for v in jax.tree.leaves(own.velocity)]
-    return State(count, velocities, hyperparameters)
+    return State(count, [_whole(v) for v in leaves if moves(v)], hyperparameters)
 
 
 def import_state(opt_state: optax.OptState, state: State) -> Any:
@@ -60,12 +63,13 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
 
     Args:
         opt_state: the result of the transformation's ``init`` for the parameters. The velocities
-            must have the order of its leaves.
+            must have the order of its leaves. Wrappers around the arrays stay, such as the
+            variables of flax nnx.
         state: a state from any framework.
 
     Raises:
         ValueError: if the state does not fit, or if its t exceeds int32. The message names the
-            first mismatch.
+            first mismatch. Also unless `opt_state` holds the arrays of one optimizer.
 
     Example:
         >>> from gravity_jax import gravity
@@ -75,18 +79,21 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
         >>> int(opt_state[0].count)
         10
     """
-    leaves, structure = jax.tree.flatten(_own_state(opt_state).velocity)
-    largest = int(jnp.iinfo(jnp.int32).max)
-    state.check([(v.shape, jnp.dtype(v.dtype).name) for v in leaves], largest_t=largest)
-    velocity = [_like(old, v) for old, v in zip(leaves, state.velocities, strict=True)]
-    count = jnp.asarray(state.count, jnp.int32)
-    own = ScaleByGravityState(count, jax.tree.unflatten(structure, velocity))
+    leaves, structure = jax.tree.flatten(_own_state(opt_state))
+    _check_values(*leaves)
+    moving = [i for i, v in enumerate(leaves) if i > 0 and moves(v)]  # leaves[0] is the count
+    expected = [(leaves[i].shape, jnp.dtype(leaves[i].dtype).name) for i in moving]
+    state.check(expected, largest_t=int(jnp.iinfo(jnp.int32).max))
+    leaves[0] = count = jnp.asarray(state.count, jnp.int32)
+    for i, v in zip(moving, state.velocities, strict=True):
+        leaves[i] = _like(leaves[i], v)
+    own = jax.tree.unflatten(structure, leaves)
 
     def replaced(node: Any) -> Any:
         if isinstance(node, ScaleByGravityState):
             return own
         if _counts_a_schedule(node):
-            node = node._replace(count=count)
+            node = node._replace(count=jax.tree.map(lambda _: count, node.count))
         children, one_level = jax.tree.flatten(node, is_leaf=lambda x: x is not node)
         if len(children) == 1 and children[0] is node:  # an array
             return node
@@ -107,6 +114,19 @@ def _own_state(opt_state: Any) -> ScaleByGravityState:
     return own
 
 
+def _check_values(count: Any, *velocities: Any) -> None:
+    for leaf in (count, *velocities):
+        if is_traced(leaf) or not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
+            raise ValueError(
+                f"opt_state must hold arrays with values, outside jit, got {type(leaf).__name__}"
+            )
+    if count.shape:
+        raise ValueError(
+            f"opt_state must be the state of one optimizer, got a count of shape {count.shape} "
+            "(jax.tree.map(lambda x: x[i], opt_state) is member i of an ensemble)"
+        )
+
+
 def _counts_a_schedule(node: Any) -> bool:
     # optax has no public name for the state of a scheduled weight decay. Its only field is a count.
     return isinstance(node, optax.InjectStatefulHyperparamsState) or (
@@ -124,8 +144,8 @@ def _whole(v: Any) -> np.ndarray:
     return np.asarray(v)
 
 
-def _like(old: jax.Array, v: np.ndarray) -> jax.Array:
+def _like(old: Any, v: np.ndarray) -> jax.Array:
     new = jnp.array(v, old.dtype)  # a copy
     # JAX moves an uncommitted array to the device of the parameters. A committed one stays put, so
     # keep an array uncommitted if `init` left it so.
-    return jax.device_put(new, old.sharding) if old.committed else new
+    return jax.device_put(new, old.sharding) if getattr(old, "committed", False) else new

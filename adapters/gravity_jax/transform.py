@@ -13,19 +13,23 @@ Guarantees:
 
 import functools
 import itertools
+import warnings
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
+from gravity_jax._leaves import gradient, is_traced, moves
+from gravity_jax._leaves import velocity_dtype as dtype_of_velocity
 from gravity_jax._reduction import largest_magnitudes
-from gravity_jax._structure import MISSING, leaves_up_to, named_leaves, stacked_axes
+from gravity_jax._structure import leaves_up_to, named_leaves, stacked_axes
 from gravity_jax._velocity import check_velocity_std, initial_velocity, working_dtype
 
 
@@ -58,6 +62,7 @@ def scale_by_gravity(
 
     max|G| is the maximum over each array of the parameter tree, or over each layer of a `stacked`
     array. Under jit, V₀ and V take the sharding of the parameters, and max|G| covers all shards.
+    Integer and boolean parameters are accepted, and stay as they are.
 
     Args:
         beta: β in [0, 1].
@@ -76,9 +81,8 @@ def scale_by_gravity(
     Raises:
         ValueError: naming the argument and the value received, or the shape of a traced value.
             `update` also raises it for a gradient that is missing, superfluous or of another shape.
-        TypeError: from `init` and `update`, for a parameter or a gradient that is neither floating
-            nor complex.
-            The messages about parameters and gradients name the place in the tree.
+        TypeError: from `init` and `update`, for a parameter or a gradient that is no array of
+            numbers. The messages about parameters and gradients name the place in the tree.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -91,7 +95,7 @@ def scale_by_gravity(
     """
     std = hp.velocity_std(hp.LEARNING_RATE, hp.ALPHA) if velocity_std is None else velocity_std
     _validate(beta=beta, velocity_std=std, seed=seed, first_step=first_step)
-    if _is_traced(seed) and not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
+    if is_traced(seed) and not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
         raise ValueError(
             f"seed must be an integer in [0, 2**64), got dtype {jnp.result_type(seed)}"
         )
@@ -105,14 +109,14 @@ def scale_by_gravity(
             )
         leaves, structure = named_leaves(params, "params")
         velocity = [
-            initial_velocity(leaf, std, seed, i, _velocity_dtype(name, leaf, velocity_dtype))
+            initial_velocity(leaf, std, seed, i, dtype_of_velocity(name, leaf, velocity_dtype))
             for i, (name, leaf) in enumerate(leaves)
         ]
         state = ScaleByGravityState(
             count=jnp.zeros([], jnp.int32), velocity=jax.tree.unflatten(structure, velocity)
         )
         if velocity:  # optax.tree.map_params calls init with a placeholder that has no leaves
-            stacked_axes(stacked, state.velocity, velocity)  # raise before the first `update`
+            stacked_axes(stacked, state.velocity, state.velocity)  # raise before `update`
         return state
 
     def update_fn(
@@ -124,28 +128,26 @@ def scale_by_gravity(
                 "update must be called inside a shard_map or pmap over axis_name, "
                 f"got a call outside the axis {axis_name!r}"
             )
+        named, structure = named_leaves(state.velocity, "updates")
+        grads = [
+            gradient(name, grad, v)
+            for (name, v), grad in zip(named, leaves_up_to(state.velocity, updates), strict=True)
+        ]
+        axes = stacked_axes(stacked, updates, state.velocity)
+        moving = [i for i, (_, v) in enumerate(named) if moves(v)]
+        pairs = [(grads[i], named[i][1]) for i in moving]
         # Compute all maxima before the velocities, so that one pmax serves all tensors. Compute the
         # coefficients once per dtype.
-        velocities, structure = named_leaves(state.velocity, "updates")
-        grads = [
-            _gradient(name, grad, v)
-            for (name, v), grad in zip(
-                velocities, leaves_up_to(state.velocity, updates), strict=True
-            )
-        ]
-        counts = stacked_axes(stacked, updates, grads)
-        pairs = [(grad, v) for grad, (_, v) in zip(grads, velocities, strict=True)]
-        max_abs = _max_abs(pairs, counts)
+        max_abs = _max_abs(pairs, [axes[i] for i in moving])
         if axis_name is not None:
             max_abs = jax.lax.pmax(max_abs, axis_name)  # one collective for all tensors
         dtypes = [working_dtype(grad.dtype, v.dtype) for grad, v in pairs]
         weights = {d: _coefficients(state.count, first_step, beta, d) for d in set(dtypes)}
-        velocity = [
-            _next_velocity(*pair, largest, *weights[dtype])
-            for pair, largest, dtype in zip(pairs, max_abs, dtypes, strict=True)
-        ]
-        updates = [v.astype(g.dtype) for v, g in zip(velocity, grads, strict=True)]
-        return jax.tree.unflatten(structure, updates), ScaleByGravityState(
+        velocity, new = [v for _, v in named], list(grads)
+        for i, pair, largest, dtype in zip(moving, pairs, max_abs, dtypes, strict=True):
+            velocity[i] = _next_velocity(*pair, largest, *weights[dtype])
+            new[i] = velocity[i].astype(grads[i].dtype)
+        return jax.tree.unflatten(structure, new), ScaleByGravityState(
             count=optax.safe_increment(state.count),
             velocity=jax.tree.unflatten(structure, velocity),
         )
@@ -172,10 +174,13 @@ def gravity(
         V₀ ~ N(0, (α/η)²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
         ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ;  W ← W − η (V + λ W)
 
+    Integer and boolean parameters are accepted, and stay as they are.
+
     Args:
         learning_rate: η, a number >= 0 or an optax schedule. The standard deviation of V₀ is
             alpha / η with η at step 0. Later values do not affect it. If that η is the small start
-            of a warm-up, pass velocity_std.
+            of a warm-up, pass velocity_std; a UserWarning says so where a schedule grows more than
+            tenfold in its first ten steps.
         alpha: α, finite and >= 0.
         beta: β in [0, 1].
         weight_decay: λ, finite and >= 0, or an optax schedule; decoupled.
@@ -202,9 +207,8 @@ def gravity(
     Raises:
         ValueError: naming the argument and the value received, or the shape of a traced value.
             `update` also raises it for a gradient that is missing, superfluous or of another shape.
-        TypeError: from `init` and `update`, for a parameter or a gradient that is neither floating
-            nor complex.
-            The messages about parameters and gradients name the place in the tree.
+        TypeError: from `init` and `update`, for a parameter or a gradient that is no array of
+            numbers. The messages about parameters and gradients name the place in the tree.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -219,22 +223,25 @@ def gravity(
         >>> bool(loss(w) < 1e-4)
         True
     """
-    nominal = _at_start(learning_rate)
+    nominal = _value_at(0, learning_rate)
     _validate(
         learning_rate=nominal,
         alpha=alpha,
-        weight_decay=_at_start(weight_decay),
+        weight_decay=_value_at(0, weight_decay),
         velocity_std=velocity_std,
     )
-    precondition = functools.partial(
-        scale_by_gravity,
-        beta,
-        seed=seed,
-        first_step=first_step,
-        velocity_dtype=velocity_dtype,
-        stacked=stacked,
-        axis_name=axis_name,
-    )
+    # Equinox compares transformations by the contents of their closures. So these hold values, no
+    # functools.partial, which equals only itself, and a derived σ as an array, which is traced.
+    options: dict[str, Any] = {
+        "beta": beta,
+        "seed": seed,
+        "first_step": first_step,
+        "velocity_dtype": velocity_dtype,
+        "stacked": stacked,
+        "axis_name": axis_name,
+    }
+    if callable(learning_rate) and velocity_std is None:
+        _warn_of_warm_up(nominal, _value_at(10, learning_rate), alpha)
     # optax.inject_hyperparams constructs the optimizer again in every update. The learning rate may
     # be 0 by then, so let only `init` compute σ and warn.
     injected = isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array)
@@ -244,47 +251,87 @@ def gravity(
     def init_fn(params: optax.Params) -> optax.OptState:
         std = _velocity_std(nominal, alpha, velocity_std) if injected else fixed_std
         for name, leaf in named_leaves(params, "params")[0]:
-            dtype = _velocity_dtype(name, leaf, velocity_dtype)
-            if 0 not in jnp.shape(leaf):  # the V₀ of an empty array cannot overflow
+            dtype = dtype_of_velocity(name, leaf, velocity_dtype)
+            if moves(leaf) and 0 not in jnp.shape(leaf):  # an empty V₀ cannot overflow
                 check_velocity_std(std, dtype, **origin)
-        return precondition(velocity_std=std).init(params)
+        return scale_by_gravity(velocity_std=std, **options).init(params)
 
-    update_fn = precondition(velocity_std=0.0).update
-    transforms = [optax.GradientTransformation(init_fn, update_fn)]
-    # Only a Python 0 omits the decay: the state's structure must not depend on traced values.
-    if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
-        transforms.append(optax.add_decayed_weights(weight_decay, mask))
-    return optax.chain(*transforms, optax.scale_by_learning_rate(learning_rate))
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
+        # Keep the structure of the state, for optax.inject_hyperparams, which traces weight_decay.
+        decay = optax.GradientTransformation(decay.init, _unchanged)
+    chain = optax.chain(
+        optax.GradientTransformation(init_fn, scale_by_gravity(velocity_std=0, **options).update),
+        decay,
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, state = chain.update(updates, state, params, **extra)
+        # The sum of an integer and a floating update, even 0, would be rounded.
+        exact = jax.tree.map(
+            lambda v, u: u if u is None or moves(v) else jnp.zeros_like(v),
+            state[0].velocity,
+            updates,
+        )
+        return exact, state
+
+    return optax.GradientTransformationExtraArgs(chain.init, update_fn)
 
 
-def _at_start(value: Any) -> Any:
-    """Return a schedule's value at step 0 as a concrete number, also inside jit."""
+def _unchanged(
+    updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+) -> tuple[optax.Updates, optax.OptState]:
+    del params
+    return updates, state
+
+
+def _value_at(step: int, value: Any) -> Any:
+    """Return a schedule's value as a concrete number, also inside jit, and a number as it is."""
     if not callable(value):
         return value
     with jax.ensure_compile_time_eval():
-        return value(jnp.zeros([], jnp.int32))
+        return value(jnp.asarray(step, jnp.int32))
 
 
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
+def _warn_of_warm_up(first: Any, later: Any, alpha: Any) -> None:
+    """Warn if the learning rate grows more than tenfold before V₀ has faded, in some ten steps."""
+    if any(map(is_traced, (first, later, alpha))):
+        return
+    first, later = hp.as_float(first), hp.as_float(later)
+    if 0 < 10 * first < later and hp.as_float(alpha) > 0:
+        warnings.warn(
+            f"learning_rate grows from {first:g} to {later:g} in ten steps, but the velocity "
+            f"starts with the standard deviation alpha / {first:g}; pass velocity_std, for example "
+            "alpha divided by the largest learning rate",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _validate(**values: Any) -> None:
     for name, value in values.items():
-        if _is_traced(value) and jnp.shape(value):
+        if is_traced(value) and jnp.shape(value):
             raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
-    hp.validate(**{name: value for name, value in values.items() if not _is_traced(value)})
+        if is_traced(value) and not hp.may_be_a_number(value):
+            raise ValueError(f"{name} must be a real number, got dtype {value.dtype}")
+    hp.validate(**{name: value for name, value in values.items() if not is_traced(value)})
 
 
 def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
     if velocity_std is not None:
         return velocity_std
-    if _is_traced(learning_rate) or _is_traced(alpha):
+    if is_traced(learning_rate) or is_traced(alpha):
         # Widen them: optax.inject_hyperparams may pass them in the half dtype of the weights.
         learning_rate, alpha = jnp.asarray(learning_rate, float), jnp.asarray(alpha, float)
         at_rest = learning_rate == 0
         return jnp.where(at_rest, 0, alpha / jnp.where(at_rest, 1, learning_rate))
-    return hp.velocity_std(learning_rate, alpha, stacklevel=4)
+    return np.asarray(hp.velocity_std(learning_rate, alpha, stacklevel=4))
 
 
 def _is_inside(axis_name: Hashable) -> bool:
@@ -303,42 +350,6 @@ def _check_velocity_dtype(dtype: Any) -> None:
         floating = False
     if not floating:
         raise ValueError(f"velocity_dtype must be a floating dtype or None, got {dtype!r}")
-
-
-def _dtype(name: str, leaf: Any) -> Any:
-    """Return the dtype of a leaf; raise unless JAX can compute in it."""
-    try:
-        dtype = jax.typeof(leaf).dtype
-        received = f"dtype {dtype}"
-    except TypeError:
-        dtype, received = None, repr(leaf)
-    # Refuse float8: JAX promotes it to no other dtype, so optax.apply_updates could not add it.
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 16:
-        raise TypeError(
-            f"{name} must be a floating or complex array of at least 16 bits (optax.masked can "
-            f"leave out other leaves), got {received}"
-        )
-    return dtype
-
-
-def _velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
-    own = _dtype(name, param)
-    if dtype is None or jnp.issubdtype(own, jnp.complexfloating):
-        return own
-    return jax.dtypes.canonicalize_dtype(dtype)
-
-
-def _gradient(name: str, grad: Any, v: jax.Array) -> jax.Array:
-    """Return a gradient as an array; raise unless it fits its velocity."""
-    if grad is None:
-        raise ValueError(f"{name} {MISSING}")
-    dtype = _dtype(name, grad)
-    if jnp.shape(grad) != v.shape or jnp.iscomplexobj(grad) != jnp.iscomplexobj(v):
-        raise ValueError(
-            f"{name} must have the shape of its parameter, and both must be real or both complex: "
-            f"expected {v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
-        )
-    return jnp.asarray(grad)
 
 
 def _parts(array: jax.Array) -> list[jax.Array]:
@@ -365,7 +376,7 @@ def _coefficients(count: Any, first_step: Any, beta: Any, dtype: Any) -> tuple[A
     """Return (β̂, 1 − β̂), computed on the host in float64, or under jit in `dtype`."""
     if isinstance(beta, jax.Array):
         beta = beta.astype(dtype)
-    t = (count if _is_traced(count) else int(count)) + first_step
+    t = (count if is_traced(count) else int(count)) + first_step
     return coefficients(t.astype(dtype) if isinstance(t, jax.Array) else t, beta)
 
 

@@ -147,6 +147,24 @@ def test_a_zero_learning_rate_starts_from_rest_and_warns_once():
     assert not traced[0].velocity["w"].any()
 
 
+def test_a_steep_warm_up_warns_once():
+    warm_up = optax.linear_schedule(1e-4, 0.1, 100)  # 1e-2 at step 10
+    message = "learning_rate grows from 0.0001.* to 0.010.* in ten steps, .* alpha / 0.0001.*; pass"
+    with pytest.warns(UserWarning, match=message) as record:
+        gravity(warm_up)
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    with pytest.warns(UserWarning, match=message):
+        jax.jit(lambda: gravity(warm_up).init(jnp.ones(3)))()
+    for quiet in (  # a warning would be an error
+        {"learning_rate": warm_up, "velocity_std": 0.1},
+        {"learning_rate": warm_up, "alpha": 0},
+        {"learning_rate": optax.linear_schedule(0.02, 0.1, 5)},
+        {"learning_rate": optax.cosine_decay_schedule(0.1, 5)},
+    ):
+        gravity(**quiet)
+
+
 def test_the_value_of_a_schedule_at_its_start_is_known_under_jit():
     # The schedule may expect an array, and receives one even if JAX traces.
     rate = lambda count: 0.3 * jnp.exp(-count.astype(jnp.float32))  # noqa: E731

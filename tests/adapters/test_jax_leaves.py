@@ -12,6 +12,7 @@ from gravity_jax import (  # noqa: E402
     gravity,
     scale_by_gravity,
 )
+from tests.support.jax_helpers import assert_same, tree  # noqa: E402
 
 
 @pytest.mark.filterwarnings("error")
@@ -32,10 +33,86 @@ def test_missing_empty_and_scalar_leaves():
     assert updates["scalar"].shape == ()
 
 
-@pytest.mark.parametrize("dtype", [jnp.int32, bool])
-def test_integer_parameters_are_refused_by_name(dtype):
-    with pytest.raises(TypeError, match=r"params\['a'\]\[1\] must be a floating or complex"):
-        gravity().init({"a": [jnp.ones(2), jnp.ones(2, dtype)]})
+class ArrayLike:
+    def __init__(self, array):
+        self.array = array
+
+    def __jax_array__(self):
+        return self.array
+
+
+@pytest.mark.parametrize("wrap", [ArrayLike, jax.new_ref])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_leaves_that_stand_for_arrays(wrap, transform):
+    params, optimizer = tree(0), gravity(seed=3)
+
+    def two_updates(wrap):
+        state = optimizer.init(jax.tree.map(wrap, params))
+        for number in (1, 2):
+            updates, state = optimizer.update(jax.tree.map(wrap, tree(number)), state)
+        return updates, state
+
+    expected = transform(lambda: two_updates(lambda x: x))()
+    assert_same(transform(lambda: two_updates(wrap))(), expected)
+
+
+LARGE = 2**24 + 1  # float32 cannot represent it
+INTEGERS = {"n": jnp.asarray([0, -3, LARGE], jnp.int32), "on": jnp.asarray([True, False])}
+
+
+def gradients_of_integers(kind):
+    if kind == "none":
+        return dict.fromkeys(INTEGERS)
+    dtype = {"float0": jax.dtypes.float0, "float": np.float32}.get(kind)
+    return {k: np.zeros(v.shape, dtype or v.dtype) for k, v in INTEGERS.items()}
+
+
+@pytest.mark.parametrize("kind", ["float0", "float", "own", "none"])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.5}, {"stacked": 2, "seed": 1}])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_integer_parameters_stay(kind, options, transform):
+    w = jnp.asarray([[1.0, -2.0]])
+    params = INTEGERS | {"a": w}
+    optimizer, alone = gravity(**options), gravity(**options)
+    state, expected = optimizer.init(params), alone.init({"a": w})
+    assert all(state[0].velocity[name].dtype == x.dtype for name, x in params.items())
+    for _ in range(2):  # the state of an update is accepted, too
+        gradients = {"a": w} | gradients_of_integers(kind)
+        step = transform(lambda p, s: optimizer.update(gradients, s, p))  # noqa: B023
+        updates, state = step(params, state)
+        (reference, expected) = transform(alone.update)({"a": w}, expected, {"a": w})
+        assert_same(updates["a"], reference["a"])
+        if kind != "none":
+            assert_same(optax.apply_updates(params, updates) | {"a": w}, params)
+        else:
+            assert updates["n"] is updates["on"] is None
+
+
+def test_gradients_with_allow_int_train_beside_integers():
+    params = INTEGERS | {"w": jnp.asarray([1.0, 2.0])}
+    optimizer = gravity(velocity_std=0.0)
+    state = optimizer.init(params)
+    loss_of = lambda p: jnp.sum(p["on"] * p["w"] ** 2)  # noqa: E731
+    before = loss_of(params)
+    for _ in range(20):
+        updates, state = optimizer.update(jax.grad(loss_of, allow_int=True)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert loss_of(params) < before
+    assert_same({k: params[k] for k in INTEGERS}, INTEGERS)
+
+
+def test_a_gradient_that_does_not_fit_an_integer_is_refused():
+    state = gravity().init(INTEGERS)
+    for bad, error, message in (
+        (
+            jnp.ones(2),
+            ValueError,
+            r"updates\['n'\] must have the shape .* \(3,\) int32, got \(2,\)",
+        ),
+        ("text", TypeError, r"updates\['n'\] must be .*, got 'text'"),
+    ):
+        with pytest.raises(error, match=message):
+            gravity().update(INTEGERS | {"n": bad}, state)
 
 
 NO_ARRAYS = {
@@ -91,7 +168,7 @@ TOO_SMALL = "learning_rate must not be so small that alpha / learning_rate overf
     [
         (lambda **k: gravity(1e-7, **k), TOO_SMALL + " .* got 1e-07"),
         (lambda **k: gravity(jnp.asarray(1e-7), **k), TOO_SMALL + " .* got 1e-07"),
-        (lambda **k: gravity(optax.linear_schedule(1e-7, 0.1, 10), **k), TOO_SMALL),
+        (lambda **k: gravity(optax.constant_schedule(1e-7), **k), TOO_SMALL),
         (lambda **k: gravity(velocity_std=2e4, **k), "^velocity_std must be .* got 20000.0"),
         (lambda **k: scale_by_gravity(velocity_std=2e4, **k), "^velocity_std must be .* 20000.0"),
     ],

@@ -1,5 +1,7 @@
 """gravity_jax inside optax's wrappers, with injected and traced hyper-parameters."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -111,6 +113,82 @@ def test_injected_hyperparameters_may_be_traced():
     state.hyperparams["learning_rate"] = jnp.asarray(0.0)
     updates, _ = jax.jit(injected.update)(tree(1), state, params)
     assert not any(u.any() for u in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.0},
+        {"weight_decay": 0.5},
+        {"mask": {"a": True, "b": False}},
+        {"mask": lambda p: {"a": True, "b": False}, "weight_decay": 0.5},
+    ],
+    ids=["none", "zero", "decay", "mask", "mask function"],
+)
+def test_a_plain_checkpoint_restores_under_injection(options):
+    plain, params = gravity(**options), tree(0)
+    optimizer = optax.inject_hyperparams(gravity, static_args="mask")(**options)
+    whole = run(plain, params, plain.init(params), (1, 2, 3), jax.jit)
+    params, state = run(plain, params, plain.init(params), (1, 2), jax.jit)
+    injected = optimizer.init(params)
+    assert jax.tree.structure(injected.inner_state) == jax.tree.structure(state)
+    params, state = run(optimizer, params, injected._replace(inner_state=state), (3,), jax.jit)
+    assert_close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)  # noqa: E731
+    jax.tree.map(assert_close, (params, state.inner_state), whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", -1.0, r"learning_rate must be a finite number >= 0, got .*-1\."),
+        ("beta", 2.0, r"beta must be a number in \[0, 1\], got .*2\."),
+        ("weight_decay", np.nan, "weight_decay must be a finite number >= 0, got .*nan"),
+    ],
+)
+def test_an_injected_value_is_checked_where_it_is_known(name, value, message):
+    optimizer, params = optax.inject_hyperparams(gravity)(), tree(0)
+    state = optimizer.init(params)
+    state.hyperparams[name] = jnp.asarray(value)
+    with pytest.raises(ValueError, match=message):
+        optimizer.update(tree(1), state, params)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (jnp.asarray(0.1j), "learning_rate must be a real number, got dtype complex64"),
+        (jnp.asarray(True), "learning_rate must be a real number, got dtype bool"),
+        (jnp.asarray([0.1]), r"learning_rate must be a scalar, got shape \(1,\)"),
+    ],
+)
+def test_a_traced_value_is_checked_for_shape_and_dtype(value, message):
+    optimizer, params = optax.inject_hyperparams(gravity)(), tree(0)
+    state = optimizer.init(params)
+    state.hyperparams["learning_rate"] = value
+    with pytest.raises(ValueError, match=message):
+        jax.jit(optimizer.update)(tree(1), state, params)
+
+
+def contents(node):
+    """Return what the closures of a transformation hold: code, arrays and other values."""
+    if isinstance(node, types.FunctionType):
+        return [node.__code__, *contents([c.cell_contents for c in node.__closure__ or ()])]
+    if isinstance(node, dict):
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        return [x for child in node for x in contents(child)]
+    return [type(node) if isinstance(node, (jax.Array, np.ndarray)) else node]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.5}, {"velocity_std": 0.0, "stacked": 1}]
+)
+@pytest.mark.parametrize("schedule", [jnp.asarray, lambda x: optax.linear_schedule(x, x / 2, 9)])
+def test_transformations_of_two_learning_rates_differ_in_arrays_only(options, schedule):
+    # Equinox and optimistix compile a solver once if its closures are equal apart from arrays.
+    one, two = (gravity(schedule(jnp.asarray(rate)), **options) for rate in (0.1, 0.2))
+    assert contents(one) == contents(two)
 
 
 # float32 represents these numbers and α / η exactly.

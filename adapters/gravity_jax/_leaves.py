@@ -1,0 +1,94 @@
+"""The leaves that Gravity accepts as parameters and gradients.
+
+Guarantee: an error names the leaf by its place in the tree and says what was received.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+MISSING = (
+    "is missing: a parameter without a gradient needs zeros, or optax.masked around the "
+    "transformation"
+)
+
+
+def as_array(leaf: Any) -> Any:
+    """Return the array of a `jax.Ref` or of a leaf that has `__jax_array__`, else the leaf."""
+    if isinstance(leaf, jax.Ref):
+        return leaf[...]
+    return jnp.asarray(leaf) if hasattr(leaf, "__jax_array__") else leaf
+
+
+def is_traced(value: Any) -> bool:
+    """Return whether a JAX transformation traces `value`."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def moves(leaf: Any) -> bool:
+    """Return whether a leaf is floating or complex: Gravity never moves the others."""
+    return bool(jnp.issubdtype(jax.typeof(leaf).dtype, jnp.inexact))
+
+
+def velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
+    """Return the dtype of a parameter's velocity.
+
+    Args:
+        name: the place of the parameter.
+        param: the parameter, or a `jax.ShapeDtypeStruct`.
+        dtype: the dtype for real floating parameters. None means their own.
+
+    Raises:
+        TypeError: unless the parameter is floating, complex, integer or boolean.
+    """
+    own = _dtype(param)
+    if own is not None and (jnp.issubdtype(own, jnp.integer) or own == jnp.bool_):
+        return own
+    _check_inexact(name, param, own)
+    if dtype is None or jnp.issubdtype(own, jnp.complexfloating):
+        return own
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def gradient(name: str, grad: Any, v: jax.Array) -> Any:
+    """Return a gradient as an array.
+
+    For a parameter that does not move, return its update: zeros, or None if the gradient is None.
+
+    Raises:
+        TypeError: for a gradient that is neither floating nor complex, unless the parameter is an
+            integer or boolean.
+        ValueError: for a gradient that is missing or does not fit its velocity.
+    """
+    if grad is None:
+        if moves(v):
+            raise ValueError(f"{name} {MISSING}")
+        return None
+    dtype = _dtype(grad)
+    if dtype is None or moves(v):
+        _check_inexact(name, grad, dtype)
+    if jnp.shape(grad) != v.shape or jnp.iscomplexobj(grad) != jnp.iscomplexobj(v):
+        raise ValueError(
+            f"{name} must have the shape of its parameter, and both must be real or both complex: "
+            f"expected {v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
+        )
+    return jnp.asarray(grad) if moves(v) else jnp.zeros_like(v)
+
+
+def _dtype(leaf: Any) -> Any:
+    try:
+        return jax.typeof(leaf).dtype
+    except TypeError:  # not an array
+        return None
+
+
+def _check_inexact(name: str, leaf: Any, dtype: Any) -> None:
+    # Refuse float8: JAX promotes it to no other dtype, so optax.apply_updates could not add it.
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 16:
+        received = repr(leaf) if dtype is None else f"dtype {dtype}"
+        raise TypeError(
+            f"{name} must be a floating or complex array of at least 16 bits (optax.masked can "
+            f"leave out other leaves), got {received}"
+        )
