@@ -71,9 +71,7 @@ def may_be_a_number(value: Any) -> bool:
     if isinstance(value, (str, bytes, bool)):
         return False
     dtype = getattr(value, "dtype", None)
-    # dtype.name of NumPy omits the byte order; str(dtype) includes it.
-    name = getattr(dtype, "name", None) or dtype_name(dtype)
-    return dtype is None or bool(_NUMBER_DTYPES.fullmatch(name))
+    return dtype is None or bool(_NUMBER_DTYPES.fullmatch(dtype_name(dtype)))
 
 
 _LARGEST_Z = statistics.NormalDist().inv_cdf(1 - 0.5 / NORMAL_LEVELS)
@@ -158,7 +156,7 @@ def as_float(value: Any) -> float:
         (0.3, 0.3, 1.0)
     """
     array = np.asarray(value)
-    return float(str(array[()])) if array.dtype == np.float32 else float(array.item())
+    return float(str(array[()])) if array.dtype.name == "float32" else float(array.item())
 
 
 def velocity_std(
