@@ -208,6 +208,40 @@ def velocity_std(
     return std
 
 
+def warn_of_first_rate(
+    nominal: float,
+    rate: float,
+    alpha: float,
+    *,
+    names: dict[str, str] | None = None,
+    stacklevel: int = 3,
+) -> None:
+    """Warn that σ = α / η was derived from a learning rate with which nobody trains.
+
+    Adapters call it if the first step's rate is more than ten times the one of construction.
+
+    Args:
+        nominal: η at construction, > 0.
+        rate: the learning rate of the first step.
+        alpha: α.
+        names: as in `validate`.
+        stacklevel: as in `velocity_std`.
+
+    Example:
+        >>> import pytest
+        >>> with pytest.warns(UserWarning, match="pass velocity_std=0.01"):
+        ...     warn_of_first_rate(0.001, 1.0, 0.01)
+    """
+    name = (names or {}).get("learning_rate", "learning_rate")
+    warnings.warn(
+        f"{name} is {rate:g} at the first step, but the standard deviation of V₀ was derived from "
+        f"{nominal:g}, its value at construction: {alpha / nominal:g}; pass "
+        f"velocity_std={alpha / rate:g} for one that fits, or construct with that {name}",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+
+
 def check_velocity_std(
     std: float,
     dtype: str = "float32",

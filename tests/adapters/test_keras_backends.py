@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-FILES = [HERE / f"test_keras{part}.py" for part in ("", "_base_class", "_state")]
+PARTS = ("", "_base_class", "_dtypes", "_hand_over", "_rates", "_state")
+FILES = [HERE / f"test_keras{part}.py" for part in PARTS]
 X64 = ("-k", "float64 or reference")
 
 
