@@ -41,10 +41,7 @@ def export_state(optimizer: Gravity) -> State:
     values = {name: getattr(optimizer, name) for name in hp.DEFAULTS}
     return State(
         count,
-        [
-            ops.convert_to_numpy(ops.cast(ops.convert_to_tensor(v), _numpy_dtype(v)))
-            for v in velocities
-        ],
+        [ops.convert_to_numpy(ops.cast(v, _numpy_dtype(v))) for v in velocities],
         values
         | {
             "learning_rate": hp.as_float(ops.convert_to_numpy(optimizer.learning_rate)),
