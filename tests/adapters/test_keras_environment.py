@@ -43,7 +43,7 @@ ENVIRONMENTS = {
         {"TF_USE_LEGACY_KERAS": "1"},
         {"TF_XLA_FLAGS": "--tf_xla_auto_jit=2"},
         {"LC_ALL": "tr_TR.UTF-8"},
-        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONOPTIMIZE": "2"},
+        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
     ],
     "jax": [
         {"floatx": "float16"},
