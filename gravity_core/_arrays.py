@@ -40,8 +40,9 @@ def namespace(xp: Namespace | None, **arrays: Array) -> Namespace:
 
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype of any library, such as float32."""
-    # str gives "torch.float32", "array_api_strict.float32" or "<dtype: 'float32'>".
-    return str(dtype).rstrip("'>").replace("'", ".").rpartition(".")[2]
+    # The name of a NumPy dtype does not depend on its byte order, as its str does. Elsewhere str
+    # gives "torch.float32" or "array_api_strict.float32".
+    return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
 
 
 def float_name(array: Array, argument: str, *, long_double: bool = False) -> str:
@@ -83,8 +84,7 @@ def float_info(dtype: Any, argument: str = "dtype") -> FloatInfo:
     Raises:
         TypeError: if it is not a real floating-point dtype; the message names `argument`.
     """
-    # The name of a NumPy dtype does not depend on its byte order, as its str does.
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or dtype_name(dtype)
+    name = dtype if isinstance(dtype, str) else dtype_name(dtype)
     if name not in _WIDTH:
         raise TypeError(f"{argument} must be float16, bfloat16, float32 or float64, got {dtype!r}")
     if name == "bfloat16":
@@ -122,7 +122,7 @@ def cast(array: Array, dtype: Any, xp: Namespace) -> Array:
 def float_counter(t: Any, dtype: Any, xp: Namespace) -> Any:
     """Return `t`. An integer array is cast to `dtype`, because its arithmetic would truncate."""
     is_array = hasattr(t, "dtype") and not isinstance(t, Integral)
-    return cast(t, dtype, xp) if is_array and "float" not in str(t.dtype) else t
+    return cast(t, dtype, xp) if is_array and "float" not in dtype_name(t.dtype) else t
 
 
 def quiet(xp: Namespace, **kinds: Any) -> AbstractContextManager[Any]:

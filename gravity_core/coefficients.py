@@ -12,10 +12,12 @@ published results, the first update has t = 0 (β̂ = 0.5). Every optimizer here
 t = n + first_step.
 """
 
+import math
+import sys
 from numbers import Integral, Real
 from typing import Any
 
-from gravity_core.hyperparameters import BETA, validate
+from gravity_core.hyperparameters import BETA, may_be_a_number, validate
 
 
 def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
@@ -31,7 +33,8 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
         The weights of the old velocity and of the gradient term. β̂ is 1/2 at t = 0 and tends to β.
 
     Raises:
-        ValueError: if β lies outside [0, 1], or t is negative.
+        ValueError: if β lies outside [0, 1], or t is negative or not finite.
+        TypeError: if t is not a number.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -46,11 +49,30 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
         beta = float(beta)
     elif not hasattr(beta, "dtype"):
         validate(beta=beta)  # raises
-    if isinstance(t, Real):
-        t = int(t) if isinstance(t, Integral) else float(t)
-        if not t >= 0:
-            raise ValueError(f"t must be an integer >= 0, got {t!r}")
+    t = checked_step(t)
     return (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+
+
+def checked_step(t: Any) -> Any:
+    """Return step `t`, a number as a Python number.
+
+    The value of an array is not checked, because it may be traced or on a device.
+
+    Raises:
+        ValueError: for a number that is negative, not finite or too large for float64.
+        TypeError: for everything but real numbers and arrays of them.
+    """
+    is_number = isinstance(t, Real) or hasattr(t, "dtype") or hasattr(t, "__index__")
+    if not is_number or not may_be_a_number(t):
+        raise TypeError(f"t must be an integer >= 0, got {t!r}")
+    if not isinstance(t, Real):
+        return t
+    t = int(t) if isinstance(t, Integral) else float(t)
+    if not 0 <= t < math.inf:
+        raise ValueError(f"t must be an integer >= 0, got {t!r}")
+    if t > sys.float_info.max:
+        raise ValueError(f"t must fit float64, got an integer of {t.bit_length()} bits")
+    return t
 
 
 def beta_hat(t: Any, beta: Any = BETA) -> Any:

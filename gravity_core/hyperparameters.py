@@ -71,9 +71,7 @@ def may_be_a_number(value: Any) -> bool:
     if isinstance(value, (str, bytes, bool)):
         return False
     dtype = getattr(value, "dtype", None)
-    # dtype.name of NumPy omits the byte order; str(dtype) includes it.
-    name = getattr(dtype, "name", None) or dtype_name(dtype)
-    return dtype is None or bool(_NUMBER_DTYPES.fullmatch(name))
+    return dtype is None or bool(_NUMBER_DTYPES.fullmatch(dtype_name(dtype)))
 
 
 _LARGEST_Z = statistics.NormalDist().inv_cdf(1 - 0.5 / NORMAL_LEVELS)
@@ -158,7 +156,7 @@ def as_float(value: Any) -> float:
         (0.3, 0.3, 1.0)
     """
     array = np.asarray(value)
-    return float(str(array[()])) if array.dtype == np.float32 else float(array.item())
+    return float(str(array[()])) if array.dtype.name == "float32" else float(array.item())
 
 
 def velocity_std(
@@ -208,6 +206,40 @@ def velocity_std(
     std = alpha / learning_rate
     check_velocity_std(std, learning_rate=learning_rate, alpha=alpha, names=names)
     return std
+
+
+def warn_of_first_rate(
+    nominal: float,
+    rate: float,
+    alpha: float,
+    *,
+    names: dict[str, str] | None = None,
+    stacklevel: int = 3,
+) -> None:
+    """Warn that σ = α / η was derived from a learning rate with which nobody trains.
+
+    Adapters call it if the first step's rate is more than ten times the one of construction.
+
+    Args:
+        nominal: η at construction, > 0.
+        rate: the learning rate of the first step.
+        alpha: α.
+        names: as in `validate`.
+        stacklevel: as in `velocity_std`.
+
+    Example:
+        >>> import pytest
+        >>> with pytest.warns(UserWarning, match="pass velocity_std=0.01"):
+        ...     warn_of_first_rate(0.001, 1.0, 0.01)
+    """
+    name = (names or {}).get("learning_rate", "learning_rate")
+    warnings.warn(
+        f"{name} is {rate:g} at the first step, but the standard deviation of V₀ was derived from "
+        f"{nominal:g}, its value at construction: {alpha / nominal:g}; pass "
+        f"velocity_std={alpha / rate:g} for one that fits, or construct with that {name}",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def check_velocity_std(

@@ -19,7 +19,7 @@ from typing import Any
 
 from gravity_core import _arrays
 from gravity_core._arrays import Array, cast
-from gravity_core.coefficients import coefficients
+from gravity_core.coefficients import checked_step, coefficients
 from gravity_core.hyperparameters import BETA
 
 
@@ -46,7 +46,7 @@ def max_abs_grad(grad: Array, *, axes: tuple[int, ...] | None = None, xp: Any = 
     dtype = _arrays.working_dtype(xp, grad=grad)
     if axes == ():
         return abs(cast(grad, dtype, xp))  # libraries differ in a reduction over no axes
-    kept = {"axis": axes, "keepdims": axes is not None}
+    kept = {} if axes is None else {"axis": axes, "keepdims": True}  # paddle lacks keepdims
     # Not max(abs(grad)): XLA fuses abs into the reduction and then vectorizes neither.
     # The outer abs turns −0 into 0. It costs little, because few numbers are left.
     return abs(cast(xp.maximum(xp.max(grad, **kept), -xp.min(grad, **kept)), dtype, xp))
@@ -127,7 +127,8 @@ def update(
 
     Raises:
         ValueError: if β lies outside [0, 1], t is negative, or the shapes differ.
-        TypeError: for integer or complex arrays, or arrays of an unknown library.
+        TypeError: for integer or complex arrays, arrays of an unknown library, or a t that is no
+            number.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -139,7 +140,7 @@ def update(
     xp = _arrays.namespace(xp, grad=grad, v=v)
     dtype = _arrays.working_dtype(xp, grad=grad, v=v)
     _arrays.check_same_shape(grad=grad, v=v)
-    old, new = coefficients(_arrays.float_counter(t, dtype, xp), beta)
+    old, new = coefficients(_arrays.float_counter(checked_step(t), dtype, xp), beta)
     zeta = gradient_term(cast(grad, dtype, xp), max_abs=max_abs, xp=xp)
     v_next = cast(old, dtype, xp) * cast(v, dtype, xp) + cast(new, dtype, xp) * zeta
     return cast(v_next, v.dtype, xp)

@@ -265,13 +265,13 @@ def initial_velocity(
     validate(velocity_std=std, names={"velocity_std": "std"})
     dtype = np.dtype(dtype)
     if dtype.kind == "c":
-        real = np.dtype(f"f{dtype.itemsize // 2}")
+        real = np.empty(0, dtype).real.dtype
         pairs = initial_velocity((*shape, 2), real, std=std, seed=seed, index=index)
         return np.asarray(pairs.view(dtype)[..., 0])
     v = np.empty(shape, dtype)
     check_velocity_std(std, float_name(v, "dtype"), names={"velocity_std": "std"})
     flat = v.reshape(-1)
-    scale = np.float64(std) if dtype == np.float64 else np.float32(std)
+    scale = np.float64(std) if dtype.name == "float64" else np.float32(std)
     for a, b, z in standard_normal(0, math.prod(shape), seed=seed, index=index):
         flat[a:b] = z * scale
     return v

@@ -17,7 +17,6 @@ set floatx to float64. On TensorFlow, the schedules of Keras compute in float32 
 """
 
 import contextlib
-import math
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -28,15 +27,23 @@ from keras import ops
 
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
-from gravity_core.update import gradient_term, max_abs_grad, update
+from gravity_core.update import gradient_term, update
 from gravity_core.velocity import initial_velocity
+from gravity_tf._tensors import (
+    as_reals,
+    dense,
+    from_reals,
+    max_abs,
+    positions,
+    shaped,
+    stored_dtype,
+    working_dtype,
+)
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 else:
     tf = None
-
-_LANES = 64  # largest number of columns of the table in `_max_abs`; measured
 
 
 @keras.saving.register_keras_serializable(package="gravity")
@@ -52,8 +59,10 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         learning_rate: η, a number >= 0, a `keras.optimizers.schedules.LearningRateSchedule`,
             or a callable without arguments. The standard deviation of V₀ is alpha / η with η at
             construction. Later values do not affect it. If that η is the small start of a warm-up,
-            pass velocity_std. Like every Keras optimizer, this one refuses a tensor or a variable:
-            pass a callable that returns its value.
+            or another one will be assigned before the first step, pass velocity_std. If the first
+            step's η is more than ten times larger, one warning says so. Like every Keras
+            optimizer, this one refuses a tensor or a variable: pass a callable that returns its
+            value.
         alpha: α, finite and >= 0.
         beta: β in [0, 1].
         velocity_std: standard deviation of V₀, used instead of alpha / η. It must be >= 0 and small
@@ -81,6 +90,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         2
     """
 
+    velocity_std: Any  # None may be assigned, and stands for alpha / η
+
     def __init__(
         self,
         learning_rate: Any = hp.LEARNING_RATE,
@@ -93,10 +104,10 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         name: str = "gravity",
         **kwargs: Any,
     ) -> None:
-        nominal = _nominal(learning_rate)
+        nominal = _checked_rate(learning_rate)
         decay = kwargs.get("weight_decay")
         hp.validate(
-            learning_rate=nominal,
+            learning_rate=learning_rate if nominal is None else nominal,
             alpha=alpha,
             beta=beta,
             weight_decay=hp.WEIGHT_DECAY if decay is None else decay,
@@ -106,36 +117,74 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         )
         if isinstance(learning_rate, numbers.Real):
             learning_rate = float(learning_rate)  # the only number type that Keras accepts
-        if decay is not None:
-            # On TensorFlow, Keras calls tf.cast, which rounds a plain float to float32 first, but
-            # not an np.float64. An np.float64 is a float, so json can write it.
-            kwargs["weight_decay"] = np.float64(decay)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self.alpha = float(alpha)
-        self.beta = float(beta)
-        self.velocity_std = hp.velocity_std(nominal, alpha, velocity_std)
         self._first_rate = hp.as_float(nominal)
-        self.seed = int(seed)
-        self.first_step = int(first_step)
+        self._has_first_schedule = isinstance(
+            learning_rate, keras.optimizers.schedules.LearningRateSchedule
+        )
+        self._has_compared = False  # whether `_compare_rates` has warned
+        self.alpha = alpha
+        self.beta = beta
+        self.velocity_std = velocity_std
+        self.seed = seed
+        self.first_step = first_step
         # t of the current step inside `apply`, None outside. Computing t again for every variable
         # took a tenth of the time of an eager step with many small variables.
         self._t: Any = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; hyper-parameters are checked and converted as in the constructor.
+
+        Raises:
+            ValueError: naming the hyper-parameter and the value received.
+        """
+        no_decay = name == "weight_decay" and value is None
+        if name in hp.DEFAULTS and name != "learning_rate" and not no_decay:
+            hp.validate(**{name: value})
+            if name == "velocity_std":
+                self._derives_std = value is None
+                value = hp.velocity_std(self._first_rate, self.alpha, value, stacklevel=4)
+            elif name == "weight_decay":
+                # On TensorFlow, Keras calls tf.cast, which rounds a plain float to float32 first,
+                # but not an np.float64. An np.float64 is a float, so json can write it.
+                value = np.float64(value)
+            else:
+                value = (int if name in ("seed", "first_step") else float)(value)
+        super().__setattr__(name, value)
 
     @property
     def learning_rate(self) -> Any:
         """The learning rate of the next step; assign a number, a schedule or a callable.
 
         Raises:
-            ValueError: if the assigned number is negative or not finite.
+            ValueError: if the number that is assigned, or that a callable returns, is negative or
+                not finite.
         """
         value = super().learning_rate
-        return np.float64(value) if isinstance(value, float) else value  # for tf.cast, see __init__
+        if not isinstance(value, float):
+            return value
+        hp.validate(learning_rate=value)
+        return np.float64(value)  # for tf.cast, see __setattr__
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        if isinstance(value, (numbers.Real, np.ndarray, np.generic)):
-            hp.validate(learning_rate=value)
+        rate = _checked_rate(value)
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
+        self._has_first_schedule = False
+        if self.built:
+            self._compare_rates(rate)
+
+    def _compare_rates(self, rate: float | None) -> None:
+        """Warn once if the first step's rate is far above the one that σ was derived from."""
+        if self._has_compared or not self._derives_std or rate is None or self.alpha == 0:
+            return
+        if not 0 < 10 * self._first_rate < rate:
+            return
+        self._has_compared = True
+        with tf.init_scope() if tf else contextlib.nullcontext():
+            has_started = ops.convert_to_numpy(self.iterations).any()
+        if not has_started:
+            hp.warn_of_first_rate(self._first_rate, rate, self.alpha, stacklevel=4)
 
     def build(self, variables: list[Any]) -> None:
         """Create one velocity variable for each of the model's variables.
@@ -149,33 +198,41 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         for variable in variables:
             hp.check_velocity_std(
                 self.velocity_std,
-                keras.backend.standardize_dtype(variable.dtype),
+                stored_dtype(variable),
                 learning_rate=self._first_rate,
                 alpha=self.alpha,
             )
         # Build outside any tf.function. Inside, V₀ would be a constant of the graph, and a graph is
         # limited to 2 GB.
         with tf.init_scope() if tf else contextlib.nullcontext():
+            self._compare_rates(_checked_rate(super().learning_rate))
             super().build(variables)
             self._velocities: list[Any] = [
                 None
                 if getattr(variable, "overwrite_with_gradient", False)
                 else self.add_variable_from_reference(
-                    variable, name="velocity", initializer=self._initializer(index)
+                    variable,
+                    name="velocity",
+                    initializer=self._initializer(index, stored_dtype(variable)),
                 )
                 for index, variable in enumerate(variables)
             ]
+            # A function, because the checkpoints of TensorFlow follow lists of variables.
+            self._moved: Callable[[], list[Any]] = lambda: [
+                variable
+                for variable, v in zip(variables, self._velocities, strict=True)
+                if v is not None
+            ]
         # Examples in Keras's documentation call this private method, but a release may remove it.
         if not hasattr(self, "_get_variable_index"):
-            self._get_variable_index = _positions(variables)
+            self._get_variable_index = positions(variables)
 
-    def _initializer(self, index: int) -> Any:
+    def _initializer(self, index: int, name: str) -> Any:
         def draw(shape: tuple[int, ...], dtype: Any = None) -> Any:
             # Draw on the host. This needs no random op, and gives the same V₀ in every graph.
-            name = keras.backend.standardize_dtype(dtype)
             v = initial_velocity(
                 tuple(shape),
-                _working_dtype(name),
+                name if name.startswith("complex") else working_dtype(name),
                 std=self.velocity_std,
                 seed=self.seed,
                 index=index,
@@ -187,16 +244,18 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Update the variables from their gradients, like every Keras optimizer.
 
-        `tf.IndexedSlices` are converted to dense tensors first.
+        Sparse gradients are converted to dense tensors first; duplicates are summed.
         """
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
         # Keras's list of variables is private. Use the velocities, which have the same shapes.
         variables = trainable_variables or (self._velocities if self.built else [])
-        if tf:
-            # V also moves in rows without a gradient, so make every gradient dense. If `grads` is
-            # longer than `variables`, pass on the rest: the base class raises or ignores it.
-            grads = [*map(_dense, grads, variables), *grads[len(variables) :]]
+        grads = list(grads)
+        # V also moves in rows without a gradient, so make every gradient dense. If `grads` is
+        # longer than `variables`, pass on the rest: the base class raises or ignores it.
+        grads = [*map(dense, grads, variables), *grads[len(variables) :]]
+        if self.weight_decay and not tf:
+            _ = self.learning_rate  # checks it; on torch, Keras's weight decay does not
         self._t = self._counter()
         try:
             super().apply(grads, trainable_variables)
@@ -211,99 +270,71 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable from its gradient."""
         velocity = self._velocities[self._get_variable_index(variable)]
-        gradient = _shaped(ops.cast(gradient, variable.dtype), variable)
+        name = stored_dtype(variable)
+        gradient = shaped(ops.cast(gradient, name), variable)
         t = self._counter() if self._t is None else self._t
-        name = keras.backend.standardize_dtype(variable.dtype)
-        dtype = _working_dtype(name)
+        dtype = working_dtype(name)
         step = self._step_by_kernel if tf and name == dtype else self._step_by_ops
         step(gradient, variable, velocity, ops.cast(learning_rate, dtype), t)
 
     def _step_by_ops(self, gradient: Any, variable: Any, velocity: Any, lr: Any, t: Any) -> None:
-        v = ops.convert_to_tensor(velocity)
-        max_abs = _max_abs(gradient, variable.shape)
-        v = update(gradient, v, t, beta=self.beta, max_abs=max_abs, xp=ops)
-        self.assign(velocity, v)
-        w = ops.cast(ops.convert_to_tensor(variable), lr.dtype)
-        self.assign(variable, ops.cast(w - ops.cast(v, lr.dtype) * lr, variable.dtype))
+        name = stored_dtype(variable)
+        g, v, w = map(as_reals, (gradient, velocity, variable))
+        v = update(g, v, t, beta=self.beta, max_abs=max_abs(g, tuple(w.shape)), xp=ops)
+        self.assign(velocity, from_reals(v, name))
+        w = ops.cast(w, lr.dtype) - ops.cast(v, lr.dtype) * lr
+        self.assign(variable, from_reals(w, name))
 
     def _step_by_kernel(self, gradient: Any, variable: Any, velocity: Any, lr: Any, t: Any) -> None:
         # The momentum kernel V ← V β̂ + G, W ← W − V η saves four passes over memory.
         old, new = (ops.cast(c, lr.dtype) for c in coefficients(t, self.beta))
-        zeta = gradient_term(gradient, max_abs=_max_abs(gradient, variable.shape), xp=ops)
+        zeta = gradient_term(gradient, max_abs=max_abs(gradient, variable.shape), xp=ops)
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle, accum=velocity.handle, lr=lr, grad=new * zeta, momentum=old
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, with the σ in use as `velocity_std`."""
+        """Return the constructor's arguments.
+
+        `velocity_std` is None if the learning rate gives the σ in use again, so a copy with another
+        learning rate has its own σ. Otherwise it is the σ in use, for example after the learning
+        rate was changed.
+        """
         config: dict[str, Any] = super().get_config()
+        rate, derives = super().learning_rate, self._has_first_schedule
+        if isinstance(rate, keras.Variable):
+            stored = ops.convert_to_numpy(rate)
+            derives = bool(stored == np.asarray(self._first_rate, stored.dtype))
+            if derives:
+                config["learning_rate"] = self._first_rate  # not rounded to Keras's dtype
+        derives = derives and self._derives_std and self._first_rate > 0
+        derives = derives and self.velocity_std == self.alpha / self._first_rate
         return config | {
             "alpha": self.alpha,
             "beta": self.beta,
-            "velocity_std": self.velocity_std,
+            "velocity_std": None if derives else self.velocity_std,
             "seed": self.seed,
             "first_step": self.first_step,
         }
 
 
-def _nominal(learning_rate: Any) -> Any:
-    """Return the learning rate at step 0; σ is computed from it."""
+def _checked_rate(learning_rate: Any) -> float | None:
+    """Return a learning rate, or that of step 0, as a number; None if only a graph knows it.
+
+    Raises:
+        ValueError: if it is negative, not finite or not a number.
+    """
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         start = ops.convert_to_tensor(0, dtype="int")  # a tensor, as Keras passes it
         learning_rate = learning_rate(start)
     elif callable(learning_rate):
         learning_rate = learning_rate()
-    else:
-        return learning_rate
-    value = ops.convert_to_numpy(learning_rate)
-    return hp.as_float(value) if hp.may_be_a_number(value) else value
-
-
-def _working_dtype(dtype: str) -> str:
-    """Return the dtype to compute in: float64 for double precision, else float32."""
-    return "float64" if dtype == "float64" else "float32"
-
-
-def _positions(variables: list[Any]) -> Callable[[Any], int]:
-    """Return a function that finds the position of one of these variables."""
-    positions: dict[int, int] = {}
-    for position, variable in enumerate(variables):
-        same = [variable]
-        if tf:
-            # Instead of its own variable, Keras may pass TensorFlow's or that of a replica.
-            value = variable.value if isinstance(variable, keras.Variable) else variable
-            same += [value, *tf.distribute.get_strategy().experimental_local_results(value)]
-        positions |= dict.fromkeys(map(id, same), position)
-    return lambda variable: positions[id(variable)]
-
-
-def _dense(gradient: Any, variable: Any) -> Any:
-    """Return a gradient of TensorFlow as a dense tensor."""
-    if variable is None or not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
-
-
-def _shaped(gradient: Any, variable: Any) -> Any:
-    """Return a gradient with its variable's shape, which a traced gradient may not know."""
-    shape, got = tuple(variable.shape), gradient.shape
-    if not (got.is_compatible_with(shape) if tf else tuple(got) == shape):
-        name = getattr(variable, "path", variable.name)
-        raise ValueError(
-            f"the gradient of {name} must have the variable's shape {shape}, got {tuple(got)}"
-        )
-    return tf.ensure_shape(gradient, shape) if tf else gradient
-
-
-def _max_abs(gradient: Any, shape: tuple[int, ...]) -> Any:
-    """Return max|G| of a gradient of that shape; None if it has no elements."""
-    if 0 in shape:
-        return None
-    if len(shape) < 2 or shape[-1] >= _LANES:
-        return max_abs_grad(gradient, xp=ops)
-    # Reduce over the rows of a table first, because XLA on the CPU vectorizes this reduction. It
-    # does not vectorize a reduction over all axes of (64, 64, 3, 3) or over the flat view. Such a
-    # reduction took most of the time of a step. For an odd number of elements, the table has one
-    # column, and XLA does not vectorize it either.
-    rows = ops.reshape(gradient, (-1, math.gcd(math.prod(shape), _LANES)))
-    return ops.max(max_abs_grad(rows, axes=(0,), xp=ops))
+    if hasattr(learning_rate, "dtype") and not isinstance(learning_rate, (np.ndarray, np.generic)):
+        try:
+            learning_rate = ops.convert_to_numpy(learning_rate)
+        except (TypeError, NotImplementedError):  # it is traced, or has no memory
+            return None
+        if learning_rate.size == 1 and hp.may_be_a_number(learning_rate):
+            learning_rate = hp.as_float(learning_rate)
+    hp.validate(learning_rate=learning_rate)
+    return hp.as_float(learning_rate)

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from gravity_core import State
 from gravity_core import hyperparameters as hp
+from gravity_tf._tensors import stored_dtype
 from gravity_tf.optimizer import Gravity
 
 
@@ -32,7 +32,8 @@ def export_state(optimizer: Gravity) -> State:
     """
     every = optimizer.gradient_accumulation_steps or 1
     velocities = _velocities(optimizer)
-    count, rest = divmod(int(_variable(optimizer, "iteration")), every)
+    # int() of a variable fails under a distribution strategy of TensorFlow.
+    count, rest = divmod(int(ops.convert_to_numpy(_variable(optimizer, "iteration"))), every)
     if rest:
         raise ValueError(
             f"optimizer must be between two updates, got {rest} of {every} gradients accumulated"
@@ -46,7 +47,7 @@ def export_state(optimizer: Gravity) -> State:
             "learning_rate": hp.as_float(ops.convert_to_numpy(optimizer.learning_rate)),
             "weight_decay": optimizer.weight_decay or 0.0,  # Keras has None for no decay
         },
-        dtypes=[_name(v) for v in velocities],
+        dtypes=[stored_dtype(v) for v in velocities],
     )
 
 
@@ -54,7 +55,8 @@ def import_state(optimizer: Gravity, state: State) -> None:
     """Replace the optimizer's state and hyper-parameters with those of `state`.
 
     A learning rate schedule stays, and continues at the state's t. Import before the first step,
-    because a traced function keeps the hyper-parameters that it was traced with.
+    because a traced function keeps the hyper-parameters that it was traced with. With `use_ema`,
+    set the weights before: the moving averages start from them. Accumulated gradients are dropped.
 
     Args:
         optimizer: a built optimizer; its variables must be in the state's order.
@@ -75,22 +77,26 @@ def import_state(optimizer: Gravity, state: State) -> None:
     velocities = _velocities(optimizer)
     every = optimizer.gradient_accumulation_steps or 1
     iteration = _variable(optimizer, "iteration")
-    largest = int(np.iinfo(_name(iteration)).max) // every
-    state.check([(tuple(v.shape), _name(v)) for v in velocities], largest_t=largest)
-    count = state.count
+    largest = int(np.iinfo(stored_dtype(iteration)).max) // every
+    state.check([(tuple(v.shape), stored_dtype(v)) for v in velocities], largest_t=largest)
     values = dict(state.hyperparameters)
-    learning_rate = values.pop("learning_rate")
-    if _variable(optimizer, "learning_rate") is not None:  # a number, not a schedule or a callable
-        optimizer.learning_rate = learning_rate
-    optimizer.weight_decay = values.pop("weight_decay") or None
+    rate, decay = values.pop("learning_rate"), values.pop("weight_decay")
+    # Make every new value first: what can fail does so before the first assignment.
+    new = [(iteration, state.count * every)]
+    for own, v in zip(velocities, state.velocities, strict=True):
+        new.append((own, ops.cast(ops.convert_to_tensor(v), stored_dtype(own))))
+    for own in _named(optimizer, "_gradient_accumulator"):
+        new.append((own, ops.zeros(own.shape, stored_dtype(own))))
+    # At t = 0 Keras starts the averages from the weights, at other t from what they are.
+    if averages := _named(optimizer, "_average"):
+        new += zip(averages, map(ops.convert_to_tensor, optimizer._moved()), strict=True)
     for name, value in values.items():
         setattr(optimizer, name, value)
-    for own, v in zip(velocities, state.velocities, strict=True):
-        own.assign(ops.cast(ops.convert_to_tensor(v), own.dtype))
-    iteration.assign(count * every)
-    for variable in optimizer.variables:
-        if variable.name.endswith("_gradient_accumulator"):
-            variable.assign(ops.zeros_like(variable))
+    optimizer.weight_decay = decay or None
+    if _variable(optimizer, "learning_rate") is not None:  # a number, not a schedule or a callable
+        optimizer.learning_rate = rate  # after velocity_std, which no rate then contradicts
+    for variable, value in new:
+        variable.assign(value)
 
 
 def _velocities(optimizer: Gravity) -> list[Any]:
@@ -99,16 +105,16 @@ def _velocities(optimizer: Gravity) -> list[Any]:
     return [v for v in optimizer._velocities if v is not None]
 
 
+def _named(optimizer: Gravity, suffix: str) -> list[Any]:
+    """Return the variables that the base class made for those of the model."""
+    return [v for v in optimizer.variables if v.name.endswith(suffix)]
+
+
 def _variable(optimizer: Gravity, name: str) -> Any:
     """Return the base class's variable with that name, or None. No public attribute holds it."""
     return next((v for v in optimizer.variables if v.name == name), None)
 
 
-def _name(v: Any) -> str:
-    name: str = keras.backend.standardize_dtype(v.dtype)
-    return name
-
-
 def _numpy_dtype(v: Any) -> str:
     """Return the dtype of V in NumPy, which has no bfloat16."""
-    return "float32" if _name(v) == "bfloat16" else _name(v)
+    return "float32" if stored_dtype(v) == "bfloat16" else stored_dtype(v)

@@ -24,6 +24,7 @@ from tests.support.jax_helpers import (  # noqa: E402
     stepper,
     tree,
 )
+from tests.support.limits import HANG  # noqa: E402
 
 DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64]
 
@@ -175,7 +176,7 @@ def test_compiling_an_ensemble_prints_no_error(devices):
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     environment["JAX_NUM_CPU_DEVICES"] = devices
     command = [sys.executable, "-c", _ENSEMBLES]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import HANG
+
 HERE = Path(__file__).resolve().parent
-FILES = [HERE / f"test_keras{part}.py" for part in ("", "_base_class", "_state")]
+PARTS = ("", "_base_class", "_dtypes", "_hand_over", "_rates", "_state")
+FILES = [HERE / f"test_keras{part}.py" for part in PARTS]
 X64 = ("-k", "float64 or reference")
 
 
@@ -29,7 +32,7 @@ def test_on_backend(backend, selection):
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]

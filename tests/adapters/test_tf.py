@@ -27,6 +27,7 @@ from tests.support.keras_helpers import (  # noqa: E402
     to_numpy,
     velocities,
 )
+from tests.support.limits import HANG  # noqa: E402
 
 MODES = ("eager", "function", "xla")
 # XLA contracts products and sums, so its bits differ from the reference's.
@@ -487,7 +488,7 @@ def test_a_saved_model_resumes_in_a_fresh_process(tmp_path):
     train(model)
     model.save(tmp_path / "m.keras")
     command = [sys.executable, "-c", FRESH, str(tmp_path / "m.keras"), str(tmp_path / "w.npz")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     train(model)
     with np.load(tmp_path / "w.npz") as weights:

@@ -117,6 +117,42 @@ def distributed_steps(strategy, replica_number, compiled):
     return first + v, arrays(50, shapes=SHAPES) + w, replicas
 
 
+def handed_over(strategy, compiled):
+    """Export a run under the strategy and import it into another, which goes on alike."""
+    import tensorflow as tf
+
+    from gravity_tf import Gravity, export_state, import_state
+
+    def stepper(optimizer, variables):
+        def in_replica(*gradients):
+            optimizer.apply([tf.identity(g) for g in gradients], variables)  # on its device
+
+        def step(gradients):
+            strategy.run(in_replica, args=gradients)
+
+        return tf.function(step) if compiled else step
+
+    def started(rate, weights):
+        with strategy.scope():
+            variables = make_variables(weights)
+            optimizer = Gravity(rate, seed=SEED, weight_decay=0.25)
+            optimizer.build(variables)
+        return optimizer, variables, stepper(optimizer, variables)
+
+    first, second = (tuple(map(tf.constant, arrays(n, shapes=SHAPES))) for n in (1, 2))
+    optimizer, variables, step = started(0.2, arrays(50, shapes=SHAPES))
+    step(first)
+    other, moved, other_step = started(0.9, to_numpy(variables))
+    import_state(other, export_state(optimizer))
+    step(second)
+    other_step(second)
+    state, its = export_state(optimizer), export_state(other)
+    assert (state.t, state.hyperparameters) == (its.t, its.hyperparameters)
+    assert state.t == 2
+    assert all(map(np.array_equal, state.velocities, its.velocities))
+    assert all(map(np.array_equal, to_numpy(variables), to_numpy(moved)))
+
+
 def fitted():
     """Fit a model whose gradients are exact for every division of a batch; return its variables."""
     import keras
@@ -166,6 +202,8 @@ def mirrored():
     one_device = fitted()
     with strategy.scope():
         two_devices = fitted()
+    handed_over(strategy, compiled=True)
+    handed_over(strategy, compiled=False)
     keras_without("_get_variable_index")
     _, found, _ = distributed_steps(strategy, number, compiled=True)
     write(
@@ -202,6 +240,7 @@ def workers():
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     v, w, replicas = distributed_steps(strategy, lambda context: index, compiled=True)
+    handed_over(strategy, compiled=True)
     write(v=v, w=w, replica=replicas)
 
 
@@ -241,7 +280,7 @@ def sharded():
     import keras
     from keras import distribution, ops
 
-    from gravity_tf import Gravity
+    from gravity_tf import Gravity, export_state, import_state
 
     devices = distribution.list_devices()
     assert len(devices) == 4
@@ -265,6 +304,12 @@ def sharded():
                 optimizer.apply([ops.convert_to_tensor(g) for g in gradients])
                 v += to_numpy(velocities(optimizer))
                 w += to_numpy(variables)
+            other = Gravity()
+            other.build(variables)
+            import_state(other, export_state(optimizer))
+            for own, moved in zip(velocities(optimizer), velocities(other), strict=True):
+                assert np.array_equal(own.value, moved.value)
+                assert own.value.sharding.is_equivalent_to(moved.value.sharding, own.value.ndim)
             pairs = zip(variables, velocities(optimizer), strict=True)
             spread = [
                 [len(x.value.sharding.device_set), x.value.addressable_shards[0].data.size]

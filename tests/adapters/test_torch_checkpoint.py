@@ -27,6 +27,7 @@ from torch.optim.optimizer import (  # noqa: E402
 import gravity_core  # noqa: E402
 from gravity_conformance.parity.digits import digits_task  # noqa: E402
 from gravity_torch import Gravity  # noqa: E402
+from tests.support.limits import HANG  # noqa: E402
 from tests.support.torch_helpers import (  # noqa: E402
     LR,
     PATHS,
@@ -292,7 +293,8 @@ def test_another_process_resumes_the_training(tmp_path):
     code = f"import {__name__} as t; t.resume_on_digits({str(before)!r}, {str(after)!r}, {numbers})"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, check=True, timeout=300)
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=root, env=environment, check=True, timeout=HANG)
     got, expected = flattened(torch.load(after, weights_only=True)), flattened(expected)
     assert got.keys() == expected.keys()
     for name, value in expected.items():

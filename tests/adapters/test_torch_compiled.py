@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 from gravity_torch import Gravity  # noqa: E402
+from tests.support.limits import HANG  # noqa: E402
 from tests.support.torch_helpers import give_gradients, parameters, values  # noqa: E402
 from tests.support.torch_reference import Reference, to_numpy  # noqa: E402
 
@@ -35,7 +36,7 @@ for _ in range(2):
 
 def test_fake_meta_and_real_tensors_in_turn():
     """The test runs in its own process: a kernel that gets such a tensor may crash it."""
-    subprocess.run([sys.executable, "-c", FAKE_AND_REAL_STEPS], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", FAKE_AND_REAL_STEPS], check=True, timeout=HANG)
 
 
 def test_one_compilation_for_ten_steps():

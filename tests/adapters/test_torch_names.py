@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 import gravity_torch  # noqa: E402
+from tests.support.limits import HANG  # noqa: E402
 from tests.support.torch_reference import Reference, to_numpy  # noqa: E402
 
 CHECKS = ["_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"]
@@ -83,7 +84,8 @@ def test_a_compiled_step():
     code = f"import {__name__} as t; t.check_a_compiled_step_without_the_names()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, check=True, timeout=300)
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=root, env=environment, check=True, timeout=HANG)
 
 
 def check_a_compiled_step_without_the_names():

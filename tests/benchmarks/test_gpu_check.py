@@ -17,6 +17,7 @@ from gravity_conformance.vectors import Expected
 torch = pytest.importorskip("torch", reason="the check is for gravity_torch")
 
 from benchmarks import gpu_parts, profiling, torch_step, torch_vectors  # noqa: E402
+from tests.support.limits import HANG  # noqa: E402
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 SCRIPT = Path(gpu_check.__file__).with_suffix(".sh")
@@ -53,7 +54,7 @@ def test_without_a_gpu_there_is_one_message(command, tmp_path):
         [*command, tmp_path / "gpu.json"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         check=False,
         env=environment,
     )

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from benchmarks import jax_step, shapes, step
 from benchmarks.profiling import peak_extra_bytes
 from benchmarks.traffic import COPY, Traffic
+from tests.support.limits import HANG
 
 TINY = [(8, 8), (8,)]
 CASE = ["--case", "16M", "--rounds", "2"]
@@ -210,7 +211,7 @@ def test_command_of_tensorflow(backend, tmp_path):
     )
     # In its own process, because threads must be set before TensorFlow's first operation.
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads(path.read_text())["results"]["16M"]
     assert next(iter(results)) == "keras.optimizers.Adam()"

@@ -16,6 +16,7 @@ from gravity_conformance.parity import run as parity
 from gravity_conformance.parity.digits import digits_task, loss_and_gradients
 from gravity_conformance.parity.grading import Grade
 from gravity_conformance.protocol import Mode
+from tests.support.limits import HANG
 
 pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
 
@@ -129,14 +130,14 @@ def test_an_interrupted_run_keeps_the_old_report(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while not out.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     (out / "parity.json").write_text("old")
     time.sleep(1)  # the run has started; twenty thousand steps take longer
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANG)
     assert process.returncode == 130
     assert errors.strip() == "gravity: interrupted; no report was written"
     assert [p.name for p in out.iterdir()] == ["parity.json"]

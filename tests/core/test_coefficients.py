@@ -1,5 +1,8 @@
 """β̂ and 1 − β̂: accurate to a few roundings, and the weights of an average."""
 
+import re
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -89,6 +92,9 @@ def test_arrays_give_arrays_of_their_dtype(dtype, t, beta):
     [
         (-1, 0.9, "t must be an integer >= 0, got -1"),
         (np.int32(-2), 0.9, "t must be an integer >= 0, got -2"),
+        (float("inf"), 0.9, "t must be an integer >= 0, got inf"),
+        (float("nan"), 0.9, "t must be an integer >= 0, got nan"),
+        (10**400, 0.9, "t must fit float64, got an integer of 1329 bits"),
         (1, -0.1, r"beta must be a number in \[0, 1\], got -0.1"),
         (1, 1.0000001, r"beta must be a number in \[0, 1\], got 1.0000001"),
         (1, float("nan"), r"beta must be a number in \[0, 1\], got nan"),
@@ -101,3 +107,13 @@ def test_bad_arguments_are_named_with_their_value(t, beta, message):
         coefficients(t, beta)
     with pytest.raises(ValueError, match=message):
         beta_hat(t, beta)
+
+
+NO_NUMBERS = ["1", b"1", True, np.bool_(True), np.asarray(True), np.asarray("1"), None, 1j]
+
+
+@pytest.mark.parametrize("t", [*NO_NUMBERS, Decimal(1)], ids=repr)
+def test_a_step_that_is_no_number_is_refused(t):
+    for function in (coefficients, beta_hat):
+        with pytest.raises(TypeError, match=f"t must be an integer >= 0, got {re.escape(repr(t))}"):
+            function(t)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import gravity_core
+from tests.support.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +47,7 @@ import gravity_core
 import gravity_core.hyperparameters
 import gravity_core.velocity
 
+
 for dtype in ("float16", "float32", "float64", "complex64", "complex128"):
     w = np.ones(3, dtype)
     gravity_core.Gravity().step([w], [w.copy()])
@@ -57,7 +59,7 @@ print("stepped")
 def run(code):
     """Run `code` in a fresh interpreter with warnings as errors, and return its output."""
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -497,6 +497,9 @@ BAD_ARGUMENTS = [
     ({"v": np.zeros(2, bool)}, TypeError, "v must be .* got dtype bool"),
     ({"t": -1}, ValueError, "t must be an integer >= 0, got -1"),
     ({"t": np.int64(-3)}, ValueError, "t must be an integer >= 0, got -3"),
+    ({"t": "1"}, TypeError, "t must be an integer >= 0, got '1'"),
+    ({"t": True}, TypeError, "t must be an integer >= 0, got True"),
+    ({"t": np.asarray(True)}, TypeError, r"t must be an integer >= 0, got array\(True\)"),
     ({"beta": 1.5}, ValueError, r"beta must be a number in \[0, 1\], got 1.5"),
     ({"beta": float("nan")}, ValueError, r"beta must be .* got nan"),
     ({"grad": [1.0, 2.0]}, TypeError, "namespace of grad list, v ndarray"),
@@ -537,3 +540,21 @@ def test_update_of_algorithm_1_by_hand():
     # 0.9 is rounded by at most half a unit, which adds γ₁ · 0.9 / 0.1 to the error of 0.1.
     slack = exact.gamma(ErrorBound.ROUNDINGS, np.float64) + exact.gamma(1, np.float64)
     exact.assert_within(got, want, [float(abs(x)) * slack for x in want])
+
+
+class WithoutKeepdims:
+    """A namespace like paddle's: its reductions call the argument keepdim."""
+
+    float32, maximum = np.float32, staticmethod(np.maximum)
+    max, min = (staticmethod(lambda x, f=f: f(x)) for f in (np.max, np.min))
+
+    @staticmethod
+    def astype(x, dtype):
+        return x.astype(dtype)
+
+
+def test_a_namespace_without_keepdims():
+    grad, v = np.asarray([1.0, -2.0], np.float32), np.ones(2, np.float32)
+    expected = update(grad, v, t=1)
+    assert np.array_equal(update(grad, v, t=1, xp=WithoutKeepdims), expected)
+    assert trace(grad, v, 1, xp=WithoutKeepdims).m == 0.5

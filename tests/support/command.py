@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.limits import HANG
+
 STRANGERS = Path(__file__).with_name("strangers.py")
 COMMAND = [sys.executable, "-m", "gravity_conformance", "conform"]
 
@@ -27,7 +29,7 @@ def gravity_conform(*arguments, **kwargs):
         [*COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANG,
         encoding="utf-8",
         **kwargs,
     )

@@ -7,7 +7,7 @@ import socket
 import traceback
 import warnings
 
-TIMEOUT = 90  # seconds for one function in all processes; it usually takes one or two
+from tests.support.limits import HANG
 
 
 def _serve(rank, world, port, calls, results):
@@ -53,7 +53,7 @@ class Processes:
         answers = {}
         while len(answers) < len(self.calls):
             try:
-                rank, result, error = self.results.get(timeout=TIMEOUT)
+                rank, result, error = self.results.get(timeout=HANG)
             except queue.Empty:
                 self.kill()
                 raise AssertionError(f"only {sorted(answers)} answered") from None

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.limits import HANG
+
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120  # seconds for all of them
 
 
 def run_together(code, runs):
@@ -27,7 +28,7 @@ def run_together(code, runs):
     ]
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=TIMEOUT)
+            output, _ = process.communicate(timeout=HANG)
             assert process.returncode == 0, output[-3000:]
     finally:
         for process in processes:
