@@ -202,7 +202,7 @@ def _by_kind(
     rows: np.ndarray, columns: list[list[Tensor]], checks: Checks
 ) -> dict[tuple[Any, ...], np.ndarray]:
     """Return the rows that the kernels can take, by place and dtypes."""
-    params, grads, velocities, _ = columns
+    params, grads, velocities, steps = columns
     fits = rows[:, STEP] != 0
     fits &= (rows[:, SIZE] == 0) | rows[:, [P, GRAD, VELOCITY]].all(axis=1)
     for xs in (grads, velocities):
@@ -213,6 +213,8 @@ def _by_kind(
     fits &= ~_each(Tensor.is_neg, grads)  # memory has other numbers
     if any(dtype.is_complex for dtype in {*kinds[1], *kinds[2], *kinds[3]}):
         fits &= [not any(x.is_conj() for x in xs) for xs in zip(*columns[:3], strict=True)]
+    if {*map(_dtype, steps)} != {torch.float32}:
+        fits &= [step.dtype == torch.float32 for step in steps]
     contiguous = [_each(Tensor.is_contiguous, xs) for xs in columns[:3]]
     for i in np.flatnonzero(fits & ~np.logical_and.reduce(contiguous)):
         fits[i] = has_one_order(params[i], grads[i], velocities[i])
@@ -232,12 +234,11 @@ def _by_kind(
 
 def _place(p: Tensor, velocity: Tensor, step: Tensor) -> Place | None:
     """Return the place of a parameter, or None if the kernels cannot take it."""
-    if p.device.type not in _COMPILERS or p.device != velocity.device:
+    if p.device.type not in _COMPILERS or p.device != velocity.device or step.numel() != 1:
         return None
     if p.is_neg() or velocity.is_neg():  # memory has other numbers
         return None
-    is_counter = step.dtype == torch.float32 and step.numel() == 1
-    if not is_counter or step.device not in (p.device, torch.device("cpu")):
+    if step.device not in (p.device, torch.device("cpu")):
         return None
     return p.device, not step.is_cpu
 
