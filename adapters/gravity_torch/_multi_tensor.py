@@ -40,7 +40,7 @@ def multi_tensor(items: list[Item], options: Options) -> None:
             continue
         # Compiled code has no temporaries.
         block = BLOCK if device.type == "cpu" and not compiling else sys.maxsize
-        in_place = options._replace(lr=_on(device, options.lr))
+        in_place = Options(_on(device, options.lr), *options[1:])  # torch 2.7 traces no _replace
         for portion in portions(in_lists, block):
             _update(portion, block, dtype, in_place)
 

@@ -28,7 +28,8 @@ def check_capture(optimizer: torch.optim.Optimizer) -> None:
     """Raise in a CUDA graph capture if a replay would be wrong."""
     # Older versions have the second name only, and newer ones deprecate it.
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
-        if check := getattr(optimizer, name, None):
+        # `is not None`: torch.compile cannot ask a method whether it is true.
+        if (check := getattr(optimizer, name, None)) is not None:
             check()
             return
     # Without these names, raise torch's error. Leave out its hint about capturable=True.
