@@ -40,6 +40,7 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
         >>> export_state(optimizer)
         State(t=1, first_step=1, velocities=[float32(3,)])
     """
+    optimizer._check_options()
     groups = _groups(optimizer, group)
     (first, *others) = [_hyperparameters(values) for values, _ in groups]
     for other in others:
@@ -52,13 +53,9 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
     counts, velocities, dtypes = [], [], []
     for values, start in groups:
         for index, p in enumerate(values["params"], start=start):
-            state = optimizer.state.get(p)
-            if state:
-                counts.append(int(state["step"].item()))
-                v = state["velocity"]
-            else:
-                counts.append(0)
-                v = first_velocity(p, values, index)
+            state = optimizer.state.get(p, {})
+            counts.append(int(state.get("step", 0)))
+            v = state["velocity"] if "velocity" in state else first_velocity(p, values, index)
             velocities.append(to_numpy(_whole(v)))
             dtypes.append(_name(v))
     return State(counts, velocities, first, dtypes=dtypes)
