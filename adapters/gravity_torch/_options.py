@@ -78,12 +78,12 @@ def check_changes(groups: list[dict[str, Any]], before: Checked) -> Checked:
         before: the result of the last call.
     """
     now = list(map(_values, groups))
+    may_be_filled = any(isinstance(values[0], Tensor) for values in now)
     options = chain.from_iterable
     if len(now) != len(before):
         before = [()] * len(now)
-    elif all(map(is_, options(now), options(before))):
-        if not any(isinstance(values[0], Tensor) for values in now):  # its value may have changed
-            return before
+    elif not may_be_filled and all(map(is_, options(now), options(before))):
+        return before
     changed = {}
     for i, (values, old) in enumerate(zip(now, before, strict=True)):
         if not (old and all(map(is_, values[1:], old[1:])) and _is_rate(values[0], old[0])):

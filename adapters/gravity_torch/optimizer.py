@@ -55,7 +55,8 @@ class Gravity(torch.optim.Optimizer):
         lr: η, finite and >= 0; a number, or a Tensor with one element.
         alpha: α, finite and >= 0. The standard deviation of V₀ is alpha / lr, with the lr at
             the time when the group was added. Later changes of lr do not affect it. If that lr
-            is the small start of a warm-up, pass velocity_std.
+            is the small start of a warm-up, or a trainer sets another one later, pass
+            velocity_std.
         beta: β in [0, 1]. The running average covers up to 1 / (1 − β) gradients.
         weight_decay: λ, finite and >= 0; decoupled, as in AdamW.
         velocity_std: standard deviation of V₀, used instead of alpha / lr. It must be >= 0 and
@@ -79,7 +80,8 @@ class Gravity(torch.optim.Optimizer):
             foreach, too.
 
     Raises:
-        ValueError: naming the argument and the value received.
+        ValueError: naming the argument and the value received; also for parameters that FSDP1 has
+            flattened.
         RuntimeError: for `fused` with `foreach` or with `differentiable`, as in torch, and if a
             parameter has no kernel or the compiler is missing.
 
@@ -234,8 +236,8 @@ class Gravity(torch.optim.Optimizer):
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
-            self._warned |= {kind}
             warnings.warn(message, UserWarning, stacklevel=level_of_user() + 1)
+            self._warned |= {kind}
 
     def _check_options(self) -> None:
         """Check what has arrived in the groups; derive σ again where it was set to None."""
