@@ -32,6 +32,12 @@ def local(x: Any) -> Tensor:
     return shard
 
 
+def gathered(x: Any) -> Tensor:
+    """Return a DTensor as one tensor in every process, and any other tensor unchanged."""
+    full: Tensor = x.full_tensor() if is_distributed(x) else x
+    return full
+
+
 def like(p: Any, shard: Tensor) -> Tensor:
     """Return `shard` as a tensor with the placements of `p`."""
     if not is_distributed(p):
