@@ -28,8 +28,9 @@ def with_grad_if_differentiable(step: Callable[..., Any]) -> Callable[..., Any]:
 def check_capture(optimizer: torch.optim.Optimizer) -> None:
     """Raise in a CUDA graph capture if a replay would be wrong."""
     # Older versions have the second name only, and newer ones deprecate it.
+    # torch 2.7 cannot compile the truth value of a method.
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
-        if check := getattr(optimizer, name, None):
+        if (check := getattr(optimizer, name, None)) is not None:
             check()
             return
     # Without these names, raise torch's error. Leave out its hint about capturable=True.
