@@ -48,8 +48,8 @@ def v0_factor(beta: float, first_step: int, steps: int = 1000) -> float:
     """Return c: V₀ moves a weight by −η c V₀ in `steps` steps. c is the sum of products of β̂.
 
     Example:
-        >>> round(v0_factor(0.9, 1), 2), round(v0_factor(0.9, 0), 2)
-        (2.83, 1.91)
+        >>> round(v0_factor(0.9, 1), 3), round(v0_factor(0.9, 0), 3)
+        (2.831, 1.915)
     """
     hats = [coefficients(t, beta)[0] for t in range(first_step, first_step + steps)]
     return float(np.cumprod(hats).sum())

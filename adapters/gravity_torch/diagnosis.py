@@ -20,6 +20,7 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
         the rows; printed, a table.
 
     Example:
+        >>> import torch
         >>> w = torch.nn.Parameter(torch.ones(3))
         >>> optimizer = Gravity([w])
         >>> (100 * w.sum()).backward()
