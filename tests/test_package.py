@@ -51,7 +51,7 @@ def test_imports_only_its_own_framework(name, framework):
 @pytest.mark.parametrize(
     ("name", "public"),
     [
-        ("gravity_torch", {"Gravity", "export_state", "import_state"}),
+        ("gravity_torch", {"Gravity", "diagnose", "export_state", "import_state"}),
         (
             "gravity_jax",
             {"ScaleByGravityState", "export_state", "gravity", "import_state", "scale_by_gravity"},

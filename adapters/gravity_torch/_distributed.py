@@ -1,5 +1,8 @@
 """Parameters that are sharded over processes: DTensor, which FSDP2 and tensor parallelism use.
 
+FSDP1 and DeepSpeed's ZeRO concatenate parameters and shard the result. max|G| and V₀ would be those
+of such a piece, so it is refused.
+
 Guarantee: a step makes one all-reduce per process group, of one number per sharded parameter. This
 all-reduce finds the maximum of each gradient over all shards. (If a gradient and its parameter have
 different placements, the step redistributes the gradient first.)
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gravity_torch._tensors import max_abs, without_autocast, working_dtype
+from gravity_torch._torch_private import is_flattened
 
 
 def is_distributed(x: Tensor) -> bool:
@@ -26,6 +30,12 @@ def local(x: Any) -> Tensor:
     """Return this process's shard of a DTensor, and any other tensor unchanged."""
     shard: Tensor = x.to_local() if is_distributed(x) else x
     return shard
+
+
+def gathered(x: Any) -> Tensor:
+    """Return a DTensor as one tensor in every process, and any other tensor unchanged."""
+    full: Tensor = x.full_tensor() if is_distributed(x) else x
+    return full
 
 
 def like(p: Any, shard: Tensor) -> Tensor:
@@ -60,6 +70,37 @@ def is_placed_as(x: Tensor, p: Tensor) -> bool:
         return x.shape == p.shape
     placements = [getattr(t, "placements", None) for t in (x, p)]
     return placements[0] == placements[1] and local(x).shape == local(p).shape
+
+
+def check_whole(p: Tensor) -> None:
+    """Raise if FSDP1 has flattened the parameter."""
+    if is_flattened(p):
+        raise ValueError(
+            "params must be whole tensors or DTensors, got a tensor that FullyShardedDataParallel "
+            f"has flattened, of shape {tuple(p.shape)}: its max|G| and V₀ are not those of the "
+            "parameter; use torch.distributed.fsdp.fully_shard (accelerate: fsdp_version=2)"
+        )
+
+
+# The identity and the number of dimensions of each parameter of a group.
+Added = list[tuple[int, int]]
+
+
+def added(group: dict[str, Any]) -> Added:
+    """Return what `check_not_replaced` needs to know about the parameters of a new group."""
+    return [(id(p), p.ndim) for p in group["params"]]
+
+
+def check_not_replaced(p: Tensor, params: list[Tensor], before: Added) -> None:
+    """Raise if `p` has replaced the parameters of its group, as a shard of their concatenation."""
+    if p.ndim != 1 or len(params) != 1 or id(p) in dict(before):
+        return
+    if len(before) > 1 or any(ndim != 1 for _, ndim in before):
+        raise ValueError(
+            f"params must be whole tensors, got one flat tensor of {p.numel()} elements in place "
+            f"of the group's {len(before)}, as in DeepSpeed's ZeRO: its max|G| and V₀ are not "
+            "those of the parameters; use ZeRO stage 0, or torch.distributed.fsdp.fully_shard"
+        )
 
 
 class Shard(NamedTuple):

@@ -1,13 +1,17 @@
 """The options of a parameter group: their names in PyTorch, their defaults and their checks."""
 
+import math
 import sys
+from itertools import chain
+from operator import is_, itemgetter
 from types import FrameType
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from gravity_core import hyperparameters as hp
-from gravity_torch._tensors import to_numpy
+from gravity_torch._tensors import has_memory, to_numpy
 
 # PyTorch's name of each hyper-parameter.
 NAMES = {name: "lr" if name == "learning_rate" else name for name in hp.DEFAULTS}
@@ -19,17 +23,33 @@ DEFAULTS = {
     "differentiable": False,
     "fused": None,
 }
+# A group keeps σ as velocity_std, and here once more if σ is derived: alpha / lr, not given.
+DERIVED = "derived_std"
+
+_SWITCHES = ("foreach", "maximize", "capturable", "differentiable", "fused")
+_values = itemgetter("lr", *(name for name in DEFAULTS if name != "lr"))
+Checked = list[tuple[Any, ...]]  # the options of each group, the learning rate first
 
 
-def checked(group: dict[str, Any]) -> dict[str, Any]:
-    """Return the options as Python numbers; raise for the first that is out of range."""
+def checked(group: dict[str, Any], *, wait: bool = True) -> dict[str, Any]:
+    """Return the options as Python numbers; raise for the first that is out of range.
+
+    Args:
+        group: the options.
+        wait: whether to read a learning rate that the host does not have.
+    """
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
     values = {name: group[own] for name, own in NAMES.items()}
-    hp.validate(**values | {"learning_rate": number(lr)}, names=NAMES)
-    if number(lr) > 0:  # at 0, only `add_param_group` may warn
-        hp.velocity_std(number(lr), group["alpha"], group["velocity_std"], names=NAMES)
+    if wait or is_known(lr):
+        values["learning_rate"] = rate = number(lr)
+    elif hp.may_be_a_number(lr):
+        values["learning_rate"] = rate = 0.0
+    hp.validate(**values, names=NAMES)
+    if rate > 0:  # at 0, only `add_param_group` may warn
+        hp.velocity_std(rate, group["alpha"], group["velocity_std"], names=NAMES)
+    switches = {name: _switch(name, group[name]) for name in _SWITCHES}
     if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
     if group["fused"] and group["foreach"]:
@@ -37,7 +57,66 @@ def checked(group: dict[str, Any]) -> dict[str, Any]:
     # Convert NumPy numbers, which torch.load(weights_only=True) refuses.
     numbers = {name: float(group[name]) for name in ("alpha", "beta", "weight_decay")}
     numbers |= {name: int(group[name]) for name in ("seed", "first_step")}
-    return group | numbers | {"lr": lr if isinstance(lr, Tensor) else float(lr)}
+    return group | numbers | switches | {"lr": lr if isinstance(lr, Tensor) else float(lr)}
+
+
+def _switch(name: str, value: Any) -> bool | None:
+    """Return an option that is on or off as True or False, or as None if None is its default."""
+    if value is None and DEFAULTS[name] is None:
+        return None
+    if isinstance(value, (int, np.bool_)) and value in (0, 1):
+        return bool(value)
+    choices = "None, True or False" if DEFAULTS[name] is None else "True or False"
+    raise ValueError(f"{name} must be {choices}, got {value!r}")
+
+
+def check_changes(groups: list[dict[str, Any]], before: Checked) -> Checked:
+    """Check the options that have changed, and make them Python numbers; change nothing on errors.
+
+    Args:
+        groups: the groups of the optimizer.
+        before: the result of the last call.
+    """
+    now = list(map(_values, groups))
+    may_be_filled = any(isinstance(values[0], Tensor) for values in now)
+    options = chain.from_iterable
+    if len(now) != len(before):
+        before = [()] * len(now)
+    elif not may_be_filled and all(map(is_, options(now), options(before))):
+        return before
+    changed = {}
+    for i, (values, old) in enumerate(zip(now, before, strict=True)):
+        if not (old and all(map(is_, values[1:], old[1:])) and _is_rate(values[0], old[0])):
+            changed[i] = checked(groups[i], wait=False)
+    for i, group in changed.items():
+        groups[i].update(group)
+        now[i] = _values(group)
+    return now
+
+
+def _is_rate(lr: Any, before: Any) -> bool:
+    """Return whether a learning rate is valid without doubt; the last one was."""
+    if isinstance(lr, Tensor):
+        if not is_known(lr):
+            return lr is before
+        lr = lr.item() if lr.numel() == 1 else None
+    return type(lr) is float and 0 <= lr < math.inf
+
+
+def is_known(lr: Any) -> bool:
+    """Return whether the host has the value of a learning rate, or of a Tensor of one."""
+    if not isinstance(lr, Tensor):
+        return True
+    try:
+        return lr.is_cpu and has_memory(lr) and lr.data_ptr() != 0
+    except RuntimeError:  # inside torch.func
+        return False
+
+
+def is_derived(group: dict[str, Any]) -> bool:
+    """Return whether σ of a group is alpha / lr, and not given by the user."""
+    std = group.get(DERIVED)
+    return std is not None and bool(group["velocity_std"] == std)
 
 
 def number(lr: Any) -> Any:

@@ -20,12 +20,14 @@ def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
     return torch.tensor(float(value), dtype=torch.float32, device=device)
 
 
-def check_state(p: Tensor, state: dict[str, Any]) -> None:
-    """Raise unless a state belongs to Gravity and fits the parameter."""
-    if not state:
+def check_state(p: Tensor, state: dict[str, Any], *, is_own: bool = False) -> None:
+    """Raise unless a state belongs to Gravity and fits the parameter.
+
+    If it is known to be Gravity's own, the first step creates what is missing.
+    """
+    if not state or (is_own and "velocity" not in state):
         return
-    missing = {"step", "velocity"} - state.keys()
-    if missing:
+    if not is_own and {"step", "velocity"} - state.keys():
         raise ValueError(f"state must have step and velocity, got {sorted(state)}")
     velocity = state["velocity"]
     if velocity.shape != p.shape or velocity.is_complex() != p.is_complex():

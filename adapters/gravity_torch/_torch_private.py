@@ -1,6 +1,7 @@
 """Private names of torch, and what replaces each where a version of torch lacks it."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,8 @@ def with_grad_if_differentiable(step: Callable[..., Any]) -> Callable[..., Any]:
 def check_capture(optimizer: torch.optim.Optimizer) -> None:
     """Raise in a CUDA graph capture if a replay would be wrong."""
     # Older versions have the second name only, and newer ones deprecate it.
+    # torch 2.7 cannot compile the truth value of a method.
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
-        # `is not None`: torch.compile cannot ask a method whether it is true.
         if (check := getattr(optimizer, name, None)) is not None:
             check()
             return
@@ -41,3 +42,18 @@ def check_capture(optimizer: torch.optim.Optimizer) -> None:
             "Attempting CUDA graph capture of step() for an instance of "
             f"{type(optimizer).__name__} but param_groups' capturable is False."
         )
+
+
+def is_flattened(p: torch.Tensor) -> bool:
+    """Return whether p is a FlatParameter of FullyShardedDataParallel, or a piece of one.
+
+    With use_orig_params=True only a private mark tells. Without it, such pieces are not noticed.
+    In one process the pieces are the whole parameters.
+    """
+    if (fsdp := sys.modules.get("torch.distributed.fsdp")) is None:
+        return False
+    if isinstance(p, getattr(fsdp, "FlatParameter", ())):
+        return True
+    distributed = torch.distributed
+    is_piece = getattr(p, "_fsdp_flattened", False)
+    return bool(is_piece and distributed.is_initialized() and distributed.get_world_size() > 1)

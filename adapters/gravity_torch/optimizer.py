@@ -5,6 +5,7 @@ arguments, bad states and sparse gradients raise errors before any parameter mov
 writes to a gradient. On a CPU, V and W have the bits of the NumPy reference on every path.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, overload
 
@@ -16,9 +17,14 @@ from gravity_torch import _distributed, _fused, _paths
 from gravity_torch._items import Batch
 from gravity_torch._options import (
     DEFAULTS,
+    DERIVED,
     NAMES,
+    Checked,
+    check_changes,
     check_velocity_std,
     checked,
+    is_derived,
+    is_known,
     level_of_user,
     number,
 )
@@ -49,7 +55,8 @@ class Gravity(torch.optim.Optimizer):
         lr: η, finite and >= 0; a number, or a Tensor with one element.
         alpha: α, finite and >= 0. The standard deviation of V₀ is alpha / lr, with the lr at
             the time when the group was added. Later changes of lr do not affect it. If that lr
-            is the small start of a warm-up, pass velocity_std.
+            is the small start of a warm-up, or a trainer sets another one later, pass
+            velocity_std.
         beta: β in [0, 1]. The running average covers up to 1 / (1 − β) gradients.
         weight_decay: λ, finite and >= 0; decoupled, as in AdamW.
         velocity_std: standard deviation of V₀, used instead of alpha / lr. It must be >= 0 and
@@ -73,7 +80,8 @@ class Gravity(torch.optim.Optimizer):
             foreach, too.
 
     Raises:
-        ValueError: naming the argument and the value received.
+        ValueError: naming the argument and the value received; also for parameters that FSDP1 has
+            flattened.
         RuntimeError: for `fused` with `foreach` or with `differentiable`, as in torch, and if a
             parameter has no kernel or the compiler is missing.
 
@@ -92,8 +100,10 @@ class Gravity(torch.optim.Optimizer):
         ['step', 'velocity']
     """
 
-    _has_warned = False  # whether it has warned that V starts from rest
+    _warned: frozenset[str] = frozenset()  # the warnings that it has given
     _checks: _fused.Checks
+    _options: Checked
+    _added: list[_distributed.Added]  # for each group
 
     def __init__(
         self,
@@ -126,23 +136,31 @@ class Gravity(torch.optim.Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
+        self._checks, self._options, self._added = _fused.Checks(), [], []
         super().__init__(params, checked(defaults))
-        self._checks = _fused.Checks()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; the standard deviation of its V₀ is alpha / lr, with its current lr."""
+        """Add a group; the standard deviation of its V₀ is alpha / lr, with its current lr.
+
+        The group may be that of another optimizer. A standard deviation that was alpha / lr there
+        is then derived again, except if lr is now 0.
+        """
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # raises torch's TypeError
         given, index = dict(param_group), len(self.param_groups)
         try:
             param_group.update(checked(self.defaults | param_group))
+            if is_derived(param_group) and number(param_group["lr"]) != 0:
+                param_group["velocity_std"] = None
             self._fix_velocity_std(param_group, param_group["lr"])
             super().add_param_group(param_group)
             for p in param_group["params"]:
+                _distributed.check_whole(p)
                 if param_group["fused"]:
                     _fused.check(p)
                 if p.requires_grad:
                     check_velocity_std(p, param_group)
+            self._added[index:] = [_distributed.added(param_group)]
         except Exception:
             del self.param_groups[index:]
             if "params" in given:  # torch may have listed a generator
@@ -157,24 +175,29 @@ class Gravity(torch.optim.Optimizer):
         σ has no default. If the state lacks σ, the receiving group keeps its own σ. Unpickling has
         no receiving group, so σ then comes from the state's initial_lr, or else from its lr.
         """
-        fixed = [group.get("velocity_std") for group in self.__dict__.get("param_groups", ())]
+        fixed = [
+            {name: group.get(name) for name in ("velocity_std", DERIVED)}
+            for group in self.__dict__.get("param_groups", ())
+        ]
         for group in state["param_groups"]:
             for p in group["params"]:
                 values = state["state"].get(p, {})
                 if "velocity" in values:
                     values["velocity"] = _distributed.placed(values["velocity"], p)
-                check_state(p, values)
+                check_state(p, values, is_own="first_step" in group)
         super().__setstate__(state)
-        self._checks = _fused.Checks()
+        self._checks, self._options = _fused.Checks(), []
+        if len(self.__dict__.get("_added", ())) != len(self.param_groups):
+            self._added = list(map(_distributed.added, self.param_groups))
         self.defaults = DEFAULTS | self.defaults  # an old pickle may lack some
         for i, group in enumerate(self.param_groups):
             if group.get("velocity_std") is None:
-                group["velocity_std"] = fixed[i] if i < len(fixed) else None
+                group.update(fixed[i] if i < len(fixed) else {"velocity_std": None})
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             self._fix_velocity_std(group, group.get("initial_lr", group["lr"]))
             for p in group["params"]:
-                if values := self.state.get(p, {}):
+                if "step" in (values := self.state.get(p, {})):
                     values["step"] = counter(values["step"], p, group)  # may be a number
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -188,18 +211,40 @@ class Gravity(torch.optim.Optimizer):
 
     def _fix_velocity_std(self, group: dict[str, Any], lr: float | Tensor) -> None:
         """Set σ of a group; warn once if a group has no σ and therefore starts from rest."""
-        undefined = group["velocity_std"] is None and number(lr) == 0 and group["alpha"] != 0
-        if undefined and self._has_warned:
+        is_given, alpha = group["velocity_std"] is not None, group["alpha"]
+        undefined = not is_given and number(lr) == 0 and alpha != 0
+        if undefined and "rest" in self._warned:
             group["velocity_std"] = 0.0
-            return
-        group["velocity_std"] = hp.velocity_std(
-            number(lr),
-            group["alpha"],
-            group["velocity_std"],
-            names=NAMES,
-            stacklevel=level_of_user() + 1 if undefined else 1,
-        )
-        self._has_warned = self._has_warned or undefined
+        else:
+            group["velocity_std"] = hp.velocity_std(
+                number(lr),
+                alpha,
+                group["velocity_std"],
+                names=NAMES,
+                stacklevel=level_of_user() + 1 if undefined else 1,
+            )
+        if undefined:
+            self._warned |= {"rest"}
+        group[DERIVED] = group.get(DERIVED) if is_given else group["velocity_std"]
+        if not is_given and alpha > 1 and not undefined:
+            self._warn_once(
+                "alpha",
+                f"alpha is {alpha!r}, so the initial velocity moves each weight by about "
+                f"{2.83 * alpha:.3g}; if another library wrote alpha into the parameter group, "
+                "pass velocity_std",
+            )
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            warnings.warn(message, UserWarning, stacklevel=level_of_user() + 1)
+            self._warned |= {kind}
+
+    def _check_options(self) -> None:
+        """Check what has arrived in the groups; derive σ again where it was set to None."""
+        self._options = check_changes(self.param_groups, self._options)
+        for group in self.param_groups:
+            if group["velocity_std"] is None:
+                self._fix_velocity_std(group, group["lr"])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -218,7 +263,9 @@ class Gravity(torch.optim.Optimizer):
             RuntimeError: for a sparse gradient, and where `fused=True` is impossible.
             ValueError: if a gradient or a velocity does not fit its parameter: it has another
                 shape, or only one of the two is complex. This happens if `p.data` is replaced. (The
-                kernels go by the number of elements.) Also if a counter is negative or not finite.
+                kernels go by the number of elements.) Also for an option of a group that is out of
+                its range, for a counter that is negative or not finite, and for parameters that
+                were replaced by a flat tensor.
 
         After one of these errors, no parameter and no counter has changed.
         """
@@ -227,6 +274,8 @@ class Gravity(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not torch.compiler.is_compiling():
+            self._check_options()
         batches = []
         for group in self.param_groups:
             batch = Batch(group, [], [], [], [])
@@ -260,11 +309,16 @@ class Gravity(torch.optim.Optimizer):
                     kind = str(grad.layout)
                     kind = "sparse gradients" if "sparse" in kind else f"gradients of layout {kind}"
                     raise RuntimeError(f"Gravity does not support {kind}")
-                state = states[p] or self._init_state(p, group, self._position(group) + i)
+                state = states[p]
+                try:
+                    velocity, step = state["velocity"], state["step"]
+                except KeyError:
+                    state = self._init_state(p, group, self._position(group) + i)
+                    velocity, step = state["velocity"], state["step"]
                 params.append(p)
                 grads.append(grad)
-                velocities.append(state["velocity"])
-                steps.append(state["step"])
+                velocities.append(velocity)
+                steps.append(step)
 
     def _position(self, group: dict[str, Any]) -> int:
         """Return the index of the group's first parameter among all parameters."""
@@ -276,16 +330,37 @@ class Gravity(torch.optim.Optimizer):
         return index
 
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
-        draw = first_velocity
-        if torch.compiler.is_compiling():  # the generator of V₀ cannot be traced
-            draw = torch.compiler.disable(draw)
-        velocity = draw(p, group, index)
+        """Create what a state lacks; another library may have its own keys there."""
         state: dict[str, Any] = self.state[p]
-        state.update(step=counter(0.0, p, group), velocity=velocity)
+        if "velocity" not in state:
+            draw = self._draw
+            if torch.compiler.is_compiling():  # the generator of V₀ cannot be traced
+                draw = torch.compiler.disable(draw)
+            velocity = draw(p, group, index)
+            state["velocity"] = velocity
+        state["step"] = counter(state.get("step", 0.0), p, group)
         return state
+
+    def _draw(self, p: Tensor, group: dict[str, Any], index: int) -> Tensor:
+        """Return V₀ of a parameter at its first step."""
+        position = next(i for i, other in enumerate(self.param_groups) if other is group)
+        _distributed.check_not_replaced(p, group["params"], self._added[position])
+        velocity = first_velocity(p, group, index)
+        lr, std, alpha = group["lr"], group["velocity_std"], group["alpha"]
+        # A little more than ten, because of roundings.
+        if is_derived(group) and is_known(lr) and number(lr) * std > 10.00001 * alpha:
+            self._warn_once(
+                "rate",
+                f"lr is {hp.as_float(number(lr)):g} at the first step, more than ten times the lr "
+                f"of {alpha / std:g} from which velocity_std = {std:g} was derived; pass "
+                f"velocity_std={hp.as_float(alpha / number(lr)):g}, or construct the optimizer "
+                "with the lr of the training",
+            )
+        return velocity
 
 
 def first_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:
     """Return V₀ of a parameter of the group; `index` is its position among all parameters."""
+    _distributed.check_whole(p)
     check_velocity_std(p, group)
     return initial_velocity(p, group["velocity_std"], group["seed"], index)

@@ -40,8 +40,9 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
         >>> export_state(optimizer)
         State(t=1, first_step=1, velocities=[float32(3,)])
     """
+    optimizer._check_options()
     groups = _groups(optimizer, group)
-    (first, *others) = [_hyperparameters(values) for values, _ in groups]
+    (first, *others) = [hyperparameters_of(values) for values, _ in groups]
     for other in others:
         for name, value in first.items():
             if other[name] != value:
@@ -52,14 +53,10 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
     counts, velocities, dtypes = [], [], []
     for values, start in groups:
         for index, p in enumerate(values["params"], start=start):
-            state = optimizer.state.get(p)
-            if state:
-                counts.append(int(state["step"].item()))
-                v = state["velocity"]
-            else:
-                counts.append(0)
-                v = first_velocity(p, values, index)
-            velocities.append(to_numpy(_whole(v)))
+            state = optimizer.state.get(p, {})
+            counts.append(int(state.get("step", 0)))
+            v = state["velocity"] if "velocity" in state else first_velocity(p, values, index)
+            velocities.append(to_numpy(_distributed.gathered(v)))
             dtypes.append(_name(v))
     return State(counts, velocities, first, dtypes=dtypes)
 
@@ -119,7 +116,8 @@ def _groups(optimizer: Gravity, group: int | None) -> list[tuple[dict[str, Any],
     return [found[group]]
 
 
-def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+def hyperparameters_of(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the hyper-parameters of a group as numbers, by the names of the core."""
     values = {name: group[own] for name, own in NAMES.items()}
     if isinstance(lr := values["learning_rate"], Tensor):
         values["learning_rate"] = hp.as_float(to_numpy(lr).reshape(()))
@@ -128,11 +126,6 @@ def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
 
 def _name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
-
-
-def _whole(v: Any) -> Tensor:
-    whole: Tensor = v.full_tensor() if _distributed.is_distributed(v) else v
-    return whole
 
 
 def _like(p: Any, v: np.ndarray) -> Tensor:

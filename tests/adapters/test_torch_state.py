@@ -10,7 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
-from gravity_torch import Gravity  # noqa: E402
+from gravity_torch import Gravity, export_state, import_state  # noqa: E402
+from gravity_torch._velocity import initial_velocity  # noqa: E402
 from tests.support.torch_helpers import (  # noqa: E402
     assert_same,
     parameters,
@@ -230,3 +231,65 @@ def test_a_state_made_with_numpys_numbers_loads_with_weights_only():
     groups = torch.load(buffer, weights_only=True)["param_groups"]
     assert [group["seed"] for group in groups] == [3, 3]
     assert groups[1]["velocity_std"] == 0.01 / 0.2
+
+
+# Keys of other libraries in the state of a parameter
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"capturable": True}], ids=str)
+def test_keys_that_are_there_before_the_first_step(path):
+    """SAM, Lookahead and others store tensors there."""
+    params, twins = parameters((3, 4), (4,)), parameters((3, 4), (4,))
+    optimizer, plain = Gravity(params, **path), Gravity(twins, **path)
+    old = torch.ones(3)
+    optimizer.state[params[0]]["old_p"] = old
+    run(optimizer, params, range(3))
+    run(plain, twins, range(3))
+    assert_same(values(params), values(twins))
+    assert optimizer.state[params[0]]["old_p"] is old
+    assert set(optimizer.state[params[0]]) == {"old_p", "step", "velocity"}
+
+
+@pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle", "export_state"])
+def test_keys_that_are_there_before_the_first_step_travel(way):
+    (p,) = parameters((3,))
+    optimizer = Gravity([p])
+    optimizer.state[p]["old_p"] = torch.ones(3)
+    if way == "state_dict":
+        resumed = Gravity([torch.nn.Parameter(p.detach().clone())])
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    elif way == "export_state":
+        state = export_state(optimizer)
+        assert list(state.counts) == [0]
+        import_state(resumed := Gravity([torch.nn.Parameter(p.detach().clone())]), state)
+    else:
+        resumed = copy.deepcopy(optimizer) if way == "deepcopy" else via_pickle(optimizer)
+    (q,) = resumed.param_groups[0]["params"]
+    run(optimizer, [p], range(2))
+    run(resumed, [q], range(2))
+    assert torch.equal(p, q)
+    assert resumed.state[q]["step"] == 2
+    assert "old_p" in resumed.state[q] or way == "export_state"
+
+
+def via_pickle(x):
+    return pickle.loads(pickle.dumps(x))
+
+
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [({"step": torch.tensor(4.0)}, 5), ({"step": 4}, 5), ({"velocity": torch.ones(3)}, 1)],
+    ids=str,
+)
+def test_a_missing_part_of_a_state_is_created(part, step):
+    (p,), (q,) = parameters((3,)), parameters((3,))
+    optimizer, plain = Gravity([p]), Gravity([q])
+    optimizer.state[p].update(part)
+    run(optimizer, [p], [0])
+    assert optimizer.state[p]["step"] == step
+    plain.state[q].update(
+        step=torch.tensor(step - 1.0),
+        velocity=torch.ones(3) if "velocity" in part else initial_velocity(q, 0.01 / 0.1, 0, 0),
+    )
+    run(plain, [q], [0])
+    assert_same([p, optimizer.state[p]["velocity"]], [q, plain.state[q]["velocity"]])

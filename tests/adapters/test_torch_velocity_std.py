@@ -173,3 +173,198 @@ def test_the_standard_deviation_is_a_constant_to_autograd():
         assert abs(gradients[-1] + v.sum()) <= 6 * 2.0**-53 * v.abs().sum()
         assert v.any()
     assert gradients[0] == gradients[1]
+
+
+# What is given and what is derived
+
+
+def stds(optimizer):
+    return [group["velocity_std"] for group in optimizer.param_groups]
+
+
+WAYS = {
+    "groups": lambda optimizer: optimizer.param_groups,
+    "copies": lambda optimizer: [dict(group) for group in optimizer.param_groups],
+    "dicts": lambda optimizer: [{"params": optimizer.param_groups[0]["params"]}],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("old", [0.001, 10.0])
+def test_a_group_of_another_optimizer_gets_its_own_sigma(way, old):
+    (p,) = parameters((3,))
+    groups = WAYS[way](Gravity([{"params": [p]}], lr=old))
+    for group in groups:
+        group["lr"] = 1.0
+    assert stds(Gravity(groups)) == [0.01]
+    for group in groups:
+        group["lr"] = 0.5
+    assert stds(Gravity(groups)) == [0.02]
+
+
+def test_a_dict_for_two_optimizers():
+    group = {"params": parameters((3,))}
+    assert stds(Gravity([group], lr=0.001)) == [10.0]
+    del group["lr"]
+    assert stds(Gravity([group], lr=1.0)) == [0.01]
+
+
+def test_a_copy_of_a_live_group_joins_its_optimizer():
+    p, q = parameters((3,), (3,))
+    optimizer = Gravity([p], lr=0.001)
+    run(optimizer, [p], [0])
+    optimizer.add_param_group(dict(optimizer.param_groups[0], params=[q], lr=1.0))
+    assert stds(optimizer) == [10.0, 0.01]
+
+
+def test_a_given_sigma_goes_along_with_its_group():
+    (p,) = parameters((3,))
+    optimizer = Gravity([p], lr=0.001, velocity_std=0.0)
+    for lr in (1.0, 0.0):
+        assert stds(Gravity([dict(optimizer.param_groups[0], lr=lr)])) == [0.0]
+    given = dict(Gravity([p]).param_groups[0], lr=1.0, velocity_std=0.3)
+    assert stds(Gravity([given])) == [0.3]
+    given["lr"] = 0.5
+    assert stds(Gravity([given])) == [0.3]
+
+
+def test_a_checkpoint_keeps_what_is_derived(tmp_path):
+    p, q = parameters((3,), (3,))
+    torch.save(Gravity([p], lr=0.001).state_dict(), tmp_path / "checkpoint")
+    resumed = Gravity([q], lr=0.5)
+    resumed.load_state_dict(torch.load(tmp_path / "checkpoint", weights_only=True))
+    assert stds(resumed) == [10.0]
+    for optimizer in (resumed, copy.deepcopy(resumed)):
+        assert stds(Gravity([dict(optimizer.param_groups[0], lr=1.0)])) == [0.01]
+        optimizer.param_groups[0]["lr"] = 1.0
+        with pytest.warns(UserWarning, match="velocity_std=0.01"):
+            run(optimizer, optimizer.param_groups[0]["params"], [0])
+
+
+def test_a_checkpoint_of_an_older_version_has_a_given_sigma():
+    """It has velocity_std alone."""
+    p, q = parameters((3,), (3,))
+    state = Gravity([p], lr=0.001).state_dict()
+    del state["param_groups"][0]["derived_std"]
+    resumed = Gravity([q], lr=0.5)
+    resumed.load_state_dict(state)
+    resumed.param_groups[0]["lr"] = 1.0
+    assert stds(resumed) == [10.0]
+    run(resumed, [q], [0])  # without a warning
+
+
+def test_sigma_is_derived_again_from_none():
+    p, q = parameters((3,), (3,))
+    optimizer = Gravity([{"params": [p]}, {"params": [q]}], lr=0.001)
+    for group in optimizer.param_groups:
+        group |= {"lr": 0.5, "velocity_std": None}
+    run(optimizer, [p, q], [0])
+    assert stds(optimizer) == [0.02, 0.02]
+
+
+# The rate of the first step
+
+
+def assert_warns_once(optimizer, params):
+    """Assert that the first step warns here, in this file, and that no later step does."""
+    give_gradients(params, 0)
+    with pytest.warns(UserWarning, match="more than ten times the lr") as record:
+        optimizer.step()
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    run(optimizer, params, [1])
+    return str(record[0].message)
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize("options", [{}, {"foreach": False}, {"capturable": True}], ids=str)
+def test_a_rate_that_sigma_is_not_derived_from(tensor, options):
+    """fastai constructs with 0.001, and sets the rate of the training later."""
+    params = parameters((3, 4), (4,))
+    optimizer = Gravity([{"params": [p]} for p in params], lr=0.001, **options)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(0.4) if tensor else 0.4
+    message = assert_warns_once(optimizer, params)
+    assert "lr is 0.4 at the first step" in message
+    assert "the lr of 0.001 from which velocity_std = 10 was derived" in message
+    assert "pass velocity_std=0.025, or construct the optimizer with" in message
+
+
+def test_a_late_first_step_of_a_parameter():
+    p, late = parameters((3,), (3,))
+    optimizer = Gravity([p, late], lr=0.01)
+    run(optimizer, [p], [0])
+    optimizer.param_groups[0]["lr"] = 0.5
+    run(optimizer, [p], [1])
+    assert_warns_once(optimizer, [p, late])
+
+
+@pytest.mark.parametrize("lr", [0.0, 1e-3, 0.1, 1.0])  # not more than ten times 0.1
+@pytest.mark.parametrize("arguments", [{}, {"lr": torch.tensor(0.1)}, {"velocity_std": 10.0}])
+def test_rates_without_a_warning(lr, arguments):
+    (p,) = parameters((3,))
+    optimizer = Gravity([p], **arguments)
+    optimizer.param_groups[0]["lr"] = lr
+    run(optimizer, [p], [0])
+    optimizer.param_groups[0]["lr"] = 50.0
+    run(optimizer, [p], [1])
+
+
+def test_a_start_from_rest_has_no_second_warning():
+    (p,) = parameters((3,))
+    with pytest.warns(UserWarning, match="starts from rest"):
+        optimizer = Gravity([p], lr=0.0)
+    optimizer.param_groups[0]["lr"] = 1.0
+    run(optimizer, [p], [0])
+
+
+def test_a_compiled_first_step_warns():
+    (p,) = parameters((3,))
+    optimizer = Gravity([p], lr=0.001)
+    optimizer.param_groups[0]["lr"] = 0.4
+    give_gradients([p], 0)
+    with pytest.warns(UserWarning, match="more than ten times the lr"):
+        torch.compile(optimizer.step, backend="eager")()
+
+
+def test_an_export_gives_no_warning():
+    (p,) = parameters((3,))
+    optimizer = Gravity([p], lr=0.001)
+    optimizer.param_groups[0]["lr"] = 0.4
+    assert export_state(optimizer).hyperparameters["velocity_std"] == 10.0
+
+
+def test_an_alpha_of_another_meaning():
+    """pytorch_optimizer's WSAM has an alpha of 9, and hands its groups to the optimizer."""
+    p, q = parameters((3,), (3,))
+    groups = [{"params": [p], "alpha": 9.0, "rho": 0.05}, {"params": [q], "alpha": 9.0}]
+    with pytest.warns(UserWarning, match=r"alpha is 9.0, .* by about 25.5; .* pass velocity_std"):
+        optimizer = Gravity(groups, lr=0.5)
+    assert stds(optimizer) == [18.0, 18.0]
+    assert stds(Gravity([dict(groups[0], velocity_std=0.02)], lr=0.5)) == [0.02]  # no warning
+    later = Gravity([p], lr=0.5)
+    later.param_groups[0]["alpha"] = 9.0
+    run(later, [p], [0])
+    assert stds(later) == [0.02]
+    v = later.state[p]["velocity"]
+    assert v.abs().max() < 5
+
+
+def test_wsam():
+    other = pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer has WSAM")
+    model = torch.nn.Linear(3, 1)
+    arguments = {"base_optimizer": Gravity, "lr": 0.5}
+    with pytest.warns(UserWarning, match=r"alpha is 9\.0"):
+        other.WSAM(model, model.parameters(), **arguments)
+    optimizer = other.WSAM(model, model.parameters(), velocity_std=0.02, **arguments)
+    for half in (optimizer.first_step, optimizer.second_step):
+        model(torch.ones(4, 3)).square().mean().backward()
+        half(zero_grad=True)
+    assert stds(optimizer) == [0.02]
+    plain = Gravity(model.parameters(), lr=0.5, velocity_std=0.02)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    plain.step()
+    for p in model.parameters():
+        difference = optimizer.base_optimizer.state[p]["velocity"] - plain.state[p]["velocity"]
+        assert difference.abs().max() < 1  # (1 − β̂) ζ
