@@ -4,6 +4,8 @@ Each runs in processes of its own; this module imports none of the libraries.
 """
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -49,6 +51,14 @@ def test_a_recipe_resumes_bit_for_bit(name, tmp_path):
     clients.skip_without(*BLOCKS[name].needs)
     assert "torch.equal(a, b)" in BLOCKS[name].code
     clients.run(BLOCKS[name].code, tmp_path)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_recipe_notices_a_lost_velocity(name, tmp_path):
+    clients.skip_without(*BLOCKS[name].needs)
+    lose = "import gravity_torch\ngravity_torch.Gravity.load_state_dict = lambda *_: None\n"
+    with pytest.raises(AssertionError, match=r"assert torch\.equal\(a, b\)"):
+        clients.run(lose + BLOCKS[name].code, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +143,22 @@ assert abs(optimizer.param_groups[0]["velocity_std"] - 0.1) > 1
 
 
 # The helpers
+
+
+def test_collection_imports_no_library():
+    code = f"import sys, {__name__}\nprint(*sys.modules)"
+    modules = set(
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=clients.ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+    )
+    assert "tests.support.clients" in modules
+    assert not modules & {"torch", *(block.needs[0] for block in BLOCKS.values())}
+    assert not modules & {name for names, _ in LIBRARIES.values() for name in names}
 
 
 def test_a_failing_block_fails(tmp_path):

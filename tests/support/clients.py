@@ -92,16 +92,10 @@ def run(code: str, folder: Path, *, processes: int = 1, path: Sequence[str] = ()
             port = s.getsockname()[1]
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    environment = (
-        os.environ
-        | ENVIRONMENT
-        | {
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [*path, str(ROOT), os.environ.get("PYTHONPATH")])
-            ),
-            "HOME": str(folder),  # for caches and logs
-        }
-    )
+    paths = [*path, str(ROOT), os.environ.get("PYTHONPATH")]
+    environment = os.environ | ENVIRONMENT
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment["HOME"] = str(folder)  # for caches and logs
     with subprocess.Popen(
         [*command, script.name],
         cwd=folder,
