@@ -112,5 +112,5 @@ def run(code: str, folder: Path, *, processes: int = 1, path: Sequence[str] = ()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its children, too
             raise
-    assert process.returncode == 0, output[-4000:]
+    assert process.returncode == 0, output[-8000:]
     return output
