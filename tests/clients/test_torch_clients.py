@@ -107,7 +107,28 @@ def test_a_line_of_the_table_trains(library, tmp_path):
     clients.run(code, tmp_path, path=path, **options)
 
 
-# What the page says of the libraries
+# What the pages say of the libraries
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "rate"),
+    [
+        ("transformers.TrainingArguments", "learning_rate", 5e-5),
+        ("stable_baselines3.PPO", "learning_rate", 3e-4),
+        ("fastai.learner.Learner", "lr", 1e-3),
+        ("skorch.NeuralNet", "lr", 0.01),
+    ],
+)
+def test_the_default_rates_are_those_of_the_page(name, argument, rate, tmp_path):
+    module, _, function = name.rpartition(".")
+    clients.skip_without(module)
+    code = f"""
+import inspect
+from {module} import {function}
+default = inspect.signature({function}.__init__).parameters["{argument}"].default
+assert default == {rate}, default
+"""
+    clients.run(code, tmp_path)
 
 
 def test_the_rate_of_the_arguments_does_not_arrive_in_transformers(tmp_path):
