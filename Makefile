@@ -7,6 +7,8 @@ MATRIX ?=
 VENV := .venv
 # nox, which makes the environments of the matrix, and uv, which resolves constraints.txt.
 TOOLS := .venv-tools
+# The libraries of docs/recipes.
+CLIENTS := .venv-clients
 ifeq ($(OS),Windows_NT)
 BIN := Scripts
 else
@@ -22,13 +24,17 @@ ifeq ($(shell uname -sm 2>/dev/null),Linux x86_64)
 TRITON := .venv-triton/.installed
 endif
 
-.PHONY: parity test lint schemas types wheel dist matrix newest-jax constraints clean
+.PHONY: parity test test-clients lint schemas types wheel dist matrix newest-jax constraints clean
 
 parity: $(VENV)/.installed
 	$(VENV)/$(BIN)/python -m gravity_conformance parity --out parity
 
 test: $(VENV)/.installed $(TRITON)
 	$(VENV)/$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Tests the recipes with the libraries that they are for, at their newest versions.
+test-clients: $(CLIENTS)/.installed $(TRITON)
+	$(CLIENTS)/$(BIN)/python -m pytest -n 2 --dist worksteal tests/clients
 
 lint: $(VENV)/.installed schemas
 	$(VENV)/$(BIN)/python -m ruff check .
@@ -75,6 +81,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/$(BIN)/$(INSTALL) --editable '.[dev]'
 	@touch $@
 
+$(CLIENTS)/.installed: pyproject.toml constraints.txt
+	@$(REFUSE)
+	@$(PYTHON) -m venv --clear $(CLIENTS)
+	$(CLIENTS)/$(BIN)/$(INSTALL) --editable '.[dev-clients]'
+	@touch $@
+
 .venv-triton/.installed: constraints.txt | $(VENV)/.installed
 	rm -rf .venv-triton
 	$(VENV)/$(BIN)/$(INSTALL) --no-deps --target .venv-triton triton
@@ -87,4 +99,4 @@ $(TOOLS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(TOOLS) .venv-triton .nox build dist parity
+	rm -rf $(VENV) $(TOOLS) $(CLIENTS) .venv-triton .nox build dist parity

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,9 @@ def test_packages_are_typed(name):
     # By the spec, so that no framework is imported.
     spec = importlib.util.find_spec(name)
     assert Path(spec.origin).with_name("py.typed").is_file()
+
+
+def test_every_folder_of_tests_is_collected_but_the_clients():
+    paths = tomllib.loads(read("pyproject.toml"))["tool"]["pytest"]["ini_options"]["testpaths"]
+    folders = {f"tests/{path.parent.name}" for path in Path(__file__).parent.glob("*/test_*.py")}
+    assert folders - set(paths) == {"tests/clients"}

@@ -40,7 +40,9 @@ def multi_tensor(items: list[Item], options: Options) -> None:
             continue
         # Compiled code has no temporaries.
         block = BLOCK if device.type == "cpu" and not compiling else sys.maxsize
-        in_place = Options(_on(device, options.lr), *options[1:])  # torch 2.7 traces no _replace
+        # torch 2.7 traces neither _replace nor a slice.
+        _, beta, weight_decay, maximize, _ = options
+        in_place = Options(_on(device, options.lr), beta, weight_decay, maximize)
         for portion in portions(in_lists, block):
             _update(portion, block, dtype, in_place)
 

@@ -21,6 +21,7 @@ from gravity_torch import (  # noqa: E402
     _paths,
 )
 from gravity_torch._items import Batch  # noqa: E402
+from tests.support.limits import HANG  # noqa: E402
 
 DTYPES = [
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -78,7 +79,7 @@ def subprocess_prints(code, **environment):
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         check=False,
         env=os.environ | environment,
     )

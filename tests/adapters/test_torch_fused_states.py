@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 pytest.importorskip("numba", reason="fused=True needs numba")
 
 from gravity_torch import Gravity, _fused, _numba_kernels  # noqa: E402
+from tests.support.limits import HANG  # noqa: E402
 from tests.support.torch_helpers import assert_same, parameters  # noqa: E402
 
 PATHS = [{"foreach": False}, {"foreach": True}, {}]
@@ -153,7 +154,7 @@ def test_a_spoilt_cache_or_a_disabled_compiler_is_no_error(disabled, tmp_path):
             [sys.executable, "-W", "error", "-c", code],
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=HANG,
             check=False,
             env=environment,
         )

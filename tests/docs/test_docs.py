@@ -10,7 +10,6 @@ runs by itself in a fresh interpreter, and is skipped if a module is not install
 
 import doctest
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
@@ -18,47 +17,24 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import gravity_core
 from tests.support.limits import HANG
+from tests.support.pages import FENCE, Block, is_there, python_blocks
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 FRONT = [DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 IMAGES = sorted((DOCS / "images").glob("*.svg"))
 
-FENCE = re.compile(
-    r"(?:^<!-- needs: (?P<needs>[\w, .]+) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
 # Code hosts render inline maths only without spaces inside its dollar signs.
 MATH = re.compile(r"\$\$.*?\$\$|\$(?=\S)[^$`\n]+(?<=\S)\$(?!\w)", re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 NAME = re.compile(r"`(?P<name>[A-Za-z_][\w.]*)(?:\(\)|=[^`]*)?`")
+ADAPTERS = {"gravity_torch", "gravity_jax", "gravity_tf", "tensorflow"}
 FRAMEWORKS = {"array_api_compat", "jax", "jnp", "keras", "np", "numpy", "optax", "tf", "torch"}
-
-
-class Block(NamedTuple):
-    """One ```python block."""
-
-    code: str
-    line: int
-    needs: tuple[str, ...]
-
-
-def python_blocks(text: str) -> list[Block]:
-    return [
-        Block(
-            match["code"],
-            text.count("\n", 0, match.start("code")),
-            tuple(re.findall(r"[\w.]+", match["needs"] or "")),
-        )
-        for match in FENCE.finditer(text)
-        if match["language"] == "python"
-    ]
 
 
 def run_blocks(blocks: list[Block], name: str) -> str:
@@ -166,15 +142,7 @@ def unknown_names(text: str) -> list[str]:
     return unknown
 
 
-def is_there(module: str) -> bool:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # the parent package is missing
-        return False
-    return spec is not None and spec.origin is not None  # None: a folder without code
-
-
-@pytest.fixture(params=PAGES, ids=lambda page: page.name)
+@pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def page(request):
     return request.param
 
@@ -193,6 +161,8 @@ MARKED = [
     for page in PAGES
     for block in python_blocks(page.read_text(encoding="utf-8"))
     if block.needs
+    # tests/clients runs the recipes for other libraries.
+    and (page.parent == DOCS or set(block.needs) <= ADAPTERS | FRAMEWORKS)
 ]
 
 
@@ -215,6 +185,11 @@ def test_links_of_the_front_pages_exist(page):
     assert broken_links(page.read_text(encoding="utf-8"), page.parent) == []
 
 
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.parent == DOCS],  # recipes name what is in other libraries
+    ids=lambda page: page.name,
+)
 def test_names_in_backticks_exist(page):
     assert unknown_names(page.read_text(encoding="utf-8")) == []
 
@@ -255,6 +230,14 @@ def test_a_failing_plain_block_raises():
 def test_a_mark_is_read():
     (block,) = python_blocks("<!-- needs: torch, gravity_torch -->\n```python\nx = 1\n```\n")
     assert block.needs == ("torch", "gravity_torch")
+
+
+def test_a_block_runs_after_those_above():
+    first = "<!-- needs: torch -->\n```python\nx = 1\n```\n"
+    plain = "```python\nz = 1\n```\n"
+    second = "<!-- needs: above -->\n```python\ny = x\n```\n"
+    *_, last = python_blocks(first + plain + second)
+    assert (last.code, last.needs) == ("x = 1\ny = x\n", ("torch",))
 
 
 def test_broken_links_are_found():

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import HANG
+
 FOLDER = Path(__file__).parents[2] / ".venv-triton"
-TIMEOUT = 240  # seconds for one test; it usually takes less than one
 
 _tests = {}
 
@@ -46,7 +47,7 @@ def _elsewhere(test, *, interpret):
     @functools.wraps(test)
     def run(*args, **kwargs):
         call = _process(interpret).submit(_call, test.__module__, test.__qualname__, args, kwargs)
-        return call.result(timeout=TIMEOUT)
+        return call.result(timeout=HANG)
 
     return run
 
