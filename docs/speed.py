@@ -1,7 +1,7 @@
 r"""Write the tables of torch's speed into the README and docs/torch.md.
 
     for t in 1 2; do for d in float32 bfloat16; do python -m benchmarks.step --backend torch \
-        --threads $t --dtype $d --runs 5 --rounds 9 --without foreach=False \
+        --threads $t --dtype $d --runs 5 --rounds 7 --without foreach=False \
         --without pytorch_optimizer --json speed-$t-$d.json; done; done
     python docs/speed.py speed-*.json
 

@@ -24,6 +24,7 @@ def export_state(optimizer: Gravity) -> State:
             the next update.
 
     Example:
+        >>> import keras
         >>> w = keras.Variable([1.0, 1.0])
         >>> optimizer = Gravity(learning_rate=0.2)
         >>> optimizer.apply([ops.ones(2)], [w])
@@ -67,6 +68,7 @@ def import_state(optimizer: Gravity, state: State) -> None:
             unchanged then.
 
     Example:
+        >>> import keras
         >>> import numpy as np
         >>> optimizer = Gravity()
         >>> optimizer.build([keras.Variable([1.0, 1.0])])

@@ -1,10 +1,39 @@
 """`diagnose`: why a run does not learn, or forgets."""
 
-from gravity_core.diagnosis import Diagnosis, row
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gravity_core import beta_hat
 from gravity_torch import _distributed
 from gravity_torch._tensors import to_numpy
 from gravity_torch.optimizer import Gravity
 from gravity_torch.state import hyperparameters_of
+
+
+class Row(NamedTuple):
+    """What `diagnose` says of one tensor."""
+
+    name: str
+    max_abs_grad: float  # max|G|, which is 1/m
+    share_beyond: float  # of the elements with |G| > m, whose steps get smaller as |G| grows
+    v0_move: float  # how far V₀ alone moves a weight in the end, as a standard deviation
+    rms_weight: float
+    advice: str  # one sentence, or nothing
+
+
+class Diagnosis(tuple[Row, ...]):
+    """The rows of all tensors; printed, a table."""
+
+    def __str__(self) -> str:
+        """Return a table with one line for each tensor."""
+        head = f"{'tensor':24} {'max|G|':>9} {'beyond m':>9} {'V0 moves':>9} {'rms W':>9}  advice"
+        lines = [
+            f"{name:24} {largest:9.2g} {share:9.1%} {move:9.2g} {rms:9.2g}  {advice}".rstrip()
+            for name, largest, share, move, rms, advice in self
+        ]
+        return "\n".join([head, *lines])
 
 
 def diagnose(optimizer: Gravity) -> Diagnosis:
@@ -15,9 +44,6 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
 
     Args:
         optimizer: the optimizer. Parameters without a gradient are left out.
-
-    Returns:
-        the rows; printed, a table.
 
     Example:
         >>> import torch
@@ -30,14 +56,35 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
     """
     rows, index = [], 0
     for group in optimizer.param_groups:
-        options = hyperparameters_of(group)
-        options = {
-            name: options[name] for name in ("learning_rate", "beta", "velocity_std", "first_step")
-        }
         names = group.get("param_names", [None] * len(group["params"]))
         for name, p in zip(names, group["params"], strict=True):
             if p.grad is not None:
                 w, g = (to_numpy(_distributed.gathered(x)) for x in (p, p.grad))
-                rows.append(row(name or f"{index} {tuple(p.shape)}", w, g, **options))
+                name = name or f"{index} {tuple(p.shape)}"
+                rows.append(_row(name, np.abs(w), np.abs(g), **hyperparameters_of(group)))
             index += 1
-    return Diagnosis(tuple(rows))
+    return Diagnosis(rows)
+
+
+def _row(name: str, weight: np.ndarray, grad: np.ndarray, **options: Any) -> Row:
+    """Return the row of a tensor, from the magnitudes of its elements."""
+    lr, largest = options["learning_rate"], float(grad.max(initial=0.0))
+    share = float((grad * largest > 1).mean()) if grad.size else 0.0
+    # V₀ moves a weight by −η c V₀ in the end; c is the sum of products of β̂.
+    first, beta = options["first_step"], options["beta"]
+    factor = np.cumprod([beta_hat(t, beta=beta) for t in range(first, first + 1000)]).sum()
+    move, rms, step = lr * options["velocity_std"] * float(factor), _rms(weight), lr * _rms(grad)
+    advice = ""
+    if not math.isfinite(largest):
+        advice = "the gradient is not finite: skip such steps"
+    elif share > 0.01:
+        advice = "gradients are beyond m: take the mean of the loss, not its sum, or clip"
+    elif move > 0.5 * rms > 0:
+        advice = "V0 overwrites these weights: pass velocity_std=0 to fine-tune"
+    elif step < 1e-5 * rms:
+        advice = "steps are tiny: raise the learning rate, which is that of SGD, not of Adam"
+    return Row(name, largest, share, move, rms, advice)
+
+
+def _rms(x: np.ndarray) -> float:
+    return math.sqrt(np.square(x, dtype=np.float64).mean()) if x.size else 0.0

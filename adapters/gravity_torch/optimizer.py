@@ -349,13 +349,10 @@ class Gravity(torch.optim.Optimizer):
         lr, std, alpha = group["lr"], group["velocity_std"], group["alpha"]
         # A little more than ten, because of roundings.
         if is_derived(group) and is_known(lr) and number(lr) * std > 10.00001 * alpha:
-            self._warn_once(
-                "rate",
-                f"lr is {hp.as_float(number(lr)):g} at the first step, more than ten times the lr "
-                f"of {alpha / std:g} from which velocity_std = {std:g} was derived; pass "
-                f"velocity_std={hp.as_float(alpha / number(lr)):g}, or construct the optimizer "
-                "with the lr of the training",
-            )
+            if "rate" not in self._warned:
+                rate, level = hp.as_float(number(lr)), level_of_user() + 1
+                hp.warn_of_first_rate(alpha / std, rate, alpha, names=NAMES, stacklevel=level + 1)
+            self._warned |= {"rate"}
         return velocity
 
 

@@ -2,7 +2,10 @@
 
 import copy
 
+import numpy as np
 import pytest
+
+import gravity_core
 
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
@@ -25,7 +28,7 @@ def test_the_rows_are_those_of_the_parameters_with_a_gradient(dtype):
     params[1].grad = None
     optimizer.step()
     before = values(params), copy.deepcopy(optimizer.state_dict())
-    rows = diagnose(optimizer).rows
+    rows = diagnose(optimizer)
     assert [row.name for row in rows] == ["0.weight", "2.weight", "last"]
     assert rows[0].max_abs_grad == params[0].grad.abs().max()
     assert [round(row.v0_move, 4) for row in rows] == [0.0192, 0.0283, 0.0283]
@@ -46,3 +49,58 @@ def test_a_fine_tuning_with_v0():
         table = str(diagnose(optimizer))
         assert ("pass velocity_std=0" in table) == advised
         assert "0 (2, 2000)" in table
+
+
+def row(weight, grad, **options):
+    p = torch.nn.Parameter(torch.tensor(weight))
+    p.grad = torch.tensor(grad)
+    (found,) = diagnose(Gravity([p], lr=0.1, **options))
+    return found
+
+
+WEIGHT = np.full(100, 0.5, np.float32)
+
+
+@pytest.mark.parametrize("first_step", [0, 1])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+def test_the_way_of_a_weight_by_v0_alone(beta, first_step):
+    options = {"beta": beta, "first_step": first_step, "velocity_std": 1.0}
+    optimizer = gravity_core.Gravity(0.1, **options)
+    (w,), zero = [np.zeros(1000)], np.zeros(1000)
+    for _ in range(300):
+        optimizer.step([w], [zero])
+    (v0,) = [gravity_core.initial_velocity(w.shape, w.dtype, std=1.0)]
+    move = row([1.0], [0.5], **options).v0_move
+    np.testing.assert_allclose(w, -move * v0, rtol=1e-9)
+
+
+def test_the_numbers():
+    grad = np.full(100, 0.01, np.float32)
+    grad[0] = -4.0
+    grad[1:5] = 0.3  # beyond m = 1/4
+    found = row(WEIGHT, grad)
+    assert found.max_abs_grad == 4.0
+    assert found.share_beyond == 0.05
+    assert found.rms_weight == 0.5
+    assert found.v0_move == pytest.approx(0.1 * 0.1 * 2.83, rel=1e-3)
+    assert "mean of the loss" in found.advice
+
+
+ADVICE = [
+    (WEIGHT, 0.1, {}, ""),
+    (WEIGHT, np.nan, {}, "not finite"),
+    (WEIGHT, np.inf, {}, "not finite"),
+    (WEIGHT / 10, 0.1, {}, "velocity_std=0"),
+    (WEIGHT / 10, 0.1, {"velocity_std": 0.0}, ""),
+    (0 * WEIGHT, 0.1, {}, ""),  # a bias that starts at 0
+    (WEIGHT, 1e-5, {"velocity_std": 0.0}, "raise the learning rate"),
+    (WEIGHT[:0], 0.1, {}, ""),
+    (WEIGHT * 1j, 0.1j, {}, ""),
+]
+
+
+@pytest.mark.parametrize(("weight", "value", "options", "advice"), ADVICE)
+def test_the_advice(weight, value, options, advice):
+    found = row(weight, np.full_like(weight, value), **options)
+    assert bool(found.advice) == bool(advice)
+    assert advice in found.advice

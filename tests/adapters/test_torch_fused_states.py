@@ -104,13 +104,6 @@ def test_parameters_with_one_counter_have_the_same_t():
     assert_same(results[0], results[2])
 
 
-def test_maximize_may_be_none():
-    params = parameters((3,)), parameters((3,))
-    for (p,), maximize in zip(params, (None, False), strict=True):
-        step(Gravity([p], maximize=maximize), [p])
-    assert_same(*params)
-
-
 @pytest.mark.parametrize("error", [ImportError, AttributeError])
 def test_a_compiler_that_cannot_be_imported(monkeypatch, error):
     """The default takes foreach; fused=True says what is wrong."""

@@ -192,7 +192,7 @@ def low_thresholds(monkeypatch):
         monkeypatch.setattr(*threshold)
 
 
-@pytest.mark.filterwarnings("ignore:lr is .* more than ten times:UserWarning")
+@pytest.mark.filterwarnings("ignore:lr is .* at the first step:UserWarning")
 @pytest.mark.usefixtures("low_thresholds")
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_has_the_bits_of_the_reference_or_stays_inside_the_bound(path):

@@ -121,7 +121,7 @@ class Steps(RuleBasedStateMachine):
             self.references[i].check(p, self.optimizer.state[p], exact=exact)
 
 
-@pytest.mark.filterwarnings("ignore:lr is .* more than ten times:UserWarning")
+@pytest.mark.filterwarnings("ignore:lr is .* at the first step:UserWarning")
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_random_use_stays_inside_the_bound(path):
     machine = type("OnPath", (Steps,), {"path": path})
