@@ -61,7 +61,7 @@ class Table(NamedTuple):
     dtypes: tuple[torch.dtype, ...]  # of parameters, gradients and velocities
     capturable: bool  # whether the counters are on the device
     rows: np.ndarray  # int64, with COLUMNS columns
-    changed: list[Tensor]  # the parameters and velocities
+    params: list[Tensor]
     kept: dict[Any, Any]  # what replays of captured steps read; it dies with the optimizer
 
 
@@ -76,21 +76,21 @@ class Checks:
     """
 
     def __init__(self) -> None:
-        self.known: tuple[bytes, list[Place | None], np.ndarray] = b"", [], np.zeros(0)
+        self.known: tuple[bytes, list[int], list[Place | None], np.ndarray] | None = None
         self.kept: dict[Any, Any] = {}
 
     def places(
         self, rows: np.ndarray, columns: list[list[Tensor]]
-    ) -> tuple[list[Place | None], np.ndarray]:
-        """Return the place of each parameter, and the number of its device."""
-        addresses, places, devices = self.known
-        now = rows[:, [P, VELOCITY, STEP]].tobytes()
-        if now != addresses:
+    ) -> tuple[list[int], list[Place | None], np.ndarray]:
+        """Return for each parameter the index of its place, the places, and the devices."""
+        addresses = rows[:, [P, VELOCITY, STEP]].tobytes()
+        if self.known is None or self.known[0] != addresses:
             params, _, velocities, steps = columns
             places = list(map(_place, params, velocities, steps))
+            distinct = list(dict.fromkeys(places))
             devices = _each(Tensor.get_device, params, np.int64)
-            self.known = now, places, devices
-        return places, devices
+            self.known = addresses, list(map(distinct.index, places)), distinct, devices
+        return self.known[1:]
 
 
 def storage(dtype: torch.dtype) -> tuple[str, int]:
@@ -135,11 +135,11 @@ def split(
         RuntimeError: for a parameter of a group with `fused=True` that has no kernel.
     """
     lengths = [len(batch.params) for batch in batches]
-    columns = [
-        list(chain.from_iterable(lists))
-        for lists in zip(*(batch[1:] for batch in batches), strict=True)
-    ]
-    params, _, velocities, _ = columns
+    columns = list(batches[0][1:])
+    if len(batches) > 1:
+        lists = zip(*(batch[1:] for batch in batches), strict=True)
+        columns = [list(chain.from_iterable(column)) for column in lists]
+    params = columns[0]
     maxima: list[Tensor | None] = []
     if shards:
         local = [shards.get(x[0], (*x[:3], None)) for x in zip(*columns, strict=True)]
@@ -169,9 +169,9 @@ def split(
         if len(chosen) and runner(device.type) is not None:
             taken = candidates[chosen]
             is_fused[taken] = True
-            changed = [xs[i] for xs in (params, velocities) for i in taken]
+            updated = params if len(taken) == len(params) else [params[i] for i in taken]
             table = rows[chosen]
-            tables.append(Table(device, tuple(dtypes), capturable, table, changed, checks.kept))
+            tables.append(Table(device, tuple(dtypes), capturable, table, updated, checks.kept))
     return tables, [] if is_fused.all() else _rest(batches, is_fused)
 
 
@@ -207,11 +207,12 @@ def _by_kind(
     fits &= (rows[:, SIZE] == 0) | rows[:, [P, GRAD, VELOCITY]].all(axis=1)
     for xs in (grads, velocities):
         fits &= rows[:, SIZE] == _each(Tensor.numel, xs, np.int64)
-    places, devices = checks.places(rows, columns)
+    indices, places, devices = checks.places(rows, columns)
     fits &= devices == _each(Tensor.get_device, grads, np.int64)
-    kinds = [places, *(list(map(_dtype, xs)) for xs in columns[:3])]
+    kinds: list[list[Any]] = [indices, *(list(map(_dtype, xs)) for xs in columns[:3])]
+    distinct = [set(kind) for kind in kinds]
     fits &= ~_each(Tensor.is_neg, grads)  # memory has other numbers
-    if any(dtype.is_complex for dtype in {*kinds[1], *kinds[2], *kinds[3]}):
+    if any(dtype.is_complex for dtype in set.union(*distinct[1:])):
         fits &= [not any(x.is_conj() for x in xs) for xs in zip(*columns[:3], strict=True)]
     if {*map(_dtype, steps)} != {torch.float32}:
         fits &= [step.dtype == torch.float32 for step in steps]
@@ -219,16 +220,15 @@ def _by_kind(
     for i in np.flatnonzero(fits & ~np.logical_and.reduce(contiguous)):
         fits[i] = has_one_order(params[i], grads[i], velocities[i])
     found: defaultdict[tuple[Any, ...], Any] = defaultdict(list)
-    if all(len(set(kind)) == 1 for kind in kinds):
+    if all(len(values) == 1 for values in distinct):
         found[tuple(kind[0] for kind in kinds)] = np.flatnonzero(fits)
     else:
-        for index, kind in enumerate(zip(*kinds, strict=True)):
-            if fits[index]:
-                found[kind].append(index)
+        for i in np.flatnonzero(fits):
+            found[tuple(kind[i] for kind in kinds)].append(i)
     return {
-        (place, *dtypes): np.array(indices)
-        for (place, *dtypes), indices in found.items()
-        if place is not None and _can_mix(*dtypes)
+        (place, *dtypes): np.array(chosen)
+        for (index, *dtypes), chosen in found.items()
+        if (place := places[index]) is not None and _can_mix(*dtypes)
     }
 
 

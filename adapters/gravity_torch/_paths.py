@@ -30,8 +30,8 @@ def plan(batches: list[Batch], shards: dict[Tensor, Shard], checks: _fused.Check
     options = [_options(batch.group) for batch in batches] if tables else []
     kernels = [_fused.runner(table.device.type).prepare(table, options) for table in tables]
     for table in tables:
-        # Kernels do not mark tensors as changed, so autograd would accept a stale graph.
-        torch.autograd.graph.increment_version(table.changed)
+        # Kernels do not mark p as changed, so autograd would accept a stale graph.
+        torch.autograd.graph.increment_version(table.params)
     return Plan(kernels, items)
 
 
