@@ -32,7 +32,7 @@ def tables(reports: list[dict[str, Any]]) -> str:
         rows = [["step", *cases], ["---"] * (1 + len(cases))]
         for name in report["results"][cases[0]]:
             if "ratio" in report["results"][cases[0]][name] and name != "torch.Tensor.copy_":
-                rows.append([f"`{name}`", *(_cell(report["results"][c][name]) for c in cases)])
+                rows.append([name, *(_cell(report["results"][c][name]) for c in cases)])
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     return "\n\n".join(parts)
 

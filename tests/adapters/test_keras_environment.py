@@ -1,6 +1,7 @@
 """gravity_tf under the caller's keras.json and environment variables, each in its own process."""
 
 import json
+import os
 
 import pytest
 
@@ -35,15 +36,16 @@ model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 model.compile(Gravity(0.1), "mse")
 model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
 """
+# The first two are tested by default, all by the profile `thorough`.
 # JAX_NUMPY_RANK_PROMOTION=raise and JAX_TRANSFER_GUARD=disallow stop Keras itself.
 ENVIRONMENTS = {
     "tensorflow": [
         {"floatx": "float16"},
+        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
         {"floatx": "float64"},
         {"TF_USE_LEGACY_KERAS": "1"},
         {"TF_XLA_FLAGS": "--tf_xla_auto_jit=2"},
         {"LC_ALL": "tr_TR.UTF-8"},
-        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
     ],
     "jax": [
         {"floatx": "float16"},
@@ -53,13 +55,14 @@ ENVIRONMENTS = {
     ],
     "torch": [{"floatx": "float16"}, {"floatx": "float64"}],
 }
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
 @pytest.mark.parametrize("backend", ENVIRONMENTS)
 def test_the_callers_environment(backend, tmp_path):
     pytest.importorskip(backend, reason=f"needs {backend}")
     runs = []
-    for number, environment in enumerate(ENVIRONMENTS[backend]):
+    for number, environment in enumerate(ENVIRONMENTS[backend][: None if THOROUGH else 2]):
         environment = environment | {"KERAS_BACKEND": backend}
         if floatx := environment.pop("floatx", None):
             home = tmp_path / str(number)

@@ -142,7 +142,7 @@ def test_a_spoilt_cache_or_a_disabled_compiler_is_no_error(disabled, tmp_path):
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_DISABLE_JIT": disabled}
     printed = []
-    for _ in range(2):
+    for _ in range(1 if disabled == "1" else 2):
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
             capture_output=True,
@@ -157,4 +157,4 @@ def test_a_spoilt_cache_or_a_disabled_compiler_is_no_error(disabled, tmp_path):
         assert bool(files) == (disabled == "0")
         for file in files:
             file.write_bytes(file.read_bytes()[:100])
-    assert printed[0] == printed[1]
+    assert len(set(printed)) == 1
