@@ -59,7 +59,7 @@ class Options:
 
 
 def run(part: str, options: Options, seconds: float) -> dict[str, Any]:
-    """Run a part in a process of its own; return its result, or why there is none."""
+    """Run a part in its own process, and return its result or the reason why it has none."""
     if seconds <= 0:
         return {"not run": "no time was left"}
     environment = {"CUDA_VISIBLE_DEVICES": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

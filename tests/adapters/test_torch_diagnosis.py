@@ -71,7 +71,10 @@ def test_the_way_of_a_weight_by_v0_alone(beta, first_step):
         optimizer.step([w], [zero])
     (v0,) = [gravity_core.initial_velocity(w.shape, w.dtype, std=1.0)]
     move = row([1.0], [0.5], **options).v0_move
-    np.testing.assert_allclose(w, -move * v0, rtol=1e-9)
+    # All terms have one sign, so their roundings add up at most. `diagnose` sums 1000 products of
+    # β̂. The products after the 300th are below 0.9**n.
+    roundings = 300 * (gravity_core.ErrorBound.ROUNDINGS + 2) * 2.0**-53
+    np.testing.assert_allclose(w, -move * v0, rtol=roundings + 10 * 0.9**300)
 
 
 def test_the_numbers():
@@ -82,7 +85,8 @@ def test_the_numbers():
     assert found.max_abs_grad == 4.0
     assert found.share_beyond == 0.05
     assert found.rms_weight == 0.5
-    assert found.v0_move == pytest.approx(0.1 * 0.1 * 2.83, rel=1e-3)
+    # c = 2.83 has two decimals.
+    assert found.v0_move == pytest.approx(0.1 * 0.1 * 2.83, abs=0.1 * 0.1 * 0.005)
     assert "mean of the loss" in found.advice
 
 

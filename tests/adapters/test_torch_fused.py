@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -21,7 +20,7 @@ from gravity_torch import (  # noqa: E402
     _paths,
 )
 from gravity_torch._items import Batch  # noqa: E402
-from tests.support.limits import HANG  # noqa: E402
+from tests.support.programs import printed_words  # noqa: E402
 
 DTYPES = [
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -72,19 +71,6 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-def subprocess_prints(code, **environment):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=False,
-        env=os.environ | environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -384,23 +370,23 @@ print("numba" in sys.modules, {"jax", "tensorflow"} & {*sys.modules} == set())
 
 
 def test_steps_in_several_python_threads():
-    assert subprocess_prints(TWO_THREADS) == ["True"] * 4
+    assert printed_words(TWO_THREADS) == ["True"] * 4
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_step_in_a_forked_process():
-    assert subprocess_prints(FORK) == ["True"]
+    assert printed_words(FORK) == ["True"]
 
 
 def test_a_folder_for_the_cache_that_cannot_be_written(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    printed = subprocess_prints(READ_ONLY, NUMBA_CACHE_DIR=str(file / "folder"))
+    printed = printed_words(READ_ONLY, NUMBA_CACHE_DIR=str(file / "folder"))
     assert printed == ["True"]
 
 
 def test_numba_is_imported_at_the_first_step_that_needs_it():
-    assert subprocess_prints(LAZY) == ["False", "True", "True"]
+    assert printed_words(LAZY) == ["False", "True", "True"]
 
 
 @pytest.fixture

@@ -10,6 +10,20 @@ from tests.support.limits import HANG
 ROOT = Path(__file__).parents[2]
 
 
+def printed_words(code, **environment):
+    """Run `code` with warnings as errors, and return the words that it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 def run_together(code, runs):
     """Run `code` once for each pair of arguments and environment, at the same time.
 
