@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import click
 from rich import box
@@ -21,6 +22,7 @@ from gravity_conformance._output import replace
 from gravity_conformance.conform import report as conform_reports
 from gravity_conformance.conform import runner as conforming
 from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.checks.subject import DTYPES
 from gravity_conformance.drive.spec import KINDS, SpecError
 from gravity_conformance.drive.spec import Kind as SpecKind
 from gravity_conformance.parity import report as reports
@@ -171,6 +173,28 @@ def parity(
     sys.exit(0 if report.passed else 1)
 
 
+def _listed(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    """Return the dtypes of --dtypes."""
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
+    for name in names:
+        if name not in DTYPES:
+            raise click.BadParameter(f"must be some of {','.join(DTYPES)}, got {name!r}")
+    if "float32" not in names:
+        raise click.BadParameter(f"must contain float32, got {value!r}")
+    return names
+
+
+def _skipped(file: TextIO) -> list[str]:
+    """Return the checks that a file lists."""
+    names = [line.partition("#")[0].strip() for line in file]
+    for number, name in enumerate(names, start=1):
+        if name and name not in CHECKS:
+            raise click.UsageError(
+                f"--skips must list checks (see --list), got {name!r} in line {number}"
+            )
+    return [name for name in names if name]
+
+
 @cli.command()
 @click.argument("spec", required=False)
 @click.option("--kind", type=click.Choice(KINDS), help="Kind of SPEC (default: detected).")
@@ -189,6 +213,34 @@ def parity(
     type=click.Choice(list(CHECKS)),
     help="Check to run (repeatable; default: all).",
 )
+@click.option(
+    "--skip",
+    multiple=True,
+    type=click.Choice(list(CHECKS)),
+    help="Check to leave out (repeatable).",
+)
+@click.option(
+    "--skips",
+    type=click.File(encoding="utf-8"),
+    help="File with a check to leave out in each line; # starts a comment.",
+)
+@click.option(
+    "--dtypes",
+    default=",".join(DTYPES),
+    show_default=True,
+    callback=_listed,
+    help="Dtypes that SPEC offers.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**64 - 1),
+    help="Seed of the generated inputs.",
+)
+@click.option("--quick", "level", flag_value="quick", help="Run the quick checks, on less input.")
+@click.option("--thorough", "level", flag_value="thorough", help="Feed more input.")
+@click.option("--strict", is_flag=True, help="Count every remark as a difference.")
 @click.option("--list", "listed", is_flag=True, help="List the checks and the known mistakes.")
 @click.option(
     "--timeout",
@@ -210,6 +262,12 @@ def conform(
     kw: tuple[str, ...],
     first_step: str | None,
     only: tuple[str, ...],
+    skip: tuple[str, ...],
+    skips: TextIO | None,
+    dtypes: tuple[str, ...],
+    seed: int,
+    level: str | None,
+    strict: bool,
     listed: bool,
     timeout: float,
     json_file: Path | None,
@@ -244,6 +302,11 @@ def conform(
         kw={name: value for name, _, value in (item.partition("=") for item in kw)},
         first_step=None if first_step is None else int(first_step),
         only=only,
+        skip=(*skip, *(() if skips is None else _skipped(skips))),
+        dtypes=dtypes,
+        seed=seed,
+        level=level or "default",
+        strict=strict,
         timeout=timeout,
         progress=_on_terminal,
     )

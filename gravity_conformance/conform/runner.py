@@ -21,7 +21,9 @@ from typing import Any
 import gravity_core
 from gravity_conformance._guard import clean
 from gravity_conformance.conform.checks.findings import Finding
-from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.checks.inputs import LEVELS
+from gravity_conformance.conform.checks.registry import CHECKS, selected
+from gravity_conformance.conform.checks.subject import DTYPES
 from gravity_conformance.drive.spec import Kind
 
 TIMEOUT = 60.0
@@ -42,10 +44,30 @@ class Result(Finding):
 
 @dataclass
 class Report:
-    """The results of all checks; `error` is the reason if nothing could be checked."""
+    """The results of all checks; `error` is the reason if nothing could be checked.
+
+    Attributes:
+        spec: the implementation.
+        kind: its kind.
+        seed: of the generated inputs.
+        level: how thorough the checks are.
+        dtypes: those that the implementation is said to offer.
+        skipped: the names of the checks that were left out.
+        strict: whether a remark counts as a difference.
+        arguments: our name → the implementation's, for the hyper-parameters that it offers.
+        versions: of Python, NumPy, the framework and the implementation's package.
+        results: one for each check.
+        printed: the number of bytes that the implementation printed.
+        error: why nothing could be checked.
+    """
 
     spec: str
     kind: Kind | None
+    seed: int = 0
+    level: str = "default"
+    dtypes: tuple[str, ...] = DTYPES
+    skipped: tuple[str, ...] = ()
+    strict: bool = False
     arguments: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
@@ -58,7 +80,13 @@ class Report:
         outcomes = {result.outcome for result in self.results}
         if self.error is not None or not outcomes & {"pass", "differs"}:
             return 2
-        return 0 if outcomes <= {"pass", "not applicable"} else 1
+        right = {"pass", "not applicable"} | (set() if self.strict else {"remark"})
+        return 0 if outcomes <= right else 1
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the implementation does not offer, or computes with less precision."""
+        return [r.note for r in self.results if r.outcome == "remark"]
 
     @property
     def diagnoses(self) -> list[str]:
@@ -67,8 +95,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values; schema.json describes them."""
-        head = {"format": "gravity-conform", "version": 2, "gravity": gravity_core.__version__}
-        found = {"status": self.status, "diagnoses": self.diagnoses}
+        head = {"format": "gravity-conform", "version": 3, "gravity": gravity_core.__version__}
+        found = {"status": self.status, "diagnoses": self.diagnoses, "remarks": self.remarks}
         return head | found | asdict(self)
 
 
@@ -79,6 +107,11 @@ def conform(
     kw: Mapping[str, str] | None = None,
     first_step: int | None = None,
     only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    dtypes: Sequence[str] = DTYPES,
+    seed: int = 0,
+    level: str = "default",
+    strict: bool = False,
     timeout: float = TIMEOUT,
     progress: Callable[[str], None] = lambda title: None,
 ) -> Report:
@@ -91,6 +124,11 @@ def conform(
             implementation calls our beta by this name.
         first_step: the t from which it must start, 0 or 1; detected if None.
         only: names of `checks.CHECKS`; all if empty.
+        skip: names of checks to leave out.
+        dtypes: those that the implementation offers, float32 among them.
+        seed: of the generated inputs.
+        level: "quick", "default" or "thorough".
+        strict: whether a remark counts as a difference.
         timeout: seconds for the import, and for each check.
         progress: called with the title of each check that starts.
 
@@ -98,19 +136,30 @@ def conform(
         The report. An error of the implementation is a result, and is not raised.
 
     Raises:
-        ValueError: for an unknown check.
+        ValueError: for an unknown check, dtype or level.
     """
-    for name in only:
-        if name not in CHECKS:
-            raise ValueError(f"only must be one of {', '.join(CHECKS)}, got {name!r}")
-    report = Report(spec, kind)
-    left = [name for name in CHECKS if not only or name in only]
+    for what, names, known in (
+        ("only", only, CHECKS),
+        ("skip", skip, CHECKS),
+        ("dtypes", dtypes, DTYPES),
+        ("level", [level], LEVELS),
+    ):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{what} must be one of {', '.join(known)}, got {name!r}")
+    if "float32" not in dtypes:
+        raise ValueError(f"dtypes must contain float32, got {', '.join(dtypes)}")
+    report = Report(spec, kind, seed, level, tuple(dtypes), tuple(skip), strict)
+    left = selected(level, only, skip)
     for _ in range(_LIVES):
         job = {
             "spec": spec,
             "kind": kind,
             "kw": dict(kw or {}),
             "first_step": first_step,
+            "seed": seed,
+            "level": level,
+            "dtypes": list(dtypes),
             "checks": left,
         }
         left = _live(report, job, timeout, progress)
@@ -148,7 +197,7 @@ def _live(
                 case {
                     "event": "finding",
                     "check": str(name),
-                    "outcome": "pass" | "differs" | "error" | "not applicable",
+                    "outcome": "pass" | "differs" | "error" | "remark" | "not applicable",
                     "note": str(),
                     "worst": int() | float() | None,
                     "first": str() | None,

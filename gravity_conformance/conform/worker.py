@@ -24,8 +24,9 @@ import numpy as np
 
 from gravity_conformance._guard import one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.checks.registry import CHECKS, Check
 from gravity_conformance.conform.checks.subject import Subject
+from gravity_conformance.conform.judge.trial import WrongResultError
 from gravity_conformance.drive import spec as specs
 from gravity_conformance.drive.drivers import read
 
@@ -97,7 +98,8 @@ def _tell(report: Writer, event: str, **values: Any) -> None:
 
 def _run(job: dict[str, Any], report: Writer) -> None:
     driver = read(job["spec"], job["kind"], job["kw"])
-    subject = Subject(driver, job["first_step"])
+    settings = {name: job[name] for name in ("seed", "level", "dtypes")}
+    subject = Subject(driver, job["first_step"], **settings)
     _try(subject)
     judge = Judge(subject)
     _tell(
@@ -111,10 +113,7 @@ def _run(job: dict[str, Any], report: Writer) -> None:
         _tell(report, "start", check=name)
         start = time.perf_counter()
         _seed()
-        try:
-            finding = CHECKS[name].function(subject, judge)
-        except _ANYTHING as error:
-            finding = Finding("error", one_line(error))
+        judge.findings[name] = finding = _run_check(CHECKS[name], subject, judge)
         _tell(
             report,
             "finding",
@@ -122,6 +121,21 @@ def _run(job: dict[str, Any], report: Writer) -> None:
             seconds=time.perf_counter() - start,
             **asdict(finding),
         )
+
+
+def _run_check(check: Check, subject: Subject, judge: Judge) -> Finding:
+    if not any(dtype in subject.dtypes for dtype in check.tier):
+        return Finding("not applicable", "left out by --dtypes")
+    try:
+        return check.function(subject, judge)
+    except WrongResultError as error:
+        return Finding("differs", "", None, str(error))
+    except Exception as error:
+        if check.special is None:
+            return Finding("error", one_line(error))
+        return Finding("remark", f"it refuses {check.special}: {one_line(error)}")
+    except _ANYTHING as error:
+        return Finding("error", one_line(error))
 
 
 def _seed() -> None:

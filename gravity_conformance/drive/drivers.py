@@ -89,8 +89,8 @@ class Driver:
             weights: W₀.
             options: by our names. Those that the implementation does not offer are ignored.
             bfloat16: whether the float32 arrays stand for bfloat16.
-            how: schedule, begun, mode and grouped of `Setup`. ``fast=True`` selects the mode in
-                which users compile the step, if there is one.
+            how: more fields of `Setup`. ``fast=True`` selects the mode in which users compile the
+                step, if there is one.
         """
         if how.pop("fast", False) and self.session.compiles is not None:
             how["mode"] = self.session.compiles

@@ -113,9 +113,10 @@ class KerasSession(StateSession):
 
     def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
         """Set the learning rate, if it is given, and apply the gradients."""
-        if lr is not None:
-            self.optimizer.learning_rate = lr
         dtype = self.setup.dtype
+        if lr is not None:
+            array = self.setup.array_rate
+            self.optimizer.learning_rate = self._keras.ops.convert_to_tensor(lr) if array else lr
         if self._model is not None:
             with _floatx(self.setup.dtype):
                 self._model.train_on_batch(tuple(g[None] for g in grads), np.zeros((1, 1)))

@@ -21,6 +21,7 @@ class OptaxSession(StateSession):
     """A function that makes an `optax.GradientTransformation`."""
 
     compiles: ClassVar[str | None] = "jit"
+    shares: ClassVar[bool] = True
     steps_at_given_rate: ClassVar[bool] = False
     frameworks: ClassVar[tuple[str, ...]] = ("jax", "optax")
 
@@ -68,7 +69,9 @@ class OptaxSession(StateSession):
         with _x64(setup.dtype):
             self._params = self._tree(weights)
             instead = {} if setup.schedule is None else {"learning_rate": self._schedule()}
-            self.optimizer = setup.construct(**instead)
+            if setup.array_rate:
+                instead = {"learning_rate": self._jax.numpy.asarray(setup.rate, setup.dtype)}
+            self.optimizer = setup.shared or setup.construct(**instead)
             self._state = self.optimizer.init(self._params)
         steps = {"eager": self._eager_step, "jit": self._jax.jit(self._eager_step)}
         self._step = steps[setup.mode]

@@ -13,6 +13,7 @@ class PlainSession(Session):
     """A function (w, v, g, t, lr, beta) -> (w, v) of NumPy arrays; V is 0 at first."""
 
     stateless: ClassVar[bool] = True
+    strides: ClassVar[bool] = True
 
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Keep the state for the function."""
@@ -27,9 +28,13 @@ class PlainSession(Session):
 
     def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
         """Call the function for each tensor."""
-        rate, left = self.setup.options["learning_rate"] if lr is None else lr, []
+        rate: Any = self.setup.options["learning_rate"] if lr is None else lr
+        if self.setup.array_rate:
+            rate = np.asarray(rate, self._dtype)
+        left = []
         for i, g in enumerate(grads):
-            given = [self._w[i].copy(), self._v[i].copy(), g.astype(self._dtype)]
+            arrays = (self._w[i], self._v[i], g.astype(self._dtype))
+            given = [self._laid(x, i + 3 * k) for k, x in enumerate(arrays)]
             result = self.setup.found(*given, self._t, rate, self._beta, **self._keywords)
             if not isinstance(result, (tuple, list)) or len(result) != 2:
                 raise TypeError(f"it must return (w, v), got {type(result).__name__}")
@@ -44,6 +49,12 @@ class PlainSession(Session):
             left.append(_readable(given[2]))
         self._t += 1
         return left
+
+    def _laid(self, array: np.ndarray, place: int) -> np.ndarray:
+        """Return a copy; `place` chooses how a strided one lies in memory."""
+        if not self.setup.strided or not array.ndim:
+            return array.copy()
+        return _LAYOUTS[place % len(_LAYOUTS)](array)
 
     def weights(self) -> Arrays:
         """Return W, as the function returned it."""
@@ -60,6 +71,20 @@ class PlainSession(Session):
     def begin(self, velocity: Arrays, count: int) -> None:
         """Set V, and set t to its value after `count` steps."""
         self._v, self._t = [v.astype(self._dtype) for v in velocity], self._first + count
+
+
+def _expanded(array: np.ndarray) -> np.ndarray:
+    """Return one row that stands for all, if they are equal; it cannot be written to."""
+    repeats = len(array) > 1 and (array == array[:1]).all()
+    return np.broadcast_to(array[:1].copy(), array.shape) if repeats else array.copy()
+
+
+_LAYOUTS = (
+    lambda x: x.copy(order="F"),
+    lambda x: np.stack([x, x + 1], axis=-1)[..., 0],
+    lambda x: x[::-1].copy()[::-1],
+    _expanded,
+)
 
 
 def _bfloat16() -> np.dtype:

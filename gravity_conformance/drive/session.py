@@ -34,7 +34,11 @@ class Setup:
         schedule: the learning rate of every step; None if it does not change.
         begun: the number of steps before the schedule starts.
         mode: how the step runs: a key of `Session.modes`, or the value of `Session.compiles`.
-        grouped: whether there are two groups of parameters, and one parameter without a gradient.
+        groups: torch: the number of tensors and the options of each group of parameters; empty
+            means one group with `options`.
+        strided: whether the memory of arrays is transposed, sliced or expanded.
+        array_rate: whether the learning rate is an array of the framework, not a Python number.
+        shared: the optimizer of another session, if users apply one optimizer to several states.
     """
 
     found: Any
@@ -44,7 +48,15 @@ class Setup:
     schedule: Sequence[float] | None = None
     begun: int = 0
     mode: str = "eager"
-    grouped: bool = False
+    groups: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    strided: bool = False
+    array_rate: bool = False
+    shared: Any = None
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the constructor."""
+        return float(self.options["learning_rate"])
 
     def construct(self, *args: Any, **instead: Any) -> Any:
         """Call the implementation with the options; `instead` overrides some of them."""
@@ -59,7 +71,10 @@ class Session(ABC):
         optimizer: the constructed object; a plain function has none.
         stateless: whether the caller keeps V and t. Then there is no V₀ and no state.
         compiles: the mode in which users compile the step; None if they do not.
-        groups: whether the optimizer has groups of parameters.
+        groups: whether the optimizer has groups of parameters, and accepts None as a gradient.
+        strides: whether users choose how arrays lie in memory.
+        copies: whether users copy the optimizer together with its weights.
+        shares: whether users apply one optimizer to several states.
         steps_at_given_rate: whether `step` uses its `lr`. If not, only a schedule changes the rate.
         frameworks: distributions whose versions belong in a report.
     """
@@ -67,6 +82,9 @@ class Session(ABC):
     stateless: ClassVar[bool] = False
     compiles: ClassVar[str | None] = None
     groups: ClassVar[bool] = False
+    strides: ClassVar[bool] = False
+    copies: ClassVar[bool] = False
+    shares: ClassVar[bool] = False
     steps_at_given_rate: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ()
     setup: Setup
@@ -83,7 +101,7 @@ class Session(ABC):
 
     @abstractmethod
     def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
-        """Make one step at the learning rate `lr`; None keeps the current rate.
+        """Make one step at the learning rate `lr`; None keeps the current rate, or those of groups.
 
         Returns:
             The gradients, as the step left them.
@@ -100,6 +118,10 @@ class Session(ABC):
     @abstractmethod
     def reloaded(self) -> "Session":
         """Save the state, and return a new session that continues from it."""
+
+    def copied(self) -> "Session":
+        """Return a session that continues from a copy of the optimizer and its weights."""
+        raise NotImplementedError("only sessions with `copies` have it")
 
     @abstractmethod
     def begin(self, velocity: Arrays, count: int) -> None:

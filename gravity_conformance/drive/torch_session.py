@@ -1,5 +1,6 @@
 """The sessions of `torch.optim.Optimizer` classes."""
 
+import copy
 import importlib
 import io
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
@@ -15,6 +16,8 @@ class TorchSession(StateSession):
     """A `torch.optim.Optimizer` class; its modes are arguments of the constructor."""
 
     groups: ClassVar[bool] = True
+    strides: ClassVar[bool] = True
+    copies: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ("torch",)
 
     @staticmethod
@@ -47,17 +50,40 @@ class TorchSession(StateSession):
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Construct the optimizer for parameters with copies of `weights`."""
         self.setup, self._torch = setup, importlib.import_module("torch")
-        self._params = [self._torch.nn.Parameter(self._tensor(w)) for w in weights]
-        self._still: Any = None
-        groups: Any = self._params
-        if setup.grouped:
-            self._still = self._torch.nn.Parameter(self._tensor(weights[0]))
-            first, *rest = self._params
-            groups = [{"params": [first]}, {"params": [*rest, self._still]}]
-        self.optimizer = setup.construct(groups)
+        self._params = self._parameters(weights)
+        groups, start = [], 0
+        for length, options in setup.groups:
+            groups.append(self._group(self._params[start : start + length], options))
+            start += length
+        self.optimizer = setup.construct(groups or self._params, **self._rate())
 
-    def _tensor(self, array: np.ndarray) -> Any:
-        return self._torch.tensor(array, dtype=getattr(self._torch, self.setup.dtype))
+    def _parameters(self, weights: Sequence[np.ndarray]) -> list[Any]:
+        return [self._torch.nn.Parameter(self._tensor(w, i)) for i, w in enumerate(weights)]
+
+    def _group(self, params: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        names = self.setup.arguments.names
+        return {"params": params} | {names[name]: x for name, x in options.items() if name in names}
+
+    def _rate(self) -> dict[str, Any]:
+        rate = self._torch.tensor(self.setup.rate)
+        return {"learning_rate": rate} if self.setup.array_rate else {}
+
+    def add(self, weights: Sequence[np.ndarray], options: Mapping[str, Any]) -> None:
+        """Add a group of parameters with copies of `weights`."""
+        params = self._parameters(weights)
+        self._params += params
+        self.optimizer.add_param_group(self._group(params, options))
+
+    def _tensor(self, array: np.ndarray, place: int = 0) -> Any:
+        """Return a tensor; `place` chooses how a strided one lies in memory."""
+        tensor = self._torch.tensor(array, dtype=getattr(self._torch, self.setup.dtype))
+        if not self.setup.strided or not tensor.ndim:
+            return tensor
+        if place % 3 == 0:
+            return tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
+        if place % 3 == 1:
+            return self._torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
+        return tensor[:1].expand_as(tensor) if _repeats(array) else tensor
 
     def _numpy(self, tensor: Any) -> np.ndarray:
         bfloat16 = tensor.dtype == self._torch.bfloat16
@@ -65,28 +91,29 @@ class TorchSession(StateSession):
         return np.array(array)
 
     def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
-        """Set the learning rate of every group, if `lr` is given, and step."""
+        """Set the learning rate of every group, if `lr` is given, and step.
+
+        A parameter whose gradient is None has none. It must not move.
+        """
         own = self.setup.arguments.names.get("learning_rate", "lr")
         for group in self.optimizer.param_groups if lr is not None else ():
             # Torch's schedulers set "lr", whatever the constructor calls it.
-            group["lr" if "lr" in group or own not in group else own] = lr
-        tensors = [self._tensor(g) for g in grads]
+            name = "lr" if "lr" in group or own not in group else own
+            group[name] = self._torch.tensor(lr) if self.setup.array_rate else lr
+        tensors = [None if g is None else self._tensor(g, i // 3) for i, g in enumerate(grads)]
         for p, g in zip(self._params, tensors, strict=True):
             p.grad = g
-        before = None if self._still is None else self._still.detach().clone()
         self.optimizer.step()
-        if before is not None and not self._torch.equal(before, self._still.detach()):
-            raise ValueError("it changes a parameter that has no gradient")
-        return [self._numpy(g) for g in tensors]
+        return [self._numpy(g) for g in tensors if g is not None]
 
-    def weights(self) -> Arrays:
+    def weights(self, chosen: slice = slice(None)) -> Arrays:
         """Return the parameters."""
-        return [self._numpy(p) for p in self._params]
+        return [self._numpy(p) for p in self._params[chosen]]
 
-    def _slots(self) -> list[Any] | None:
+    def _slots(self, chosen: slice = slice(None)) -> list[Any] | None:
         """Return the tensors that hold V. An optimizer may have none for an empty parameter."""
         found = []
-        for p in self._params:
+        for p in self._params[chosen]:
             tensors = {
                 str(name): value
                 for name, value in self.optimizer.state.get(p, {}).items()
@@ -101,12 +128,12 @@ class TorchSession(StateSession):
             found.append(p.detach() if v is None else v)
         return found
 
-    def velocity(self) -> Arrays | None:
+    def velocity(self, chosen: slice = slice(None)) -> Arrays | None:
         """Return V from `Optimizer.state`."""
-        slots = self._slots()
+        slots = self._slots(chosen)
         if slots is None:
             return None
-        pairs = zip(slots, self._params, strict=True)
+        pairs = zip(slots, self._params[chosen], strict=True)
         return [self._numpy(v.detach().to(p.dtype)) for v, p in pairs]
 
     def _places(self) -> Iterator[tuple[Hashable, MutableMapping[Any, Any], Any]]:
@@ -136,6 +163,12 @@ class TorchSession(StateSession):
                 else:
                     mapping[key] = type(mapping[key])(numbers[name])
 
+    def copied(self) -> "TorchSession":
+        """Copy the optimizer and its parameters."""
+        session = copy.copy(self)
+        session._params, session.optimizer = copy.deepcopy((self._params, self.optimizer))
+        return session
+
     def reloaded(self) -> "TorchSession":
         """Save and load through state_dict."""
         file = io.BytesIO()
@@ -145,3 +178,8 @@ class TorchSession(StateSession):
         # The state of an implementation may contain any object.
         session.optimizer.load_state_dict(self._torch.load(file, weights_only=False))
         return session
+
+
+def _repeats(array: np.ndarray) -> bool:
+    """Return whether all rows of an array are equal, so that one row in memory can hold them."""
+    return bool(len(array) > 1 and (array == array[:1]).all())

@@ -90,12 +90,12 @@ def test_an_optimizer_whose_state_cannot_be_set_still_passes(stranger, why):
     assert re.fullmatch(rf"(\d+) of \d+ can be fed to it; not (\d+): {why}; not .*", found["note"])
 
 
-def suitable(kind):
+def suitable(kind, dtype):
     """Return the numbers of suitable and of all vectors for a kind that counts from 1."""
     tests = [
         test
         for group in load_vectors()
-        if group.type == "update" and group.file != "non_finite.json"
+        if (group.type, group.dtype) == ("update", dtype) and group.file != "non_finite.json"
         for test in group.tests
     ]
     if kind == "plain":  # the caller chooses t
@@ -113,4 +113,6 @@ def test_a_right_stranger_conforms(kind):
     assert list(found) == checks
     wrong = {name: f for name, f in found.items() if f["outcome"] not in ("pass", "not applicable")}
     assert not wrong
-    assert found["vectors"]["note"].startswith("{} of {} can be fed to it".format(*suitable(kind)))
+    for name, dtype in (("vectors", "float32"), ("float64-vectors", "float64")):
+        fit, every = suitable(kind, dtype)
+        assert found[name]["note"].startswith(f"{fit} of {every} can be fed to it")

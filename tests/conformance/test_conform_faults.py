@@ -105,14 +105,6 @@ FUNCTIONS = {
         "update",
         "ζ is rounded to float16",
     ),
-    "half arithmetic": (
-        "old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)\n"
-        "    with np.errstate(all='ignore'):\n        s = g * np.abs(g).max(initial=0)\n"
-        "        v = (old * v + new * (g / (1 + s * s))).astype(g.dtype)\n"
-        "        return (w - lr * v).astype(g.dtype), v",
-        "float16 vectors",
-        "computed in half precision, not in float32 and rounded once",
-    ),
 }
 
 
@@ -161,8 +153,8 @@ def test_half_types_may_be_computed_in_any_wider_one(stranger, name):
 )
 def test_an_array_subclass_is_reported(stranger, kind):
     for finding in stranger(plain(f"return {kind}, {kind}"), "convention update").values():
-        assert finding["outcome"] == "error"
-        assert "of tensor 0 must be a plain numpy.ndarray" in finding["note"]
+        assert finding["outcome"] == "differs"
+        assert "of tensor 0 must be a plain numpy.ndarray" in finding["first"]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +192,7 @@ def test_algorithm_1_taken_literally_in_float64_passes_with_a_note(stranger):
         "    v = old * v + (1 - old) * (g / (1 + (g * m) ** 2))\n    return w - lr * v, v"
     )
     with pytest.warns(RuntimeWarning):
-        found = stranger(plain(body), "vectors")["vectors"]
+        found = stranger(plain(body), "float64-vectors")["float64-vectors"]
     assert found["outcome"] == "pass"
     assert "1 with 1 − β̂ taken as a float64 difference, which loses digits" in found["note"]
     wrong = stranger(plain(body.replace("(1 - old)", "(1 - old + 1e-9)")), "float64")["float64"]
@@ -247,14 +239,14 @@ CLASSES = {
         "    def first(self, p):\n"
         "        return torch.randn(p.shape[-1:]).expand(p.shape).clone() * self.std",
         "v0",
-        "V₀ of several rows is not independent",
+        "the numbers of V₀ depend on each other",
     ),
     "equal tensors": (
         "    def first(self, p):\n"
         "        seed = torch.Generator().manual_seed(0)\n"
         "        return torch.randn(p.shape, generator=seed) * self.std",
         "v0",
-        "V₀ of several tensors is not independent",
+        "the numbers of V₀ depend on each other",
     ),
     "the first group only": (
         "    def step(self):\n        rest, self.param_groups = self.param_groups, "
@@ -265,15 +257,15 @@ CLASSES = {
     "no gradient": (
         "    def step(self):\n        for group in self.param_groups:\n"
         "            for p in group['params']: p.grad.data\n        super().step()",
-        "groups",
+        "missing",
         "AttributeError: 'NoneType' object has no attribute 'data'",
     ),
     "moves parameters without a gradient": (
         "    @torch.no_grad()\n    def step(self):\n        super().step()\n"
         "        for group in self.param_groups:\n            for p in group['params']:\n"
         "                if p.grad is None: p.add_(1)",
-        "groups",
-        "ValueError: it changes a parameter that has no gradient",
+        "missing",
+        None,
     ),
 }
 

@@ -8,9 +8,20 @@ import pytest
 
 from gravity_conformance.conform import worker
 from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.checks.subject import DTYPES
 
 # The kinds of implementation, and the modules that each one needs.
 KINDS = {"plain": (), "torch": ("torch",), "optax": ("jax", "optax"), "keras": ("keras",)}
+
+
+JOB = {
+    "kind": None,
+    "kw": {},
+    "first_step": None,
+    "seed": 0,
+    "level": "quick",
+    "dtypes": DTYPES,
+}
 
 
 def events(spec, checks=tuple(CHECKS), **job):
@@ -21,7 +32,7 @@ def events(spec, checks=tuple(CHECKS), **job):
             pytest.skip(f"{spec} needs {module}")
     report = io.StringIO()
     worker._run(
-        {"spec": spec, "kind": None, "kw": {}, "first_step": None} | job | {"checks": checks},
+        JOB | {"spec": spec} | job | {"checks": checks},
         report,
     )
     return [json.loads(line) for line in report.getvalue().splitlines()]

@@ -1,17 +1,95 @@
-"""Checks beside the update: saved states, unchanged gradients, maximize and weight decay."""
+"""Checks beside the update: states, groups, unchanged gradients, maximize and weight decay."""
+
+from collections.abc import Sequence
+
+import numpy as np
 
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, normal
+from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
-from gravity_conformance.conform.judge.trial import Case
+from gravity_conformance.conform.judge.trial import Case, Group, Trial, perform_groups
 
 
 def resume(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with the state saved after six steps and loaded into a new optimizer."""
     if subject.driver.stateless:
         return Finding("not applicable", "V and t are the caller's")
-    weights, gradients = normal(12, seed=17)
-    return judge.judge(Case(weights, gradients, subject.options(), reload_after=6))
+    return judge.judge(_continued(subject, 17, copied=False))
+
+
+def copied(subject: Subject, judge: Judge) -> Finding:
+    """A trajectory with the optimizer and its weights copied after six steps."""
+    if not subject.driver.session.copies:
+        return Finding("not applicable", "users do not copy it")
+    return judge.judge(_continued(subject, 31, copied=True))
+
+
+def _continued(subject: Subject, seed: int, *, copied: bool) -> Case:
+    """Return a case that continues after six steps, at a rate that changed after three."""
+    weights, gradients = subject.normal(12, seed=seed)
+    options = subject.options()
+    rates = None
+    if subject.unschedulable is None:
+        lr = float(options["learning_rate"])
+        rates = [lr] * 3 + [lr / 4] * 9
+    return Case(weights, gradients, options, rates=rates, reload_after=6, copied=copied)
+
+
+def groups(subject: Subject, judge: Judge) -> Finding:
+    """Groups that differ in every option; one is added later."""
+    if not subject.driver.session.groups:
+        return Finding("not applicable", "it has no groups")
+    wanted = {
+        "learning_rate": (0.1, 0.03, 0.2, 0.05),
+        "beta": (0.9, 0.5, 0.75, 0.6),
+        "weight_decay": (0.0, 0.1, 0.05, 0.2),
+        "maximize": (False, True, False, True),
+    }
+    # torch keeps the options of a group if they are among the defaults.
+    defaults = subject.driver.start([np.zeros(1, np.float32)], subject.options()).optimizer.defaults
+    names = subject.driver.arguments.names
+    chosen = {n: values for n, values in wanted.items() if names.get(n) in defaults}
+    given = []
+    for k, (steps, after) in enumerate(((6, 0), (6, 0), (6, 0), (3, 3))):
+        weights, gradients = subject.normal(steps, seed=40 + k)
+        options = subject.options() | {name: values[k] for name, values in chosen.items()}
+        given.append(Group(Case(weights, gradients, options), after))
+    finding = _together(subject, judge, given)
+    finding.note = finding.note or f"they differ in {', '.join(chosen)}"
+    return finding
+
+
+def missing(subject: Subject, judge: Judge) -> Finding:
+    """A tensor that has no gradient after two steps."""
+    if not subject.driver.session.groups:
+        return Finding("not applicable", "every tensor has a gradient")
+    options = subject.options()
+    if subject.offers("weight_decay"):
+        options["weight_decay"] = 0.1
+    given = []
+    for seed, steps in ((44, 5), (45, 2), (46, 5)):
+        weights, gradients = subject.normal(steps, seed=seed)
+        given.append(Group(Case(weights, gradients, options)))
+    return _together(subject, judge, given)
+
+
+def _together(subject: Subject, judge: Judge, given: Sequence[Group]) -> Finding:
+    """Judge each of several groups of one optimizer."""
+    how = {"at_rest": subject.at_rest, "hidden": subject.hidden}
+    runs = perform_groups(subject.driver, given, given[0].case.options, **how)
+    worst = 0.0
+    for group, run in zip(given, runs, strict=True):
+        # An optimizer may count the steps of a tensor, or its own.
+        starts = dict.fromkeys((subject.first_step, subject.first_step + group.after))
+        findings = [judge.found(Trial(group.case, run, first)) for first in starts]
+        finding = next((f for f in findings if f.outcome == "pass"), findings[0])
+        if finding.outcome != "pass":
+            of = [f"{name} {value:g}" for name, value in group.case.options.items()]
+            of += [f"added after {group.after} steps"] if group.after else []
+            finding.note = "; ".join(filter(None, (f"group of {', '.join(of)}", finding.note)))
+            return finding
+        worst = max(worst, finding.worst or 0.0)
+    return Finding("pass", "", worst)
 
 
 def gradient(subject: Subject, judge: Judge) -> Finding:
@@ -21,7 +99,7 @@ def gradient(subject: Subject, judge: Judge) -> Finding:
     for wanted in chosen:
         if not all(map(subject.offers, wanted)):
             continue
-        weights, gradients = normal(4, shapes, scales, seed=18)
+        weights, gradients = subject.normal(4, shapes, scales, seed=18)
         options = subject.options(**wanted)
         judge.observe(Case(weights, gradients, options))
         session = subject.driver.start(weights, options)
@@ -35,7 +113,7 @@ def maximize(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with maximize, which negates the gradient."""
     if not subject.offers("maximize"):
         return Finding("not applicable", "not offered")
-    weights, gradients = normal(12, seed=19)
+    weights, gradients = subject.normal(12, seed=19)
     options = subject.options(maximize=True)
     return judge.judge(Case(weights, gradients, options, subject.velocity(weights)))
 
@@ -44,6 +122,6 @@ def weight_decay(subject: Subject, judge: Judge) -> Finding:
     """Decoupled weight decay, W ← W − η λ W."""
     if not subject.offers("weight_decay"):
         return Finding("not applicable", "not offered")
-    weights, gradients = normal(12, seed=20)
+    weights, gradients = subject.normal(12, seed=20)
     options = subject.options(weight_decay=0.1)
     return judge.judge(Case(weights, gradients, options, subject.velocity(weights)))

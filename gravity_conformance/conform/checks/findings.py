@@ -1,19 +1,22 @@
 """The result of a check, and the judge that turns a trial into one."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from gravity_conformance.conform.checks.inputs import normal
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.compare import Verdict, compare, worst
 from gravity_conformance.conform.judge.diagnosis import diagnose, how_tolerated
-from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.conform.judge.trial import Case, Run, Trial, perform_in_turn
 from gravity_conformance.mutations import COARSE, MUTATIONS, REFERENCE
 
-Outcome = Literal["pass", "differs", "error", "not applicable"]
+Outcome = Literal["pass", "differs", "error", "remark", "not applicable"]
+
+
+_MANY = 8  # tensors; of more, only the smallest ones that differ are diagnosed
 
 
 @dataclass
@@ -21,7 +24,8 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        outcome: pass, differs, error or not applicable.
+        outcome: pass, differs, error, not applicable, or remark: it refuses what is not the
+            algorithm itself, or gives it less than this project does.
         note: what the check recognised, or why it could not run.
         worst: the greatest error, in u·S.
         first: a description of the first differing element.
@@ -44,11 +48,13 @@ class Judge:
     Attributes:
         subject: the implementation.
         touched: the finding on the first gradient that a check overwrote, or None.
+        findings: those of the checks that ran, by name.
     """
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.touched: Finding | None = None
+        self.findings: dict[str, Finding] = {}
         self._certain: set[str] = set()  # each was the only mistake that explained some check
 
     def observe(self, case: Case, *, at_rest: bool | None = None) -> Trial:
@@ -56,6 +62,13 @@ class Judge:
         run = self.subject.run(case, at_rest=at_rest)
         self.touched = self.touched or _touched(case, run)
         return Trial(case, run, self.subject.first_step)
+
+    def in_turn(self, cases: Sequence[Case]) -> list[Trial]:
+        """Feed several cases step by step in turn."""
+        subject = self.subject
+        hidden = {"at_rest": subject.at_rest, "hidden": subject.hidden}
+        runs = perform_in_turn(subject.driver, cases, **hidden)
+        return [Trial(case, run, subject.first_step) for case, run in zip(cases, runs, strict=True)]
 
     def judge(self, case: Case, note: str = "", *, plot: bool = False) -> Finding:
         """Feed a case to the implementation, and judge every step."""
@@ -72,6 +85,12 @@ class Judge:
                 finding.note = "; ".join(filter(None, (note, tolerated)))
             else:
                 finding.outcome, finding.first = "differs", verdict.first
+                if len(trial.case.weights) > _MANY:
+                    shapes = [trial.case.weights[i].shape for i in sorted(verdict.wrong)]
+                    shapes.sort(key=lambda shape: int(np.prod(shape)))
+                    finding.note = f"{len(shapes)} of {len(trial.case.weights)} tensors differ"
+                    finding.note += f", of shapes {', '.join(map(str, shapes[:_MANY]))}"
+                    trial = trial.only(sorted(verdict.wrong, key=lambda i: trial.size(i))[:_MANY])
                 finding.diagnosis = self.named(diagnose(trial, what=what).distinct)
         elif what != "V" and any(
             d > b for d, b in zip(verdict.deviation, verdict.bound, strict=True)
@@ -95,7 +114,7 @@ class Judge:
     @functools.cached_property
     def _right_in_float32(self) -> bool:
         """Whether a trajectory in float32 is right. Only then can a half type be the mistake."""
-        weights, gradients = normal(20, seed=28)
+        weights, gradients = self.subject.normal(20, seed=28)
         return compare(self.observe(Case(weights, gradients, self.subject.options()))).inside
 
 

@@ -1,43 +1,37 @@
 """Checks that feed gradients and judge every element of V and W after every step."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import (
-    NO_BFLOAT16,
-    SCALES,
-    SHAPES,
-    has_bfloat16,
-    normal,
-)
+from gravity_conformance.conform.checks.inputs import SHAPES, patterned
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.conform.judge.trial import Case
 from gravity_core import hyperparameters as hp
 
-LARGE = ((2, 3, 4, 5), (5_000,))
-LONG = 2_200  # steps: a counter in float16 stops at 2048, one in bfloat16 at 256
-LATE = 2_100  # steps, after which neither half type can count
+# Steps after which counters of 8, 11 and 16 bits stop or start again.
+FAR = (2**8 - 2, 2**11 - 2, 2**16 - 2, 1_000_000)
 
 
 def update(subject: Subject, judge: Judge) -> Finding:
-    """One update of three tensors, and one of two larger tensors."""
-    findings = []
-    for shapes, scales in ((SHAPES, SCALES), (LARGE, (3.0, 1.0))):
-        weights, gradients = normal(1, shapes, scales)
-        gradients[0][-1].flat[-1] = 9.0  # a maximum that misses the last element is wrong
-        v = subject.velocity(weights)
-        findings.append(judge.judge(Case(weights, gradients, subject.options(), v)))
-        if findings[-1].outcome != "pass":
-            return findings[-1]
-    return max(findings, key=lambda finding: finding.worst or 0.0)
+    """Three updates of a few tensors, and of tensors of many sizes, up to 2¹⁷ + 1 elements."""
+    rng = subject.rng("update")
+    weights, gradients = subject.normal(3)
+    small = Case(weights, gradients, subject.options(), subject.velocity(weights))
+    finding = judge.judge(small)
+    for _ in range(subject.level.repeats):
+        if finding.outcome == "pass":
+            other = judge.judge(subject.swept(rng, fast=False))
+            other.worst = max(other.worst or 0.0, finding.worst or 0.0)
+            finding = other
+    return finding
 
 
 def trajectory(subject: Subject, judge: Judge) -> Finding:
     """Sixty steps, with η and β other than their defaults."""
-    weights, gradients = normal(60, seed=4)
-    options = subject.options(learning_rate=0.03, beta=0.75)
+    rng = subject.rng("trajectory")
+    weights, gradients = subject.normal(60, seed=4)
+    lr, beta = float(rng.uniform(0.02, 0.05)), float(rng.uniform(0.5, 0.8))
+    options = subject.options(learning_rate=lr, beta=beta)
     case = Case(weights, gradients, options, subject.velocity(weights))
     return judge.judge(case, plot=True)
 
@@ -46,7 +40,7 @@ def drawn(subject: Subject, judge: Judge) -> Finding:
     """A trajectory that starts from the implementation's own V₀."""
     if subject.driver.stateless:
         return Finding("not applicable", "V is the caller's")
-    weights, gradients = normal(10, seed=5)
+    weights, gradients = subject.normal(10, seed=5)
     options = {k: v for k, v in subject.options().items() if k not in subject.resting}
     if subject.offers("alpha"):
         options["alpha"] = subject.driver.arguments.fixed.get("alpha", hp.ALPHA)
@@ -55,109 +49,109 @@ def drawn(subject: Subject, judge: Judge) -> Finding:
 
 
 def long(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory with more steps than float16 can count."""
-    weights, gradients = normal(LONG, ((3,), (2,)), (1.0, 5.0), seed=6)
-    return judge.judge(Case(weights, gradients, subject.options(), fast=True), f"{LONG} steps")
+    """A long trajectory; where t can be set, also steps far from the first, up to a million."""
+    settable = subject.unwritable is None
+    steps = subject.level.steps[settable]
+    weights, gradients = subject.normal(steps, ((3,), (2,)), (1.0, 5.0), seed=6)
+    finding = judge.judge(Case(weights, gradients, subject.options(), fast=True), f"{steps} steps")
+    if not settable:
+        return finding
+    # With β = 1, 1 − β̂ is small, so an error of t shows.
+    options = subject.options(**({} if subject.refused(beta=1.0) else {"beta": 1.0}))
+    weights, gradients = subject.normal(5, ((3,), (2,)), (1.0, 5.0), seed=29)
+    # A step that writes a scheduled rate is compiled for every number of steps.
+    paths = (False, True) if subject.driver.session.compiles else (False,)
+    for count, fast in ((count, fast) for count in FAR for fast in paths):
+        if finding.outcome == "pass":
+            v = [0 * w for w in weights]
+            other = judge.judge(Case(weights, gradients, options, v, count, fast=fast))
+            other.note = f"{finding.note}; after {count:,} steps".replace("pass; ", "")
+            finding = other if other.outcome != "pass" else finding
+    return finding
 
 
 def double(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory in float64."""
-    weights, gradients = normal(20, dtype=np.float64, seed=7)
-    return judge.judge(Case(weights, gradients, subject.options()))
-
-
-def float16(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory in float16, and late steps, which float16 cannot count."""
-    weights, gradients = normal(20, dtype=np.float16, seed=8)
-    return _half(subject, judge, Case(weights, gradients, subject.options()))
-
-
-def bfloat16(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory in bfloat16, and late steps, which bfloat16 cannot count."""
-    if subject.driver.stateless and not has_bfloat16():
-        return Finding("not applicable", NO_BFLOAT16)
-    weights, gradients = normal(20, seed=22)
-    rounded = [_to_bfloat16(x) for x in weights], [[_to_bfloat16(g) for g in x] for x in gradients]
-    return _half(subject, judge, Case(*rounded, subject.options(), bfloat16=True))
-
-
-def _half(subject: Subject, judge: Judge, case: Case) -> Finding:
-    """Judge a trajectory in a half type. If it passes, judge three late steps of another.
-
-    The late steps use β = 1, so 1 − β̂ is small. They start from V = 0, so no rounding of V hides
-    an error of 1 − β̂.
-    """
-    finding = judge.judge(case)
-    if finding.outcome != "pass" or not subject.at_rest:
+    """A trajectory in float64, and an update of tensors of many sizes."""
+    weights, gradients = subject.normal(20, dtype=np.float64, seed=7)
+    finding = judge.judge(Case(weights, gradients, subject.options()))
+    if finding.outcome != "pass":
         return finding
-    options = subject.options(beta=1.0)
-    if (why := subject.refused(beta=1.0)) is not None:
-        options, finding.note = subject.options(), f"it refuses β = 1: {why}"
-    weights, gradients = normal(3, ((3,), (2,)), (1.0, 5.0), seed=25)
-    to_half = _to_bfloat16 if case.bfloat16 else _to_float16
-    weights = [to_half(w) for w in weights]
-    gradients = [[to_half(g) for g in grads] for grads in gradients]
-    v = [0 * w for w in weights]
-    if subject.unwritable is None:
-        late = Case(weights, gradients, options, v, LATE, bfloat16=case.bfloat16)
-        trial = judge.observe(late)
-    else:
-        late = Case(weights, [v] * LATE + gradients, options, fast=True, bfloat16=case.bfloat16)
-        trial = judge.observe(late)
-        v_late, w_late = trial.run.states[LATE - 1]
-        uncertain, states = trial.run.uncertain, trial.run.states[LATE:]
-        run = Run(LATE, (v_late or v, w_late), uncertain, states)
-        trial = Trial(replace(late, gradients=gradients), run, trial.first_step)
-    other = judge.found(trial, f"after {LATE} steps")
-    if other.outcome == "pass":
-        other.note, other.worst = finding.note, max(other.worst or 0.0, finding.worst or 0.0)
+    top = min(subject.level.top, 13)  # NumPy's longdouble, which simulates the update, is slow
+    case = subject.swept(subject.rng("float64"), False, dtype=np.float64, top=top)
+    other = judge.judge(case)
+    other.worst = max(other.worst or 0.0, finding.worst or 0.0)
     return other
 
 
-def _to_float16(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float16)
-
-
-def _to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Truncate numbers to bfloat16. The result is float32, with the last 16 bits 0."""
-    bits = np.asarray(array, np.float32).view(np.uint32)
-    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
-
-
 def compiled(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory compiled as users compile it: by jax.jit or by Keras's trainer."""
+    """Compiled as users compile it, by jax.jit or by Keras's trainer: tensors of many sizes."""
     if not subject.driver.session.compiles:
         return Finding("not applicable", "nothing is compiled")
-    weights, gradients = normal(12, seed=26)
-    return judge.judge(Case(weights, gradients, subject.options(), fast=True))
-
-
-def groups(subject: Subject, judge: Judge) -> Finding:
-    """Two groups of parameters; one parameter has no gradient."""
-    if not subject.driver.session.groups:
-        return Finding("not applicable", "it has no groups")
-    weights, gradients = normal(4, seed=27)
-    return judge.judge(Case(weights, gradients, subject.options(), grouped=True))
+    weights, gradients = subject.normal(12, seed=26)
+    finding = judge.judge(Case(weights, gradients, subject.options(), fast=True))
+    if finding.outcome == "pass":
+        return judge.judge(subject.swept(subject.rng("compiled"), fast=True))
+    return finding
 
 
 def schedule(subject: Subject, judge: Judge) -> Finding:
     """A learning rate that changes during the run, and is 0 at one step."""
     if subject.unschedulable is not None:
         return Finding("not applicable", subject.unschedulable)
-    weights, gradients = normal(12, seed=9)
+    weights, gradients = subject.normal(12, seed=9)
     rates = [0.1, 0.1, 0.05, 0.2, 0.0, 0.1, 0.3, 0.01, 0.02, 0.04, 0.08, 0.16]
-    options = subject.options(learning_rate=rates[0])
-    return judge.judge(Case(weights, gradients, options, rates=rates))
+    options, why = subject.options(learning_rate=rates[0]), subject.refused(schedule=[0.0, 0.1])
+    if why is not None:
+        rates[rates.index(0.0)] = 0.15
+    finding = judge.judge(Case(weights, gradients, options, rates=rates))
+    if why is not None and finding.outcome == "pass":
+        finding.outcome, finding.note = "remark", f"it refuses a learning rate of 0: {why}"
+    return finding
+
+
+def rate(subject: Subject, judge: Judge) -> Finding:
+    """A learning rate that is an array of the framework."""
+    weights, gradients = subject.normal(3, seed=30)
+    options = subject.options(learning_rate=0.0625)  # every dtype has it
+    v = subject.velocity(weights)
+    return judge.judge(Case(weights, gradients, options, v, array_rate=True))
+
+
+def strides(subject: Subject, judge: Judge) -> Finding:
+    """Weights and gradients that are transposed, sliced or expanded in memory."""
+    if not subject.driver.session.strides:
+        return Finding("not applicable", "its arrays have no strides")
+    shapes = ((4, 3), (5,), (2, 3, 4), (33, 17), (70,), (3, 2, 2, 2)) * 6
+    weights, gradients = patterned(subject.rng("strides"), 4, shapes)
+    for grads in gradients:
+        for g in grads[::2] + grads[9:18]:
+            g[:] = g[:1]  # one row in memory can hold such a gradient
+    v = subject.velocity(weights)
+    return judge.judge(Case(weights, gradients, subject.options(), v, strided=True))
+
+
+def turns(subject: Subject, judge: Judge) -> Finding:
+    """Two trainings step by step in turn: nothing of one may be used in the other."""
+    rng = subject.rng("turns")
+    findings = []
+    for pair in ((SHAPES, SHAPES), (((6,), (3, 4)), ((40,), (2, 5), (3,)))):
+        cases = []
+        for shapes in pair:
+            weights, gradients = patterned(rng, 5, shapes)
+            cases.append(Case(weights, gradients, subject.options(), subject.velocity(weights)))
+        findings += [judge.found(trial) for trial in judge.in_turn(cases)]
+    wrong = [finding for finding in findings if finding.outcome != "pass"]
+    return wrong[0] if wrong else max(findings, key=lambda finding: finding.worst or 0.0)
 
 
 def _scaled(subject: Subject, judge: Judge, scale: float, seed: int) -> Finding:
-    weights, gradients = normal(6, SHAPES, (scale,) * 3, seed=seed)
+    weights, gradients = subject.normal(6, SHAPES, (scale,) * 3, seed=seed)
     return judge.judge(Case(weights, gradients, subject.options()))
 
 
 def zero(subject: Subject, judge: Judge) -> Finding:
     """Zero gradients, after one step with other gradients."""
-    weights, gradients = normal(6, seed=10)
+    weights, gradients = subject.normal(6, seed=10)
     for grads in gradients[1:]:
         grads[:] = [0 * g for g in grads]
     return judge.judge(Case(weights, gradients, subject.options()))
@@ -165,7 +159,7 @@ def zero(subject: Subject, judge: Judge) -> Finding:
 
 def huge(subject: Subject, judge: Judge) -> Finding:
     """Gradients of about 1e12, and one element of 3e38."""
-    weights, gradients = normal(6, SHAPES, (1e12,) * 3, seed=11)
+    weights, gradients = subject.normal(6, SHAPES, (1e12,) * 3, seed=11)
     gradients[3][1][:] = [3e38, 0, 1, -1e-30, 1e19]
     return judge.judge(Case(weights, gradients, subject.options()))
 
@@ -184,19 +178,11 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
     """NaN and infinity in the gradient of one tensor show in that tensor, and in no other."""
     notes = []
     for value in (np.nan, np.inf):
-        weights, gradients = normal(3, ((5,), (4,)), (1.0, 1.0), seed=14)
+        weights, gradients = subject.normal(3, ((5,), (4,)), (1.0, 1.0), seed=14)
         gradients[1][0][2] = value
         trial = judge.observe(Case(weights, gradients, subject.options()))
         run = trial.run
-        # Judge the other tensor alone.
-        case = Case(weights[1:], [g[1:] for g in gradients], subject.options())
-        other = Run(
-            run.count,
-            (run.start[0][1:], run.start[1][1:]),
-            run.uncertain[1:],
-            [(None if v is None else v[1:], w[1:]) for v, w in run.states],
-        )
-        finding = judge.found(Trial(case, other, trial.first_step))
+        finding = judge.found(trial.only([1]))
         if finding.outcome != "pass":
             if finding.diagnosis is None and not np.isfinite(run.states[-1][1][1]).all():
                 finding.diagnosis = "m from the whole model, not per tensor"
@@ -213,11 +199,11 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
 
 def empty(subject: Subject, judge: Judge) -> Finding:
     """Empty tensors, next to one that is not empty."""
-    weights, gradients = normal(3, ((0,), (0, 3), (3,)), (1.0, 1.0, 2.0), seed=15)
+    weights, gradients = subject.normal(3, ((0,), (0, 3), (3,)), (1.0, 1.0, 2.0), seed=15)
     return judge.judge(Case(weights, gradients, subject.options()))
 
 
 def scalar(subject: Subject, judge: Judge) -> Finding:
     """0-d tensors."""
-    weights, gradients = normal(4, ((), (2,)), (1.0, 5.0), seed=16)
+    weights, gradients = subject.normal(4, ((), (2,)), (1.0, 5.0), seed=16)
     return judge.judge(Case(weights, gradients, subject.options()))

@@ -1,8 +1,11 @@
-"""Weights and gradients for the checks: normally distributed numbers from a seed."""
+"""Weights and gradients for the checks, generated from a seed.
+
+Guarantee: an implementation cannot be fitted to them, because the user can change the seed.
+"""
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,12 +16,39 @@ SHAPES = ((4, 3), (5,), (2, 2, 2))
 SCALES = (1.0, 30.0, 0.02)  # of the gradients; they differ, so a maximum over all tensors is caught
 
 
+class Level(NamedTuple):
+    """How thorough the checks are.
+
+    Attributes:
+        top: the greatest length of a tensor is 2^top + 1.
+        tensors: the number of tensors in a sweep.
+        traced: the same for a step that is not compiled, of a kind that users compile. Such a
+            framework compiles every operation for every shape.
+        repeats: the number of sweeps.
+        steps: the number of steps of a long trajectory, if t cannot be set, and if it can.
+    """
+
+    top: int
+    tensors: int
+    traced: int
+    repeats: int
+    steps: tuple[int, int]
+
+
+# A counter in float16 stops at 2048, one in bfloat16 at 256.
+LEVELS = {
+    "quick": Level(11, 24, 6, 1, (300, 20)),
+    "default": Level(17, 100, 10, 1, (2_200, 300)),
+    "thorough": Level(20, 200, 100, 5, (2_200, 2_200)),
+}
+
+
 def normal(
     steps: int,
     shapes: Sequence[tuple[int, ...]] = SHAPES,
     scales: Sequence[float] = SCALES,
     dtype: Any = np.float32,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> tuple[Arrays, list[Arrays]]:
     """Return normally distributed weights, and gradients of every step, multiplied by `scales`."""
     rng = np.random.default_rng(seed)
@@ -27,6 +57,47 @@ def normal(
         [np.asarray(c * rng.standard_normal(s), dtype) for s, c in zip(shapes, scales, strict=True)]
         for _ in range(steps)
     ]
+    return weights, gradients
+
+
+def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, ...]]:
+    """Return shapes on both sides of every power of two up to 2^top, in a random order.
+
+    An implementation may treat blocks, tails of vectors, numbers of axes, equal lengths or long
+    lists of tensors in a way of their own. If there are more than `tensors` shapes, the greatest
+    and others by chance remain.
+    """
+    lengths = sorted({2**k + d for k in range(1, top + 1) for d in (-1, 0, 1)})
+    lengths += [int(n) | 1 for n in np.exp2(rng.uniform(3, top, 8))]
+    axes = [tuple(rng.integers(1, 7, n).tolist()) for n in (2, 2, 3, 4, 5, 5, 6)]
+    shapes = [*((n,) for n in lengths), *axes, (1, 9), (9, 1), (1, 1, 1, 1, 1), *[(6,)] * 8]
+    greatest = max(range(len(shapes)), key=lambda i: int(np.prod(shapes[i])))
+    kept = [i for i in rng.permutation(len(shapes)).tolist() if i != greatest][: tensors - 1]
+    kept.insert(int(rng.integers(len(kept) + 1)), greatest)
+    return [shapes[i] for i in kept]
+
+
+def patterned(
+    rng: np.random.Generator, steps: int, shapes: Sequence[tuple[int, ...]], dtype: Any = np.float32
+) -> tuple[Arrays, list[Arrays]]:
+    """Return weights and gradients in which max|G| has every sign, place and size.
+
+    In the first step, the last element of every gradient is the greatest. In the others, the place
+    is random. A gradient may have one sign, or one element that is not 0.
+    """
+    weights = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    gradients = []
+    for step in range(steps):
+        grads = []
+        for shape in shapes:
+            g = np.asarray(rng.standard_normal(shape) * 10 ** rng.uniform(-1, 1))
+            kind = int(rng.integers(4))
+            g = (g, -np.abs(g), np.abs(g), 0 * g)[kind]
+            place = g.size - 1 if step == 0 else int(rng.integers(g.size))
+            sign = -1 if kind == 1 else 1 if kind == 2 else rng.choice([-1, 1])
+            g.flat[place] = sign * (3 * np.max(np.abs(g)) or 1.0)
+            grads.append(np.asarray(g, dtype))
+        gradients.append(grads)
     return weights, gradients
 
 

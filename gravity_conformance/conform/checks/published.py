@@ -1,11 +1,13 @@
 """The check that feeds the published vectors. Each vector has its own initial V and t."""
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance.conform.checks import halves as half_types
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import NO_BFLOAT16, has_bfloat16
 from gravity_conformance.conform.checks.subject import Subject
@@ -28,7 +30,30 @@ class _CannotFeedError(Exception):
 
 
 def vectors(subject: Subject, judge: Judge) -> Finding:
-    """The published vectors of updates, except those that cannot be fed to it."""
+    """The published vectors of updates in float32, except those that cannot be fed to it."""
+    return _vectors(subject, judge, ["float32"])
+
+
+def double(subject: Subject, judge: Judge) -> Finding:
+    """The published vectors of updates in float64."""
+    return _vectors(subject, judge, ["float64"])
+
+
+def halves(subject: Subject, judge: Judge) -> Finding:
+    """The published vectors of updates in the half types in which its trajectories are right."""
+    chosen, notes = [], []
+    for name, check in (("float16", half_types.float16), ("bfloat16", half_types.bfloat16)):
+        finding = judge.findings.get(name) or check(subject, judge)
+        if name in subject.dtypes and finding.outcome == "pass":
+            chosen.append(name)
+        else:
+            notes.append(f"none in {name}, see there")
+    finding = _vectors(subject, judge, chosen) if chosen else Finding("not applicable")
+    finding.note = "; ".join(filter(None, [*notes, finding.note]))
+    return finding
+
+
+def _vectors(subject: Subject, judge: Judge, chosen: Sequence[str]) -> Finding:
     differing: list[Finding] = []
     raised: dict[str, list[str]] = {}  # message → the vectors that raise it
     explained: list[Diagnosis] = []  # of the vectors that differ and end with finite weights
@@ -40,6 +65,8 @@ def vectors(subject: Subject, judge: Judge) -> Finding:
         # Non-finite gradients have several right answers, and a vector can hold only one. The
         # check "non-finite" judges them instead.
         if group.type != "update" or group.file == "non_finite.json":
+            continue
+        if group.dtype not in chosen:
             continue
         for test in group.tests:
             where = f"{group.file}, test {test.id} ({group.dtype})"
@@ -95,7 +122,13 @@ def vectors(subject: Subject, judge: Judge) -> Finding:
 
 
 def _refusal(subject: Subject, test: UpdateTest) -> str | None:
-    """Describe the option of a vector that the implementation refuses; None if it accepts all."""
+    """Describe what the implementation refuses in a vector; None if it accepts all of it."""
+    for w in test.w:
+        if not (w.size and w.ndim) and (why := subject.refused(shape=w.shape)) is not None:
+            return f"it refuses tensors of shape {w.shape}: {why}"
+    stops = any(not step.learning_rate for step in test.steps)
+    if stops and (why := subject.refused(schedule=[0.0, 0.1])) is not None:
+        return f"it refuses a learning rate of 0: {why}"
     for name in ("beta", "weight_decay", "maximize"):
         value = getattr(test.hyperparameters, name)
         if name != "beta" and not value:

@@ -1,44 +1,78 @@
 """The checks by name. Each returns one `Finding`, and none can pass without running."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from gravity_conformance.conform.checks import behaviour, gradients, published, start
+from gravity_conformance.conform.checks import behaviour, gradients, halves, published, start
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.subject import Subject
 
 
 class Check(NamedTuple):
-    """A check: its title in the report, and its function."""
+    """A check.
+
+    Attributes:
+        title: its title in the report.
+        function: judges an implementation.
+        special: what it feeds that is not the algorithm itself. An implementation may refuse it
+            with an error: that is a remark.
+        tier: the dtypes that it decides on.
+        quick: whether it belongs to the level "quick".
+    """
 
     title: str
     function: Callable[[Subject, Judge], Finding]
+    special: str | None = None
+    tier: tuple[str, ...] = ("float32",)
+    quick: bool = True
 
+
+_DOUBLE, _HALVES = ("float64",), ("float16", "bfloat16")
 
 # The check "gradient" is last, because it reports on the gradients of all others.
 CHECKS: dict[str, Check] = {
     "convention": Check("convention of t", start.convention),
     "v0": Check("V₀", start.v0),
-    "update": Check("one update", gradients.update),
+    "update": Check("updates of many sizes", gradients.update),
     "trajectory": Check("trajectory", gradients.trajectory),
     "own-v0": Check("trajectory from its own V₀", gradients.drawn),
-    "vectors": Check("published vectors", published.vectors),
-    "long": Check("long trajectory", gradients.long),
-    "float64": Check("float64", gradients.double),
-    "float16": Check("float16", gradients.float16),
-    "bfloat16": Check("bfloat16", gradients.bfloat16),
-    "compiled": Check("compiled", gradients.compiled),
-    "groups": Check("groups, a missing gradient", gradients.groups),
+    "vectors": Check("published vectors", published.vectors, quick=False),
+    "long": Check("long trajectory, far steps", gradients.long, quick=False),
+    "float64": Check("float64", gradients.double, "float64", _DOUBLE),
+    "float64-vectors": Check(
+        "published vectors in float64", published.double, "float64", _DOUBLE, quick=False
+    ),
+    "float16": Check("float16", halves.float16, "float16", _HALVES[:1], quick=False),
+    "bfloat16": Check("bfloat16", halves.bfloat16, "bfloat16", _HALVES[1:], quick=False),
+    "half-vectors": Check(
+        "published vectors in half types", published.halves, "half types", _HALVES, quick=False
+    ),
+    "compiled": Check("compiled", gradients.compiled, quick=False),
+    "missing": Check("a missing gradient", behaviour.missing),
+    "groups": Check("groups, one added later", behaviour.groups, "several groups"),
     "schedule": Check("scheduled learning rate", gradients.schedule),
+    "rate": Check("learning rate as an array", gradients.rate, "a learning rate that is an array"),
+    "strides": Check("transposed, sliced, expanded", gradients.strides, "arrays with strides"),
+    "turns": Check("two trainings in turn", gradients.turns),
     "zero": Check("zero gradients", gradients.zero),
     "huge": Check("huge gradients", gradients.huge),
     "tiny": Check("tiny gradients", gradients.tiny),
     "subnormal": Check("subnormal gradients", gradients.subnormal),
-    "non-finite": Check("non-finite gradients", gradients.nonfinite),
-    "empty": Check("empty tensors", gradients.empty),
-    "0-d": Check("0-d tensors", gradients.scalar),
-    "resume": Check("state saved and loaded", behaviour.resume),
-    "maximize": Check("maximize", behaviour.maximize),
-    "weight-decay": Check("weight decay", behaviour.weight_decay),
+    "non-finite": Check("non-finite gradients", gradients.nonfinite, "non-finite gradients"),
+    "empty": Check("empty tensors", gradients.empty, "empty tensors"),
+    "0-d": Check("0-d tensors", gradients.scalar, "0-d tensors"),
+    "resume": Check("state saved and loaded", behaviour.resume, "saving and loading its state"),
+    "copied": Check("copied with its weights", behaviour.copied, "copying"),
+    "maximize": Check("maximize", behaviour.maximize, "maximize"),
+    "weight-decay": Check("weight decay", behaviour.weight_decay, "weight decay"),
     "gradient": Check("gradient left untouched", behaviour.gradient),
 }
+
+
+def selected(level: str, only: Collection[str], skipped: Collection[str]) -> list[str]:
+    """Return the names of the checks to run, in order."""
+    return [
+        name
+        for name, check in CHECKS.items()
+        if name not in skipped and (name in only if only else check.quick or level != "quick")
+    ]

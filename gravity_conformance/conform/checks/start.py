@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import normal
 from gravity_conformance.conform.checks.subject import Subject
+from gravity_conformance.conform.judge import distribution
 from gravity_conformance.conform.judge.trial import Case, Trial
 from gravity_conformance.drive.session import Arrays
 from gravity_conformance.mutations import MUTATIONS, REFERENCE
@@ -32,7 +32,7 @@ def convention(subject: Subject, judge: Judge) -> Finding:
     finding = judge.found(trial, note, what="V")
     if finding.outcome != "pass" or not subject.offers("first_step") or subject.driver.stateless:
         return finding
-    weights, gradients = normal(4)
+    weights, gradients = subject.normal(4)
     case = Case(weights, gradients, subject.options() | {"first_step": 0})
     other = judge.found(Trial(case, judge.observe(case).run, 0), "with first_step=0")
     if other.outcome == "pass":
@@ -41,23 +41,21 @@ def convention(subject: Subject, judge: Judge) -> Finding:
 
 
 def v0(subject: Subject, judge: Judge) -> Finding:
-    """V₀: its standard deviation and distribution, and whether two constructions agree."""
+    """V₀: its σ, its distribution, and that no numbers of it depend on each other."""
     if subject.driver.stateless:
         return Finding("not applicable", "V is the caller's")
+    if subject.starts_from_rest:
+        return Finding("remark", "V starts from rest: there is no argument for α or σ")
     options = {k: v for k, v in subject.options().items() if k not in ("alpha", "velocity_std")}
     options["learning_rate"] = 0.05
     if subject.offers("alpha"):
         options["alpha"] = 0.02
     options |= subject.driver.arguments.fixed
     alpha, lr = float(options.get("alpha", hp.ALPHA)), float(options["learning_rate"])
-    drawn = [_v0(subject, options) for _ in range(2)]
     std = float(subject.driver.arguments.fixed.get("velocity_std", REFERENCE.std(alpha, lr, _RATE)))
-    z = drawn[0][0].reshape(-1).astype(np.float64)
-    measured, within = float(np.std(z)), float(np.mean(np.abs(z) <= std))
-
-    def fits(expected: float) -> bool:  # six standard errors of a normal sample
-        return bool(abs(measured - expected) <= 6 * expected / (2 * z.size) ** 0.5)
-
+    shapes = _shapes(subject)
+    drawn = [_drawn(subject, options, shapes) for _ in range(2)]
+    measured = float(np.std(drawn[0][_LARGEST].astype(np.float64)))
     agree = all(a.tobytes() == b.tobytes() for a, b in zip(*drawn, strict=True))
     note = f"std {measured:.4g} for α / η = {std:.4g}; "
     if agree and measured:
@@ -69,34 +67,48 @@ def v0(subject: Subject, judge: Judge) -> Finding:
         note += "own seed, two constructions agree" + (", the bits of gravity_core" if ours else "")
     elif measured:
         note += "from a global random state, two constructions differ"
-    one, other = (x.astype(np.float64) / (measured or 1.0) for x in drawn[0])
-    for what, a, b in (
-        ("rows", one[1:], one[:-1]),
-        ("columns", one[:, 1:], one[:, :-1]),
-        ("tensors", one, other),
-    ):
-        # The mean of n products of independent numbers of variance 1 has the standard error 1 / √n.
-        if abs(correlation := float(np.mean(a * b))) > 6 / a.size**0.5:
-            first = f"two successive {what} have the correlation {correlation:.2g}, not 0"
-            return Finding("differs", note, None, first, f"V₀ of several {what} is not independent")
-    if not fits(std):
+    finding = Finding("differs", note)
+    if (found := distribution.dependent(drawn[0])) is not None:
+        finding.first, finding.diagnosis = found, "the numbers of V₀ depend on each other"
+    elif (found := distribution.wrong_std(drawn[0], std)) is not None:
         mistakes = [m for m in MUTATIONS if m.std is not REFERENCE.std]
-        known = [m.description for m in mistakes if fits(m.std(alpha, lr, _RATE))]
-        first = f"std {measured:.4g}, not {std:.4g}"
-        return Finding("differs", note, None, first, " or ".join(known) or None)
-    if abs(float(z.mean())) > 6 * std / z.size**0.5 or abs(within - 0.6827) > 3 / z.size**0.5:
-        first = f"{100 * within:.1f} % within one σ, not 68.3; mean {float(z.mean()):.3g}, not 0"
-        return Finding("differs", note, None, first, "V₀ is not normal")
-    if subject.offers("seed") and not agree:
-        return Finding("differs", note, None, "two constructions with one seed have different V₀")
-    return Finding("pass", note)
+        fits = [
+            m for m in mistakes if not distribution.wrong_std(drawn[0], m.std(alpha, lr, _RATE))
+        ]
+        finding.first, finding.diagnosis = found, " or ".join(m.description for m in fits) or None
+    elif (found := distribution.not_normal(drawn[0][_LARGEST], std)) is not None:
+        finding.first, finding.diagnosis = found, "V₀ is not normal"
+    elif subject.offers("seed") and not agree:
+        finding.first = "two constructions with one seed have different V₀"
+    elif subject.offers("seed") and (found := _seeds(subject, options)) is not None:
+        finding.first, finding.diagnosis = found, "V₀ of one seed depends on that of another"
+    else:
+        return Finding("pass", note)
+    return finding
 
 
 _RATE = 0.025  # the learning rate of the first step; V₀ must not depend on it
+_LARGEST = 1
 
 
-def _v0(subject: Subject, options: dict[str, Any]) -> Arrays:
-    zeros = [np.zeros((100, 120), np.float32), np.zeros((100, 120), np.float32)]
+def _shapes(subject: Subject) -> list[tuple[int, ...]]:
+    """Return shapes of weights and biases of which no two have equal rows of numbers."""
+    largest = 2 ** min(subject.level.top, 17) + 3
+    return [(100, 120), (largest,), (64,), (100, 120), (64,), (16, 4, 3, 3), (120,), (1000,)]
+
+
+def _seeds(subject: Subject, options: dict[str, Any]) -> str | None:
+    """Draw with several seeds, and return how the numbers depend on each other, or None."""
+    drawn, names = [], []
+    for seed in (0, 1, 2, 3, 100, 2**31 - 1):
+        for i, v in enumerate(_drawn(subject, options | {"seed": seed}, [(300,)] * 4)):
+            drawn.append(v)
+            names.append(f"tensor {i} with seed {seed}")
+    return distribution.dependent(drawn, names)
+
+
+def _drawn(subject: Subject, options: dict[str, Any], shapes: list[tuple[int, ...]]) -> Arrays:
+    zeros = [np.zeros(shape, np.float32) for shape in shapes]
     session = subject.driver.start(zeros, options)
     v = None if subject.hidden else session.velocity()
     if v is not None:

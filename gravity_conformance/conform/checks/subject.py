@@ -5,12 +5,21 @@ show which convention of t fits, and whether the state shows V.
 """
 
 import functools
+import zlib
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
-from gravity_conformance.conform.checks.inputs import normal
+from gravity_conformance.conform.checks.inputs import (
+    LEVELS,
+    SCALES,
+    SHAPES,
+    normal,
+    patterned,
+    sweep,
+)
 from gravity_conformance.conform.checks.writable import why_unwritable
 from gravity_conformance.conform.judge.compare import compare
 from gravity_conformance.conform.judge.trial import Case, Run, Trial, perform
@@ -19,6 +28,7 @@ from gravity_conformance.drive.session import Arrays
 from gravity_core import hyperparameters as hp
 
 OPTIONAL = ("maximize", "weight_decay")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 class Subject:
@@ -27,10 +37,22 @@ class Subject:
     Args:
         driver: starts the implementation.
         first_step: the t from which it must start; None detects it.
+        seed: of the generated inputs.
+        level: a key of `inputs.LEVELS`.
+        dtypes: those of `DTYPES` that it is said to offer.
     """
 
-    def __init__(self, driver: Driver, first_step: int | None = None) -> None:
-        self.driver, self.asked = driver, first_step
+    def __init__(
+        self,
+        driver: Driver,
+        first_step: int | None = None,
+        *,
+        seed: int = 0,
+        level: str = "default",
+        dtypes: Collection[str] = DTYPES,
+    ) -> None:
+        self.driver, self.asked, self.seed = driver, first_step, seed
+        self.level, self.dtypes = LEVELS[level], dtypes
 
     def offers(self, name: str) -> bool:
         """Tell whether the implementation has an argument for our hyper-parameter `name`."""
@@ -49,6 +71,29 @@ class Subject:
             options.setdefault("first_step", 1 if self.asked is None else self.asked)
         return options
 
+    def rng(self, name: str) -> np.random.Generator:
+        """Return the generator of a check's random numbers."""
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+    def normal(
+        self,
+        steps: int,
+        shapes: Sequence[tuple[int, ...]] = SHAPES,
+        scales: Sequence[float] = SCALES,
+        dtype: Any = np.float32,
+        seed: int = 0,
+    ) -> tuple[Arrays, list[Arrays]]:
+        """Return `inputs.normal`; its numbers also depend on the seed of the subject."""
+        return normal(steps, shapes, scales, dtype, [self.seed, seed])
+
+    def swept(self, rng: np.random.Generator, fast: bool, **kwargs: Any) -> Case:
+        """Return three steps of tensors of many shapes; `fast` compiles the step."""
+        traced = self.driver.session.compiles is not None and not fast
+        tensors = self.level.traced if traced else self.level.tensors
+        shapes = sweep(rng, kwargs.pop("top", self.level.top), tensors)
+        weights, gradients = patterned(rng, 3, shapes, **kwargs)
+        return Case(weights, gradients, self.options(), self.velocity(weights), fast=fast)
+
     def velocity(self, weights: Arrays) -> Arrays | None:
         """Return a V to start from, for an implementation that takes V as an argument."""
         rng = np.random.default_rng(3)
@@ -64,24 +109,32 @@ class Subject:
     def resting(self) -> dict[str, Any]:
         """The options that make V₀ zero; empty if there is no such option."""
         for name in ("alpha", "velocity_std"):
-            if not self.offers(name) or self.driver.stateless:
-                continue
-            zeros = [np.zeros(3, np.float32)]
-            options = {"learning_rate": 0.1, "beta": hp.BETA} | self.driver.arguments.fixed
-            try:
-                session = self.driver.start(zeros, options | {name: 0.0})
-                session.step(zeros, float(options["learning_rate"]))
-                shown = [*(session.velocity() or []), *session.weights()]
-            except ANYTHING:
-                continue
-            if not any(np.asarray(x).any() for x in shown):
+            if self.offers(name) and not self.driver.stateless and self._rests({name: 0.0}):
                 return {name: 0.0}
         return {}
+
+    @functools.cached_property
+    def starts_from_rest(self) -> bool:
+        """Whether V₀ is always zero, because the implementation has no option for it."""
+        offered = any(map(self.offers, ("alpha", "velocity_std")))
+        fixed = {"alpha", "velocity_std"} & {*self.driver.arguments.fixed}
+        return not (offered or fixed or self.driver.stateless) and self._rests({})
+
+    def _rests(self, wanted: dict[str, Any]) -> bool:
+        zeros = [np.zeros(3, np.float32)]
+        options = {"learning_rate": 0.1, "beta": hp.BETA} | self.driver.arguments.fixed
+        try:
+            session = self.driver.start(zeros, options | wanted)
+            session.step(zeros, float(options["learning_rate"]))
+            shown = [*(session.velocity() or []), *session.weights()]
+        except ANYTHING:
+            return False
+        return not any(np.asarray(x).any() for x in shown)
 
     @property
     def at_rest(self) -> bool:
         """Whether `options` makes V₀ zero."""
-        return bool(self.resting) or self.driver.stateless
+        return bool(self.resting) or self.driver.stateless or self.starts_from_rest
 
     def first_steps(self, case: Case) -> tuple[int, ...]:
         """Return the first values of t to try: that of the case if it has one, else both."""
@@ -112,7 +165,7 @@ class Subject:
     @functools.cached_property
     def hidden(self) -> bool:
         """Whether W alone is right: the state holds something else in place of V."""
-        weights, gradients = normal(3, seed=23)
+        weights, gradients = self.normal(3, seed=23)
         case = Case(weights, gradients, self.options())
         for hidden in (False, True):
             run = perform(self.driver, case, at_rest=self.at_rest, hidden=hidden)
@@ -127,24 +180,39 @@ class Subject:
             return "its state does not show V"
         return why_unwritable(self.driver, self.options(), at_rest=self.at_rest)
 
-    def refused(self, **wanted: Any) -> str | None:
-        """Return the error by which the implementation refuses options; None if it accepts them.
+    def refused(
+        self,
+        *,
+        shape: tuple[int, ...] | None = None,
+        schedule: Sequence[float] | None = None,
+        **wanted: Any,
+    ) -> str | None:
+        """Return the error by which the implementation refuses something; None if it accepts it.
 
-        It refuses them if an ordinary step raises with them, and does not without them.
+        It refuses it if a step raises with it, and an ordinary one does not.
+
+        Args:
+            shape: of one of the tensors.
+            schedule: the learning rate of every step; only the first step is made.
+            wanted: options.
         """
-        weights, (grads,) = normal(1, seed=24)
-        schedule = wanted.pop("schedule", None)
 
-        def attempt(options: dict[str, Any], rates: list[float] | None) -> str | None:
+        def attempt(
+            shapes: Sequence[tuple[int, ...]],
+            rates: Sequence[float] | None,
+            options: dict[str, Any],
+        ) -> str | None:
+            weights, (grads,) = self.normal(1, shapes, [1.0] * len(shapes), seed=24)
+            rate = float(options["learning_rate"] if rates is None else rates[0])
             try:
-                session = self.driver.start(weights, options, schedule=rates)
-                session.step([g.copy() for g in grads], float(options["learning_rate"]))
+                self.driver.start(weights, options, schedule=rates).step(grads, rate)
             except ANYTHING as error:
                 return one_line(error)
             return None
 
-        why = attempt(self.options(**wanted), schedule)
-        return why if why is not None and attempt(self.options(), None) is None else None
+        special = SHAPES if shape is None else (*SHAPES, shape)
+        why = attempt(special, schedule, self.options(**wanted))
+        return why if why is not None and attempt(SHAPES, None, self.options()) is None else None
 
     @functools.cached_property
     def unschedulable(self) -> str | None:

@@ -22,12 +22,14 @@ class Verdict:
     Attributes:
         inside: whether every element is inside its bound.
         first: a description of the first value outside.
+        wrong: the indices of the tensors that have a value outside.
         deviation: the greatest deviation of W after every step.
         bound: the greatest bound on W after every step.
     """
 
     inside: bool = True
     first: str | None = None
+    wrong: set[int] = field(default_factory=set)
     deviation: list[float] = field(default_factory=list)
     bound: list[float] = field(default_factory=list)
 
@@ -91,7 +93,8 @@ def compare(
                 arrays.append(("W", w[i], exact_w[i], allowed_w))
             for name, got, expected, allowed in arrays:
                 where = f"{name} of tensor {i} after step {index + 1}"
-                _look(result, got, expected, allowed, where)
+                if not _inside(result, got, expected, allowed, where):
+                    result.wrong.add(i)
             deviation.append(float(np.max(off, initial=0.0)))
             limit.append(float(np.max(allowed_w, initial=0.0)))
         result.deviation.append(max(deviation))
@@ -100,20 +103,21 @@ def compare(
     return result
 
 
-def _look(
+def _inside(
     result: Verdict, got: np.ndarray, expected: np.ndarray, allowed: np.ndarray, where: str
-) -> None:
+) -> bool:
     with np.errstate(all="ignore"):
         error = np.abs(np.asarray(got, expected.dtype) - expected).astype(np.float64)
         # Nothing is inside a bound that has overflowed.
         inside = (error <= allowed) & np.isfinite(allowed)
         inside |= np.isnan(got) & np.isnan(expected)
     if inside.all():
-        return
+        return True
     result.inside = False
     if result.first is None:
         k = tuple(int(n) for n in np.argwhere(~inside)[0])
         result.first = f"{where}, element {list(k)}: {difference(got[k], expected[k], allowed[k])}"
+    return False
 
 
 def difference(got: Any, expected: Any, allowed: Any) -> str:
@@ -131,7 +135,7 @@ def worst(trial: Trial) -> float:
     """Return the greatest error of a single update, in units of u·S.
 
     Each update starts from the implementation's own V and W before it. If the state does not
-    show V, the simulated V takes its place. For W, S is |W| + η |V|.
+    show V, the simulated V takes its place. For W, S is |W| + η S, with the S of V.
     """
     case, run, info = trial.case, trial.run, trial.case.info
     (before_v, before_w), greatest = run.start, 0.0
@@ -146,7 +150,7 @@ def worst(trial: Trial) -> float:
         assert scales is not None
         for i, grad in enumerate(grads):
             tiny = absolute_error(np.abs(grad.astype(np.float64)), info)
-            moved = np.abs(before_w[i].astype(np.float64)) + case.rate(index) * np.abs(exact_v[i])
+            moved = np.abs(before_w[i].astype(np.float64)) + case.rate(index) * scales[i]
             pairs = [(w[i], exact_w[i], moved)]
             if v is not None:
                 pairs.append((v[i], exact_v[i], scales[i]))

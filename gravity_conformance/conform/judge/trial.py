@@ -4,7 +4,7 @@ Guarantee: a trial simulates the exact update once, in a dtype wider than the we
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,10 +28,11 @@ class Case:
         count: the number of steps before the first one; only with `velocity`.
         rates: the learning rate of every step; None means ``options["learning_rate"]``.
         reload_after: the number of steps after which the state is saved and loaded.
+        copied: whether the optimizer is copied with its weights, and not saved and loaded.
         fast: whether the step is compiled, if users of its kind compile it.
         bfloat16: whether the float32 arrays stand for bfloat16.
-        grouped: whether there are two groups of parameters, and one parameter without a gradient
-            (torch).
+        strided: whether the memory of arrays is transposed, sliced or expanded.
+        array_rate: whether the learning rate is an array of the framework.
     """
 
     weights: Arrays
@@ -41,9 +42,11 @@ class Case:
     count: int = 0
     rates: Sequence[float] | None = None
     reload_after: int | None = None
+    copied: bool = False
     fast: bool = False
     bfloat16: bool = False
-    grouped: bool = False
+    strided: bool = False
+    array_rate: bool = False
 
     @property
     def info(self) -> FloatInfo:
@@ -124,6 +127,27 @@ class Trial:
             result.sizes.append(s)
         return result
 
+    def size(self, tensor: int) -> int:
+        """Return the number of elements of a tensor."""
+        return self.case.weights[tensor].size
+
+    def only(self, tensors: Sequence[int]) -> "Trial":
+        """Return the trial of some of the tensors."""
+
+        def some(arrays: Any) -> Any:
+            return None if arrays is None else [arrays[i] for i in tensors]
+
+        case, run = self.case, self.run
+        chosen = replace(
+            case,
+            weights=some(case.weights),
+            gradients=[some(grads) for grads in case.gradients],
+            velocity=some(case.velocity),
+        )
+        start, uncertain = (some(run.start[0]), some(run.start[1])), some(run.uncertain)
+        states = [(some(v), some(w)) for v, w in run.states]
+        return Trial(chosen, Run(run.count, start, uncertain, states), self.first_step)
+
     def beginning(self, steps: int) -> "Trial":
         """Return the trial of the first few steps."""
         case = replace(self.case, gradients=self.case.gradients[:steps])
@@ -133,6 +157,23 @@ class Trial:
 def _wide(arrays: Sequence[np.ndarray]) -> Arrays:
     double = any(a.dtype == np.float64 for a in arrays)
     return [np.asarray(a, np.longdouble if double else np.float64) for a in arrays]
+
+
+class WrongResultError(ValueError):
+    """An implementation returned what no update returns; the message says what."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of parameters in an optimizer that has several.
+
+    Attributes:
+        case: its input. The group has no gradients after those of the case.
+        after: the number of steps after which it is added.
+    """
+
+    case: Case
+    after: int = 0
 
 
 def perform(driver: Driver, case: Case, *, at_rest: bool, hidden: bool = False) -> Run:
@@ -146,26 +187,125 @@ def perform(driver: Driver, case: Case, *, at_rest: bool, hidden: bool = False) 
         hidden: whether the state holds something else in place of V.
 
     Raises:
-        ValueError: if V or W differs from the weights in type, shape or dtype.
+        WrongResultError: if V or W differs from the weights in type, shape or dtype.
         CannotWriteError: if `case.velocity` cannot be written into the state.
         Exception: whatever the implementation raises.
     """
-    kinds = [(w.shape, w.dtype) for w in case.weights]
+    *_, run = _steps(driver, case, at_rest, hidden)
+    return run
+
+
+def perform_in_turn(
+    driver: Driver, cases: Sequence[Case], *, at_rest: bool, hidden: bool = False
+) -> list[Run]:
+    """Feed several cases step by step in turn, to one optimizer if its kind allows that."""
+    shared = None
+    if driver.session.shares:
+        shared = driver.start(cases[0].weights, cases[0].options).optimizer
+    turns = zip(*(_steps(driver, c, at_rest, hidden, shared=shared) for c in cases), strict=True)
+    *_, runs = turns
+    return list(runs)
+
+
+def perform_groups(
+    driver: Driver,
+    groups: Sequence[Group],
+    options: Mapping[str, Any],
+    *,
+    at_rest: bool,
+    hidden: bool = False,
+) -> list[Run]:
+    """Feed groups of parameters to one optimizer, and return the run of each group.
+
+    Args:
+        driver: starts the implementation.
+        groups: those that the optimizer is constructed with come first.
+        options: by our names, for the constructor.
+        at_rest: whether `options` makes V₀ zero.
+        hidden: whether the state holds something else in place of V.
+
+    Raises:
+        WrongResultError: if a group without gradients moves; otherwise as `perform`.
+    """
+    first = [group.case for group in groups if not group.after]
+    listed = [(len(case.weights), case.options) for case in first]
+    if all(case.options == options for case in first):
+        listed = []  # one group for all
+    session: Any = driver.start([w for case in first for w in case.weights], options, groups=listed)
+    runs: list[Run] = []
+    parts: list[slice] = []
+
+    def look(k: int, step: int) -> tuple[Arrays | None, Arrays]:
+        v = None if hidden else session.velocity(parts[k])
+        return _seen(groups[k].case, v, session.weights(parts[k]), step)
+
+    def step(given: Mapping[int, Arrays]) -> None:
+        still = {k: session.weights(parts[k]) for k in range(len(runs)) if k not in given}
+        every = [given.get(k, [None] * len(groups[k].case.weights)) for k in range(len(runs))]
+        session.step([g for grads in every for g in grads])
+        for k, before in still.items():
+            for i, (old, new) in enumerate(zip(before, session.weights(parts[k]), strict=True)):
+                if old.tobytes() != new.tobytes():
+                    raise WrongResultError(
+                        f"a weight without a gradient moves: tensor {i} of group {k}"
+                    )
+
+    for n in range(max(group.after + len(group.case.gradients) for group in groups)):
+        for k in range(len(runs), len(groups)):
+            case = groups[k].case
+            if groups[k].after > n:
+                break
+            if groups[k].after:
+                session.add(case.weights, case.options)
+            start = parts[-1].stop if parts else 0
+            parts.append(slice(start, start + len(case.weights)))
+            runs.append(Run(0, (case.weights, case.weights), _certain(case)))
+            v, w = look(k, 0)
+            if v is None and at_rest:
+                v = [np.zeros_like(x) for x in w]
+            elif v is None:
+                step({k: [np.zeros_like(x) for x in w]})
+                (v, w), runs[k].count = look(k, 1), 1
+            if v is None:
+                raise CannotWriteError("its state does not show V, and V does not start from 0")
+            runs[k].start = v, w
+        having = {k: group.case.gradients for k, group in enumerate(groups[: len(runs)])}
+        step(
+            {
+                k: [*g[n - groups[k].after]]
+                for k, g in having.items()
+                if n < groups[k].after + len(g)
+            }
+        )
+        for k, gradients in having.items():
+            if n < groups[k].after + len(gradients):
+                runs[k].states.append(look(k, n + 1))
+    return runs
+
+
+def _steps(
+    driver: Driver, case: Case, at_rest: bool, hidden: bool, *, shared: Any = None
+) -> Iterator[Run]:
+    """Yield the run before the first step of a case, and after every step."""
 
     def start(weights: Arrays) -> Session:
-        how = {"schedule": case.rates, "begun": case.count, "fast": case.fast}
-        how["grouped"] = case.grouped
-        return driver.start(weights, case.options, bfloat16=case.bfloat16, **how)
-
-    def look(session: Session, step: int) -> tuple[Arrays | None, Arrays]:
-        v = None if hidden else session.velocity()
-        return (
-            v if v is None else _checked("V", v, kinds, step),
-            _checked("W", session.weights(), kinds, step),
+        return driver.start(
+            weights,
+            case.options,
+            bfloat16=case.bfloat16,
+            schedule=case.rates,
+            begun=case.count,
+            fast=case.fast,
+            strided=case.strided,
+            array_rate=case.array_rate,
+            shared=shared,
         )
 
+    def look(session: Session, step: int) -> tuple[Arrays | None, Arrays]:
+        return _seen(case, None if hidden else session.velocity(), session.weights(), step)
+
     session = start(case.weights)
-    count, uncertain = 0, [np.zeros(w.shape) for w in case.weights]
+    count, uncertain = 0, _certain(case)
     v, w = look(session, 0)
     if case.velocity is not None:
         if hidden:
@@ -183,27 +323,38 @@ def perform(driver: Driver, case: Case, *, at_rest: bool, hidden: bool = False) 
             v = [np.asarray(-x / x.dtype.type(lr)) for x in w]
             uncertain = [6 * case.info.unit * np.abs(x).astype(np.float64) for x in v]
     run = Run(count, (v, w), uncertain)
+    yield run
     for index, grads in enumerate(case.gradients):
         if index == case.reload_after:
-            session = session.reloaded()
+            session = session.copied() if case.copied else session.reloaded()
         run.left.append(session.step([g.copy() for g in grads], case.rate(index)))
         run.states.append(look(session, index + 1))
-    return run
+        yield run
+
+
+def _certain(case: Case) -> Arrays:
+    return [np.zeros(w.shape) for w in case.weights]
+
+
+def _seen(case: Case, v: Arrays | None, w: Arrays, step: int) -> tuple[Arrays | None, Arrays]:
+    """Return copies of V and W that match the weights of a case, or raise WrongResultError."""
+    kinds = [(x.shape, x.dtype) for x in case.weights]
+    return v if v is None else _checked("V", v, kinds, step), _checked("W", w, kinds, step)
 
 
 def _checked(name: str, arrays: Arrays, kinds: Any, step: int) -> Arrays:
-    """Return copies of arrays that match the weights, or raise ValueError. V may be wider."""
+    """Return copies of arrays that match the weights, or raise WrongResultError. V may be wider."""
     copies = []
     for i, (x, (shape, dtype)) in enumerate(zip(arrays, kinds, strict=True)):
         own = getattr(x, "dtype", None)
         wider = name == "V" and own is not None and own.kind == "f"
         if (np.shape(x), own) != (shape, own if wider else dtype):
-            raise ValueError(
+            raise WrongResultError(
                 f"{name} of tensor {i} must be {dtype} of shape {shape} after step {step}, "
                 f"got {own} of shape {np.shape(x)}"
             )
         if type(x) is not np.ndarray:  # a masked array, for example, has its own arithmetic
-            raise ValueError(
+            raise WrongResultError(
                 f"{name} of tensor {i} must be a plain numpy.ndarray after step {step}, "
                 f"got {type(x).__module__}.{type(x).__qualname__}"
             )

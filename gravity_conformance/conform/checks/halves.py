@@ -1,0 +1,84 @@
+"""Checks of half types. Code that computes in half precision gets a remark: the paper allows it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.inputs import NO_BFLOAT16, SCALES, SHAPES, has_bfloat16
+from gravity_conformance.conform.checks.subject import Subject
+from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.mutations import COARSE
+
+LATE = 2_100  # steps, after which neither half type can count
+
+Rounding = Callable[[np.ndarray], np.ndarray]
+
+
+def float16(subject: Subject, judge: Judge) -> Finding:
+    """A trajectory in float16, and late steps, which float16 cannot count."""
+    return _half(subject, judge, lambda x: x.astype(np.float16), 8, bfloat16=False)
+
+
+def bfloat16(subject: Subject, judge: Judge) -> Finding:
+    """A trajectory in bfloat16, and late steps, which bfloat16 cannot count."""
+    if subject.driver.stateless and not has_bfloat16():
+        return Finding("not applicable", NO_BFLOAT16)
+    return _half(subject, judge, _to_bfloat16, 22, bfloat16=True)
+
+
+def _half(
+    subject: Subject, judge: Judge, to_half: Rounding, seed: int, *, bfloat16: bool
+) -> Finding:
+    """Judge a trajectory in a half type. If it is right, judge three late steps of another.
+
+    The late steps use β = 1, so 1 − β̂ is small. They start from V = 0, so no rounding of V hides
+    an error of 1 − β̂.
+    """
+    shapes, scales = (*SHAPES, (65,), (7, 3, 5)), (*SCALES, 1.0, 3.0)
+    weights, gradients = subject.normal(20, shapes, scales, seed=seed)
+    weights, gradients = [to_half(w) for w in weights], [[to_half(g) for g in x] for x in gradients]
+    case = Case(weights, gradients, subject.options(), bfloat16=bfloat16)
+    finding = _found(judge, judge.observe(case))
+    if finding.outcome not in ("pass", "remark") or not subject.at_rest:
+        return finding
+    options = subject.options(beta=1.0)
+    if (why := subject.refused(beta=1.0)) is not None:
+        options = subject.options()
+        finding.note = "; ".join(filter(None, (finding.note, f"it refuses β = 1: {why}")))
+    weights, gradients = subject.normal(3, ((3,), (2,)), (1.0, 5.0), seed=25)
+    weights, gradients = [to_half(w) for w in weights], [[to_half(g) for g in x] for x in gradients]
+    v = [0 * w for w in weights]
+    if subject.unwritable is None:
+        late = Case(weights, gradients, options, v, LATE, bfloat16=bfloat16)
+        trial = judge.observe(late)
+    else:
+        late = Case(weights, [v] * LATE + gradients, options, fast=True, bfloat16=bfloat16)
+        trial = judge.observe(late)
+        v_late, w_late = trial.run.states[LATE - 1]
+        uncertain, states = trial.run.uncertain, trial.run.states[LATE:]
+        run = Run(LATE, (v_late or v, w_late), uncertain, states)
+        trial = Trial(replace(late, gradients=gradients), run, trial.first_step)
+    other = _found(judge, trial, f"after {LATE} steps")
+    if other.outcome not in ("pass", "remark"):
+        return other
+    finding.worst = max(other.worst or 0.0, finding.worst or 0.0)
+    return finding if finding.outcome == "remark" or other.outcome == "pass" else other
+
+
+def _found(judge: Judge, trial: Trial, note: str = "") -> Finding:
+    """Return the finding on a trial; the errors of half precision are a remark.
+
+    They are no excuse for a known mistake, nor for what is wrong in float32.
+    """
+    finding = judge.found(trial, note)
+    if finding.diagnosis == COARSE.description:
+        return Finding("remark", COARSE.description, finding.worst)
+    return finding
+
+
+def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """Truncate numbers to bfloat16. The result is float32, with the last 16 bits 0."""
+    bits = np.asarray(array, np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)

@@ -1,0 +1,81 @@
+"""Whether numbers can be independent normal numbers of a given standard deviation.
+
+Guarantee: a limit is at least 6.5 standard errors wide, so that none of the many tests fails by
+chance. The numbers may come from a table of 2¹⁶ quantiles.
+"""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+_ERRORS = 6.5  # standard errors
+_BLOCK = 1024  # numbers
+
+
+def wrong_std(arrays: Sequence[np.ndarray], std: float) -> str | None:
+    """Describe the first array, or the first part of one, of another standard deviation.
+
+    The mean of the squares of n numbers has the relative standard error √(2 / n). A few numbers may
+    be farther off, but not all zero.
+    """
+    for i, array in enumerate(arrays):
+        z = array.reshape(-1).astype(np.float64)
+        for start in range(0, z.size, _BLOCK):
+            part = z[start : start + _BLOCK]
+            measured, n = float(np.mean(part**2)) ** 0.5, part.size
+            # For few numbers, the mean square has a longer tail above.
+            low, high = 1 - _ERRORS * (2 / n) ** 0.5, 1 + _ERRORS * (2 / n) ** 0.5 + 50 / n
+            if not (std**2 * max(low, 0) <= measured**2 <= std**2 * high) or (std and not measured):
+                where = f"tensor {i} of shape {array.shape}, elements {start} to {start + n - 1}"
+                return f"std {measured:.4g}, not {std:.4g} ({where})"
+    return None
+
+
+def not_normal(array: np.ndarray, std: float) -> str | None:
+    """Describe a quantile that too many or too few numbers are below."""
+    z, normal = array.reshape(-1).astype(np.float64), NormalDist(0, std or 1.0)
+    for p in (0.001, 0.01, 0.05, 0.16, 0.3, 0.5, 0.7, 0.84, 0.95, 0.99, 0.999):
+        quantile = normal.inv_cdf(p)
+        share = float(np.mean(z < quantile))
+        if abs(share - p) > _ERRORS * (p * (1 - p) / z.size) ** 0.5:
+            return f"{100 * share:.3g} % are below {quantile:.3g}, not {100 * p:.3g} %"
+    return None
+
+
+def dependent(arrays: Sequence[np.ndarray], names: Sequence[str] | None = None) -> str | None:
+    """Describe two rows of numbers, of one array or of two, that are correlated.
+
+    A sum of n products of independent numbers of variance 1 has the standard deviation √n.
+    """
+    rows = []
+    for array in arrays:
+        z = array.reshape(-1).astype(np.float64)
+        rows.append(z / (np.std(z) or 1.0))
+    names = names or [f"tensor {i}" for i in range(len(rows))]
+    for i, one in enumerate(rows):
+        for k, other in enumerate(rows[i:], start=i):
+            shift, found = _strongest(one, other, same=i == k)
+            if found > _ERRORS + 1:
+                what = names[i] if i == k else f"{names[i]} and {names[k]}"
+                return f"{what}: the numbers {shift} places apart are correlated, not independent"
+    return None
+
+
+def _strongest(one: np.ndarray, other: np.ndarray, *, same: bool) -> tuple[int, float]:
+    """Return the shift at which two rows are most correlated, and how strongly, in standard errors.
+
+    At least 50 numbers must overlap, so that the sum of their products is nearly normal.
+    """
+    length = len(one) + len(other)
+    spectrum = np.fft.rfft(one, length) * np.conj(np.fft.rfft(other, length))
+    sums = np.fft.irfft(spectrum, length)
+    shifts = np.arange(length)
+    shifts = np.where(shifts < len(one), shifts, shifts - length)
+    overlaps = np.minimum(len(one) - shifts, len(other)) - np.maximum(-shifts, 0)
+    usable = (overlaps >= 50) & ((shifts > 0) | (not same))
+    if not usable.any():
+        return 0, 0.0
+    strength = np.where(usable, np.abs(sums) / np.sqrt(np.maximum(overlaps, 1)), 0)
+    place = int(np.argmax(strength))
+    return int(shifts[place]), float(strength[place])
