@@ -271,7 +271,7 @@ def _on_terminal(title: str) -> None:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write the vectors, their schema and README.md to.",
+    help="Folder to write the vectors, their schemas, examples and README.md to.",
 )
 @click.option(
     "--check",

@@ -1,7 +1,8 @@
 """`gravity vectors --explain`: name the mistake of a port from the tests that it failed.
 
-Guarantee: a mistake is named if it makes the observed tests fail and no others, or if it is nearer
-to them than to any other mistake. If the values of the port are given, they agree with it.
+Guarantee: a mistake is named if exactly the tests that failed fail with it, if fewer than half as
+many tests disagree with it as tell it from any other mistake, or if it explains the values that the
+port computed. If there are such values, they agree with every mistake that is named.
 """
 
 import textwrap
@@ -47,9 +48,8 @@ def explain(text: str) -> str:
     results = read(text, every)
     run = len(results.failed) + len(results.passed)
     if not results.failed:
-        return f"{run} test{' was' if run == 1 else 's were'} run, and none failed. " + (
-            "There is nothing to explain."
-        )
+        tests = "1 test was" if run == 1 else f"{run} tests were"
+        return f"{tests} run, and none failed. There is nothing to explain."
     lines = [_summary(results, len(every) - run), *_first_wrong(results)]
     if results.gradients_changed:
         lines.append(
@@ -84,21 +84,25 @@ def _first_wrong(results: Results) -> Iterator[str]:
     for vector in sorted(results.failed, key=_simplicity):
         if vector.name not in results.got:
             continue
-        right = []
-        for name, expected, computed in results.got[vector.name].named:
+        right: list[str] = []
+        for name, step, expected, computed in results.got[vector.name].named:
             accepted = expected.accepts(computed)
             if accepted.all():
-                right.append(name)
+                right.append(name if not step else f"{name} of step {step}")
                 continue
             k = tuple(int(i) for i in np.argwhere(~accepted)[0])
             numbers = difference(computed[k], expected.value[k], expected.tolerance[k])
+            at = "" if step is None else f", step {step}"
             element = f", element {list(k)}" if k else ""
-            before = f" Right before it: {', '.join(right)}." if right else ""
             yield (
                 f"First wrong result of {vector.name} ({vector.dtype}, {vector.test.comment}): "
-                f"{name}{element}: {numbers}.{before}"
+                f"{name}{at}{element}: {numbers}." + _right_before(right)
             )
             return
+
+
+def _right_before(names: list[str]) -> str:
+    return f" Right before it: {', '.join(names[-_SHOWN:])}." if names else ""
 
 
 def _simplicity(vector: Vector) -> tuple[bool, bool, int]:
@@ -131,7 +135,8 @@ def _named(results: Results, table: Table, failed: int) -> Iterator[str]:
 
 def _says(table: Table, match: Match, observed: np.ndarray) -> Iterator[str]:
     dtypes = list(dict.fromkeys(table.dtypes[match.where].tolist()))
-    where = "" if set(dtypes) == set(table.dtypes.tolist()) else f" in {' and '.join(dtypes)}"
+    left_out = set(table.dtypes.tolist()) - {*dtypes, "uint32"}
+    where = f" in {' and '.join(dtypes)}" if left_out else ""
     of_help: dict[str, list[str]] = {}
     for mistake in table.mistakes:
         if mistake.name in match.names:

@@ -1,7 +1,7 @@
 """Match the tests that a port failed with the known mistakes.
 
-Guarantee: a mistake matches if it makes exactly these tests fail, or if it is nearer to them than
-to the tests of any other mistake.
+Guarantee: a mistake matches if exactly these tests fail with it, or if fewer than half as many
+tests disagree with it as tell it from any other mistake.
 """
 
 from collections.abc import Sequence

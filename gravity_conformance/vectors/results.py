@@ -17,6 +17,7 @@ from gravity_conformance.vectors.table import Vector
 from gravity_core._json import loads
 
 Arrays = list[np.ndarray]
+Named = tuple[str, int | None, Expected, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Got:
     """What a port computed in one test.
 
     Attributes:
-        named: the name of each number or tensor, what the test expects, and what the port
-            computed, in the order in which a port computes them.
+        named: the name of each number or tensor, its step (None outside updates), what the test
+            expects, and what the port computed, in the order in which a port computes them.
         states: V (None if it is not given) and W of all tensors after each step of a test of type
             update.
     """
 
-    named: list[tuple[str, Expected, np.ndarray]]
+    named: list[Named]
     states: list[tuple[Arrays | None, Arrays]]
 
 
@@ -100,13 +101,14 @@ def _got(vector: Vector, found: Any) -> Got:
     }.get(vector.type, [])
     if wrong := found.keys() - {key for key, _ in pairs}:
         raise ValueError(f"{where}: a test of type {vector.type} has no {min(wrong)}")
-    named = []
+    named: list[Named] = []
     for key, symbol in pairs:
         if key in found:
             value = getattr(test, key.lower())
             if not isinstance(value, Expected):  # V₀ must be equal
                 value = Expected(value, np.zeros(value.shape))
-            named.append((symbol, value, _array(found[key], value.value, f"{where}: {key}")))
+            array = _array(found[key], value.value, f"{where}: {key}")
+            named.append((symbol, None, value, array))
     return Got(named, [])
 
 
@@ -114,7 +116,7 @@ def _got_of_updates(vector: Vector, steps: list[Any], where: str) -> Got:
     test: UpdateTest = vector.test
     if len(steps) > len(test.steps):
         raise ValueError(f"{where}: it has {len(test.steps)} steps, got {len(steps)}")
-    named: list[tuple[str, Expected, np.ndarray]] = []
+    named: list[Named] = []
     states: list[tuple[Arrays | None, Arrays]] = []
     for n, (step, found) in enumerate(zip(test.steps, steps, strict=False)):
         tensors, at = found["tensors"], f"{where}: step {n}"
@@ -135,7 +137,7 @@ def _got_of_updates(vector: Vector, steps: list[Any], where: str) -> Got:
                     array = _array(one[key], value.value, f"{at}: {key}")
                     {"V": v, "W": w}.get(key, []).append(array)
                     which = f"{symbol} of tensor {i}" if len(expected) > 1 else symbol
-                    named.append((f"{which}, step {n}", value, array))
+                    named.append((which, n, value, array))
         states.append((v if len(v) == len(w) else None, w))
     return Got(named, states)
 

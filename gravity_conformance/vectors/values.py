@@ -104,7 +104,7 @@ def _trial(vector: Vector, got: Got) -> Trial | None:
 def _near(form: Form, vector: Vector, got: Got) -> bool:
     """Tell whether coefficients, or V₀, are those of a form of a mistake."""
     unit = float(exact.FORMATS[vector.dtype].unit)
-    given = {name: computed for name, _, computed in got.named}
+    given = {name: computed for name, _, _, computed in got.named}
     try:
         with np.errstate(all="ignore"):
             found = list(flags.simulated(vector.test, vector.dtype, form.variant, form.outside))

@@ -62,6 +62,7 @@ def gravity(
 
     Raises:
         TypeError: if the dtype is not one of DTYPES.
+        OSError: if the program cannot be started.
         RuntimeError: if the program refuses the request, has ended, or writes something else.
     """
     dtype = str(w.dtype)
