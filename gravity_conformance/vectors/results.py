@@ -69,7 +69,7 @@ def read(text: str, vectors: dict[str, Vector]) -> Results:
     schema = resources.files(__package__) / "results_schema.json"
     validator = jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))
     for error in validator.iter_errors(content):
-        raise ValueError(f"{error.json_path}: {error.message}")
+        raise ValueError(f"{error.json_path}: {error.message[:200]}")
     lists = {key: content.get(key, []) for key in ("failed", "passed", "gradients_changed")}
     for key, names in (*lists.items(), ("got", list(content.get("got", {})))):
         for name in names:

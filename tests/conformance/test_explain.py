@@ -278,6 +278,8 @@ def test_the_worked_example_is_recomputed():
     results = results_of(broken(largest=np.max), ("float32",), values=False)
     run = sum(map(len, (results["failed"], results["passed"])))
     assert f"fails {len(results['failed'])} of the {run} float32 tests" in README
+    answer = explain(json.dumps(results_of(broken(largest=np.max), ("float32",))))
+    assert "".join(f"    {line}\n" for line in answer.splitlines()) in README
 
 
 def number(x):
