@@ -58,7 +58,7 @@ def main(tag: str | None, keep: Path | None) -> None:
         for package in PACKAGES:
             assert f"{package}/py.typed" in names, package
         vectors = ROOT / "gravity_conformance" / "vectors"
-        for path in (*vectors.glob("*.json"), vectors / "README.md"):
+        for path in (*vectors.glob("*.json"), vectors / "README.md", *vectors.glob("examples/*.*")):
             assert path.relative_to(ROOT).as_posix() in names, path
 
         venv.create(away / "env", with_pip=True)

@@ -30,6 +30,7 @@ from gravity_conformance.parity import run as runner
 from gravity_conformance.parity.page import page
 from gravity_conformance.protocol import Kind
 from gravity_conformance.vectors.check import check
+from gravity_conformance.vectors.explain import explain
 from gravity_conformance.vectors.making import writing
 from gravity_conformance.versions import versions as lines_of_versions
 
@@ -333,7 +334,7 @@ def _on_terminal(title: str) -> None:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write the vectors, their schema and README.md to.",
+    help="Folder to write the vectors, their schemas, examples and README.md to.",
 )
 @click.option(
     "--check",
@@ -342,16 +343,31 @@ def _on_terminal(title: str) -> None:
     type=click.Path(path_type=Path),
     help="File to check (repeatable).",
 )
-def vectors(out: Path | None, files: tuple[Path, ...]) -> None:
-    """Write the conformance vectors, or check files of vectors.
+@click.option(
+    "--explain",
+    "failed",
+    type=_FILE,
+    help="File of a port's results, to name its mistake; - reads standard input.",
+)
+def vectors(out: Path | None, files: tuple[Path, ...], failed: Path | None) -> None:
+    """Write the conformance vectors, check files of vectors, or explain a port's results.
 
     Expected values come from exact arithmetic, not from an implementation. The exit status
     is 1 if a checked file has a fault: it violates the schema, its numbers are wrong, or a test
-    does not catch a mistake that its flags name.
+    does not catch a mistake that its flags name. It is 0 after an explanation, whatever it says.
     """
-    if (out is None) == (not files):
-        raise click.UsageError("vectors takes --out DIR, or --check FILE one or more times")
+    if [out is not None, bool(files), failed is not None].count(True) != 1:
+        raise click.UsageError(
+            "vectors takes --out DIR, --explain FILE, or --check FILE one or more times"
+        )
     try:
+        if failed is not None:
+            try:
+                with click.open_file(str(failed), encoding="utf-8") as file:
+                    click.echo(explain(file.read()))
+            except ValueError as error:
+                raise click.UsageError(f"--explain {str(failed)!r}: {error}") from error
+            return
         if out is not None:
             for path in writing.write(out):
                 click.echo(f"wrote {path}")

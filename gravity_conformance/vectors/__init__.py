@@ -186,12 +186,12 @@ class Group:
 
 
 def files() -> list[Traversable]:
-    """Return the JSON files of the vectors, sorted by name, without the schema."""
+    """Return the JSON files of the vectors, sorted by name, without the schemas."""
     return sorted(
         (
             file
             for file in resources.files(__name__).iterdir()
-            if file.name.endswith(".json") and file.name != "schema.json"
+            if file.name.endswith(".json") and not file.name.endswith("schema.json")
         ),
         key=lambda file: file.name,
     )

@@ -26,13 +26,14 @@ def check(path: Path) -> list[str]:
         ModuleNotFoundError: if jsonschema or mpmath is not installed.
     """
     try:
-        content = loads(path.read_bytes().decode("utf-8"), parse_constant=_no_constant)
+        content = loads(path.read_bytes().decode("utf-8"), parse_constant=no_constant)
     except ValueError as error:  # includes decoding errors
         return [_line(f"is not JSON: {error}")]
     return _schema_faults(content) or [*_bookkeeping_faults(content), *_test_faults(content)]
 
 
-def _no_constant(name: str) -> None:
+def no_constant(name: str) -> None:
+    """Refuse the constants that `json` reads and JSON lacks: NaN and infinities."""
     raise ValueError(f"JSON has no number {name}; write it as a string")
 
 

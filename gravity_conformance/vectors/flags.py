@@ -1,10 +1,10 @@
-"""Try the mistakes in a vector's flags.
+"""Simulate implementations with a mistake on a vector, and try the mistakes in its flags.
 
 Guarantee: a flag is right unless `untrue` returns it. Each known variant of that mistake moves some
 result of the vector out of its tolerance. Without a mistake, all results are inside.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from gravity_conformance.mutations import MUTATIONS, REFERENCE, Variant
 from gravity_conformance.vectors import (
     CoefficientsTest,
+    Expected,
     InitialVelocityTest,
     ThreefryTest,
     UpdateTest,
@@ -30,6 +31,8 @@ OUTSIDE = {
         *("element_truncated", "counter_truncated"),
     ),
 }
+# No mistake: V₀ has the right σ, but other bits.
+ANOTHER_GENERATOR = "another_generator"
 
 
 def untrue(test: Test, dtype: str, mistakes: Iterable[str]) -> list[str]:
@@ -49,23 +52,48 @@ def _ways(test: Test, dtype: str, flag: str) -> Iterable[bool]:
         yield accepts(test, dtype, variant)
 
 
-def accepts(test: Test, dtype: str, variant: Variant = REFERENCE, outside: str = "") -> bool:
+def accepts(
+    test: Test, dtype: str, variant: Variant = REFERENCE, outside: str = "", computed: Any = None
+) -> bool:
     """Return whether an implementation with a mistake passes.
 
     Args:
         test: the vector.
         dtype: the dtype of its group.
         variant: the update, with or without a mistake.
-        outside: the flag of a mistake outside the update; none if empty.
+        outside: the flag of a mistake outside the update, or `ANOTHER_GENERATOR`; none if empty.
+        computed: the NumPy type in which updates are computed. By default, it is wider than the
+            working dtype, so that only mistakes make a difference.
     """
     with np.errstate(all="ignore"):
-        if isinstance(test, UpdateTest):
-            return _updates(test, dtype, variant, outside)
-        if isinstance(test, CoefficientsTest):
-            return _coefficients(test, dtype, variant)
-        if isinstance(test, InitialVelocityTest):
-            return _initial_velocity(test, dtype, variant, outside)
-    return True
+        return all(
+            expected.accepts(found).all()
+            for expected, found in simulated(test, dtype, variant, outside, computed)
+        )
+
+
+Results = Iterator[tuple[Expected, np.ndarray]]
+
+
+def simulated(
+    test: Test, dtype: str, variant: Variant = REFERENCE, outside: str = "", computed: Any = None
+) -> Results:
+    """Yield each result that a vector expects, with what an implementation with a mistake computes.
+
+    The arguments are those of `accepts`. A result of the generator has no mistake, and is left out.
+    """
+    if isinstance(test, UpdateTest):
+        wide = np.float16 if outside == "half_overflow" and dtype == "float16" else _wide(dtype)
+        yield from _updates(test, dtype, variant, outside, computed or wide)
+    elif isinstance(test, CoefficientsTest):
+        yield from _coefficients(test, dtype, variant)
+    elif isinstance(test, InitialVelocityTest):
+        yield exactly(test.v), _initial_velocity(test, dtype, variant, outside)
+
+
+def exactly(value: np.ndarray) -> Expected:
+    """Return an expected result that must be equal."""
+    return Expected(value, np.zeros(value.shape))
 
 
 def _wide(dtype: str) -> Any:
@@ -86,13 +114,12 @@ def _rounded(x: np.ndarray) -> np.ndarray:
     return np.asarray(found, np.float32).reshape(x.shape)
 
 
-def _updates(test: UpdateTest, dtype: str, variant: Variant, outside: str) -> bool:
-    options, wide = test.hyperparameters, _wide(dtype)
-    if outside == "half_overflow" and dtype == "float16":
-        wide = np.float16
+def _updates(
+    test: UpdateTest, dtype: str, variant: Variant, outside: str, computed: Any
+) -> Results:
+    options = test.hyperparameters
     w, v = test.w, _first_velocity(test, dtype, variant, outside)
-    if not all(np.array_equal(x, y, equal_nan=True) for x, y in zip(v, test.v, strict=True)):
-        return False
+    yield from zip(map(exactly, test.v), v, strict=True)
     start, count, buffers = v, test.steps[0].t - options.first_step, test.steps[0].g
     for step in test.steps:
         if step.reload:
@@ -100,7 +127,7 @@ def _updates(test: UpdateTest, dtype: str, variant: Variant, outside: str) -> bo
         if not test.same_gradients:
             buffers = step.g
         w, v, _ = variant.step(
-            *([x.astype(wide) for x in arrays] for arrays in (w, v, buffers)),
+            *([x.astype(computed) for x in arrays] for arrays in (w, v, buffers)),
             count=count,
             first_step=options.first_step,
             lr=step.learning_rate,
@@ -111,10 +138,7 @@ def _updates(test: UpdateTest, dtype: str, variant: Variant, outside: str) -> bo
         )
         w, v = _stored(w, dtype), _stored(v, dtype)
         buffers, count = [np.asarray(variant.left(g)) for g in buffers], count + 1
-        results = zip([*step.v, *step.w], [*v, *w], strict=True)
-        if not all(expected.accepts(x).all() for expected, x in results):
-            return False
-    return True
+        yield from zip([*step.v, *step.w], [*v, *w], strict=True)
 
 
 def _first_velocity(test: UpdateTest, dtype: str, variant: Variant, outside: str) -> Arrays:
@@ -124,11 +148,16 @@ def _first_velocity(test: UpdateTest, dtype: str, variant: Variant, outside: str
     std = options.velocity_std
     if std is None:
         std = variant.std(options.alpha, options.learning_rate, test.steps[0].learning_rate)
-    found = []
-    for i, w in enumerate(test.w):
-        key = exact.tensor_key(options.seed, 0 if outside == "velocity_shared" else i)
-        found.append(_draw(key, range(w.size), std, dtype).reshape(w.shape))
-    return found
+    keys = (_key(options.seed, i, outside) for i in range(len(test.w)))
+    return [
+        _draw(key, range(w.size), std, dtype).reshape(w.shape)
+        for key, w in zip(keys, test.w, strict=True)
+    ]
+
+
+def _key(seed: int, index: int, outside: str) -> exact.Words:
+    seeds = {"seed_ignored": 0, "seed_truncated": seed & 0xFFFFFFFF, ANOTHER_GENERATOR: seed ^ 1}
+    return exact.tensor_key(seeds.get(outside, seed), 0 if outside == "velocity_shared" else index)
 
 
 def _draw(key: exact.Words, elements: Iterable[int], std: float, dtype: str) -> np.ndarray:
@@ -137,23 +166,18 @@ def _draw(key: exact.Words, elements: Iterable[int], std: float, dtype: str) -> 
     return np.asarray(numbers, "float32" if dtype == "bfloat16" else dtype)
 
 
-def _coefficients(test: CoefficientsTest, dtype: str, variant: Variant) -> bool:
+def _coefficients(test: CoefficientsTest, dtype: str, variant: Variant) -> Results:
     t = _wide(dtype)(variant.counter(test.t, 0, 0, 1))
-    pair = (np.dtype(dtype).type(x) for x in variant.coefficients(t, t.dtype.type(test.beta)))
-    expected = (test.beta_hat, test.one_minus_beta_hat)
-    return all(e.accepts(x).all() for e, x in zip(expected, pair, strict=True))
+    pair = (np.asarray(x, dtype) for x in variant.coefficients(t, t.dtype.type(test.beta)))
+    yield from zip((test.beta_hat, test.one_minus_beta_hat), pair, strict=True)
 
 
 def _initial_velocity(
     test: InitialVelocityTest, dtype: str, variant: Variant, outside: str
-) -> bool:
-    seeds = {"seed_ignored": 0, "seed_truncated": test.seed & 0xFFFFFFFF}
-    key = exact.tensor_key(
-        seeds.get(outside, test.seed), 0 if outside == "velocity_shared" else test.index
-    )
+) -> np.ndarray:
     wrap = {"element_truncated": 2**32, "counter_truncated": 2**34}.get(outside, 2**64)
     elements = (i % wrap for i in range(test.first_element, test.first_element + test.elements))
     std = test.velocity_std
     if std is None:
         std = variant.std(test.alpha, test.learning_rate, test.learning_rate)
-    return np.array_equal(_draw(key, elements, std, dtype), test.v)
+    return _draw(_key(test.seed, test.index, outside), elements, std, dtype)

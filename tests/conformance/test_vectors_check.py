@@ -273,8 +273,10 @@ def test_other_notations_of_the_same_numbers_are_accepted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "takes --out DIR, or --check FILE"),
-        (["--check", "a.json", "--out", "b"], "takes --out DIR, or --check FILE"),
+        ([], "takes --out DIR, --explain FILE, or --check FILE"),
+        (["--check", "a.json", "--out", "b"], "takes --out DIR, --explain FILE, or --check FILE"),
+        (["--explain", "a.json", "--out", "b"], "takes --out DIR, --explain FILE, or --check FILE"),
+        (["--explain", "absent.json"], "absent.json: No such file or directory"),
         (["--check", "absent.json"], "absent.json: No such file or directory"),
         (["--check", "."], ".: Is a directory"),
         (["--out", "file"], "'file' is a file"),

@@ -15,6 +15,9 @@ HEADER = [
     "Expected values are exact results, rounded once. README.md explains how to use them.",
 ]
 
+COPIED = ("schema.json", "results_schema.json", "README.md")
+EXAMPLES = ("bridge.py", "gravity.mjs", "numbers.mjs", "run_vectors.mjs", "serve.mjs")
+
 
 def document(name: str) -> Json:
     """Return the content of one file."""
@@ -62,10 +65,10 @@ def dump(content: Any, indent: int = 0) -> str:
 
 
 def texts() -> dict[str, str]:
-    """Return the text of every file by name: the vectors, the schema and README.md."""
+    """Return the text of every file by name: the vectors, the schemas, README.md and examples."""
     folder = resources.files(vectors)
     found = {f"{name}.json": dump(document(name)) + "\n" for name in FILES}
-    for name in ("schema.json", "README.md"):
+    for name in (*COPIED, *(f"examples/{name}" for name in EXAMPLES)):
         found[name] = (folder / name).read_text(encoding="utf-8")
     return found
 
@@ -75,6 +78,7 @@ def write(out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, text in texts().items():
+        (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(text, encoding="utf-8", newline="\n")
         paths.append(out / name)
     return paths
