@@ -65,8 +65,9 @@ class TorchSession(StateSession):
         return {"params": params} | {names[name]: x for name, x in options.items() if name in names}
 
     def _rate(self) -> dict[str, Any]:
-        rate = self._torch.tensor(self.setup.rate)
-        return {"learning_rate": rate} if self.setup.array_rate else {}
+        if not self.setup.array_rate:
+            return {}
+        return {"learning_rate": self._torch.tensor(self.setup.rate)}
 
     def add(self, weights: Sequence[np.ndarray], options: Mapping[str, Any]) -> None:
         """Add a group of parameters with copies of `weights`."""

@@ -112,7 +112,10 @@ def test_a_right_stranger_conforms(kind):
     found = findings(f"{STRANGERS}:{kind}_right", checks)
     assert list(found) == checks
     wrong = {name: f for name, f in found.items() if f["outcome"] not in ("pass", "not applicable")}
-    assert not wrong
+    # It keeps counters beside its state, which torch does not copy.
+    assert {name: f["outcome"] for name, f in wrong.items()} == (
+        {"copied": "remark"} if kind == "torch" else {}
+    )
     for name, dtype in (("vectors", "float32"), ("float64-vectors", "float64")):
         fit, every = suitable(kind, dtype)
         assert found[name]["note"].startswith(f"{fit} of {every} can be fed to it")

@@ -247,7 +247,7 @@ def test_standard_output_holds_the_json_alone(odd):
     done = gravity_conform(odd("print('hello')\nstep = right"), "--json", "-", "--only", "update")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    assert (found["format"], found["version"], found["printed"]) == ("gravity-conform", 2, 6)
+    assert (found["format"], found["version"], found["printed"]) == ("gravity-conform", 3, 6)
 
 
 @pytest.mark.parametrize(
