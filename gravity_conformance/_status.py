@@ -6,7 +6,6 @@ argument gives one line on standard error, and a closed pipe none.
 
 import contextlib
 import io
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -46,11 +45,9 @@ def run(program: str, command: Callable[[], int]) -> NoReturn:
         complain(f"{program}: interrupted")
     except BrokenPipeError:
         status = CLOSED_PIPE
-        _abandon_output()
     except OSError as error:
         status = COULD_NOT
         complain(f"{program}: {cannot_write(error.filename or 'standard output', error)}")
-        _abandon_output()
     except CouldNotError as error:
         status = COULD_NOT
         complain(f"{program}: {error}")
@@ -91,12 +88,3 @@ def emit_json(text: str) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
         sys.stdout.buffer.flush()
-
-
-def _abandon_output() -> None:
-    """Send the rest of standard output nowhere, so that Python's flush at exit cannot fail."""
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stdout is not None:
-            sink = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(sink, sys.stdout.fileno())
-            os.close(sink)

@@ -79,10 +79,11 @@ MENDING: dict[str, str] = {
     "V₀ std is 1": f"scale the normal numbers by σ: {_V0}",
     "V₀ is zero": f"draw the first V, do not start from 0: {_V0}",
     "V₀ is not normal": f"draw from the normal distribution: {_V0}",
-    "V₀ of several rows is not independent": f"draw every element anew: {_V0}",
-    "V₀ of several columns is not independent": f"draw every element anew: {_V0}",
-    "V₀ of several tensors is not independent": (
-        f"let the generator's key depend on the tensor's position: {_V0}"
+    "the numbers of V₀ depend on each other": (
+        f"draw every element and every tensor anew, with a key of its own: {_V0}"
+    ),
+    "V₀ of one seed depends on that of another": (
+        f"let the seed alone decide the draw, and every bit of it: {_V0}"
     ),
     # Inputs
     "gradient negated in place": f"to maximize, use −G as a new array; {_KEPT}",

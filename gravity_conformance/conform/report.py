@@ -10,6 +10,7 @@ from gravity_conformance._output import Line, Part, Table, finite, markdown_tabl
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.conform.mending import mends
 from gravity_conformance.conform.runner import Report, Result
+from gravity_conformance.conform.verdict import sentence as verdict
 from gravity_conformance.mutations import MUTATIONS
 
 if TYPE_CHECKING:
@@ -48,21 +49,6 @@ def _found(result: Result) -> str:
     return "; ".join(part for part in (diagnosis, result.note, result.first) if part)
 
 
-def verdict(report: Report) -> str:
-    """Return the last line of the report."""
-    if report.error is not None:
-        return f"could not run: {report.error}"
-    if report.status == 0:
-        return "conforms"
-    counts = {
-        outcome: sum(result.outcome == outcome for result in report.results)
-        for outcome in ("differs", "error")
-    }
-    parts = [f"{n} of {len(report.results)} checks: {what}" for what, n in counts.items() if n]
-    text = "does not conform, " if report.status == 1 else "could not run, "
-    return "; ".join([text + ", ".join(parts), *report.diagnoses])
-
-
 def head(report: Report) -> str:
     """Return the first line: the implementation, and the versions that it ran with."""
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
@@ -74,11 +60,15 @@ def parts(report: Report) -> list[Part]:
     said = f"the implementation printed {report.printed} bytes, which are not shown"
     return [
         Line(head(report)),
-        *([_table(report), Line(LEGEND)] if report.results else [Line("")]),
+        *([_table(report), Line(LEGEND), Line(_inputs(report))] if report.results else [Line("")]),
         *([Line(said)] if report.printed else []),
         _verdict(report, f"conform: {verdict(report)}"),
         *(Line(f'to mend "{mistake}": {mend}') for mistake, mend in mends(report.diagnoses)),
     ]
+
+
+def _inputs(report: Report) -> str:
+    return f"inputs generated from seed {report.seed}, {report.level} level"
 
 
 def _table(report: Report) -> Table:
@@ -120,6 +110,7 @@ def page(report: Report, command: str) -> str:
         _html.bullets(found),
         *([_html.table(_table(report))] if report.results else []),
         _html.paragraph(Line(LEGEND)),
+        _html.paragraph(Line(_inputs(report))),
     ]
     for k, result in enumerate(result for result in report.results if result.plot):
         body += [f"<h2>{escape(result.title)}</h2>", _html.plots(drawings(result.plot, f"p{k}"))]
