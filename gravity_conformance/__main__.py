@@ -1,51 +1,52 @@
 """Entry point of the console script ``gravity``, and of ``python -m gravity_conformance``."""
 
-import importlib.util
-import io
 import os
 import sys
+
+from gravity_conformance._caller import without_current_folder, without_settings
 
 _NEEDS = ("click", "rich", "matplotlib", "sklearn")
 
 
 def main() -> None:
-    """Run the command line; every error of use is one line and exit status 2."""
-    try:
-        _main()
-    except KeyboardInterrupt:
-        print("gravity: interrupted; no report was written", file=sys.stderr)
-        sys.exit(130)
+    """Run the command line; `gravity_conformance._status` has its exit statuses."""
+    from gravity_conformance._status import run
+
+    run("gravity", _command)
 
 
-def _main() -> None:
-    # TensorFlow greets on stderr at import; what it says is of no use to this command's users.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # A terminal or pipe that has no β must not turn a passing run into a failure.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+def _command() -> int:
+    import importlib.util
+
+    from gravity_conformance._status import COULD_NOT, CouldNotError, complain
+
+    without_settings()
     # `gravity conform` draws only if it is asked to, and needs no data; nor do the others.
     needs = ("click", "rich") if {"conform", "vectors", "versions"} & {*sys.argv[1:2]} else _NEEDS
     for name in needs:
         if importlib.util.find_spec(name) is None:
             needed = "pip install 'gravity-optimizer[cli]'"
-            print(f"gravity: the command line needs {name}: {needed}", file=sys.stderr)
-            sys.exit(2)
+            raise CouldNotError(f"the command line needs {name}: {needed}")
     import click
 
     from gravity_conformance.cli import cli
 
+    if "_GRAVITY_COMPLETE" in os.environ:  # a shell asks how a word may go on
+        cli.main(prog_name="gravity")
     try:
-        cli.main(prog_name="gravity", standalone_mode=False)
+        # Not by cli.main, which ends with status 1 where the reader closes the pipe.
+        with cli.make_context("gravity", sys.argv[1:]) as context:
+            return int(cli.invoke(context) or 0)
+    except click.exceptions.Exit as stop:  # of --help and --version
+        return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(2)
+        return COULD_NOT
     except click.ClickException as error:
-        print(f"gravity: {error.format_message()}", file=sys.stderr)
-        sys.exit(2)
-    except click.Abort:  # what click makes of KeyboardInterrupt
-        raise KeyboardInterrupt from None
+        complain(f"gravity: {error.format_message()}")
+        return COULD_NOT
 
 
 if __name__ == "__main__":
+    without_current_folder()
     main()

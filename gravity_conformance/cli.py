@@ -2,29 +2,37 @@
 
 import errno
 import importlib.util
+import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import click
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 import gravity_core
-from gravity_conformance._guard import redirected
+from gravity_conformance import _terminal
+from gravity_conformance._guard import one_line, redirected
 from gravity_conformance._output import replace
+from gravity_conformance._status import (
+    COULD_NOT,
+    DIFFERS,
+    MEANINGS,
+    RIGHT,
+    cannot_write,
+    complain,
+    emit,
+    emit_json,
+)
 from gravity_conformance.conform import report as conform_reports
 from gravity_conformance.conform import runner as conforming
-from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.checks.registry import CHECKS, selected
 from gravity_conformance.conform.checks.subject import DTYPES
 from gravity_conformance.drive.spec import KINDS, SpecError
 from gravity_conformance.drive.spec import Kind as SpecKind
+from gravity_conformance.parity import plots
 from gravity_conformance.parity import report as reports
 from gravity_conformance.parity import run as runner
 from gravity_conformance.parity.page import page
@@ -35,9 +43,13 @@ from gravity_conformance.vectors.making import writing
 from gravity_conformance.versions import versions as lines_of_versions
 
 _FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+_STATUSES = "\n".join(f"  {status:<4} {meaning}" for status, meaning in MEANINGS.items())
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"\b\nExit status:\n{_STATUSES}",
+)
 @click.version_option(gravity_core.__version__, prog_name="gravity")
 def cli() -> None:
     """The Gravity optimizer: prove that implementations agree."""
@@ -98,12 +110,13 @@ def parity(
     out: Path,
     as_json: bool,
     html: Path | None,
-) -> None:
+) -> int:
     """Train one network with every installed backend and prove that they agree.
 
     Recorded gradients are replayed through each backend and graded exact, bounded or
     divergent against the NumPy reference; then each trains with its own gradients. The
-    exit status is 0 only if every backend present is exact or bounded.
+    exit status is 0 only if every backend present is exact or bounded. It is 2 at once if a backend
+    that --backend or --require names is missing.
 
     SPEC is module:attribute or path.py:attribute. It is imported into the process of this
     command. Its V₀ may differ from the reference's.
@@ -112,66 +125,34 @@ def parity(
     _check_writable("--out must be", out, reports.FILES)
     if html is not None:
         _check_writable("--html must be a file in", html.parent, [html.name])
+    if not names and not specs:
+        # Of all backends, Keras is the one on TensorFlow, which is its default.
+        os.environ.pop("KERAS_BACKEND", None)
     report = runner.new_report(seed)
     report.command = _command()
-    with redirected(1, 2):
-        try:
-            # After the backends, so that no module of a SPEC replaces one of theirs.
-            backends = runner.load(chosen, report)
-            backends |= runner.also(specs)
-        except SpecError as error:
-            raise click.UsageError(f"--also: {error}") from error
     dtypes = tuple(dict.fromkeys(dtypes)) or runner.DTYPES
-    _check_dtypes(backends, dtypes)
     kinds: tuple[Kind, ...] = ("eager", "compiled")
     if mode != "all":
         kinds = tuple(kind for kind in kinds if kind == mode)
-
-    console = Console(stderr=True)
-    with (
-        redirected(1, 2),
-        Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ) as bar,
-    ):
-        line = bar.add_task("", total=1)
-        runner.run(
-            report,
-            backends,
-            dtypes=dtypes,
-            kinds=kinds,
-            steps=steps,
-            progress=lambda what, done, total: bar.update(
-                line, description=what, completed=done, total=total
-            ),
-        )
-    report.failures += [
-        f"{name}: required, but not installed" for name in required if name in report.not_installed
-    ]
-    if not report.replays:
-        report.failures.append("nothing was compared")
-    try:
-        paths = reports.write(report, out)
-    except OSError as error:
-        raise click.UsageError(f"--out {str(out)!r} cannot be written: {error}") from error
-    if html is not None:
-        picture = (out / "parity.png").read_bytes()
+    with redirected(1, 2), _terminal.progress() as advance:
+        backends = _load(chosen, (*names, *required), specs, report, advance)
+        _check_dtypes(backends, dtypes)
+        runner.run(report, backends, dtypes=dtypes, kinds=kinds, steps=steps, progress=advance)
+        if not report.replays:
+            report.failures.append("nothing was compared")
         try:
-            replace(html, page(report, picture))
+            paths = reports.write(report, out)
         except OSError as error:
-            raise click.UsageError(f"--html {str(html)!r} cannot be written: {error}") from error
-        paths.append(html)
-
+            raise click.UsageError(cannot_write(f"--out {str(out)!r}", error)) from error
+        advance("plots", 0, 0)
+        drawings = [_drawn(out / reports.PICTURE, lambda: plots.picture(report), "--out", paths)]
+        if html is not None:
+            drawings.append(_drawn(html, lambda: page(report), "--html", paths))
     if as_json:
-        click.echo(paths[0].read_text(encoding="utf-8"), nl=False)
+        emit_json(reports.as_json(report))
     else:
-        _print(report, paths)
-    sys.exit(0 if report.passed else 1)
+        _terminal.show(reports.parts(report, paths))
+    return reports.status(report) if all(drawings) else COULD_NOT
 
 
 def _listed(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -273,7 +254,7 @@ def conform(
     timeout: float,
     json_file: Path | None,
     html_file: Path | None,
-) -> None:
+) -> int:
     """Check an implementation of Gravity, and name its mistake.
 
     SPEC is module:attribute or path.py:attribute: a torch.optim.Optimizer class, an optax
@@ -282,8 +263,8 @@ def conform(
     check could not run, 2 if nothing could be checked.
     """
     if listed:
-        click.echo(conform_reports.listing(), nl=False)
-        return
+        emit(conform_reports.listing())
+        return RIGHT
     if spec is None:
         raise click.UsageError("Missing argument 'SPEC'.")
     for item in kw:
@@ -297,37 +278,69 @@ def conform(
     for option, file in (("--json", None if to_stdout else json_file), ("--html", html_file)):
         if file is not None and not file.exists():
             _check_writable(f"{option} must be a file in", file.parent, [file.name])
-    report = conforming.conform(
-        spec,
-        kind=kind,
-        kw={name: value for name, _, value in (item.partition("=") for item in kw)},
-        first_step=None if first_step is None else int(first_step),
-        only=only,
-        skip=(*skip, *(() if skips is None else _skipped(skips))),
-        dtypes=dtypes,
-        seed=seed,
-        level=level or "default",
-        strict=strict,
-        timeout=timeout,
-        progress=_on_terminal,
-    )
-    # A terminal cannot encode surrogates.
-    shown = conform_reports.as_json(report) if to_stdout else conform_reports.text(report)
-    click.echo(shown.encode("utf-8", "backslashreplace").decode("utf-8"), nl=False)
-    command = shlex.join(["gravity", *sys.argv[1:]])
-    try:
-        if json_file is not None and not to_stdout:
+    skip = (*skip, *(() if skips is None else _skipped(skips)))
+    level = level or "default"
+    with _terminal.progress() as advance:
+        report = conforming.conform(
+            spec,
+            kind=kind,
+            kw={name: value for name, _, value in (item.partition("=") for item in kw)},
+            first_step=None if first_step is None else int(first_step),
+            only=only,
+            skip=skip,
+            dtypes=dtypes,
+            seed=seed,
+            level=level,
+            strict=strict,
+            timeout=timeout,
+            progress=_of_checks(selected(level, only, skip), advance),
+        )
+    # First the results, which a failure to draw must not lose.
+    if json_file is not None and not to_stdout:
+        try:
             replace(json_file, conform_reports.as_json(report))
-        if html_file is not None:
-            replace(html_file, conform_reports.page(report, command))
+        except OSError as error:
+            raise click.UsageError(cannot_write(f"--json {str(json_file)!r}", error)) from error
+    if to_stdout:
+        emit_json(conform_reports.as_json(report))
+    else:
+        _terminal.show(conform_reports.parts(report))
+    if html_file is not None:
+        command = shlex.join(["gravity", *sys.argv[1:]])
+        if not _drawn(html_file, lambda: conform_reports.page(report, command), "--html", []):
+            return COULD_NOT
+    return report.status
+
+
+def _of_checks(names: Sequence[str], advance: _terminal.Advance) -> Callable[[str], None]:
+    """Return the function that shows which of some checks runs."""
+    titles = [CHECKS[name].title for name in names]
+    advance("import", 0, len(titles))
+
+    def started(title: str) -> None:
+        what = f"{title}: compiling" if title == CHECKS["compiled"].title else title
+        advance(what, titles.index(title) if title in titles else 0, len(titles))
+
+    return started
+
+
+def _drawn(file: Path, draw: Callable[[], str | bytes], option: str, paths: list[Path]) -> bool:
+    """Write a file with plots and add its path, or say why that failed; return whether it is there.
+
+    A failure is that of matplotlib, its fonts or the disk. It must not lose the results.
+    """
+    try:
+        content = draw()
+    except Exception as error:
+        complain(f"gravity: {option} {str(file)!r} cannot be drawn: {one_line(error)}")
+        return False
+    try:
+        replace(file, content)
     except OSError as error:
-        raise click.UsageError(f"the report cannot be written: {error}") from error
-    sys.exit(report.status)
-
-
-def _on_terminal(title: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{title} …\r", nl=False, err=True)
+        complain(f"gravity: {cannot_write(f'{option} {str(file)!r}', error)}")
+        return False
+    paths.append(file)
+    return True
 
 
 @cli.command()
@@ -349,7 +362,7 @@ def _on_terminal(title: str) -> None:
     type=_FILE,
     help="File of a port's results, to name its mistake; - reads standard input.",
 )
-def vectors(out: Path | None, files: tuple[Path, ...], failed: Path | None) -> None:
+def vectors(out: Path | None, files: tuple[Path, ...], failed: Path | None) -> int:
     """Write the conformance vectors, check files of vectors, or explain a port's results.
 
     Expected values come from exact arithmetic, not from an implementation. The exit status
@@ -361,34 +374,38 @@ def vectors(out: Path | None, files: tuple[Path, ...], failed: Path | None) -> N
             "vectors takes --out DIR, --explain FILE, or --check FILE one or more times"
         )
     try:
-        if failed is not None:
-            try:
-                with click.open_file(str(failed), encoding="utf-8") as file:
-                    click.echo(explain(file.read()))
-            except ValueError as error:
-                raise click.UsageError(f"--explain {str(failed)!r}: {error}") from error
-            return
-        if out is not None:
-            for path in writing.write(out):
-                click.echo(f"wrote {path}")
-            return
+        explanation = None if failed is None else _explained(failed)
+        written = [] if out is None else writing.write(out)
         faults = {path: check(path) for path in files}
     except ModuleNotFoundError as error:
         needed = "pip install 'gravity-optimizer[cli]'"
         raise click.UsageError(f"vectors needs {error.name}: {needed}") from error
     except OSError as error:
-        raise click.UsageError(f"{error.filename}: {error.strerror}") from error
+        raise click.UsageError(f"{error.filename or out}: {error.strerror}") from error
+    if explanation is not None:
+        emit(f"{explanation}\n")
+    for path in written:
+        emit(f"wrote {path}\n")
     for path, lines in faults.items():
         for line in lines or ["no fault"]:
-            click.echo(f"{path}: {line}")
-    sys.exit(any(faults.values()))
+            emit(f"{path}: {line}\n")
+    return DIFFERS if any(faults.values()) else RIGHT
+
+
+def _explained(file: Path) -> str:
+    try:
+        with click.open_file(str(file), encoding="utf-8") as results:
+            return explain(results.read())
+    except ValueError as error:
+        raise click.UsageError(f"--explain {str(file)!r}: {error}") from error
 
 
 @cli.command()
-def versions() -> None:
+def versions() -> int:
     """Print the versions and devices that a bug report needs."""
     for line in lines_of_versions():
-        click.echo(line)
+        emit(f"{line}\n")
+    return RIGHT
 
 
 def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
@@ -401,6 +418,33 @@ def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
             if name not in known:
                 raise click.UsageError(f"{option} must be one of {', '.join(known)}, got {name!r}")
     return [name for name in known if not names or name in (*names, *required)]
+
+
+def _load(
+    chosen: Sequence[str],
+    asked: Sequence[str],
+    specs: Sequence[str],
+    report: runner.Report,
+    advance: _terminal.Advance,
+) -> dict[str, runner.Loaded]:
+    """Import the chosen backends and the SPECs.
+
+    Those that the user asked for come first, and one that cannot be imported ends the command.
+    """
+    found: dict[str, runner.Loaded] = {}
+    for name in sorted(chosen, key=lambda name: name not in asked):
+        advance(f"{name}: import", 0, 0)
+        found |= runner.load([name], report)
+        if name in asked and name not in found:
+            if (missing := report.not_installed.get(name)) is not None:
+                raise click.UsageError(f"the backend {name} is not installed (no {missing})")
+            raise click.UsageError(f"the backend cannot be imported: {report.failures[-1]}")
+    backends = {name: found[name] for name in chosen if name in found}
+    try:
+        # After the backends, so that no module of a SPEC replaces one of theirs.
+        return backends | runner.also(specs)
+    except SpecError as error:
+        raise click.UsageError(f"--also: {error}") from error
 
 
 def _command() -> str:
@@ -440,29 +484,3 @@ def _check_dtypes(backends: dict[str, runner.Loaded], dtypes: tuple[str, ...]) -
                     f"--dtype must be one of {', '.join(loaded.dtypes)} for the backend "
                     f"{name}, got {dtype!r}"
                 )
-
-
-def _print(report: runner.Report, paths: list[Path]) -> None:
-    console = Console(markup=False)
-    if not console.is_terminal:  # a pipe or a file has no width; 80 columns would break the cells
-        longest = max((len(row.backend) for row in report.replays), default=0)
-        console = Console(width=100 + longest, markup=False)
-    for title, header, rows in (
-        (
-            f"Recorded gradients, replayed for {report.steps} steps",
-            reports.REPLAY_HEADER,
-            reports.replay_rows(report),
-        ),
-        ("Own gradients", reports.TRAINING_HEADER, reports.training_rows(report)),
-    ):
-        table = Table(*header, title=title, box=box.SIMPLE_HEAD)
-        table.columns[0].overflow = "fold"
-        for row in rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
-    for note in [reports.LEGEND, *reports.notes(report)]:
-        console.print(f"• {note}", markup=False, highlight=False)
-    for path in paths:
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    verdict = "every backend present is exact or bounded" if report.passed else "FAILED"
-    console.print(f"parity: {verdict}", markup=False, highlight=False)

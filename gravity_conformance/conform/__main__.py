@@ -2,12 +2,27 @@
 
 import sys
 
-from gravity_conformance.conform.report import text
-from gravity_conformance.conform.runner import conform
+from gravity_conformance._caller import without_current_folder, without_settings
+
+
+def _command() -> int:
+    from gravity_conformance._status import CouldNotError, emit
+    from gravity_conformance.conform.report import text
+    from gravity_conformance.conform.runner import conform
+
+    without_settings()
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise CouldNotError(
+            "usage: python -m gravity_conformance.conform SPEC; "
+            "gravity conform, of the extra cli, has options"
+        )
+    report = conform(sys.argv[1])
+    emit(text(report))
+    return report.status
+
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m gravity_conformance.conform SPEC")
-    report = conform(sys.argv[1])
-    print(text(report), end="")
-    sys.exit(report.status)
+    without_current_folder()
+    from gravity_conformance._status import run
+
+    run("conform", _command)

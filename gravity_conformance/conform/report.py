@@ -1,16 +1,20 @@
 """The report of `gravity conform`: as text, as JSON, and as one page of HTML."""
 
-import html
-import io
 import json
 import math
-import re
+from html import escape
+from typing import TYPE_CHECKING
 
-import gravity_core
-from gravity_conformance._output import POLICY, finite, markdown_table
+from gravity_conformance import _drawing, _html
+from gravity_conformance._output import Line, Part, Table, finite, markdown_table, plain
 from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.mending import mends
 from gravity_conformance.conform.runner import Report, Result
+from gravity_conformance.conform.verdict import sentence as verdict
 from gravity_conformance.mutations import MUTATIONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HEADER = ("check", "result", "worst u·S", "what was found")
 LEGEND = (
@@ -45,45 +49,47 @@ def _found(result: Result) -> str:
     return "; ".join(part for part in (diagnosis, result.note, result.first) if part)
 
 
-def verdict(report: Report) -> str:
-    """Return the last line of the report."""
-    if report.error is not None:
-        return f"could not run: {report.error}"
-    if report.status == 0:
-        return "conforms"
-    counts = {
-        outcome: sum(result.outcome == outcome for result in report.results)
-        for outcome in ("differs", "error")
-    }
-    parts = [f"{n} of {len(report.results)} checks: {what}" for what, n in counts.items() if n]
-    text = "does not conform, " if report.status == 1 else "could not run, "
-    return "; ".join([text + ", ".join(parts), *report.diagnoses])
-
-
 def head(report: Report) -> str:
     """Return the first line: the implementation, and the versions that it ran with."""
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return f"{report.spec} ({report.kind or 'unknown kind'}), {versions or 'nothing was run'}"
 
 
-def text(report: Report) -> str:
+def parts(report: Report) -> list[Part]:
     """Return the report for a terminal."""
-    lines = [head(report), ""]
-    table = [HEADER, *rows(report)]
-    widths = [max(len(row[k]) for row in table) for k in range(3)]
-    for row in table if report.results else []:
-        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
-        lines.append("  ".join([*cells, row[3]]).rstrip())
-    lines += ["", LEGEND] if report.results else []
-    if report.printed:
-        lines.append(f"the implementation printed {report.printed} bytes, which are not shown")
-    return "\n".join([*lines, f"conform: {verdict(report)}"]) + "\n"
+    said = f"the implementation printed {report.printed} bytes, which are not shown"
+    return [
+        Line(head(report)),
+        *([_table(report), Line(LEGEND), Line(_inputs(report))] if report.results else [Line("")]),
+        *([Line(said)] if report.printed else []),
+        _verdict(report, f"conform: {verdict(report)}"),
+        *(Line(f'to mend "{mistake}": {mend}') for mistake, mend in mends(report.diagnoses)),
+    ]
+
+
+def _inputs(report: Report) -> str:
+    return f"inputs generated from seed {report.seed}, {report.level} level"
+
+
+def _table(report: Report) -> Table:
+    return Table(HEADER, rows(report), long=True)
+
+
+def _verdict(report: Report, words: str) -> Line:
+    return Line(words, "good" if report.status == 0 else "bad")
+
+
+def text(report: Report) -> str:
+    """Return the report as plain text."""
+    return plain(parts(report))
 
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown, as docs/conformance.md shows it."""
     table = "\n".join(markdown_table(HEADER, rows(report)))
-    return f"{head(report)}:\n\n{table}\n\n**{verdict(report)}**\n"
+    lines = [f"- To mend *{mistake}*: {mend}" for mistake, mend in mends(report.diagnoses)]
+    mending = "\n" + "\n".join(lines) + "\n" if lines else ""
+    return f"{head(report)}:\n\n{table}\n\n**{verdict(report)}**\n{mending}"
 
 
 def as_json(report: Report) -> str:
@@ -91,87 +97,65 @@ def as_json(report: Report) -> str:
     return json.dumps(finite(report.to_json()), indent=1, ensure_ascii=False) + "\n"
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>gravity conform: {title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem }}
-table {{ border-collapse: collapse }} td, th {{ padding: .3rem .7rem; text-align: left;
-vertical-align: top; border-bottom: 1px solid #ccc }}
-.pass {{ color: #060 }} .differs, .error {{ color: #a00; font-weight: bold }} .not {{ color: #666 }}
-svg {{ max-width: 100%; height: auto }}
-</style></head><body>
-<h1>gravity conform</h1><p>{head}</p><p class="{mood}">{verdict}</p>
-<table><thead><tr>{header}</tr></thead><tbody>
-{rows}
-</tbody></table><p>{legend}</p>
-{plots}
-<p>gravity {version}; made by <code>{command}</code></p></body></html>
-"""
-
-
 def page(report: Report, command: str) -> str:
     """Return the report as one self-contained page; `command` reproduces it."""
-    cells = []
-    for row in rows(report):
-        kind = row[1].split()[0]
-        inner = "".join(
-            f'<td class="{kind}">{html.escape(cell)}</td>'
-            if k == 1
-            else f"<td>{html.escape(cell)}</td>"
-            for k, cell in enumerate(row)
-        )
-        cells.append(f"<tr>{inner}</tr>")
-    plots = [
-        f"<h2>{html.escape(result.title)}</h2>\n{_svg(result.plot)}"
-        for result in report.results
-        if result.plot
+    found = [
+        f"<b>To mend {escape(mistake)}</b>: {escape(mend)}"
+        for mistake, mend in mends(report.diagnoses)
     ]
-    return _PAGE.format(
-        policy=html.escape(POLICY),
-        title=html.escape(report.spec),
-        head=html.escape(head(report)),
-        mood="pass" if report.status == 0 else "differs",
-        verdict=html.escape(verdict(report)),
-        header="".join(f"<th>{name}</th>" for name in HEADER),
-        rows="\n".join(cells),
-        legend=LEGEND,
-        plots="\n".join(plots),
-        version=gravity_core.__version__,
-        command=html.escape(command),
-    )
+    body = [
+        "<h1>gravity conform</h1>",
+        _html.paragraph(Line(head(report))),
+        _html.paragraph(_verdict(report, verdict(report))),
+        _html.bullets(found),
+        *([_html.table(_table(report))] if report.results else []),
+        _html.paragraph(Line(LEGEND)),
+        _html.paragraph(Line(_inputs(report))),
+    ]
+    for k, result in enumerate(result for result in report.results if result.plot):
+        body += [f"<h2>{escape(result.title)}</h2>", _html.plots(drawings(result.plot, f"p{k}"))]
+    return _html.page(f"gravity conform: {report.spec}", [*body, _html.origin(command)])
 
 
-def _svg(plot: dict[str, list[float]]) -> str:
-    """Draw W along a trajectory, and its deviation under the certified bound."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+def drawings(plot: dict[str, list[float]], prefix: str) -> list[str]:
+    """Draw W along a trajectory, its difference from the exact W, and that under its bound.
 
-    # Keep text as text, and give the same ids in every run.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "gravity"}):
-        figure = Figure(figsize=(11, 4), layout="constrained")
-        FigureCanvasSVG(figure)
-        left, right = figure.subplots(1, 2)
-        for i in range(3):
-            path, exact = plot[f"implementation {i}"], plot[f"reference {i}"]
-            steps = range(1, len(path) + 1)
-            left.plot(steps, exact, lw=4, alpha=0.35, color=f"C{i}", label=f"reference, tensor {i}")
-            left.plot(steps, path, lw=1, color=f"C{i}", label=f"implementation, tensor {i}")
-        left.set(title="first element of W", xlabel="step")
-        steps = range(1, len(plot["bound"]) + 1)
-        shown = [d if 0 < d < math.inf else math.nan for d in plot["deviation"]]
-        right.semilogy(steps, shown, lw=1, label="implementation")
-        right.semilogy(steps, plot["bound"], "k", lw=2, label="certified bound")
-        right.set(title="max |W − exact|", xlabel="step")
-        for axis in (left, right):
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize="small")
-        file = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=nothing)
-    drawing = file.getvalue()
-    drawing = drawing[drawing.index("<svg") :]  # HTML allows no XML declaration here,
-    drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing)  # and needs no XML namespaces
-    return drawing.replace(" xlink:href=", " href=")
+    Args:
+        plot: the curves of a result.
+        prefix: of the ids in the drawings.
+    """
+    result: list[str] = []
+    with _drawing.clean():
+        for draw in (_weights, _differences, _deviation):
+            figure, axes = _drawing.figure((4.4, 3.4))
+            axis = axes[0, 0]
+            draw(axis, plot)
+            axis.set_xlabel("step")
+            _drawing.legend_below(figure, axis)
+            result.append(_drawing.svg(figure, axis.get_title(), f"{prefix}-{len(result)}"))
+    return result
+
+
+def _weights(axis: "Axes", plot: dict[str, list[float]]) -> None:
+    for i in range(3):
+        path, exact = plot[f"implementation {i}"], plot[f"reference {i}"]
+        steps = range(1, len(path) + 1)
+        axis.plot(steps, exact, lw=4, alpha=0.35, color=f"C{i}")
+        axis.plot(steps, path, lw=1, color=f"C{i}", label=f"tensor {i}")
+    axis.set_title("first element of W (thick: exact)")
+
+
+def _differences(axis: "Axes", plot: dict[str, list[float]]) -> None:
+    for i in range(3):
+        pairs = zip(plot[f"implementation {i}"], plot[f"reference {i}"], strict=True)
+        differences = [a - b for a, b in pairs]
+        axis.plot(range(1, len(differences) + 1), differences, lw=1, label=f"tensor {i}")
+    axis.set_title("first element of W − exact")
+
+
+def _deviation(axis: "Axes", plot: dict[str, list[float]]) -> None:
+    steps = range(1, len(plot["bound"]) + 1)
+    shown = [d if 0 < d < math.inf else math.nan for d in plot["deviation"]]
+    axis.semilogy(steps, shown, lw=1, label="implementation")
+    axis.semilogy(steps, plot["bound"], "k", lw=2, label="certified bound")
+    axis.set_title("max |W − exact|")

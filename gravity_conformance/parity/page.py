@@ -1,25 +1,12 @@
-"""The report of a parity run as one HTML page.
+"""The report of a parity run as one HTML page."""
 
-Guarantees: the page needs no other file and no network; its Content-Security-Policy forbids both.
-It contains no script. All text from a backend is escaped.
-"""
-
-import base64
-from collections.abc import Iterable, Sequence
 from html import escape
 
-from gravity_conformance._output import POLICY
+from gravity_conformance import _html
+from gravity_conformance._output import Line, Table
+from gravity_conformance.parity import plots
 from gravity_conformance.parity import report as reports
 from gravity_conformance.parity.run import Report
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0 }
-th, td { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ccc }
-.exact { background: #d9f2dd } .bounded { background: #e3ecfa }
-.divergent, .error, .differs { background: #f8d3d3; font-weight: bold }
-img { max-width: 100% } code { background: #eee; padding: .1rem .3rem }
-"""
 
 # Known differences between frameworks, which no backend can remove; see docs/numerics.md.
 FACTS = (
@@ -46,8 +33,8 @@ FACTS = (
     ),
     (
         "Huge gradients",
-        "In float32, (G max|G|)² may overflow for max|G| above about 1e9. ζ is then 0. The exact "
-        "value is about 1e-30, below the resolution of any step.",
+        "In float32, (G max|G|)² overflows at the largest element for max|G| above 4.3e9. ζ is "
+        "then 0. The exact value is at most 1.3e-29, far below the resolution of any step.",
     ),
     (
         "Half precision",
@@ -66,55 +53,23 @@ FACTS = (
 )
 
 
-def page(report: Report, picture: bytes) -> str:
-    """Return the page.
-
-    Args:
-        report: the report of a run.
-        picture: its plots, as a PNG file.
-    """
-    verdict = "every backend present is exact or bounded" if report.passed else "FAILED"
+def page(report: Report) -> str:
+    """Return the page of a run, with its plots."""
     notes = [reports.LEGEND, *reports.notes(report)]
     versions = [[name, version] for name, version in report.versions.items()]
     where = ", ".join(value for value in report.platform.values() if value)
-    image = base64.b64encode(picture).decode("ascii")
+    verdict = Line(reports.verdict(report), "good" if report.passed else "bad")
     parts = [
         "<h1>Gravity: parity of implementations</h1>",
-        f'<p class="{"exact" if report.passed else "error"}">{escape(verdict)}</p>',
-        f"<p>{report.steps} steps, seed {report.seed}; {escape(report.date)}, {escape(where)}. "
-        f"To reproduce it: <code>{escape(report.command)}</code></p>",
-        "<h2>Recorded gradients, replayed</h2>",
-        _table(reports.REPLAY_HEADER, reports.replay_rows(report)),
-        "<h2>Own gradients</h2>",
-        _table(reports.TRAINING_HEADER, reports.training_rows(report)),
-        _list(escape(note) for note in notes),
+        _html.paragraph(verdict),
+        _html.paragraph(Line(f"{report.steps} steps, seed {report.seed}; {report.date}, {where}")),
+        *(_html.table(table) for table in reports.tables(report) if table.rows),
+        _html.bullets(map(escape, notes)),
         "<h2>Curves</h2>",
-        '<p><img alt="Loss curves, and deviations under their certified bound" '
-        f'src="data:image/png;base64,{image}"></p>',
-        "<h2>Versions</h2>",
-        _table(["package", "version"], versions),
+        _html.plots(plots.drawings(report)),
+        _html.table(Table(["package", "version"], versions, "Versions")),
         "<h2>Known differences between frameworks</h2>",
-        _list(f"<b>{escape(title)}</b>: {escape(text)}" for title, text in FACTS),
+        _html.bullets(f"<b>{escape(title)}</b>: {escape(text)}" for title, text in FACTS),
+        _html.origin(report.command),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
-        f"<title>Gravity: parity</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>"]
-    lines += [f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
-
-
-def _cell(text: str) -> str:
-    marked = text in ("exact", "bounded", "divergent", "error", "differs")
-    return f'<td class="{text}">{text}</td>' if marked else f"<td>{escape(text)}</td>"
-
-
-def _list(items: Iterable[str]) -> str:
-    return "<ul>\n" + "\n".join(f"<li>{item}</li>" for item in items) + "\n</ul>"
+    return _html.page("Gravity: parity", parts)

@@ -1,23 +1,23 @@
-"""The report of a parity run: tables for a terminal and for Markdown, parity.json, parity.png.
+"""The report of a parity run: tables and notes for people, parity.json and parity.md.
 
 Guarantee: files are complete or absent. They are written to a temporary folder and moved.
 """
 
 import contextlib
 import json
-import math
 import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from gravity_conformance._output import finite, markdown_table
+from gravity_conformance._output import Line, Part, Table, finite, markdown_table
+from gravity_conformance._status import COULD_NOT, DIFFERS, RIGHT
 from gravity_conformance.parity.run import Report
 
-FILES = ("parity.json", "parity.md", "parity.png")
+PICTURE = "parity.png"
+FILES = ("parity.json", "parity.md", PICTURE)
 
 Rows = list[list[str]]
 
@@ -122,34 +122,67 @@ def _differing_accuracies(report: Report) -> list[str]:
     return lines
 
 
+def tables(report: Report) -> list[Table]:
+    """Return both tables."""
+    replayed = f"Recorded gradients, replayed for {report.steps} steps"
+    return [
+        Table(REPLAY_HEADER, replay_rows(report), replayed, keys=3),
+        Table(TRAINING_HEADER, training_rows(report), "Own gradients", keys=2),
+    ]
+
+
+def verdict(report: Report) -> str:
+    """Return the last line of the report."""
+    return "every backend present is exact or bounded" if report.passed else "FAILED"
+
+
+def parts(report: Report, paths: Sequence[Path]) -> list[Part]:
+    """Return the report for a terminal; `paths` are the files that were written."""
+    return [
+        *(table for table in tables(report) if table.rows),
+        *(Line(f"• {note}") for note in [LEGEND, *notes(report)]),
+        *(Line(f"wrote {path}") for path in paths),
+        Line(f"parity: {verdict(report)}", "good" if report.passed else "bad"),
+    ]
+
+
+def status(report: Report) -> int:
+    """Return 0 if all passed, 1 if something is wrong, and 2 if nothing could be compared."""
+    if report.passed:
+        return RIGHT
+    return DIFFERS if any(row.grade for row in report.replays) else COULD_NOT
+
+
 def markdown(report: Report) -> str:
     """Return both tables and the notes as Markdown, for the README."""
-    tables = (
-        ("Recorded gradients, replayed", REPLAY_HEADER, replay_rows(report)),
-        ("Own gradients", TRAINING_HEADER, training_rows(report)),
-    )
     lines = []
-    for title, header, rows in tables:
-        lines += [f"**{title}**", "", *markdown_table(header, rows), ""]
+    for table in tables(report):
+        title = table.title.partition(" for ")[0]
+        lines += [f"**{title}**", "", *markdown_table(table.header, table.rows), ""]
     return "\n".join(lines + [f"- {note}" for note in [LEGEND, *notes(report)]]) + "\n"
 
 
+def as_json(report: Report) -> str:
+    """Return the report as JSON; NaN and infinities are strings."""
+    values = finite(report.to_json())
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write(report: Report, directory: Path) -> list[Path]:
-    """Write parity.json, parity.md and parity.png into `directory`; return their paths."""
-    text = json.dumps(finite(report.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
-    writers: tuple[Callable[[Path], Any], ...] = (
-        lambda path: path.write_text(text + "\n", encoding="utf-8"),
-        lambda path: path.write_text(markdown(report), encoding="utf-8"),
-        lambda path: draw(report, path),
-    )
-    # All files are written before the first is moved. Nothing interrupts the moves.
+    """Write parity.json and parity.md into `directory`, remove its parity.png, return the paths.
+
+    The picture comes later, from `plots`. Without it, that of an earlier run must not stay.
+    """
+    texts = {"parity.json": as_json(report), "parity.md": markdown(report)}
+    # Both files are written before the first is moved. Nothing interrupts the moves.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".parity-") as scratch:
-        for name, writer in zip(FILES, writers, strict=True):
-            writer(Path(scratch, name))
+        for name, text in texts.items():
+            Path(scratch, name).write_text(text, encoding="utf-8")
         with _uninterrupted():
-            for name in FILES:
+            for name in texts:
                 os.replace(Path(scratch, name), directory / name)
-    return [directory / name for name in FILES]
+            (directory / PICTURE).unlink(missing_ok=True)
+    return [directory / name for name in texts]
 
 
 @contextlib.contextmanager
@@ -162,51 +195,3 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _label(name: str) -> str:
-    """Return a name for a legend: short, without mathematics, and not hidden by an underscore."""
-    short = name if len(name) <= 40 else f"…{name[-39:]}"
-    return short.replace("$", r"\$").replace("_", "\u200b_", 1 if short.startswith("_") else 0)
-
-
-def draw(report: Report, path: Path) -> None:
-    """Draw, for each dtype, the loss curves and the deviation of W under its certified bound."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    dtypes = list(dict.fromkeys(row.dtype for row in report.trainings))
-    rows = len(dtypes) or 1  # subplots needs at least one row
-    figure = Figure(figsize=(14, 4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, 2, squeeze=False)
-    for (left, right), dtype in zip(axes, dtypes, strict=False):
-        styles = ("-", "--", "-.", ":")
-        trained = [row for row in report.trainings if row.dtype == dtype and row.losses]
-        for i, training in enumerate(trained):
-            epochs = range(1, len(training.losses) + 1)
-            # The curves overlap, so each is thinner than the one below it.
-            style = styles[i % len(styles)]
-            width = 1.2 + 1.6 * (len(trained) - 1 - i)
-            left.semilogy(epochs, training.losses, style, lw=width, label=_label(training.backend))
-        left.set(title=f"Own gradients, {dtype}", xlabel="epoch", ylabel="training loss")
-        left.xaxis.get_major_locator().set_params(integer=True)
-
-        bound: list[float] = []
-        for row in (row for row in report.replays if row.dtype == dtype and row.grade):
-            assert row.grade is not None
-            bound = bound or row.grade.bound
-            deviation = [d if d > 0 else math.nan for d in row.grade.deviation]
-            label = f"{_label(row.backend)} {row.mode}: {row.grade.verdict}"
-            right.semilogy(range(1, len(deviation) + 1), deviation, lw=1, label=label)
-        right.semilogy(range(1, len(bound) + 1), bound, "k", lw=2, label="certified bound")
-        right.set(
-            title=f"Replayed gradients, {dtype}",
-            xlabel="step",
-            ylabel="max |W − reference| (exact: no line)",
-        )
-        for axis in (left, right):
-            axis.grid(alpha=0.3)
-            if axis.get_lines():
-                axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110, format="png")

@@ -227,7 +227,8 @@ def run(
         dtypes: of "float32" and "float64".
         kinds: which modes to replay.
         steps: updates; 20 epochs (900) if None.
-        progress: called with the current activity, the steps done and the total of steps.
+        progress: called with the current activity, the steps done and the total of steps, 0 and 0
+            where it has no steps.
     """
     for name, loaded in backends.items():
         report.versions = loaded.versions | report.versions
@@ -238,7 +239,7 @@ def run(
         task = digits.digits_task(
             dtype, seed=report.seed, steps=steps, options={"seed": report.seed}
         )
-        progress(f"numpy {dtype} records", 0, 1)
+        progress(f"numpy {dtype} records", 0, 0)
         replay, trained = record(task)
         report.steps = len(replay.gradients)
         for name, loaded in backends.items():
@@ -249,7 +250,7 @@ def run(
                     report.replays.append(row)
             if loaded.stranger is not None and loaded.stranger.driver.stateless:
                 continue  # a plain function has no gradients of its own
-            progress(f"{name} {dtype} trains", 0, 1)
+            progress(f"{name} {dtype} trains", 0, 0)
             report.trainings.append(_train(name, dtype, loaded.backend, task, trained))
     compared = {row.backend for row in report.replays}
     for name, loaded in backends.items():
@@ -289,7 +290,10 @@ def _replay(
         counter = itertools.count()  # the state before the first step is compared too
 
         def on_step() -> None:
-            progress(f"{row.backend} {row.mode} {row.dtype}", next(counter), total)
+            done, what = next(counter), f"{row.backend} {row.mode} {row.dtype}"
+            # The first step compiles the others.
+            compiles = row.kind == "compiled" and not done
+            progress(f"{what}: compiling" if compiles else what, done, total)
 
         steps = iter(loaded.backend.replay(_lent(replay), row.mode))
         return grade(replay, steps, on_step, own_start=row.stranger)

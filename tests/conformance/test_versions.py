@@ -2,14 +2,13 @@
 
 import importlib.metadata
 import platform
-import subprocess
-import sys
 import types
 
 import gravity_core
 from gravity_conformance import versions
 from gravity_conformance.parity import run as parity
 from gravity_conformance.protocol import Mode
+from tests.support.command import gravity
 
 PACKAGES = {
     "numpy": ["numpy", "array-api-compat"],
@@ -20,8 +19,7 @@ PACKAGES = {
 
 
 def test_installed_packages_and_their_devices_are_listed():
-    command = [sys.executable, "-m", "gravity_conformance", "versions"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = gravity("versions")
     assert (done.returncode, done.stderr) == (0, "")
     first, python, machine, packages, *rest = done.stdout.splitlines()
     assert first == f"gravity-optimizer: {gravity_core.__version__}"

@@ -105,7 +105,10 @@ FORBIDDEN = {
         f"gravity_conformance/{name}.py": {
             f"gravity_conformance.{part}" for part in ("conform", "drive", "parity", "vectors")
         }
-        for name in ("_guard", "_output", "mutations", "protocol")
+        for name in (
+            *("_caller", "_drawing", "_guard", "_html", "_output", "_status", "_terminal"),
+            *("mutations", "protocol"),
+        )
     },
     "gravity_conformance/drive": {
         "gravity_conformance.conform",

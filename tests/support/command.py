@@ -1,5 +1,6 @@
-"""The command `gravity conform` in its own process, and modules for it to check."""
+"""The command `gravity` in its own process, and modules for it to check."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from tests.support.limits import HANG
 
 STRANGERS = Path(__file__).with_name("strangers.py")
-COMMAND = [sys.executable, "-m", "gravity_conformance", "conform"]
+COMMAND = [sys.executable, "-m", "gravity_conformance"]
 
 # The beginning of a module `odd.py`.
 RIGHT = """
@@ -24,15 +25,33 @@ def right(w, v, g, t, lr, beta):
 """
 
 
-def gravity_conform(*arguments, **kwargs):
+def gravity(*arguments, env=None, **kwargs):
+    """Run `gravity`; `env` is added to the environment."""
+    defaults = {"capture_output": True, "text": True, "encoding": "utf-8", "errors": "replace"}
+    if "stdout" in kwargs:
+        defaults |= {"capture_output": False, "stderr": subprocess.PIPE}
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
         timeout=HANG,
-        encoding="utf-8",
-        **kwargs,
+        env=os.environ | (env or {}),
+        **defaults | kwargs,
     )
+
+
+def gravity_conform(*arguments, **kwargs):
+    return gravity("conform", *arguments, **kwargs)
+
+
+def without(modules):
+    """Return code that makes a process do without some modules."""
+    return f"""
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in {modules}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Finder())
+"""
 
 
 def written(folder, code, attribute="step"):
