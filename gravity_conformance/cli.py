@@ -32,13 +32,13 @@ from gravity_conformance.conform.checks.registry import CHECKS, selected
 from gravity_conformance.conform.checks.subject import DTYPES
 from gravity_conformance.drive.spec import KINDS, SpecError
 from gravity_conformance.drive.spec import Kind as SpecKind
+from gravity_conformance.explain import explain
 from gravity_conformance.parity import plots
 from gravity_conformance.parity import report as reports
 from gravity_conformance.parity import run as runner
 from gravity_conformance.parity.page import page
 from gravity_conformance.protocol import Kind
 from gravity_conformance.vectors.check import check
-from gravity_conformance.vectors.explain import explain
 from gravity_conformance.vectors.making import writing
 from gravity_conformance.versions import versions as lines_of_versions
 

@@ -17,8 +17,7 @@ from gravity_conformance._guard import clean, one_line
 from gravity_conformance._output import replace
 from gravity_conformance.conform import report as reports
 from gravity_conformance.conform import runner
-from gravity_conformance.conform.runner import conform
-from tests.support.command import RIGHT, gravity_conform, written
+from tests.support.command import RIGHT, gravity_conform, quick, written
 
 SCHEMA = json.loads(
     (resources.files("gravity_conformance.conform") / "schema.json").read_text("utf-8")
@@ -58,7 +57,7 @@ def test_every_exception_is_shown_in_one_line(odd, name, tmp_path):
 
 
 def test_a_base_exception_at_import_is_reported(odd):
-    assert conform(odd("raise GeneratorExit('bye')")).error == (
+    assert quick(odd("raise GeneratorExit('bye')")).error == (
         "SPEC cannot be used: GeneratorExit: bye"
     )
 
@@ -112,18 +111,18 @@ def test_writes_to_every_descriptor_give_no_finding(odd, name):
     code = f"{STEP}for fd in range(1, 5000):\n        try: os.write(fd, {WRITTEN[name]!r})\n"
     code += "        except OSError: pass\n    return "
     only = ["update", "float16"]
-    report = conform(odd(code + "right(w, v, g, t, lr, beta)"), only=only)
+    report = quick(odd(code + "right(w, v, g, t, lr, beta)"), only=only)
     assert [(line.check, line.outcome) for line in report.results] == [(c, "pass") for c in only]
-    report = conform(odd(code + "w, v"), only=only)
+    report = quick(odd(code + "w, v"), only=only)
     assert [(line.check, line.outcome) for line in report.results] == [(c, "differs") for c in only]
 
 
 def test_closed_descriptors_are_tolerated(odd):
-    report = conform(
+    report = quick(
         odd(STEP + "os.closerange(0, 50); return right(w, v, g, t, lr, beta)"), only=["update"]
     )
     assert report.status == 0
-    closed = conform(
+    closed = quick(
         odd(STEP + "os.closerange(3, 5000); return right(w, v, g, t, lr, beta)"), only=["update"]
     )
     (line,) = closed.results
@@ -161,7 +160,7 @@ def test_unexpected_and_malformed_events_are_ignored(events, monkeypatch, tmp_pa
     program += f"for event in {[*events, {'event': 'done'}]!r}:\n"
     program += "    print(job['token'], json.dumps(event))\n"
     monkeypatch.setattr(runner, "_program", lambda: program)
-    report = conform("a:b", only=["update"])
+    report = quick("a:b", only=["update"])
     assert report.status == 2
     assert [line.outcome for line in report.results] == ["error"]
     assert reports.text(report)
@@ -178,7 +177,7 @@ def test_processes_that_an_implementation_leaves_are_not_awaited(odd, how):
         "popen": "subprocess.Popen(['sleep', '30'], start_new_session=True)\n",
     }[how]
     start = time.monotonic()
-    report = conform(odd(f"{leave}step = right"), only=["update"])
+    report = quick(odd(f"{leave}step = right"), only=["update"])
     assert report.status == 0
     assert time.monotonic() - start < 15
 
@@ -186,13 +185,13 @@ def test_processes_that_an_implementation_leaves_are_not_awaited(odd, how):
 @pytest.mark.skipif(os.name != "posix", reason="needs fork")
 def test_a_surviving_fork_reports_nothing(odd):
     code = STEP + "if not hasattr(os, 'mine'): os.mine = os.fork()\n    "
-    report = conform(odd(code + "return right(w, v, g, t, lr, beta)"), only=["update"])
+    report = quick(odd(code + "return right(w, v, g, t, lr, beta)"), only=["update"])
     assert [line.outcome for line in report.results] == ["pass"]
 
 
 def test_the_last_words_of_a_process_are_its_reason(odd):
     code = STEP + "os.write(2, b'first\\nlibfoo: out of memory\\n\\n'); os._exit(3)"
-    (line,) = conform(odd(code), only=["update"]).results
+    (line,) = quick(odd(code), only=["update"]).results
     assert (
         line.note
         == "its process ended with status 3; its last line of output: libfoo: out of memory"
@@ -201,7 +200,7 @@ def test_the_last_words_of_a_process_are_its_reason(odd):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_the_signal_that_ended_a_process_is_its_reason(odd):
-    (line,) = conform(odd(STEP + "os.kill(os.getpid(), 11)"), only=["update"]).results
+    (line,) = quick(odd(STEP + "os.kill(os.getpid(), 11)"), only=["update"]).results
     assert line.note == "its process was ended by SIGSEGV"
 
 
@@ -215,7 +214,7 @@ def test_output_is_counted_and_not_stored(odd, monkeypatch):
             taken.append(len(self._end)),
         ),
     )
-    report = conform(odd("print('x' * 10**7)\nstep = right"), only=["update"])
+    report = quick(odd("print('x' * 10**7)\nstep = right"), only=["update"])
     assert report.status == 0
     assert report.printed == 10**7 + 1
     assert max(taken) <= 4096
@@ -279,7 +278,7 @@ def test_an_unusable_report_path_is_refused_before_the_run(odd, arguments, messa
 )
 def test_the_json_matches_its_schema(odd, code):
     only = ["update", "trajectory", "v0"]
-    report = conform(odd(code), only=only)
+    report = quick(odd(code), only=only)
     text = reports.as_json(report)
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -290,7 +289,7 @@ def test_the_json_matches_its_schema(odd, code):
 
 
 def test_the_page_loads_nothing_and_has_no_links(odd):
-    report = conform(odd("step = right"), only=["trajectory"])
+    report = quick(odd("step = right"), only=["trajectory"])
     page = reports.page(report, "gravity conform")
     policy = "default-src &#x27;none&#x27;; img-src data:; style-src &#x27;unsafe-inline&#x27;"
     assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page

@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
+from gravity_conformance import explain as module
+from gravity_conformance.explain import explain
+from gravity_conformance.explain.match import matches
+from gravity_conformance.explain.table import FAILS, PASSES, Table, vectors
 from gravity_conformance.mutations import MUTATIONS
-from gravity_conformance.vectors import explain as module
 from gravity_conformance.vectors import files
-from gravity_conformance.vectors.explain import explain
-from gravity_conformance.vectors.match import matches
-from gravity_conformance.vectors.table import FAILS, PASSES, Table, vectors
 from gravity_core import coefficients, trace
 from tests.support import strangers
 from tests.support.ports import EVERY, results_of

@@ -36,7 +36,7 @@ def place(tmp_path):
 
 
 PARITY = "parity --backend numpy --steps 2 --dtype float32"
-CONFORM = "conform odd.py:right --only update"
+CONFORM = "conform odd.py:right --only update --quick"
 MODULE = "-m gravity_conformance.conform"
 
 STATUSES = [
@@ -46,14 +46,14 @@ STATUSES = [
     (0, "vectors --out made"),
     (0, "--help"),
     (1, f"{PARITY} --also odd.py:wrong"),
-    (1, "conform odd.py:wrong --only update"),
+    (1, "conform odd.py:wrong --only update --quick"),
     (1, "vectors --check good.json --check bad.json"),
     (2, ""),
     (2, "nothing"),
     (2, f"{PARITY} --also broken.py:step"),
     (2, f"{PARITY} --html odd.py/page.html"),
     (2, "conform broken.py:step"),
-    (2, "conform odd.py:right --only update --json odd.py/a.json"),
+    (2, "conform odd.py:right --only update --quick --json odd.py/a.json"),
     (2, "vectors --out odd.py"),
     (2, "versions --nothing"),
     (2, MODULE),

@@ -15,7 +15,7 @@ from tests.support.limits import HANG
 pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
 
 C_LOCALE = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-SURROUNDINGS = {
+ALONE = {
     "Jupyter": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
     "LaTeX": {"MATPLOTLIBRC": "matplotlibrc", "TERM": "dumb"},
     "C": C_LOCALE,
@@ -23,6 +23,10 @@ SURROUNDINGS = {
     "cp1252": {"PYTHONIOENCODING": "cp1252:strict", "NO_COLOR": "1"},
     "colour": {"FORCE_COLOR": "1", "TERM": "xterm-256color"},
 }
+# One with several at once; the profile `thorough` has each alone, too.
+SURROUNDINGS = {"many": ALONE["LaTeX"] | ALONE["Jupyter"] | ALONE["C"] | ALONE["cp1252"]}
+if os.environ.get("HYPOTHESIS_PROFILE") == "thorough":
+    SURROUNDINGS |= ALONE
 HIDDEN = ("torch", "numpy", "random", "json", "matplotlib", "click", "typing", "traceback")
 
 
@@ -39,7 +43,7 @@ def place(tmp_path):
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_conform_reports_the_same_everywhere(name, place):
-    arguments = ["code/odd.py:right", "--only", "update", "--only", "trajectory"]
+    arguments = ["code/odd.py:right", "--only", "update", "--only", "trajectory", "--quick"]
     done = gravity_conform(
         *(*arguments, "--json", "-", "--html", "a.html"), cwd=place, env=SURROUNDINGS[name]
     )
@@ -85,7 +89,7 @@ def test_conform_without_click_ignores_the_current_folder(place):
 def test_json_is_utf_8_on_a_terminal_without_greek(place):
     wrong = RIGHT + "def step(w, v, g, t, lr, beta):\n    return right(w, v, g, t - 1, lr, beta)"
     (place / "code" / "odd.py").write_text(wrong, encoding="utf-8")
-    words = ["code/odd.py:step", "--only", "update"]
+    words = ["code/odd.py:step", "--only", "update", "--quick"]
     environment = {"PYTHONIOENCODING": "ascii"}
     done = gravity_conform(*words, "--json", "-", cwd=place, env=environment, errors="strict")
     assert json.loads(done.stdout)["diagnoses"] == ["β̂ uses t − 1"]
@@ -112,7 +116,7 @@ def test_variables_of_jax_do_not_change_the_verdict():
     environment = dict.fromkeys(("JAX_DEBUG_NANS", "JAX_DEBUG_INFS"), "1")
     environment |= {"JAX_TRANSFER_GUARD": "disallow", "JAX_NUMPY_RANK_PROMOTION": "raise"}
     environment |= {"JAX_CHECK_TRACER_LEAKS": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
-    checks = ["--only", "update", "--only", "non-finite", "--only", "huge"]
+    checks = ["--quick", "--only", "update", "--only", "non-finite", "--only", "huge"]
     done = gravity_conform("gravity_jax:gravity", *checks, env=environment)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
@@ -122,7 +126,7 @@ def test_keras_json_does_not_change_the_verdict(tmp_path):
     settings = {"floatx": "float16", "epsilon": 1e-3, "backend": "torch"}
     (tmp_path / "keras.json").write_text(json.dumps(settings))
     environment = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_STEPS_PER_EPOCH": "1"}
-    checks = ["--only", "update", "--only", "compiled"]
+    checks = ["--quick", "--only", "update", "--only", "compiled"]
     done = gravity_conform("gravity_tf:Gravity", *checks, env=environment)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert " tensorflow " in done.stdout.splitlines()[0]

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gravity_conformance.conform import runner
+from gravity_conformance.conform.verdict import sentence
+from gravity_conformance.explain import explain
 from gravity_conformance.vectors import files
-from gravity_conformance.vectors.explain import explain
 from gravity_core import update
+from tests.support.command import quick
 from tests.support.limits import HANG
 
 VECTORS = Path(files()[0].parent)
@@ -182,15 +183,18 @@ def bridge(monkeypatch):
 
 @needs_node
 def test_a_right_port_conforms_through_the_bridge():
-    report = runner.conform(f"{EXAMPLES / 'bridge.py'}:gravity", only=FLOATS)
-    assert {line.check: line.outcome for line in report.results} == dict.fromkeys(FLOATS, "pass")
+    report = quick(f"{EXAMPLES / 'bridge.py'}:gravity", only=[*FLOATS, "float16"])
+    found = {line.check: line.outcome for line in report.results}
+    assert found == dict.fromkeys(FLOATS, "pass") | {"float16": "remark"}
     assert report.status == 0
+    assert sentence(report).startswith("conforms in float32 and float64")
+    assert sentence(report).endswith("float16: not offered")
 
 
 @needs_node
 def test_a_wrong_port_differs_through_the_bridge_and_is_named(tmp_path):
     folder = copied(tmp_path, PLANTED["missing square"])
-    report = runner.conform(f"{folder / 'bridge.py'}:gravity", only=["update", "trajectory"])
+    report = quick(f"{folder / 'bridge.py'}:gravity", only=["update", "trajectory"])
     assert report.status == 1
     assert {line.outcome for line in report.results} == {"differs"}
     assert report.diagnoses == ["missing square"]

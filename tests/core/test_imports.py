@@ -97,13 +97,23 @@ FORBIDDEN = {
     "gravity_core": {"gravity_conformance", *ADAPTERS},
     "gravity_conformance": ADAPTERS,
     "gravity_conformance/parity": {"gravity_conformance.conform", "gravity_conformance.vectors"},
-    "gravity_conformance/vectors": {"gravity_conformance.conform", "gravity_conformance.parity"},
+    "gravity_conformance/vectors": {
+        "gravity_conformance.conform",
+        "gravity_conformance.explain",
+        "gravity_conformance.parity",
+    },
+    "gravity_conformance/explain": {
+        "gravity_conformance.conform.checks",
+        "gravity_conformance.parity",
+        *COMMAND,
+    },
     "gravity_conformance/conform": {"gravity_conformance.parity"},
     "gravity_conformance/conform/checks": COMMAND,
     "gravity_conformance/conform/judge": {"gravity_conformance.conform.checks", *COMMAND},
     **{
         f"gravity_conformance/{name}.py": {
-            f"gravity_conformance.{part}" for part in ("conform", "drive", "parity", "vectors")
+            f"gravity_conformance.{part}"
+            for part in ("conform", "drive", "explain", "parity", "vectors")
         }
         for name in (
             *("_caller", "_drawing", "_guard", "_html", "_output", "_status", "_terminal"),
@@ -112,6 +122,7 @@ FORBIDDEN = {
     },
     "gravity_conformance/drive": {
         "gravity_conformance.conform",
+        "gravity_conformance.explain",
         "gravity_conformance.parity",
         "gravity_conformance.vectors",
     },

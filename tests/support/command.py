@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gravity_conformance.conform import runner
 from tests.support.limits import HANG
 
 STRANGERS = Path(__file__).with_name("strangers.py")
@@ -40,6 +41,11 @@ def gravity(*arguments, env=None, **kwargs):
 
 def gravity_conform(*arguments, **kwargs):
     return gravity("conform", *arguments, **kwargs)
+
+
+def quick(*arguments, **kwargs):
+    """Return the report of `gravity conform --quick`."""
+    return runner.conform(*arguments, level="quick", **kwargs)
 
 
 def without(modules):

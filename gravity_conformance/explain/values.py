@@ -11,10 +11,10 @@ import numpy as np
 
 from gravity_conformance.conform.judge.diagnosis import common, diagnose, refuted
 from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.explain.match import Match, nearest
+from gravity_conformance.explain.results import Got
+from gravity_conformance.explain.table import FAILS, Form, Table, Vector
 from gravity_conformance.vectors import UpdateTest, exact, flags
-from gravity_conformance.vectors.match import Match, nearest
-from gravity_conformance.vectors.results import Got
-from gravity_conformance.vectors.table import FAILS, Form, Table, Vector
 
 _ENOUGH = 12  # tests of updates, the simplest ones
 

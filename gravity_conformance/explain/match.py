@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gravity_conformance.vectors.table import FAILS, NON_FINITE, Table
+from gravity_conformance.explain.table import FAILS, NON_FINITE, Table
 
 
 @dataclass(frozen=True)

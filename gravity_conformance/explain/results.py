@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from gravity_conformance.explain.table import Vector
 from gravity_conformance.vectors import Expected, UpdateTest
 from gravity_conformance.vectors.check import no_constant
-from gravity_conformance.vectors.table import Vector
 from gravity_core._json import loads
 
 Arrays = list[np.ndarray]
@@ -66,7 +66,7 @@ def read(text: str, vectors: dict[str, Vector]) -> Results:
     import jsonschema
 
     content = loads(text, parse_constant=no_constant, parse_int=float)
-    schema = resources.files(__package__) / "results_schema.json"
+    schema = resources.files("gravity_conformance.vectors") / "results_schema.json"
     validator = jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))
     for error in validator.iter_errors(content):
         raise ValueError(f"{error.json_path}: {error.message[:200]}")

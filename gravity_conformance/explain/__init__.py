@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from gravity_conformance.conform.judge.compare import difference
-from gravity_conformance.vectors.match import Match, matches, nearest
-from gravity_conformance.vectors.results import Results, read
-from gravity_conformance.vectors.table import (
+from gravity_conformance.explain.match import Match, matches, nearest
+from gravity_conformance.explain.results import Results, read
+from gravity_conformance.explain.table import (
     FAILS,
     NON_FINITE,
     PASSES,
@@ -23,7 +23,7 @@ from gravity_conformance.vectors.table import (
     Vector,
     vectors,
 )
-from gravity_conformance.vectors.values import Evidence
+from gravity_conformance.explain.values import Evidence
 
 WIDTH = 100
 """The characters in a line of a report."""
