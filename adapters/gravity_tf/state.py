@@ -91,7 +91,10 @@ def import_state(optimizer: Gravity, state: State) -> None:
         new.append((own, ops.zeros(own.shape, stored_dtype(own))))
     # At t = 0 Keras starts the averages from the weights, at other t from what they are.
     if averages := _named(optimizer, "_average"):
-        new += zip(averages, map(ops.convert_to_tensor, optimizer._moved()), strict=True)
+        both = zip(optimizer._weights(), optimizer._velocities, strict=True)
+        moved = [w for w, v in both if v is not None]
+        # Copies: JAX refuses to donate a buffer that the average and the weight share.
+        new += zip(averages, map(ops.copy, moved), strict=True)
     for name, value in values.items():
         setattr(optimizer, name, value)
     optimizer.weight_decay = decay or None
