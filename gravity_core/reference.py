@@ -75,7 +75,8 @@ class Gravity:
 
     Args:
         learning_rate: η, finite and >= 0. It may be assigned between steps. σ uses the value at
-            construction. If that is the small start of a warm-up, pass velocity_std.
+            construction. If that is the small start of a warm-up, pass velocity_std. If the first
+            step's η is more than ten times larger, a warning says so.
         alpha: α, finite and >= 0; sets σ = α / η.
         beta: β in [0, 1].
         weight_decay: λ, finite and >= 0; decoupled.
@@ -84,7 +85,7 @@ class Gravity:
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
 
     Raises:
-        ValueError: naming the argument and the value received.
+        ValueError: naming the argument and the value received; also if one is assigned later.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -96,6 +97,14 @@ class Gravity:
         >>> bool(np.abs(w).max() < 1e-2)
         True
     """
+
+    learning_rate: float
+    alpha: float
+    beta: float
+    weight_decay: float
+    velocity_std: Any  # None may be assigned, and stands for alpha / learning_rate
+    seed: int
+    first_step: int
 
     def __init__(
         self,
@@ -117,28 +126,34 @@ class Gravity:
             seed=seed,
             first_step=first_step,
         )
-        # Convert to Python numbers, because NumPy scalars would widen float32 arrays.
-        self._learning_rate = float(learning_rate)
-        self.alpha = float(alpha)
-        self.beta = float(beta)
-        self.weight_decay = float(weight_decay)
-        self.velocity_std = hp.velocity_std(learning_rate, alpha, velocity_std)
-        self.seed = operator.index(seed)
-        self.first_step = operator.index(first_step)
+        self._first_rate = learning_rate
+        self.learning_rate = learning_rate
+        self.alpha = alpha
+        self.beta = beta
+        self.weight_decay = weight_decay
+        self.velocity_std = velocity_std
+        self.seed = seed
+        self.first_step = first_step
         self.count = 0
         """The number of updates so far."""
         self.velocity: list[np.ndarray] | None = None
         """V of each parameter; None before the first step."""
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate η of the next step; assigning a bad value raises ValueError."""
-        return self._learning_rate
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; hyper-parameters are checked, and σ = α / η stands for None.
 
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        hp.validate(learning_rate=value)
-        self._learning_rate = float(value)
+        Raises:
+            ValueError: naming the hyper-parameter and the value received.
+        """
+        if name in hp.DEFAULTS:
+            hp.validate(**{name: value})
+            # Convert to Python numbers, because NumPy scalars would widen float32 arrays.
+            if name == "velocity_std":
+                self._derives_std = value is None
+                value = hp.velocity_std(self._first_rate, self.alpha, value, stacklevel=4)
+            else:
+                value = (operator.index if name in ("seed", "first_step") else float)(value)
+        super().__setattr__(name, value)
 
     def init(self, params: Sequence[np.ndarray]) -> None:
         """Draw V₀ for `params`. The first `step` does this if you have not.
@@ -150,13 +165,18 @@ class Gravity:
             hp.check_velocity_std(
                 self.velocity_std,
                 w.real.dtype.name,
-                learning_rate=self._learning_rate,
+                learning_rate=self._first_rate,
                 alpha=self.alpha,
             )
         self.velocity = [
             initial_velocity(w.shape, w.dtype, std=self.velocity_std, seed=self.seed, index=i)
             for i, w in enumerate(params)
         ]
+
+    def _warn_of_first_rate(self) -> None:
+        nominal = hp.as_float(self._first_rate)
+        if self._derives_std and 0 < 10 * nominal < self.learning_rate and self.alpha > 0:
+            hp.warn_of_first_rate(nominal, self.learning_rate, self.alpha, stacklevel=4)
 
     def step(self, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> None:
         """Update every array of `params` in place with its gradient.
@@ -175,12 +195,14 @@ class Gravity:
         # NumPy's 0-d arithmetic returns scalars, so the gradient of a 0-d weight may be a scalar.
         grads = [np.asarray(g) if isinstance(g, np.generic) else g for g in grads]
         self._check(params, grads)
+        if self.count == 0:
+            self._warn_of_first_rate()
         if self.velocity is None:
             self.init(params)
         assert self.velocity is not None
         t = self.count + self.first_step
         old, new = coefficients(t, self.beta)
-        lr, decay = self._learning_rate, self._learning_rate * self.weight_decay
+        lr, decay = self.learning_rate, self.learning_rate * self.weight_decay
         # Do not warn if s·s overflows (ζ is then 0) or if non-finite values propagate.
         with np.errstate(all="ignore"):
             for w, g, v in zip(params, grads, self.velocity, strict=True):
@@ -221,9 +243,12 @@ class Gravity:
             params: the weight tensors; V must have their shapes and dtypes.
 
         Raises:
+            TypeError: for another object than a state.
             ValueError: if the state does not fit. The message names the first mismatch. The
                 optimizer is unchanged then.
         """
+        if not isinstance(state, State):
+            raise TypeError(f"state must be a gravity_core.State, got {type(state).__name__}")
         state.check([(w.shape, w.dtype.name) for w in params])
         count = state.count
         for name, value in state.hyperparameters.items():

@@ -68,6 +68,7 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
         state: a state from any framework.
 
     Raises:
+        TypeError: for another state.
         ValueError: if the state does not fit, or if its t exceeds int32. The message names the
             first mismatch. Also unless `opt_state` holds the arrays of one optimizer.
 
@@ -79,6 +80,8 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
         >>> int(opt_state[0].count)
         10
     """
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a gravity_core.State, got {type(state).__name__}")
     leaves, structure = jax.tree.flatten(_own_state(opt_state))
     _check_values(*leaves)
     moving = [i for i, v in enumerate(leaves) if i > 0 and moves(v)]  # leaves[0] is the count

@@ -67,27 +67,39 @@ def positions(variables: list[Any]) -> Callable[[Any], int]:
 
 
 def dense(gradient: Any, variable: Any) -> Any:
-    """Return a gradient as a dense tensor, with the sums of duplicate indices."""
+    """Return a gradient as a dense tensor, with the sums of duplicate indices.
+
+    Its shape is known then, which that of a traced gradient may not be.
+
+    Raises:
+        ValueError: unless the gradient has the variable's shape, and is real if the variable is.
+    """
     if gradient is None:
         return None
-    if tf:
-        if variable is None or not isinstance(gradient, tf.IndexedSlices):
-            return gradient
-        return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
-    if hasattr(gradient, "to_dense"):  # a tensor of torch; a dense one returns itself
-        return gradient.to_dense()
-    return ops.convert_to_tensor(gradient, sparse=False)
-
-
-def shaped(gradient: Any, variable: Any) -> Any:
-    """Return a gradient with its variable's shape, which a traced gradient may not know."""
-    shape, got = tuple(variable.shape), gradient.shape
+    shape = tuple(variable.shape)
+    if tf and isinstance(gradient, tf.IndexedSlices):
+        gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, shape[0])
+    elif hasattr(gradient, "to_dense"):  # a tensor of torch; a dense one returns itself
+        gradient = gradient.to_dense()
+    else:
+        gradient = ops.convert_to_tensor(gradient, sparse=False)
+    got, name = gradient.shape, getattr(variable, "path", variable.name)
     if not (got.is_compatible_with(shape) if tf else tuple(got) == shape):
-        name = getattr(variable, "path", variable.name)
         raise ValueError(
             f"the gradient of {name} must have the variable's shape {shape}, got {tuple(got)}"
         )
+    dtype = keras.backend.standardize_dtype(gradient.dtype)
+    if dtype.startswith("complex") and not stored_dtype(variable).startswith("complex"):
+        raise ValueError(f"the gradient of {name} must be real as the variable is, got {dtype}")
     return tf.ensure_shape(gradient, shape) if tf else gradient
+
+
+def check_moves(variable: Any) -> None:
+    """Raise unless a variable is floating, with at least 16 bits, or complex."""
+    dtype = stored_dtype(variable)
+    if dtype not in ("float16", "bfloat16", "float32", "float64", "complex64", "complex128"):
+        name = getattr(variable, "path", variable.name)
+        raise TypeError(f"{name} must be floating (of 16 bits or more) or complex, got {dtype}")
 
 
 def max_abs(gradient: Any, shape: tuple[int, ...]) -> Any:

@@ -31,11 +31,11 @@ from gravity_core.update import gradient_term, update
 from gravity_core.velocity import initial_velocity
 from gravity_tf._tensors import (
     as_reals,
+    check_moves,
     dense,
     from_reals,
     max_abs,
     positions,
-    shaped,
     stored_dtype,
     working_dtype,
 )
@@ -190,12 +190,14 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """Create one velocity variable for each of the model's variables.
 
         Raises:
-            ValueError: if V₀ would overflow the dtype of a variable. The optimizer is then
-                unchanged.
+            TypeError: for a variable that is neither floating nor complex. The optimizer is then
+                unchanged, as it is after the next error.
+            ValueError: if V₀ would overflow the dtype of a variable.
         """
         if self.built:
             return
         for variable in variables:
+            check_moves(variable)
             hp.check_velocity_std(
                 self.velocity_std,
                 stored_dtype(variable),
@@ -218,11 +220,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
                 for index, variable in enumerate(variables)
             ]
             # A function, because the checkpoints of TensorFlow follow lists of variables.
-            self._moved: Callable[[], list[Any]] = lambda: [
-                variable
-                for variable, v in zip(variables, self._velocities, strict=True)
-                if v is not None
-            ]
+            own = list(variables)
+            self._weights: Callable[[], list[Any]] = lambda: own
         # Examples in Keras's documentation call this private method, but a release may remove it.
         if not hasattr(self, "_get_variable_index"):
             self._get_variable_index = positions(variables)
@@ -245,11 +244,14 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """Update the variables from their gradients, like every Keras optimizer.
 
         Sparse gradients are converted to dense tensors first; duplicates are summed.
+
+        Raises:
+            ValueError: for a gradient that has another shape than its variable, or is complex where
+                the variable is real. No variable has changed then.
         """
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
-        # Keras's list of variables is private. Use the velocities, which have the same shapes.
-        variables = trainable_variables or (self._velocities if self.built else [])
+        variables = trainable_variables or (self._weights() if self.built else [])
         grads = list(grads)
         # V also moves in rows without a gradient, so make every gradient dense. If `grads` is
         # longer than `variables`, pass on the rest: the base class raises or ignores it.
@@ -271,7 +273,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """Update one variable from its gradient."""
         velocity = self._velocities[self._get_variable_index(variable)]
         name = stored_dtype(variable)
-        gradient = shaped(ops.cast(gradient, name), variable)
+        gradient = ops.cast(gradient, name)
         t = self._counter() if self._t is None else self._t
         dtype = working_dtype(name)
         step = self._step_by_kernel if tf and name == dtype else self._step_by_ops

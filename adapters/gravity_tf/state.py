@@ -20,6 +20,7 @@ def export_state(optimizer: Gravity) -> State:
         optimizer: a built optimizer. For a `LossScaleOptimizer`, pass its ``inner_optimizer``.
 
     Raises:
+        TypeError: for another optimizer, also one that wraps a `Gravity`.
         ValueError: if the optimizer is not built, or has accumulated only some of the gradients of
             the next update.
 
@@ -31,8 +32,8 @@ def export_state(optimizer: Gravity) -> State:
         >>> export_state(optimizer)
         State(t=1, first_step=1, velocities=[float32(2,)])
     """
-    every = optimizer.gradient_accumulation_steps or 1
     velocities = _velocities(optimizer)
+    every = optimizer.gradient_accumulation_steps or 1
     # int() of a variable fails under a distribution strategy of TensorFlow.
     count, rest = divmod(int(ops.convert_to_numpy(_variable(optimizer, "iteration"))), every)
     if rest:
@@ -64,6 +65,7 @@ def import_state(optimizer: Gravity, state: State) -> None:
         state: a state from any framework.
 
     Raises:
+        TypeError: for another optimizer, also one that wraps a `Gravity`, or for another state.
         ValueError: if the optimizer is not built, or the state does not fit. The optimizer is
             unchanged then.
 
@@ -77,6 +79,8 @@ def import_state(optimizer: Gravity, state: State) -> None:
         (10, 0.20000000298023224)
     """
     velocities = _velocities(optimizer)
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a gravity_core.State, got {type(state).__name__}")
     every = optimizer.gradient_accumulation_steps or 1
     iteration = _variable(optimizer, "iteration")
     largest = int(np.iinfo(stored_dtype(iteration)).max) // every
@@ -91,7 +95,10 @@ def import_state(optimizer: Gravity, state: State) -> None:
         new.append((own, ops.zeros(own.shape, stored_dtype(own))))
     # At t = 0 Keras starts the averages from the weights, at other t from what they are.
     if averages := _named(optimizer, "_average"):
-        new += zip(averages, map(ops.convert_to_tensor, optimizer._moved()), strict=True)
+        both = zip(optimizer._weights(), optimizer._velocities, strict=True)
+        moved = [w for w, v in both if v is not None]
+        # Copies: JAX refuses to donate a buffer that the average and the weight share.
+        new += zip(averages, map(ops.copy, moved), strict=True)
     for name, value in values.items():
         setattr(optimizer, name, value)
     optimizer.weight_decay = decay or None
@@ -102,6 +109,11 @@ def import_state(optimizer: Gravity, state: State) -> None:
 
 
 def _velocities(optimizer: Gravity) -> list[Any]:
+    if not isinstance(optimizer, Gravity):
+        raise TypeError(
+            "optimizer must be a gravity_tf.Gravity (of a wrapper, pass the one inside), "
+            f"got {type(optimizer).__name__}"
+        )
     if not optimizer.built:
         raise ValueError("optimizer must be built: call optimizer.build(variables) first")
     return [v for v in optimizer._velocities if v is not None]

@@ -1,7 +1,7 @@
 """Parameters that are sharded over processes: DTensor, which FSDP2 and tensor parallelism use.
 
-FSDP1 and DeepSpeed's ZeRO concatenate parameters and shard the result. max|G| and V₀ would be those
-of such a piece, so it is refused.
+FSDP1, DeepSpeed's ZeRO and other sharded optimizers flatten parameters and shard the result. max|G|
+and V₀ would be those of such a piece, so it is refused.
 
 Guarantee: a step makes one all-reduce per process group, of one number per sharded parameter. This
 all-reduce finds the maximum of each gradient over all shards. (If a gradient and its parameter have
@@ -92,14 +92,16 @@ def added(group: dict[str, Any]) -> Added:
 
 
 def check_not_replaced(p: Tensor, params: list[Tensor], before: Added) -> None:
-    """Raise if `p` has replaced the parameters of its group, as a shard of their concatenation."""
-    if p.ndim != 1 or len(params) != 1 or id(p) in dict(before):
+    """Raise if flat tensors, `p` among them, have replaced the parameters of their group."""
+    known = dict(before)
+    if p.ndim != 1 or any(q.ndim != 1 or id(q) in known for q in params):
         return
-    if len(before) > 1 or any(ndim != 1 for _, ndim in before):
+    # DeepSpeed puts one tensor in place of several; Megatron-LM and Colossal-AI one for each.
+    if (len(params) == 1 and len(before) > 1) or any(ndim != 1 for _, ndim in before):
         raise ValueError(
-            f"params must be whole tensors, got one flat tensor of {p.numel()} elements in place "
-            f"of the group's {len(before)}, as in DeepSpeed's ZeRO: its max|G| and V₀ are not "
-            "those of the parameters; use ZeRO stage 0, or torch.distributed.fsdp.fully_shard"
+            f"params must be whole tensors, got a flat tensor of {p.numel()} elements in place of "
+            f"one of the group's {len(before)}, as in DeepSpeed's ZeRO: its max|G| and V₀ are not "
+            "those of the parameter; use ZeRO stage 0, or torch.distributed.fsdp.fully_shard"
         )
 
 

@@ -9,7 +9,7 @@ from gravity_core import beta_hat
 from gravity_torch import _distributed
 from gravity_torch._tensors import to_numpy
 from gravity_torch.optimizer import Gravity
-from gravity_torch.state import hyperparameters_of
+from gravity_torch.state import check_is_gravity, hyperparameters_of
 
 
 class Row(NamedTuple):
@@ -54,6 +54,7 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
         tensor  max|G|  beyond m  V0 moves  rms W  advice
         0 (3,)  1e+02  100.0%  0.028  1  gradients are beyond m: take the mean of the loss, ...
     """
+    check_is_gravity(optimizer)
     rows, index = [], 0
     for group in optimizer.param_groups:
         names = group.get("param_names", [None] * len(group["params"]))

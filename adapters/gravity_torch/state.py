@@ -29,6 +29,7 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
             have the same hyper-parameters.
 
     Raises:
+        TypeError: for another optimizer, also one that wraps a `Gravity`.
         ValueError: if the group does not exist, or if the groups differ in a hyper-parameter. The
             message names that hyper-parameter.
 
@@ -40,6 +41,7 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
         >>> export_state(optimizer)
         State(t=1, first_step=1, velocities=[float32(3,)])
     """
+    check_is_gravity(optimizer)
     optimizer._check_options()
     groups = _groups(optimizer, group)
     (first, *others) = [hyperparameters_of(values) for values, _ in groups]
@@ -74,6 +76,7 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
             them the same hyper-parameters.
 
     Raises:
+        TypeError: for another optimizer, also one that wraps a `Gravity`, or for another state.
         ValueError: if the state does not fit, or if its t is above 2²⁴, the limit of PyTorch's
             counter. The message names the first mismatch. The optimizer is unchanged then.
 
@@ -84,6 +87,9 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
         >>> optimizer.state[w]["step"], optimizer.param_groups[0]["lr"]
         (tensor(10.), 0.2)
     """
+    check_is_gravity(optimizer)
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a gravity_core.State, got {type(state).__name__}")
     groups = _groups(optimizer, group)
     params = [(i, p) for values, start in groups for i, p in enumerate(values["params"], start)]
     state.check([(tuple(p.shape), _name(p)) for _, p in params], largest_t=_LARGEST_T)
@@ -100,6 +106,15 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
             old = values[NAMES[name]]
             values[NAMES[name]] = torch.full_like(old, value) if isinstance(old, Tensor) else value
     optimizer.load_state_dict(whole)
+
+
+def check_is_gravity(optimizer: Any) -> None:
+    """Raise for another optimizer."""
+    if not isinstance(optimizer, Gravity):
+        raise TypeError(
+            "optimizer must be a gravity_torch.Gravity (of a wrapper, pass the one inside), "
+            f"got {type(optimizer).__name__}"
+        )
 
 
 def _groups(optimizer: Gravity, group: int | None) -> list[tuple[dict[str, Any], int]]:

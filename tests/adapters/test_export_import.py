@@ -18,6 +18,47 @@ def same(a, b):
     ] == [v.tobytes() for v in b.velocities]
 
 
+def refuses(call, argument):
+    with pytest.raises(TypeError, match=f"^{argument} must be a gravity_.* got "):
+        call()
+
+
+@pytest.mark.parametrize("wrong", [None, {}, "run.npz"], ids=str)
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax", "keras"])
+def test_what_is_no_state_is_refused(framework, wrong):
+    if framework == "numpy":
+        refuses(lambda: Gravity().import_state(wrong, [np.ones(3)]), "state")
+    elif framework == "torch":
+        adapter, torch = module("gravity_torch", "torch"), pytest.importorskip("torch")
+        optimizer = adapter.Gravity(parameters(torch, 3))
+        refuses(lambda: adapter.import_state(optimizer, wrong), "state")
+    elif framework == "jax":
+        adapter = module("gravity_jax", "jax")
+        state = adapter.gravity().init(np.ones(3))
+        refuses(lambda: adapter.import_state(state, wrong), "state")
+    else:
+        adapter, keras = module("gravity_tf", "keras"), pytest.importorskip("keras")
+        optimizer = adapter.Gravity()
+        optimizer.build([keras.Variable(np.ones(3))])
+        refuses(lambda: adapter.import_state(optimizer, wrong), "state")
+
+
+def test_another_optimizer_is_refused_by_torch():
+    adapter, torch = module("gravity_torch", "torch"), pytest.importorskip("torch")
+    for wrong in (torch.optim.SGD(parameters(torch, 3)), adapter.Gravity, None):
+        refuses(lambda wrong=wrong: adapter.export_state(wrong), "optimizer")
+        refuses(lambda wrong=wrong: adapter.import_state(wrong, None), "optimizer")
+        refuses(lambda wrong=wrong: adapter.diagnose(wrong), "optimizer")
+
+
+def test_another_optimizer_is_refused_by_keras():
+    adapter, keras = module("gravity_tf", "keras"), pytest.importorskip("keras")
+    wrapper = keras.optimizers.LossScaleOptimizer(adapter.Gravity())
+    for wrong in (keras.optimizers.SGD(), wrapper, adapter.Gravity, None):
+        refuses(lambda wrong=wrong: adapter.export_state(wrong), "optimizer")
+        refuses(lambda wrong=wrong: adapter.import_state(wrong, None), "optimizer")
+
+
 # PyTorch
 
 

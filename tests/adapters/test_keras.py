@@ -277,18 +277,39 @@ def test_a_missing_gradient_leaves_its_variable_alone():
     assert_same(variables[:1], [np.ones(3, np.float32)])
 
 
-@pytest.mark.parametrize("shape", [(1,), (), (4,), (3, 1)])
-def test_a_gradient_of_another_shape_is_refused(shape):
-    (variable,) = make_variables([np.ones(3, np.float32)])
+REAL, COMPLEX = np.float32, np.complex64
+UNFIT = [
+    *(
+        ((shape, REAL), rf"have .* shape \(3,\), got {re.escape(str(shape))}")
+        for shape in [(1,), (), (4,), (3, 1)]
+    ),
+    (((3,), COMPLEX), "be real .* got complex64"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), UNFIT, ids=lambda x: str(x)[:12])
+def test_a_gradient_that_does_not_fit_is_refused(kind, message):
+    variables = make_variables([np.ones(3, np.float32), np.ones(3, np.float32)])
     optimizer = Gravity()
-    optimizer.build([variable])
-    before = to_numpy([variable, *optimizer.variables])
-    message = (
-        rf"gradient of w0.* must have the variable's shape \(3,\), got {re.escape(str(shape))}"
-    )
-    with pytest.raises(ValueError, match=message):
-        optimizer.apply([ops.ones(shape)])
-    assert_same([variable, *optimizer.variables], before)
+    optimizer.build(variables)
+    everything = [*variables, *optimizer.variables]
+    before = to_numpy(everything)
+    with pytest.raises(ValueError, match=f"gradient of w1.* must {message}"):
+        optimizer.apply([ops.ones(3), ops.convert_to_tensor(np.ones(*kind))])
+    assert_same(everything, before)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float8_e4m3fn"])
+def test_a_variable_that_cannot_move_is_refused(dtype):
+    if keras.backend.backend() == "torch" and not dtype.startswith("float"):
+        pytest.skip("torch has no trainable variables of these dtypes")
+    (variable,) = make_variables([np.ones(3, np.float32)])
+    other = keras.Variable(np.ones(3), dtype=dtype, name="other")
+    optimizer = Gravity()
+    with pytest.raises(TypeError, match=f"other.* must be floating .* got {dtype}"):
+        optimizer.apply([ops.ones(3), ops.ones(3)], [variable, other])
+    assert not optimizer.built
+    assert_same([variable], [np.ones(3, np.float32)])
 
 
 def test_variables_of_another_model_are_refused():

@@ -135,7 +135,7 @@ def handed_over(strategy, compiled):
     def started(rate, weights):
         with strategy.scope():
             variables = make_variables(weights)
-            optimizer = Gravity(rate, seed=SEED, weight_decay=0.25)
+            optimizer = Gravity(rate, seed=SEED, weight_decay=0.25, use_ema=True)
             optimizer.build(variables)
         return optimizer, variables, stepper(optimizer, variables)
 
@@ -304,10 +304,12 @@ def sharded():
                 optimizer.apply([ops.convert_to_tensor(g) for g in gradients])
                 v += to_numpy(velocities(optimizer))
                 w += to_numpy(variables)
-            other = Gravity()
+            other = Gravity(use_ema=True)
             other.build(variables)
             import_state(other, export_state(optimizer))
-            for own, moved in zip(velocities(optimizer), velocities(other), strict=True):
+            averages = [v for v in other.variables if v.name.endswith("_average")]
+            before, after = [*velocities(optimizer), *variables], [*velocities(other), *averages]
+            for own, moved in zip(before, after, strict=True):
                 assert np.array_equal(own.value, moved.value)
                 assert own.value.sharding.is_equivalent_to(moved.value.sharding, own.value.ndim)
             pairs = zip(variables, velocities(optimizer), strict=True)

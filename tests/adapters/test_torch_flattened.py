@@ -158,6 +158,21 @@ def test_zero_3_is_refused():
         optimizer.step()
 
 
+@pytest.mark.parametrize("n_pieces", [1, 2])
+def test_a_piece_of_each_parameter_is_refused(n_pieces):
+    """Megatron-LM and Colossal-AI put a flat shard in place of each parameter."""
+    params = parameters((3, 4), (4,), (2, 2))
+    optimizer = Gravity(params)
+    pieces = [torch.nn.Parameter(p.detach().flatten()[:2].clone()) for p in params[:n_pieces]]
+    optimizer.param_groups[0]["params"] = pieces
+    give_gradients(pieces, 0)
+    before = values(pieces)
+    with pytest.raises(ValueError, match=r"flat tensor of 2 .* of the group's 3"):
+        optimizer.step()
+    assert all(map(torch.equal, before, values(pieces)))
+    assert not any(optimizer.state[p] for p in pieces)
+
+
 def test_zero_is_refused_after_a_load_and_with_added_groups():
     params, added = parameters((3, 4), (4,)), parameters((2, 2), (2,))
     optimizer = Gravity(params)
@@ -183,3 +198,5 @@ def test_other_changes_of_a_group_are_accepted():
     run(optimizer, everything, [0])
     optimizer.param_groups[0]["params"] = params[1:2]  # the others are frozen
     run(optimizer, params[1:2], [1])
+    optimizer.param_groups[0]["params"] = [*params[1:2], *parameters((2,))]  # one has grown
+    run(optimizer, optimizer.param_groups[0]["params"], [1])

@@ -44,7 +44,15 @@ def line(name, **namespace):
 
 def test_the_page_has_the_recipes():
     assert BLOCKS.keys() == {"Flax NNX", "Equinox"}
-    assert ROWS.keys() == {"Flax Linen", "Haiku", "NumPyro", "Optimistix", "BlackJAX", "Orbax"}
+    assert ROWS.keys() == {
+        "Flax Linen",
+        "Haiku",
+        "NumPyro",
+        "Optimistix",
+        "JAXopt",
+        "BlackJAX",
+        "Orbax",
+    }
 
 
 @pytest.mark.parametrize("title", BLOCKS)
@@ -221,6 +229,15 @@ def test_optimistix():
         transform = gravity(jnp.asarray(rate))
         minimise(optimistix.OptaxMinimiser(transform, rtol=1e-4, atol=1e-4))
         assert len(traces) == 1  # compiled once for all rates
+
+
+def test_jaxopt():
+    jaxopt = library("jaxopt", "a jaxopt solver")
+    loss_of = lambda w: jnp.mean((X @ w - Y) ** 2)  # noqa: E731
+    solver = line("JAXopt", jaxopt=jaxopt, gravity=gravity, loss_of=loss_of)["solver"]
+    weights, state = solver.run(jnp.zeros((3, 2)))
+    assert state.internal_state[0].count == state.iter_num
+    assert loss_of(weights) < loss_of(jnp.zeros((3, 2))) / 1000
 
 
 def test_blackjax():

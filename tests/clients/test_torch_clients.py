@@ -164,13 +164,17 @@ else:
     clients.run(BLOCKS["fastai.basics"].code + check, tmp_path)
 
 
-def test_wsam_changes_sigma_without_velocity_std(tmp_path):
+def test_wsam_without_velocity_std_changes_sigma_and_says_so(tmp_path):
     clients.skip_without("pytorch_optimizer")
     code = SCAFFOLDS["pytorch_optimizer"].replace("LINE", LINES["pytorch_optimizer"])
     setup = code[: code.index(LINES["pytorch_optimizer"])]
     check = """
-optimizer = WSAM(model, model.parameters(), Gravity, lr=0.1)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    optimizer = WSAM(model, model.parameters(), Gravity, lr=0.1)
 assert abs(optimizer.param_groups[0]["velocity_std"] - 0.1) > 1
+(warning,) = (str(w.message) for w in caught if "velocity_std" in str(w.message))
+assert "another library wrote alpha" in warning
 """
     clients.run(setup + check, tmp_path)
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import warnings
 from unittest import mock
 
@@ -241,12 +242,51 @@ def test_sigma_keeps_the_first_learning_rate():
     assert_same(optimizer.velocity[0], initial_velocity((4,), float, std=0.02 / 0.1))
 
 
-@pytest.mark.parametrize("value", [-0.1, float("nan"), "0.1"])
-def test_a_bad_learning_rate_is_not_assigned(value):
+@pytest.mark.parametrize("built", [False, True])
+def test_a_first_rate_far_above_that_of_sigma_warns_once(built):
+    optimizer, w, g = Gravity(1e-3), [np.ones(2)], [np.ones(2)]
+    if built:
+        optimizer.init(w)
+    optimizer.learning_rate = 0.1
+    with pytest.warns(UserWarning, match=r"pass velocity_std=0\.1 ") as caught:
+        optimizer.step(w, g)
+    optimizer.step(w, g)
+    assert [x.filename for x in caught] == [__file__]  # it points at the caller
+
+
+@pytest.mark.parametrize("options", [{"velocity_std": 10.0}, {"alpha": 0.0}, {}], ids=str)
+def test_other_first_rates_do_not_warn(options):
+    optimizer = Gravity(1e-3, **options)
+    optimizer.learning_rate = 0.1 if options else 0.01  # ten times is not too much
+    optimizer.step([np.ones(2)], [np.ones(2)])
+
+
+BAD = {
+    "learning_rate": [-0.1, float("nan"), "0.1", True],
+    "alpha": [-1, None],
+    "beta": [2, None],
+    "weight_decay": [-1, float("inf")],
+    "velocity_std": [-1, "x"],
+    "seed": [-1, 0.5, True],
+    "first_step": [2, "1"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in BAD.items() for v in values])
+def test_a_bad_number_is_not_assigned(name, value):
     optimizer = Gravity(0.1)
-    with pytest.raises(ValueError, match=r"^learning_rate must be .* got"):
-        optimizer.learning_rate = value
-    assert optimizer.learning_rate == 0.1
+    before = vars(optimizer).copy()
+    with pytest.raises(ValueError, match=rf"^{name} must be .* got {re.escape(repr(value))}"):
+        setattr(optimizer, name, value)
+    assert vars(optimizer) == before
+
+
+def test_a_number_is_assigned_as_a_python_number():
+    optimizer = Gravity(0.2)
+    optimizer.alpha, optimizer.seed = np.float32(0.5), np.int64(3)
+    optimizer.velocity_std = None  # alpha / learning_rate again
+    assert [type(x) for x in (optimizer.alpha, optimizer.seed)] == [float, int]
+    assert optimizer.velocity_std == 0.5 / 0.2
 
 
 @pytest.mark.parametrize("first_step", [0, 1])
