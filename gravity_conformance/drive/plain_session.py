@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gravity_conformance.drive.session import Arrays, Session, Setup
+from gravity_conformance.drive.session import LATE, Arrays, Session, Setup
 
 
 class PlainSession(Session):
@@ -24,17 +24,23 @@ class PlainSession(Session):
         self._t = self._first
         self._w = [w.astype(self._dtype) for w in weights]
         self._v = [np.zeros_like(w) for w in self._w]
-        self.overwritten: str | None = None
+        self._before: list[tuple[np.ndarray, bytes]] = []  # the gradients of the step before
+        self._reuses = False
 
     def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
         """Call the function for each tensor."""
         rate: Any = self.setup.options["learning_rate"] if lr is None else lr
         if self.setup.array_rate:
             rate = np.asarray(rate, self._dtype)
-        left = []
+        left, before = [], self._before
+        # Every other step gives the gradients in the memory of the step before.
+        self._before, self._reuses = [], bool(before) and not (self._reuses or self.setup.strided)
         for i, g in enumerate(grads):
             arrays = (self._w[i], self._v[i], g.astype(self._dtype))
             given = [self._laid(x, i + 3 * k) for k, x in enumerate(arrays)]
+            if self._reuses:
+                before[i][0][...] = given[2]
+                given[2] = before[i][0]
             result = self.setup.found(*given, self._t, rate, self._beta, **self._keywords)
             if not isinstance(result, (tuple, list)) or len(result) != 2:
                 raise TypeError(f"it must return (w, v), got {type(result).__name__}")
@@ -46,7 +52,10 @@ class PlainSession(Session):
             if self._w[i].dtype.name == "bfloat16" and getattr(w, "dtype", None) == np.float32:
                 w = w.astype(self._dtype)  # in NumPy, a Python float times bfloat16 is float32
             self._w[i], self._v[i] = w, v
-            left.append(_readable(given[2]))
+            left.append(_readable(given[2].copy()))
+            self._before.append((given[2], given[2].tobytes()))
+        if not self._reuses and any(g.tobytes() != data for g, data in before):
+            self.overwritten = LATE
         self._t += 1
         return left
 

@@ -15,6 +15,7 @@ from gravity_conformance.drive.spec import Arguments
 from gravity_conformance.protocol import Mode, Task, Training
 
 Arrays = list[np.ndarray]
+LATE = "a gradient of the step before"
 T = TypeVar("T")
 
 
@@ -75,6 +76,7 @@ class Session(ABC):
         strides: whether users choose how arrays lie in memory.
         copies: whether users copy the optimizer together with its weights.
         shares: whether users apply one optimizer to several states.
+        overwritten: what a step changed that belongs to the caller; None if nothing.
         steps_at_given_rate: whether `step` uses its `lr`. If not, only a schedule changes the rate.
         frameworks: distributions whose versions belong in a report.
     """
@@ -89,6 +91,7 @@ class Session(ABC):
     frameworks: ClassVar[tuple[str, ...]] = ()
     setup: Setup
     optimizer: Any
+    overwritten: str | None = None
 
     @staticmethod
     def modes() -> dict[str, Mode]:

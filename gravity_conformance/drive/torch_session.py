@@ -3,12 +3,13 @@
 import copy
 import importlib
 import io
+import itertools
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gravity_conformance.drive.session import Arrays, Setup, StateSession, the_velocity
+from gravity_conformance.drive.session import LATE, Arrays, Setup, StateSession, the_velocity
 from gravity_conformance.protocol import Task, Training
 
 
@@ -51,6 +52,9 @@ class TorchSession(StateSession):
         """Construct the optimizer for parameters with copies of `weights`."""
         self.setup, self._torch = setup, importlib.import_module("torch")
         self._params = self._parameters(weights)
+        self._added: list[tuple[int, Mapping[str, Any]]] = []
+        self._before: list[tuple[Any, np.ndarray]] = []  # the gradients of the step before
+        self._reuses = False
         groups, start = [], 0
         for length, options in setup.groups:
             groups.append(self._group(self._params[start : start + length], options))
@@ -72,6 +76,7 @@ class TorchSession(StateSession):
     def add(self, weights: Sequence[np.ndarray], options: Mapping[str, Any]) -> None:
         """Add a group of parameters with copies of `weights`."""
         params = self._parameters(weights)
+        self._added.append((len(params), options))
         self._params += params
         self.optimizer.add_param_group(self._group(params, options))
 
@@ -102,10 +107,20 @@ class TorchSession(StateSession):
             name = "lr" if "lr" in group or own not in group else own
             group[name] = self._torch.tensor(lr) if self.setup.array_rate else lr
         tensors = [None if g is None else self._tensor(g, i // 3) for i, g in enumerate(grads)]
+        # Every other step gives the gradients in the memory of the step before.
+        before, shapes = self._before, [None if g is None else g.shape for g in tensors]
+        known = [g.shape for g, _ in before]
+        self._reuses = shapes == known and not (self._reuses or self.setup.strided)
+        if self._reuses:
+            tensors = [old.copy_(g) for (old, _), g in zip(before, tensors, strict=True)]
         for p, g in zip(self._params, tensors, strict=True):
             p.grad = g
         self.optimizer.step()
-        return [self._numpy(g) for g in tensors if g is not None]
+        given = [g for g in tensors if g is not None]
+        self._before = [(g, self._numpy(g)) for g in given]
+        if not self._reuses and any(self._numpy(g).tobytes() != x.tobytes() for g, x in before):
+            self.overwritten = LATE
+        return [x.copy() for _, x in self._before]
 
     def weights(self, chosen: slice = slice(None)) -> Arrays:
         """Return the parameters."""
@@ -168,6 +183,10 @@ class TorchSession(StateSession):
         """Copy the optimizer and its parameters."""
         session = copy.copy(self)
         session._params, session.optimizer = copy.deepcopy((self._params, self.optimizer))
+        session._before = []
+        for p in self._params:  # the original goes on, which must not matter to the copy
+            p.grad = self._torch.ones_like(p)
+        self.optimizer.step()
         return session
 
     def reloaded(self) -> "TorchSession":
@@ -175,7 +194,11 @@ class TorchSession(StateSession):
         file = io.BytesIO()
         self._torch.save(self.optimizer.state_dict(), file)
         file.seek(0)
-        session = TorchSession(self.setup, self.weights())
+        weights = iter(self.weights())
+        first = len(self._params) - sum(length for length, _ in self._added)
+        session = TorchSession(self.setup, [*itertools.islice(weights, first)])
+        for length, options in self._added:
+            session.add([*itertools.islice(weights, length)], options)
         # The state of an implementation may contain any object.
         session.optimizer.load_state_dict(self._torch.load(file, weights_only=False))
         return session

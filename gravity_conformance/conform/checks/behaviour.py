@@ -1,6 +1,7 @@
 """Checks beside the update: states, groups, unchanged gradients, maximize and weight decay."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,11 @@ def resume(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with the state saved after six steps and loaded into a new optimizer."""
     if subject.driver.stateless:
         return Finding("not applicable", "V and t are the caller's")
-    return judge.judge(_continued(subject, 17, copied=False))
+    finding = judge.judge(_continued(subject, 17, copied=False))
+    grouped = judge.findings.get("groups")
+    if finding.outcome == "pass" and grouped is not None and grouped.outcome == "pass":
+        return _together(subject, judge, _grouped(subject), reload_after=4)
+    return finding
 
 
 def copied(subject: Subject, judge: Judge) -> Finding:
@@ -27,11 +32,8 @@ def copied(subject: Subject, judge: Judge) -> Finding:
 def _continued(subject: Subject, seed: int, *, copied: bool) -> Case:
     """Return a case that continues after six steps, at a rate that changed after three."""
     weights, gradients = subject.normal(12, seed=seed)
-    options = subject.options()
-    rates = None
-    if subject.unschedulable is None:
-        lr = float(options["learning_rate"])
-        rates = [lr] * 3 + [lr / 4] * 9
+    options = subject.starting
+    rates = subject.halved(12)
     return Case(weights, gradients, options, rates=rates, reload_after=6, copied=copied)
 
 
@@ -39,7 +41,14 @@ def groups(subject: Subject, judge: Judge) -> Finding:
     """Groups that differ in every option; one is added later."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "it has no groups")
-    wanted = {
+    finding = _together(subject, judge, _grouped(subject))
+    finding.note = finding.note or f"they differ in {', '.join(_chosen(subject))}"
+    return finding
+
+
+def _chosen(subject: Subject) -> dict[str, Sequence[Any]]:
+    """Return the options that groups may have of their own, and their values."""
+    wanted: dict[str, Sequence[Any]] = {
         "learning_rate": (0.1, 0.03, 0.2, 0.05),
         "beta": (0.9, 0.5, 0.75, 0.6),
         "weight_decay": (0.0, 0.1, 0.05, 0.2),
@@ -48,40 +57,46 @@ def groups(subject: Subject, judge: Judge) -> Finding:
     # torch keeps the options of a group if they are among the defaults.
     defaults = subject.driver.start([np.zeros(1, np.float32)], subject.options()).optimizer.defaults
     names = subject.driver.arguments.names
-    chosen = {n: values for n, values in wanted.items() if names.get(n) in defaults}
+    return {n: values for n, values in wanted.items() if names.get(n) in defaults}
+
+
+def _grouped(subject: Subject) -> list[Group]:
     given = []
     for k, (steps, after) in enumerate(((6, 0), (6, 0), (6, 0), (3, 3))):
         weights, gradients = subject.normal(steps, seed=40 + k)
-        options = subject.options() | {name: values[k] for name, values in chosen.items()}
+        options = subject.options() | {name: values[k] for name, values in _chosen(subject).items()}
         given.append(Group(Case(weights, gradients, options), after))
-    finding = _together(subject, judge, given)
-    finding.note = finding.note or f"they differ in {', '.join(chosen)}"
-    return finding
+    return given
 
 
 def missing(subject: Subject, judge: Judge) -> Finding:
-    """A tensor that has no gradient after two steps."""
+    """A tensor that has no gradient after two steps, and one that has none in between."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "every tensor has a gradient")
     options = subject.options()
     if subject.offers("weight_decay"):
         options["weight_decay"] = 0.1
     given = []
-    for seed, steps in ((44, 5), (45, 2), (46, 5)):
+    for seed, steps, gap in ((44, 6, (0, 0)), (45, 2, (0, 0)), (46, 4, (2, 2))):
         weights, gradients = subject.normal(steps, seed=seed)
-        given.append(Group(Case(weights, gradients, options)))
+        given.append(Group(Case(weights, gradients, options), gap=gap))
     return _together(subject, judge, given)
 
 
-def _together(subject: Subject, judge: Judge, given: Sequence[Group]) -> Finding:
+def _together(subject: Subject, judge: Judge, given: Sequence[Group], **how: Any) -> Finding:
     """Judge each of several groups of one optimizer."""
-    how = {"at_rest": subject.at_rest, "hidden": subject.hidden}
+    how |= {"at_rest": subject.at_rest, "hidden": subject.hidden}
     runs = perform_groups(subject.driver, given, given[0].case.options, **how)
     worst = 0.0
     for group, run in zip(given, runs, strict=True):
         # An optimizer may count the steps of a tensor, or its own.
         starts = dict.fromkeys((subject.first_step, subject.first_step + group.after))
-        findings = [judge.found(Trial(group.case, run, first)) for first in starts]
+        trials = [[Trial(group.case, run, first)] for first in starts]
+        at, length = group.gap
+        if length and not subject.hidden:
+            (whole,) = trials[0]
+            trials.append([whole.beginning(at), whole.rest(at, length)])
+        findings = [_worst([judge.found(trial) for trial in parts]) for parts in trials]
         finding = next((f for f in findings if f.outcome == "pass"), findings[0])
         if finding.outcome != "pass":
             of = [f"{name} {value:g}" for name, value in group.case.options.items()]
@@ -92,9 +107,16 @@ def _together(subject: Subject, judge: Judge, given: Sequence[Group]) -> Finding
     return Finding("pass", "", worst)
 
 
+def _worst(findings: Sequence[Finding]) -> Finding:
+    return max(findings, key=lambda f: (f.outcome != "pass", f.worst or 0.0))
+
+
 def gradient(subject: Subject, judge: Judge) -> Finding:
     """No step of any check changes a gradient, and no plain function changes w or v."""
-    shapes, scales = (*SHAPES, ()), (*SCALES, 1.0)
+    shapes: Sequence[tuple[int, ...]] = SHAPES
+    scales: Sequence[float] = SCALES
+    if subject.refused(shape=()) is None:
+        shapes, scales = (*SHAPES, ()), (*SCALES, 1.0)
     chosen = [{}, *({name: 0.1 if name == "weight_decay" else True} for name in OPTIONAL)]
     for wanted in chosen:
         if not all(map(subject.offers, wanted)):
@@ -102,10 +124,6 @@ def gradient(subject: Subject, judge: Judge) -> Finding:
         weights, gradients = subject.normal(4, shapes, scales, seed=18)
         options = subject.options(**wanted)
         judge.observe(Case(weights, gradients, options))
-        session = subject.driver.start(weights, options)
-        session.step(gradients[0], float(options["learning_rate"]))
-        if (name := getattr(session, "overwritten", None)) is not None:
-            return Finding("differs", "", None, f"the step overwrote {name}", "inputs overwritten")
     return judge.touched or Finding("pass")
 
 
@@ -119,9 +137,14 @@ def maximize(subject: Subject, judge: Judge) -> Finding:
 
 
 def weight_decay(subject: Subject, judge: Judge) -> Finding:
-    """Decoupled weight decay, W ← W − η λ W."""
+    """Decoupled weight decay, W ← W − η λ W; also with a schedule, and with maximize."""
     if not subject.offers("weight_decay"):
         return Finding("not applicable", "not offered")
     weights, gradients = subject.normal(12, seed=20)
     options = subject.options(weight_decay=0.1)
-    return judge.judge(Case(weights, gradients, options, subject.velocity(weights)))
+    finding = judge.judge(Case(weights, gradients, options, subject.velocity(weights)))
+    if finding.outcome != "pass":
+        return finding
+    if subject.offers("maximize") and subject.refused(maximize=True) is None:
+        options["maximize"] = True
+    return judge.judge(Case(weights, gradients, options, rates=subject.halved(12)))

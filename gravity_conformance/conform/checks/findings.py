@@ -57,9 +57,9 @@ class Judge:
         self.findings: dict[str, Finding] = {}
         self._certain: set[str] = set()  # each was the only mistake that explained some check
 
-    def observe(self, case: Case, *, at_rest: bool | None = None) -> Trial:
+    def observe(self, case: Case) -> Trial:
         """Feed a case to the implementation, and note whether it overwrote a gradient."""
-        run = self.subject.run(case, at_rest=at_rest)
+        run = self.subject.run(case)
         self.touched = self.touched or _touched(case, run)
         return Trial(case, run, self.subject.first_step)
 
@@ -135,6 +135,9 @@ def _touched(case: Case, run: Run) -> Finding | None:
             diagnosis = " or ".join(mistakes) or "gradient overwritten"
             first = f"{where}: {float(after[k]):.17g}, not {float(g[k]):.17g}"
             return Finding("differs", when, None, first, diagnosis)
+    if run.overwritten is not None:
+        first = f"a step overwrote {run.overwritten}"
+        return Finding("differs", "", None, first, "inputs overwritten")
     return None
 
 

@@ -6,10 +6,9 @@ from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SHAPES, patterned
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.trial import Case
-from gravity_core import hyperparameters as hp
 
-# Steps after which counters of 8, 11 and 16 bits stop or start again.
-FAR = (2**8 - 2, 2**11 - 2, 2**16 - 2, 1_000_000)
+# Steps after which counters of 8, 11, 15, 16 and 24 bits stop or start again.
+FAR = (2**8 - 2, 2**11 - 2, 2**15 - 2, 2**16 - 2, 2**24 - 8)
 
 
 def update(subject: Subject, judge: Judge) -> Finding:
@@ -18,6 +17,11 @@ def update(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(3)
     small = Case(weights, gradients, subject.options(), subject.velocity(weights))
     finding = judge.judge(small)
+    if finding.outcome == "pass":  # a list that is longer than a block of tensors
+        weights, gradients = patterned(rng, 2, [(3,)] * subject.level.listed)
+        finding = judge.judge(
+            Case(weights, gradients, subject.options(), subject.velocity(weights))
+        )
     for _ in range(subject.level.repeats):
         if finding.outcome == "pass":
             other = judge.judge(subject.swept(rng, fast=False))
@@ -41,11 +45,7 @@ def drawn(subject: Subject, judge: Judge) -> Finding:
     if subject.driver.stateless:
         return Finding("not applicable", "V is the caller's")
     weights, gradients = subject.normal(10, seed=5)
-    options = {k: v for k, v in subject.options().items() if k not in subject.resting}
-    if subject.offers("alpha"):
-        options["alpha"] = subject.driver.arguments.fixed.get("alpha", hp.ALPHA)
-    case = Case(weights, gradients, options)
-    return judge.found(judge.observe(case, at_rest=False))
+    return judge.judge(Case(weights, gradients, subject.drawing))
 
 
 def long(subject: Subject, judge: Judge) -> Finding:
@@ -88,7 +88,9 @@ def compiled(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.compiles:
         return Finding("not applicable", "nothing is compiled")
     weights, gradients = subject.normal(12, seed=26)
-    finding = judge.judge(Case(weights, gradients, subject.options(), fast=True))
+    options = subject.options(**({"weight_decay": 0.1} if subject.offers("weight_decay") else {}))
+    rates = subject.halved(12)
+    finding = judge.judge(Case(weights, gradients, options, rates=rates, fast=True))
     if finding.outcome == "pass":
         return judge.judge(subject.swept(subject.rng("compiled"), fast=True))
     return finding
@@ -100,7 +102,8 @@ def schedule(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", subject.unschedulable)
     weights, gradients = subject.normal(12, seed=9)
     rates = [0.1, 0.1, 0.05, 0.2, 0.0, 0.1, 0.3, 0.01, 0.02, 0.04, 0.08, 0.16]
-    options, why = subject.options(learning_rate=rates[0]), subject.refused(schedule=[0.0, 0.1])
+    options, why = subject.starting, subject.refused(schedule=[0.0, 0.1])
+    options["learning_rate"] = rates[0]
     if why is not None:
         rates[rates.index(0.0)] = 0.15
     finding = judge.judge(Case(weights, gradients, options, rates=rates))
@@ -135,10 +138,13 @@ def turns(subject: Subject, judge: Judge) -> Finding:
     rng = subject.rng("turns")
     findings = []
     for pair in ((SHAPES, SHAPES), (((6,), (3, 4)), ((40,), (2, 5), (3,)))):
-        cases = []
+        cases: list[Case] = []
         for shapes in pair:
+            options = subject.options()
+            if cases and not subject.driver.session.shares:
+                options = subject.options(learning_rate=0.04, beta=0.7)
             weights, gradients = patterned(rng, 5, shapes)
-            cases.append(Case(weights, gradients, subject.options(), subject.velocity(weights)))
+            cases.append(Case(weights, gradients, options, subject.velocity(weights)))
         findings += [judge.found(trial) for trial in judge.in_turn(cases)]
     wrong = [finding for finding in findings if finding.outcome != "pass"]
     return wrong[0] if wrong else max(findings, key=lambda finding: finding.worst or 0.0)

@@ -25,6 +25,7 @@ class Level(NamedTuple):
         traced: the same for a step that is not compiled, of a kind that users compile. Such a
             framework compiles every operation for every shape.
         repeats: the number of sweeps.
+        listed: the number of tensors in a long list.
         steps: the number of steps of a long trajectory, if t cannot be set, and if it can.
     """
 
@@ -32,14 +33,15 @@ class Level(NamedTuple):
     tensors: int
     traced: int
     repeats: int
+    listed: int
     steps: tuple[int, int]
 
 
 # A counter in float16 stops at 2048, one in bfloat16 at 256.
 LEVELS = {
-    "quick": Level(11, 24, 6, 1, (300, 20)),
-    "default": Level(17, 100, 10, 1, (2_200, 300)),
-    "thorough": Level(20, 200, 100, 5, (2_200, 2_200)),
+    "quick": Level(11, 24, 6, 1, 35, (300, 20)),
+    "default": Level(17, 100, 10, 1, 260, (2_200, 300)),
+    "thorough": Level(20, 200, 100, 5, 1030, (2_200, 2_200)),
 }
 
 
@@ -83,7 +85,8 @@ def patterned(
     """Return weights and gradients in which max|G| has every sign, place and size.
 
     In the first step, the last element of every gradient is the greatest. In the others, the place
-    is random. A gradient may have one sign, or one element that is not 0.
+    is random. A gradient may have one sign, one element that is not 0, or elements of many orders
+    of magnitude.
     """
     weights = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
     gradients = []
@@ -91,8 +94,9 @@ def patterned(
         grads = []
         for shape in shapes:
             g = np.asarray(rng.standard_normal(shape) * 10 ** rng.uniform(-1, 1))
-            kind = int(rng.integers(4))
-            g = (g, -np.abs(g), np.abs(g), 0 * g)[kind]
+            kind = int(rng.integers(5))
+            many = g * 10 ** rng.uniform(-6, 3, shape)
+            g = (g, -np.abs(g), np.abs(g), 0 * g, many)[kind]
             place = g.size - 1 if step == 0 else int(rng.integers(g.size))
             sign = -1 if kind == 1 else 1 if kind == 2 else rng.choice([-1, 1])
             g.flat[place] = sign * (3 * np.max(np.abs(g)) or 1.0)

@@ -1,14 +1,16 @@
 """Checks of the start of an implementation: the first t, and V₀."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
 
+from gravity_conformance._guard import ANYTHING
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge import distribution
 from gravity_conformance.conform.judge.trial import Case, Trial
-from gravity_conformance.drive.session import Arrays
+from gravity_conformance.drive.session import Arrays, Session
 from gravity_conformance.mutations import MUTATIONS, REFERENCE
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import beta_hat
@@ -68,7 +70,8 @@ def v0(subject: Subject, judge: Judge) -> Finding:
     elif measured:
         note += "from a global random state, two constructions differ"
     finding = Finding("differs", note)
-    if (found := distribution.dependent(drawn[0])) is not None:
+    few, many = drawn[0][:_FEW], drawn[0]
+    if (found := distribution.dependent(few) or distribution.equal(many)) is not None:
         finding.first, finding.diagnosis = found, "the numbers of V₀ depend on each other"
     elif (found := distribution.wrong_std(drawn[0], std)) is not None:
         mistakes = [m for m in MUTATIONS if m.std is not REFERENCE.std]
@@ -76,8 +79,10 @@ def v0(subject: Subject, judge: Judge) -> Finding:
             m for m in mistakes if not distribution.wrong_std(drawn[0], m.std(alpha, lr, _RATE))
         ]
         finding.first, finding.diagnosis = found, " or ".join(m.description for m in fits) or None
-    elif (found := distribution.not_normal(drawn[0][_LARGEST], std)) is not None:
+    elif (found := _abnormal(drawn[0], std)) is not None:
         finding.first, finding.diagnosis = found, "V₀ is not normal"
+    elif (found := _elsewhere(subject, options, std)) is not None:
+        finding.first = found
     elif subject.offers("seed") and not agree:
         finding.first = "two constructions with one seed have different V₀"
     elif subject.offers("seed") and (found := _seeds(subject, options)) is not None:
@@ -89,12 +94,44 @@ def v0(subject: Subject, judge: Judge) -> Finding:
 
 _RATE = 0.025  # the learning rate of the first step; V₀ must not depend on it
 _LARGEST = 1
+_FEW = 8  # tensors whose numbers are compared at every distance
 
 
 def _shapes(subject: Subject) -> list[tuple[int, ...]]:
     """Return shapes of weights and biases of which no two have equal rows of numbers."""
     largest = 2 ** min(subject.level.top, 17) + 3
-    return [(100, 120), (largest,), (64,), (100, 120), (64,), (16, 4, 3, 3), (120,), (1000,)]
+    few = [(100, 120), (largest,), (64,), (100, 120), (64,), (16, 4, 3, 3), (120,), (1000,)]
+    assert len(few) == _FEW
+    return [*few, *[(16,)] * subject.level.listed]
+
+
+def _abnormal(drawn: Arrays, std: float) -> str | None:
+    """Describe a quantile of the largest array, or of all arrays with a number of axes."""
+    rest = [v for i, v in enumerate(drawn) if i != _LARGEST]
+    parts = [[drawn[_LARGEST]], *([v for v in rest if v.ndim == n] for n in (1, 2))]
+    found = (distribution.not_normal(part, std) for part in parts)
+    return next((text for text in found if text is not None), None)
+
+
+def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | None:
+    """Describe a wrong V₀ of float64 tensors, or of several groups with one added later."""
+    zeros = [np.zeros(shape, np.float64) for shape in ((100, 120), (64,), (1000,))]
+    if "float64" in subject.dtypes:
+        with contextlib.suppress(*ANYTHING):
+            v = _shown(subject, subject.driver.start(zeros, options), zeros, options)
+            if (found := distribution.wrong_std(v, std)) is not None:
+                return f"in float64: {found}"
+    if subject.driver.session.groups:
+        zeros = [np.zeros(300, np.float32)] * 6
+        with contextlib.suppress(*ANYTHING):
+            listed = [(2, options), (2, options)]
+            session: Any = subject.driver.start(zeros[:4], options, groups=listed)
+            session.add(zeros[4:], options)
+            v = _shown(subject, session, zeros, options)
+            found = distribution.dependent(v) or distribution.wrong_std(v, std)
+            if found is not None:
+                return f"in three groups of two tensors: {found}"
+    return None
 
 
 def _seeds(subject: Subject, options: dict[str, Any]) -> str | None:
@@ -104,12 +141,22 @@ def _seeds(subject: Subject, options: dict[str, Any]) -> str | None:
         for i, v in enumerate(_drawn(subject, options | {"seed": seed}, [(300,)] * 4)):
             drawn.append(v)
             names.append(f"tensor {i} with seed {seed}")
-    return distribution.dependent(drawn, names)
+    if (found := distribution.dependent(drawn, names)) is not None:
+        return found
+    for seed in (2**k for k in range(4, 31)):
+        for i, v in enumerate(_drawn(subject, options | {"seed": seed}, [(300,)] * 4)):
+            drawn.append(v)
+            names.append(f"tensor {i} with seed {seed}")
+    return distribution.equal(drawn, names)
 
 
 def _drawn(subject: Subject, options: dict[str, Any], shapes: list[tuple[int, ...]]) -> Arrays:
     zeros = [np.zeros(shape, np.float32) for shape in shapes]
-    session = subject.driver.start(zeros, options)
+    return _shown(subject, subject.driver.start(zeros, options), zeros, options)
+
+
+def _shown(subject: Subject, session: Session, zeros: Arrays, options: dict[str, Any]) -> Arrays:
+    """Return V₀ from the state, or from what the first step with zero gradients makes of it."""
     v = None if subject.hidden else session.velocity()
     if v is not None:
         return v
@@ -119,5 +166,5 @@ def _drawn(subject: Subject, options: dict[str, Any], shapes: list[tuple[int, ..
         # W moved by η V. Without a schedule, an optax transformation uses η of the constructor.
         steps = subject.driver.session.steps_at_given_rate
         rate = _RATE if steps else float(options["learning_rate"])
-        v = [-w / np.float32(rate) for w in session.weights()]
-    return [x / np.float32(beta_hat(subject.first_step, float(options["beta"]))) for x in v]
+        v = [-w / w.dtype.type(rate) for w in session.weights()]
+    return [x / x.dtype.type(beta_hat(subject.first_step, float(options["beta"]))) for x in v]

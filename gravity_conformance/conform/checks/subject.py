@@ -71,6 +71,26 @@ class Subject:
             options.setdefault("first_step", 1 if self.asked is None else self.asked)
         return options
 
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """Return `options` with the implementation's own V₀."""
+        options = {name: x for name, x in self.options().items() if name not in self.resting}
+        if self.offers("alpha"):
+            options["alpha"] = self.driver.arguments.fixed.get("alpha", hp.ALPHA)
+        return options
+
+    @property
+    def starting(self) -> dict[str, Any]:
+        """Return `drawing`, or `options` if the state hides V, which V₀ would make uncertain."""
+        return self.options() if self.hidden else self.drawing
+
+    def halved(self, steps: int) -> list[float] | None:
+        """Return learning rates that fall after three steps; None if they cannot change."""
+        if self.unschedulable is not None:
+            return None
+        lr = float(self.options()["learning_rate"])
+        return [lr] * 3 + [lr / 4] * (steps - 3)
+
     def rng(self, name: str) -> np.random.Generator:
         """Return the generator of a check's random numbers."""
         return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
@@ -100,10 +120,10 @@ class Subject:
         v = [np.asarray(0.1 * rng.standard_normal(w.shape), w.dtype) for w in weights]
         return v if self.driver.stateless else None
 
-    def run(self, case: Case, *, at_rest: bool | None = None) -> Run:
+    def run(self, case: Case) -> Run:
         """Feed a case to the implementation."""
-        resting = self.at_rest if at_rest is None else at_rest
-        return perform(self.driver, case, at_rest=resting, hidden=self.hidden)
+        at_rest = self.at_rest and self.resting.items() <= case.options.items()
+        return perform(self.driver, case, at_rest=at_rest, hidden=self.hidden)
 
     @functools.cached_property
     def resting(self) -> dict[str, Any]:
@@ -164,14 +184,17 @@ class Subject:
 
     @functools.cached_property
     def hidden(self) -> bool:
-        """Whether W alone is right: the state holds something else in place of V."""
+        """Whether W alone is right: the state holds something else in place of every V."""
+        if self.driver.stateless:
+            return False
         weights, gradients = self.normal(3, seed=23)
         case = Case(weights, gradients, self.options())
-        for hidden in (False, True):
-            run = perform(self.driver, case, at_rest=self.at_rest, hidden=hidden)
-            if any(compare(Trial(case, run, t)).inside for t in self.first_steps(case)):
-                return hidden
-        return False
+        run = perform(self.driver, case, at_rest=self.at_rest)
+        found = [compare(Trial(case, run, t)) for t in self.first_steps(case)]
+        if any(len(verdict.wrong) < len(weights) for verdict in found):
+            return False
+        run = perform(self.driver, case, at_rest=self.at_rest, hidden=True)
+        return any(compare(Trial(case, run, t)).inside for t in self.first_steps(case))
 
     @functools.cached_property
     def unwritable(self) -> str | None:

@@ -32,9 +32,10 @@ def wrong_std(arrays: Sequence[np.ndarray], std: float) -> str | None:
     return None
 
 
-def not_normal(array: np.ndarray, std: float) -> str | None:
-    """Describe a quantile that too many or too few numbers are below."""
-    z, normal = array.reshape(-1).astype(np.float64), NormalDist(0, std or 1.0)
+def not_normal(arrays: Sequence[np.ndarray], std: float) -> str | None:
+    """Describe a quantile that too many or too few numbers of some arrays are below."""
+    z = np.concatenate([array.reshape(-1) for array in arrays]).astype(np.float64)
+    normal = NormalDist(0, std or 1.0)
     for p in (0.001, 0.01, 0.05, 0.16, 0.3, 0.5, 0.7, 0.84, 0.95, 0.99, 0.999):
         quantile = normal.inv_cdf(p)
         share = float(np.mean(z < quantile))
@@ -44,38 +45,52 @@ def not_normal(array: np.ndarray, std: float) -> str | None:
 
 
 def dependent(arrays: Sequence[np.ndarray], names: Sequence[str] | None = None) -> str | None:
-    """Describe two rows of numbers, of one array or of two, that are correlated.
+    """Describe two rows of numbers, of one array or of two, that depend on each other.
 
-    A sum of n products of independent numbers of variance 1 has the standard deviation √n.
+    The numbers are correlated, or their absolute values are: if only the signs were drawn again.
     """
-    rows = []
-    for array in arrays:
-        z = array.reshape(-1).astype(np.float64)
-        rows.append(z / (np.std(z) or 1.0))
-    names = names or [f"tensor {i}" for i in range(len(rows))]
-    for i, one in enumerate(rows):
-        for k, other in enumerate(rows[i:], start=i):
-            shift, found = _strongest(one, other, same=i == k)
-            if found > _ERRORS + 1:
-                what = names[i] if i == k else f"{names[i]} and {names[k]}"
-                return f"{what}: the numbers {shift} places apart are correlated, not independent"
+    signed = [array.reshape(-1).astype(np.float64) for array in arrays]
+    names = names or [f"tensor {i}" for i in range(len(signed))]
+    absolute = [np.abs(z) - np.mean(np.abs(z)) for z in signed]
+    for what, rows in (("numbers", signed), ("absolute values", absolute)):
+        for i, one in enumerate(rows):
+            for k, other in enumerate(rows[i:], start=i):
+                shift, found = _strongest(one, other, same=i == k)
+                if found > _ERRORS + 1:
+                    of = names[i] if i == k else f"{names[i]} and {names[k]}"
+                    return f"{of}: the {what} {shift} places apart are correlated, not independent"
+    return None
+
+
+def equal(arrays: Sequence[np.ndarray], names: Sequence[str] | None = None) -> str | None:
+    """Describe two arrays of the same numbers, in any order; it is fast for many arrays."""
+    seen: dict[bytes, int] = {}
+    for i, array in enumerate(arrays):
+        first = seen.setdefault(np.sort(array, axis=None).tobytes(), i)
+        if first != i:
+            a, b = (names[k] if names else f"tensor {k}" for k in (first, i))
+            return f"{a} and {b}, of {array.size} elements, have the same numbers"
     return None
 
 
 def _strongest(one: np.ndarray, other: np.ndarray, *, same: bool) -> tuple[int, float]:
     """Return the shift at which two rows are most correlated, and how strongly, in standard errors.
 
-    At least 50 numbers must overlap, so that the sum of their products is nearly normal.
+    The sum of products of independent numbers has about the variance of the sum of their squares.
+    At least 50 numbers must overlap, so that the sum is nearly normal.
     """
-    length = len(one) + len(other)
-    spectrum = np.fft.rfft(one, length) * np.conj(np.fft.rfft(other, length))
-    sums = np.fft.irfft(spectrum, length)
+    length = 2 ** (len(one) + len(other) - 1).bit_length()
+    sums, variances = (
+        np.fft.irfft(np.fft.rfft(one**p, length) * np.conj(np.fft.rfft(other**p, length)), length)
+        for p in (1, 2)
+    )
     shifts = np.arange(length)
     shifts = np.where(shifts < len(one), shifts, shifts - length)
     overlaps = np.minimum(len(one) - shifts, len(other)) - np.maximum(-shifts, 0)
     usable = (overlaps >= 50) & ((shifts > 0) | (not same))
+    usable &= variances > 1e-3 * np.mean(one**2) * np.mean(other**2) * overlaps
     if not usable.any():
         return 0, 0.0
-    strength = np.where(usable, np.abs(sums) / np.sqrt(np.maximum(overlaps, 1)), 0)
+    strength = np.where(usable, np.abs(sums) / np.sqrt(np.where(usable, variances, 1)), 0)
     place = int(np.argmax(strength))
     return int(shifts[place]), float(strength[place])

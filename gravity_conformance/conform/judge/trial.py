@@ -4,6 +4,7 @@ Guarantee: a trial simulates the exact update once, in a dtype wider than the we
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,6 +74,7 @@ class Run:
         uncertain: a bound on the error of V in `start`; it is 0 unless V was inferred from W.
         states: V (None if the state does not show it) and W after every step.
         left: the gradients of every step, as the step left them.
+        overwritten: what else a step changed that belongs to the caller; None if nothing.
         sizes: S of every step, for a variant.
     """
 
@@ -82,6 +84,7 @@ class Run:
     states: list[tuple[Arrays | None, Arrays]] = field(default_factory=list)
     left: list[Arrays] = field(default_factory=list)
     sizes: list[Arrays] = field(default_factory=list)
+    overwritten: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,17 @@ class Trial:
         case = replace(self.case, gradients=self.case.gradients[:steps])
         return Trial(case, replace(self.run, states=self.run.states[:steps]), self.first_step)
 
+    def rest(self, steps: int, later: int = 0) -> "Trial":
+        """Return the trial of the other steps, from the implementation's own V and W.
+
+        `later` is added to their numbers. The states must show V.
+        """
+        v, w = self.run.states[steps - 1]
+        assert v is not None
+        case = replace(self.case, gradients=self.case.gradients[steps:])
+        count, states = self.run.count + steps + later, self.run.states[steps:]
+        return Trial(case, Run(count, (v, w), _certain(case), states), self.first_step)
+
 
 def _wide(arrays: Sequence[np.ndarray]) -> Arrays:
     double = any(a.dtype == np.float64 for a in arrays)
@@ -170,10 +184,19 @@ class Group:
     Attributes:
         case: its input. The group has no gradients after those of the case.
         after: the number of steps after which it is added.
+        gap: the number of its steps after which it has no gradients, and for how many steps.
     """
 
     case: Case
     after: int = 0
+    gap: tuple[int, int] = (0, 0)
+
+    def gradients(self, index: int) -> Arrays | None:
+        """Return its gradients in a step, counted from the one in which it is added."""
+        at, length = self.gap
+        if index >= at:
+            index = index - length if index >= at + length else -1
+        return self.case.gradients[index] if 0 <= index < len(self.case.gradients) else None
 
 
 def perform(driver: Driver, case: Case, *, at_rest: bool, hidden: bool = False) -> Run:
@@ -214,6 +237,7 @@ def perform_groups(
     *,
     at_rest: bool,
     hidden: bool = False,
+    reload_after: int | None = None,
 ) -> list[Run]:
     """Feed groups of parameters to one optimizer, and return the run of each group.
 
@@ -223,6 +247,7 @@ def perform_groups(
         options: by our names, for the constructor.
         at_rest: whether `options` makes V₀ zero.
         hidden: whether the state holds something else in place of V.
+        reload_after: the number of steps after which the state is saved and loaded.
 
     Raises:
         WrongResultError: if a group without gradients moves; otherwise as `perform`.
@@ -239,47 +264,49 @@ def perform_groups(
         v = None if hidden else session.velocity(parts[k])
         return _seen(groups[k].case, v, session.weights(parts[k]), step)
 
-    def step(given: Mapping[int, Arrays]) -> None:
-        still = {k: session.weights(parts[k]) for k in range(len(runs)) if k not in given}
+    def step(given: Mapping[int, Arrays], number: int) -> None:
+        still = {k: look(k, number) for k in range(len(runs)) if k not in given}
         every = [given.get(k, [None] * len(groups[k].case.weights)) for k in range(len(runs))]
         session.step([g for grads in every for g in grads])
         for k, before in still.items():
-            for i, (old, new) in enumerate(zip(before, session.weights(parts[k]), strict=True)):
-                if old.tobytes() != new.tobytes():
-                    raise WrongResultError(
-                        f"a weight without a gradient moves: tensor {i} of group {k}"
-                    )
+            for name, old, new in zip(("V", "W"), before, look(k, number), strict=True):
+                for i, (x, y) in enumerate(zip(old or [], new or [], strict=bool(old))):
+                    if x.tobytes() != y.tobytes():
+                        raise WrongResultError(
+                            f"{name} changes without a gradient: tensor {i} of group {k}"
+                        )
 
-    for n in range(max(group.after + len(group.case.gradients) for group in groups)):
-        for k in range(len(runs), len(groups)):
-            case = groups[k].case
-            if groups[k].after > n:
-                break
-            if groups[k].after:
+    # A group whose state does not show V yet gets a step with zero gradients first.
+    delays: list[int] = []
+    for n in itertools.count():
+        if n == reload_after:
+            session = session.reloaded()
+        while len(runs) < len(groups) and (group := groups[len(runs)]).after <= n:
+            case = group.case
+            if group.after:
                 session.add(case.weights, case.options)
             start = parts[-1].stop if parts else 0
             parts.append(slice(start, start + len(case.weights)))
             runs.append(Run(0, (case.weights, case.weights), _certain(case)))
-            v, w = look(k, 0)
-            if v is None and at_rest:
-                v = [np.zeros_like(x) for x in w]
-            elif v is None:
-                step({k: [np.zeros_like(x) for x in w]})
-                (v, w), runs[k].count = look(k, 1), 1
+            v, w = look(len(runs) - 1, n)
+            runs[-1].start = ([np.zeros_like(x) for x in w] if v is None else v), w
+            delays.append(int(v is None and not at_rest))
+        begins = [k for k, delay in enumerate(delays) if delay and groups[k].after == n]
+        given = {
+            k: grads
+            for k, (group, delay) in enumerate(zip(groups, delays, strict=False))
+            if (grads := group.gradients(n - group.after - delay)) is not None
+        }
+        if not given and not begins and len(runs) == len(groups):
+            break
+        step(given | {k: [np.zeros_like(w) for w in groups[k].case.weights] for k in begins}, n)
+        for k in given:
+            runs[k].states.append(look(k, n + 1))
+        for k in begins:
+            v, w = look(k, n + 1)
             if v is None:
                 raise CannotWriteError("its state does not show V, and V does not start from 0")
-            runs[k].start = v, w
-        having = {k: group.case.gradients for k, group in enumerate(groups[: len(runs)])}
-        step(
-            {
-                k: [*g[n - groups[k].after]]
-                for k, g in having.items()
-                if n < groups[k].after + len(g)
-            }
-        )
-        for k, gradients in having.items():
-            if n < groups[k].after + len(gradients):
-                runs[k].states.append(look(k, n + 1))
+            runs[k].start, runs[k].count = (v, w), 1
     return runs
 
 
@@ -328,6 +355,7 @@ def _steps(
         if index == case.reload_after:
             session = session.copied() if case.copied else session.reloaded()
         run.left.append(session.step([g.copy() for g in grads], case.rate(index)))
+        run.overwritten = run.overwritten or session.overwritten
         run.states.append(look(session, index + 1))
         yield run
 

@@ -1,0 +1,397 @@
+"""One right implementation of each kind, with rules that a mistake overrides.
+
+`torch_head` is an optimizer of the kind torch whose rules are `Head`; `<kind>_right` is right.
+All of them use the paper's form and no code of gravity_conformance.
+"""
+
+import numpy as np
+
+
+class Rules:
+    """What the implementations do, in parts; `xp` is numpy, torch, jax.numpy or keras.ops."""
+
+    later = False  # whether the gradients of the step before are cleared
+
+    def __init__(self, kind, xp):
+        self.kind, self.xp = kind, xp
+        # Frameworks that compile the step are fed smaller tensors.
+        self.block = 65_536 if kind == "torch" else 16_384
+
+    def flat(self, x):
+        return self.xp.reshape(x, (-1,))
+
+    def largest(self, g, place):
+        """Return max|G| of the tensor at a place in the list."""
+        return self.xp.max(self.xp.abs(g))
+
+    def zeta(self, g, place):
+        s = g * self.largest(g, place)
+        return g / (1 + s * s)
+
+    def coefficients(self, t, beta):
+        return (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+
+    def rate(self, lr):
+        return lr
+
+    def normal(self, seed, place, shape):
+        return np.random.default_rng([seed, place]).standard_normal(shape)
+
+    def v0(self, std, seed, place, shape):
+        return std * self.normal(seed, place, shape)
+
+    def slot(self, place, shapes):
+        """Return the place of the V that a tensor uses."""
+        return place
+
+    def group(self, groups, k):
+        """Return the options of a group."""
+        return groups[k]
+
+    def takes_part(self, k, known):
+        """Tell whether group k steps; `known` is the number of groups at construction."""
+        return True
+
+    def missing(self, p, group):
+        """Treat a parameter without a gradient."""
+
+    def refuse(self, w, g):
+        """Raise an error for input that is not offered."""
+
+    def wide(self, dtype):
+        """Return the dtype in which a plain function computes."""
+        return np.result_type(dtype, np.float32)
+
+
+class Head(Rules):
+    def largest(self, g, place):
+        return super().largest(self.flat(g)[: self.block], place)
+
+
+class Tail(Rules):
+    def largest(self, g, place):
+        flat = self.flat(g)
+        whole = flat.shape[0] // 4 * 4
+        return super().largest(flat[:whole] if whole else flat, place)
+
+
+class FiveAxes(Rules):
+    def largest(self, g, place):
+        return super().largest(g[0] if len(g.shape) == 5 else g, place)
+
+
+class Negative(Rules):
+    def largest(self, g, place):
+        xp = self.xp
+        return xp.where(xp.all(g < 0), -xp.max(g), super().largest(g, place))
+
+
+class EveryEighth(Rules):
+    def zeta(self, g, place):
+        return 0 * g if place % 8 == 7 else super().zeta(g, place)
+
+
+class Later(Rules):
+    def zeta(self, g, place):
+        first = 5 if self.kind == "keras" else 6
+        return 0 * g if place >= first else super().zeta(g, place)
+
+
+class SharedV(Rules):
+    def slot(self, place, shapes):
+        shape = shapes[place]
+        return shapes.index(shape) if len(shape) == 1 else place
+
+
+class FirstBeta(Rules):
+    def group(self, groups, k):
+        return groups[k] | {"beta": groups[0]["beta"]}
+
+
+class FirstRate(Rules):
+    def group(self, groups, k):
+        return groups[k] | {"lr": groups[0]["lr"]}
+
+
+class LateGroup(Rules):
+    def takes_part(self, k, known):
+        return k < known
+
+
+class Decays(Rules):
+    def missing(self, p, group):
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+class TensorRate(Rules):
+    def rate(self, lr):
+        number = isinstance(lr, float | int) or callable(lr)
+        if self.kind == "keras":  # the learning rate is always a variable
+            return lr
+        return lr if number else 0 * lr
+
+
+class Later0(Rules):
+    later = True
+
+
+class Half(Rules):
+    def normal(self, seed, place, shape):
+        z = super().normal(seed, place, shape)
+        z.reshape(-1)[32_768:] = 0
+        return z
+
+
+class Repeats(Rules):
+    def normal(self, seed, place, shape):
+        return np.resize(super().normal(seed, place, (1000,)), shape)
+
+
+class NoBiases(Rules):
+    def v0(self, std, *where):
+        return super().v0(0 if len(where[-1]) == 1 else std, *where)
+
+
+# What is right, and refuses something or does without it.
+class Finite(Rules):
+    def refuse(self, w, g):
+        if not self.xp.all(self.xp.isfinite(g)):
+            raise ValueError("gradients must be finite")
+
+
+class NoEmpty(Rules):
+    def refuse(self, w, g):
+        if 0 in g.shape:
+            raise ValueError("tensors must not be empty")
+
+
+class Singles(Rules):
+    def refuse(self, w, g):
+        if not any(name in str(w.dtype) for name in ("float32", "float64")):
+            raise TypeError(f"tensors must be float32 or float64, got {w.dtype}")
+
+
+class Literal(Rules):
+    def wide(self, dtype):
+        return dtype
+
+
+class Inside(Rules):
+    def coefficients(self, t, beta):
+        if not 0 < beta < 1:
+            raise ValueError(f"beta must lie in (0, 1), got {beta}")
+        return super().coefficients(t, beta)
+
+    def v0(self, std, *where):
+        if not std > 0:
+            raise ValueError(f"the standard deviation must be positive, got {std}")
+        return super().v0(std, *where)
+
+
+RULES = {
+    "right": Rules,
+    "head": Head,
+    "tail": Tail,
+    "five": FiveAxes,
+    "negative": Negative,
+    "eighth": EveryEighth,
+    "later": Later,
+    "shared": SharedV,
+    "beta": FirstBeta,
+    "rate": FirstRate,
+    "added": LateGroup,
+    "decays": Decays,
+    "tensor": TensorRate,
+    "cleared": Later0,
+    "half": Half,
+    "repeats": Repeats,
+    "biases": NoBiases,
+    "finite": Finite,
+    "empty": NoEmpty,
+    "singles": Singles,
+    "literal": Literal,
+    "inside": Inside,
+    "rest": Rules,
+}
+
+
+def plain(rules, *, rest=False):
+    kept = []
+
+    def step(w, v, g, t, lr, beta):
+        rules.refuse(w, g)
+        if rules.later:
+            for x in kept:
+                if x is not g and x.flags.writeable:
+                    x[...] = 0
+            kept[:] = [g]
+        if not g.size:
+            return w, v
+        dtype = w.dtype
+        wide = rules.wide(dtype)
+        w, v, x = w.astype(wide), v.astype(wide), g.astype(wide)
+        with np.errstate(all="ignore"):
+            old, new = rules.coefficients(t, beta)
+            v = old * v + new * rules.zeta(x, 0)
+            return (w - rules.rate(lr) * v).astype(dtype), v.astype(dtype)
+
+    return step
+
+
+def torch(rules, *, rest=False):
+    import torch
+
+    kept = []
+
+    class Planted(torch.optim.Optimizer):
+        def __init__(self, params, lr=0.1, beta=0.9, weight_decay=0.0, *, alpha=0.01, seed=0):
+            options = {"lr": lr, "beta": beta, "weight_decay": weight_decay}
+            super().__init__(params, options)
+            # torch copies and saves these, and no other attributes.
+            self.defaults["known"] = len(self.param_groups)
+            for group in self.param_groups:
+                group["std"], group["seed"] = 0.0 if rest else alpha / float(lr), seed
+
+        @torch.no_grad()
+        def step(self):
+            listed = [(k, p) for k, group in enumerate(self.param_groups) for p in group["params"]]
+            shapes = [tuple(p.shape) for _, p in listed]
+            for g in kept:
+                if all(g is not p.grad for _, p in listed):
+                    g.zero_()
+            for place, (k, p) in enumerate(listed):
+                group = rules.group(self.param_groups, k)
+                if p.grad is None:
+                    rules.missing(p, group)
+                elif rules.takes_part(k, self.defaults["known"]):
+                    rules.refuse(p, p.grad)
+                    self.one(p, listed[rules.slot(place, shapes)][1], place, group)
+            kept[:] = [p.grad for _, p in listed if rules.later and p.grad is not None]
+
+        def one(self, p, owner, place, group):
+            state, shared = self.state[p], self.state[owner]
+            if "v" not in state:
+                first = self.param_groups[0]
+                v = rules.v0(first["std"], first["seed"], place, tuple(p.shape))
+                state["t"], state["v"] = 0, torch.as_tensor(v).to(p.dtype)
+            state["t"] += 1
+            if not p.numel():
+                return
+            wide = torch.promote_types(p.dtype, torch.float32)
+            old, new = rules.coefficients(state["t"], group["beta"])
+            v = old * shared["v"].to(wide) + new * rules.zeta(p.grad.to(wide), place)
+            shared["v"].copy_(v)
+            lr = rules.rate(group["lr"])
+            p.copy_(p.to(wide) * (1 - lr * group["weight_decay"]) - lr * v)
+
+    if not rest:
+        return Planted
+
+    class FromRest(Planted):
+        def __init__(self, params, lr=0.1, beta=0.9, weight_decay=0.0):
+            super().__init__(params, lr, beta, weight_decay)
+
+    return FromRest
+
+
+def optax(rules, *, rest=False):
+    import jax
+    import optax
+    from jax import numpy as jnp
+
+    def gravity(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+        nominal = learning_rate(0) if callable(learning_rate) else learning_rate
+        std = alpha / float(nominal) if nominal else 0.0
+
+        def init(params):
+            leaves, structure = jax.tree.flatten(params)
+            places = enumerate(leaves)
+            v = [jnp.asarray(rules.v0(std, seed, i, w.shape), w.dtype) for i, w in places]
+            return {"t": jnp.zeros([], jnp.int32), "velocity": jax.tree.unflatten(structure, v)}
+
+        def update(updates, state, params=None):
+            t = state["t"] + 1
+            lr = learning_rate(state["t"]) if callable(learning_rate) else learning_rate
+            grads, structure = jax.tree.flatten(updates)
+            kept = jax.tree.leaves(state["velocity"])
+            shapes = [g.shape for g in grads]
+            moves = []
+            for place, g in enumerate(grads):
+                rules.refuse(g, g)
+                slot = rules.slot(place, shapes)
+                if g.size:
+                    wide = jnp.promote_types(g.dtype, jnp.float32)
+                    old, new = rules.coefficients(t.astype(wide), beta)
+                    v = old * kept[slot].astype(wide) + new * rules.zeta(g.astype(wide), place)
+                    kept[slot] = v.astype(g.dtype)
+                    moves.append((-rules.rate(lr) * v).astype(g.dtype))
+                else:
+                    moves.append(g)
+            v = jax.tree.unflatten(structure, kept)
+            return jax.tree.unflatten(structure, moves), {"t": t, "velocity": v}
+
+        return optax.GradientTransformation(init, update)
+
+    def from_rest(learning_rate=0.1, beta=0.9):
+        return gravity(learning_rate, 0.0, beta)
+
+    return from_rest if rest else gravity
+
+
+def keras(rules, *, rest=False):
+    import keras
+    from keras import ops
+
+    class Planted(keras.optimizers.Optimizer):
+        def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, **kwargs):
+            super().__init__(learning_rate, **kwargs)
+            self.std, self.beta, self.seed = alpha / float(learning_rate), beta, seed
+
+        def build(self, variables):
+            if self.built:
+                return
+            super().build(variables)
+            self.velocities, self.shapes = [], [tuple(w.shape) for w in variables]
+            for place, w in enumerate(variables):
+                v = rules.v0(self.std, self.seed, place, tuple(w.shape))
+                made = self.add_variable_from_reference(w, "velocity", initializer="zeros")
+                made.assign(ops.convert_to_tensor(v, made.dtype))
+                self.velocities.append(made)
+
+        def update_step(self, gradient, variable, learning_rate):
+            rules.refuse(variable, gradient)
+            place = self._get_variable_index(variable)
+            if 0 in variable.shape:
+                return
+            kept = self.velocities[rules.slot(place, self.shapes)]
+            wide = "float64" if variable.dtype == "float64" else "float32"
+            t, lr = ops.cast(self.iterations, wide) + 1, ops.cast(learning_rate, wide)
+            old, new = rules.coefficients(t, self.beta)
+            v = old * ops.cast(kept, wide) + new * rules.zeta(ops.cast(gradient, wide), place)
+            self.assign(kept, ops.cast(v, kept.dtype))
+            w = ops.cast(variable, wide) - rules.rate(lr) * v
+            self.assign(variable, ops.cast(w, variable.dtype))
+
+    class FromRest(Planted):
+        def __init__(self, learning_rate=0.1, beta=0.9, **kwargs):
+            super().__init__(learning_rate, 0.0, beta, **kwargs)
+
+    return FromRest if rest else Planted
+
+
+KINDS = {"plain": plain, "torch": torch, "optax": optax, "keras": keras}
+
+
+def make(kind, rules, **how):
+    """Return an implementation of a kind that follows `rules`."""
+    import importlib
+
+    modules = {"plain": "numpy", "torch": "torch", "optax": "jax.numpy", "keras": "keras.ops"}
+    return KINDS[kind](rules(kind, importlib.import_module(modules[kind])), **how)
+
+
+def __getattr__(name):
+    kind, _, mistake = name.partition("_")
+    if kind not in KINDS or mistake not in RULES:
+        raise AttributeError(name)
+    return make(kind, RULES[mistake], rest=mistake == "rest")
