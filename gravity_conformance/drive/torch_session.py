@@ -80,8 +80,11 @@ class TorchSession(StateSession):
         self._params += params
         self.optimizer.add_param_group(self._group(params, options))
 
-    def _tensor(self, array: np.ndarray, place: int = 0) -> Any:
-        """Return a tensor; `place` chooses how a strided one lies in memory."""
+    def _tensor(self, array: np.ndarray, place: int = 0, *, expands: bool = False) -> Any:
+        """Return a tensor; `place` chooses how a strided one lies in memory.
+
+        One that expands may have one row in memory for all; it cannot be written to.
+        """
         tensor = self._torch.tensor(array, dtype=getattr(self._torch, self.setup.dtype))
         if not self.setup.strided or not tensor.ndim:
             return tensor
@@ -89,7 +92,7 @@ class TorchSession(StateSession):
             return tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
         if place % 3 == 1:
             return self._torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
-        return tensor[:1].expand_as(tensor) if _repeats(array) else tensor
+        return tensor[:1].expand_as(tensor) if expands and _repeats(array) else tensor
 
     def _numpy(self, tensor: Any) -> np.ndarray:
         bfloat16 = tensor.dtype == self._torch.bfloat16
@@ -106,7 +109,10 @@ class TorchSession(StateSession):
             # Torch's schedulers set "lr", whatever the constructor calls it.
             name = "lr" if "lr" in group or own not in group else own
             group[name] = self._torch.tensor(lr) if self.setup.array_rate else lr
-        tensors = [None if g is None else self._tensor(g, i // 3) for i, g in enumerate(grads)]
+        tensors = [
+            None if g is None else self._tensor(g, i // 3, expands=True)
+            for i, g in enumerate(grads)
+        ]
         # Every other step gives the gradients in the memory of the step before.
         before, shapes = self._before, [None if g is None else g.shape for g in tensors]
         known = [g.shape for g, _ in before]

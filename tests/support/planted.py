@@ -373,8 +373,8 @@ def keras(rules, *, rest=False):
             self.assign(variable, ops.cast(w, variable.dtype))
 
     class FromRest(Planted):
-        def __init__(self, learning_rate=0.1, beta=0.9, **kwargs):
-            super().__init__(learning_rate, 0.0, beta, **kwargs)
+        def __init__(self, learning_rate=0.1, beta=0.9, name="planted"):
+            super().__init__(learning_rate, 0.0, beta, name=name)
 
     return FromRest if rest else Planted
 

@@ -17,6 +17,7 @@ Outcome = Literal["pass", "differs", "error", "remark", "not applicable"]
 
 
 _MANY = 8  # tensors; of more, only the smallest ones that differ are diagnosed
+_LARGE = 4_096  # elements; of the smallest ones, only the first may be larger
 
 
 @dataclass
@@ -86,11 +87,12 @@ class Judge:
             else:
                 finding.outcome, finding.first = "differs", verdict.first
                 if len(trial.case.weights) > _MANY:
-                    shapes = [trial.case.weights[i].shape for i in sorted(verdict.wrong)]
-                    shapes.sort(key=lambda shape: int(np.prod(shape)))
+                    wrong = sorted(verdict.wrong, key=lambda i: trial.size(i))
+                    shapes = [trial.case.weights[i].shape for i in wrong]
                     finding.note = f"{len(shapes)} of {len(trial.case.weights)} tensors differ"
                     finding.note += f", of shapes {', '.join(map(str, shapes[:_MANY]))}"
-                    trial = trial.only(sorted(verdict.wrong, key=lambda i: trial.size(i))[:_MANY])
+                    small = [i for i in wrong[1:_MANY] if trial.size(i) <= _LARGE]
+                    trial = trial.only([*wrong[:1], *small])
                 finding.diagnosis = self.named(diagnose(trial, what=what).distinct)
         elif what != "V" and any(
             d > b for d, b in zip(verdict.deviation, verdict.bound, strict=True)

@@ -57,7 +57,8 @@ def long(subject: Subject, judge: Judge) -> Finding:
     if not settable:
         return finding
     # With β = 1, 1 − β̂ is small, so an error of t shows.
-    options = subject.options(**({} if subject.refused(beta=1.0) else {"beta": 1.0}))
+    options = subject.decaying | ({} if subject.refused(beta=1.0) else {"beta": 1.0})
+    options |= subject.driver.arguments.fixed
     weights, gradients = subject.normal(5, ((3,), (2,)), (1.0, 5.0), seed=29)
     # A step that writes a scheduled rate is compiled for every number of steps.
     paths = (False, True) if subject.driver.session.compiles else (False,)
@@ -88,11 +89,10 @@ def compiled(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.compiles:
         return Finding("not applicable", "nothing is compiled")
     weights, gradients = subject.normal(12, seed=26)
-    options = subject.options(**({"weight_decay": 0.1} if subject.offers("weight_decay") else {}))
-    rates = subject.halved(12)
+    options, rates = subject.decaying, subject.halved(12)
     finding = judge.judge(Case(weights, gradients, options, rates=rates, fast=True))
     if finding.outcome == "pass":
-        return judge.judge(subject.swept(subject.rng("compiled"), fast=True))
+        return judge.judge(subject.swept(subject.rng("compiled"), True, options))
     return finding
 
 

@@ -6,7 +6,7 @@ show which convention of t fits, and whether the state shows V.
 
 import functools
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,13 +106,25 @@ class Subject:
         """Return `inputs.normal`; its numbers also depend on the seed of the subject."""
         return normal(steps, shapes, scales, dtype, [self.seed, seed])
 
-    def swept(self, rng: np.random.Generator, fast: bool, **kwargs: Any) -> Case:
+    @property
+    def decaying(self) -> dict[str, Any]:
+        """Return `options` with weight decay, if it is offered."""
+        return self.options(**({"weight_decay": 0.1} if self.offers("weight_decay") else {}))
+
+    def swept(
+        self,
+        rng: np.random.Generator,
+        fast: bool,
+        options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Case:
         """Return three steps of tensors of many shapes; `fast` compiles the step."""
+        options = self.options() if options is None else options
         traced = self.driver.session.compiles is not None and not fast
         tensors = self.level.traced if traced else self.level.tensors
         shapes = sweep(rng, kwargs.pop("top", self.level.top), tensors)
         weights, gradients = patterned(rng, 3, shapes, **kwargs)
-        return Case(weights, gradients, self.options(), self.velocity(weights), fast=fast)
+        return Case(weights, gradients, options, self.velocity(weights), fast=fast)
 
     def velocity(self, weights: Arrays) -> Arrays | None:
         """Return a V to start from, for an implementation that takes V as an argument."""

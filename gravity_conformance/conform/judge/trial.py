@@ -270,6 +270,8 @@ def perform_groups(
         session.step([g for grads in every for g in grads])
         for k, before in still.items():
             for name, old, new in zip(("V", "W"), before, look(k, number), strict=True):
+                if old is not None and new is None:
+                    raise WrongResultError(f"{name} is lost without a gradient: group {k}")
                 for i, (x, y) in enumerate(zip(old or [], new or [], strict=bool(old))):
                     if x.tobytes() != y.tobytes():
                         raise WrongResultError(
