@@ -38,7 +38,7 @@ class PlainSession(Session):
         for i, g in enumerate(grads):
             arrays = (self._w[i], self._v[i], g.astype(self._dtype))
             given = [self._laid(x, i + 3 * k) for k, x in enumerate(arrays)]
-            if self._reuses:
+            if self._reuses and before[i][0].flags.writeable:
                 before[i][0][...] = given[2]
                 given[2] = before[i][0]
             result = self.setup.found(*given, self._t, rate, self._beta, **self._keywords)
