@@ -20,11 +20,11 @@ from tests.support import exact
 NOT_NUMBERS = ["0.1", None, [], 1j, float("nan")]
 NOT_FINITE = [float("inf"), -float("inf"), 10**309]
 BAD = {
-    "learning_rate": [*NOT_NUMBERS, *NOT_FINITE, -1e-300, -1],
-    "alpha": [*NOT_NUMBERS, *NOT_FINITE, -0.01],
-    "beta": [*NOT_NUMBERS, *NOT_FINITE, -0.1, 1.1, np.float32(1.5)],
-    "weight_decay": [*NOT_NUMBERS, *NOT_FINITE, -0.01],
-    "velocity_std": [x for x in [*NOT_NUMBERS, *NOT_FINITE, -0.01, 1e39] if x is not None],
+    "learning_rate": [*NOT_NUMBERS, *NOT_FINITE, -5e-324, -1],
+    "alpha": [*NOT_NUMBERS, *NOT_FINITE, -5e-324],
+    "beta": [*NOT_NUMBERS, *NOT_FINITE, -5e-324, math.nextafter(1, 2), np.float32(1.5)],
+    "weight_decay": [*NOT_NUMBERS, *NOT_FINITE, -5e-324],
+    "velocity_std": [x for x in [*NOT_NUMBERS, *NOT_FINITE, -5e-324, 7.87e37] if x is not None],
     "seed": [*NOT_NUMBERS, *NOT_FINITE, -1, 2**64, 0.0, 1.5],
     "first_step": [*NOT_NUMBERS, *NOT_FINITE, -1, 2, 1.0],
 }
@@ -33,7 +33,7 @@ GOOD = {
     "alpha": [0, 0.01, 1e308],
     "beta": [0, 0.0, 0.9, 1, 1.0, np.float64(0.5)],
     "weight_decay": [0, 0.01, 1e308],
-    "velocity_std": [None, 0, 0.1, 6e37],
+    "velocity_std": [None, 0, 0.1, 7.86e37],
     "seed": [0, 1, 2**64 - 1, np.uint64(2**64 - 1), np.int32(7)],
     "first_step": [0, 1, np.int64(1)],
 }

@@ -311,6 +311,9 @@ def test_missing_hyperparameters_have_their_defaults():
         "first_step": 1,
     }
     assert {type(v) for v in made.values()} == {int, float}
+
+
+def test_the_warning_names_the_file_of_the_caller():
     with pytest.warns(UserWarning, match="learning_rate is 0 at construction") as caught:
         State(0, [], {"learning_rate": 0})
     assert caught[0].filename == __file__
@@ -381,7 +384,7 @@ def test_an_unsuitable_state_changes_nothing():
             r"velocities\[1\] must be float64 of shape \(3,\), .* got float64 of shape \(4,\)",
         ),
         (State(1, [np.ones(2), np.float32([1] * 3)]), r"velocities\[1\] .* got float32"),
-        (State([1, 2], [np.ones(2), np.ones(3)]), "t must be one number"),
+        (State([1, 2], [np.ones(2), np.ones(3)], {"beta": 0.5}), "t must be one number"),
     ):
         with pytest.raises(ValueError, match=message):
             optimizer.import_state(state, w)

@@ -373,6 +373,21 @@ def test_max_abs_grad(backend, dtype, data):
     assert found == expected or flushed
 
 
+class ReducesAllOverNoAxes(SimpleNamespace):
+    """A namespace like torch's: a reduction over no axes is one over all."""
+
+    float32, maximum = np.float32, staticmethod(np.maximum)
+    max, min = (
+        staticmethod(lambda x, f=f, axis=None, **kept: f(x, axis=axis or None, **kept))
+        for f in (np.max, np.min)
+    )
+
+
+def test_no_axes_reduce_nothing():
+    g = np.asarray([1.0, -2.0])
+    assert max_abs_grad(g, axes=(), xp=ReducesAllOverNoAxes()).tolist() == [1, 2]
+
+
 @on_backends
 @pytest.mark.parametrize("signs", [(0.0, 0.0), (-0.0, -0.0), (-0.0, 0.0), (0.0, -0.0)], ids=str)
 def test_max_step_grad_of_zeros_is_plus_infinity(backend, signs):

@@ -284,6 +284,35 @@ def test_initial_velocity_is_sigma_z_in_each_dtype(dtype, shape, std, seed, inde
     assert v.tobytes() == want.tobytes()
 
 
+@pytest.mark.parametrize("index", [-1, 2**32])
+def test_an_index_that_is_no_word_is_refused(index):
+    message = rf"^index must be an integer in \[0, 2\*\*32\), got {index}$"
+    with pytest.raises(ValueError, match=message):
+        velocity.tensor_key(0, index)
+    with pytest.raises(ValueError, match=message):
+        initial_velocity((1,), std=1.0, index=index)
+
+
+def test_the_last_index_and_seed_have_a_velocity_of_their_own():
+    stream = {"seed": 2**64 - 1, "index": 2**32 - 1}
+    assert initial_velocity((5,), std=1.0, **stream).tobytes() == z_by_hand(0, 5, **stream).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "std", "message"),
+    [
+        # 65 504 / 4.328, 65 504 being the largest number of float16
+        ("float16", 15_200.0, r"std must be in \[0, 15100\] for V₀ in float16, got 15200.0"),
+        ("float16", -1.0, r"std must be None or a number in \[0, 7.86e\+37\], got -1.0"),
+        ("complex64", 1e38, r"std must be None or a number in \[0, 7.86e\+37\], got 1e\+38"),
+        ("float64", "1", r"std must be None or a number in \[0, 7.86e\+37\], got '1'"),
+    ],
+)
+def test_a_velocity_that_overflows_is_refused(dtype, std, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        initial_velocity((2,), dtype, std=std)
+
+
 @pytest.mark.parametrize(("dtype", "real"), [("complex64", "float32"), ("complex128", "float64")])
 @given(shape=shapes())
 def test_complex_velocities_are_pairs_of_reals(dtype, real, shape):
