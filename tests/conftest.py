@@ -20,8 +20,11 @@ from hypothesis import HealthCheck, Phase, settings
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", max_examples=25, derandomize=True, **_COMMON)
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
-# The examples of "default"; for `make mutants`, which needs no smallest example of a failure.
+# For `make mutants`, which needs no smallest example of a failure.
 settings.register_profile(
-    "mutants", settings.get_profile("default"), phases=[Phase.explicit, Phase.generate]
+    "mutants",
+    settings.get_profile("default"),
+    max_examples=10,
+    phases=[Phase.explicit, Phase.generate],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
