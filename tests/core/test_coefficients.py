@@ -90,6 +90,13 @@ def test_a_beta_of_every_kind_gives_python_floats(number):
     assert [type(c) for c in got] == [float, float]
 
 
+def test_an_array_of_betas_gives_arrays_of_its_dtype():
+    for got, want in zip(
+        coefficients(2, np.asarray([0.5, 1], np.float32)), ([0.5, 0.75], [0.5, 0.25]), strict=True
+    ):
+        assert (got.dtype, got.tolist()) == (np.float32, want)
+
+
 class Symbol:
     """An integer that a compiler has not fixed, as torch.SymInt: it has no dtype."""
 

@@ -110,6 +110,10 @@ def test_threefry_equals_jaxs(key, counters):
     np.testing.assert_array_equal(np.concatenate(got), want)
 
 
+def test_the_first_key_is_a_known_answer():
+    assert tuple(int(word[0]) for word in velocity.tensor_key()) == KNOWN_ANSWERS[0][2]
+
+
 @given(seed=seeds, index=words)
 def test_tensor_key_equals_fold_in_of_jax(seed, index):
     jax = pytest.importorskip("jax", reason="compares with jax.random", exc_type=ImportError)
