@@ -94,9 +94,12 @@ def equivalents() -> set[tuple[str, str]]:
     """Return the function and the new lines of each mutant that no test can tell apart."""
     text = (ROOT / ".ci/equivalent_mutants.toml").read_text(encoding="utf-8")
     return {
-        (function, mutant["becomes"])
+        (function, into.strip())
         for function, mutants in tomllib.loads(text).items()
         for mutant in mutants
+        for into in (
+            mutant["becomes"] if isinstance(mutant["becomes"], list) else [mutant["becomes"]]
+        )
     }
 
 
@@ -105,7 +108,7 @@ def survivors(folder: Path, names: Iterable[str], jobs: int) -> Iterator[tuple[s
     known = equivalents()
     with ThreadPoolExecutor(jobs) as pool:
         for function, out, into in pool.map(lambda name: change(folder, name), names):
-            if (function, into) not in known:
+            if (function, into.strip()) not in known:
                 yield function, out, into
 
 
