@@ -89,6 +89,8 @@ def test_other_dtypes_have_no_limits():
         message = f"{name} must be float16, bfloat16, float32 or float64, got 'int8'"
         with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
             _arrays.float_info(*arguments)
+    with pytest.raises(TypeError, match=r"^dtype must be .* got 'numpy.float32'$"):
+        _arrays.float_info("numpy.float32")  # text is a name, and not a dtype's text
 
 
 def test_the_working_dtype_is_the_widest_and_at_least_float32():
@@ -115,6 +117,7 @@ def test_a_cast_changes_the_dtype_only():
     for wide in (_arrays.cast(array, np.float64, xp), _arrays.cast(array[0], np.float64, xp)):
         assert wide.dtype == np.float64
         assert wide.tolist() in ([1.5, 2.0], 1.5)
+    assert _arrays.cast(np.ones(1), np.dtype("float32"), xp).dtype == np.float32
     calls = []
     keras = SimpleNamespace(cast=lambda *arguments: calls.append(arguments))
     _arrays.cast(array, "float64", keras)
@@ -122,8 +125,8 @@ def test_a_cast_changes_the_dtype_only():
 
 
 def test_only_an_integer_array_is_cast_as_a_counter():
-    xp, dtype = array_api_compat.numpy, np.dtype("float64")
-    for t in (3, 3.0, np.int64(3), np.ones(1, np.float32), np.ones(1, ml_dtypes.bfloat16)):
+    xp, dtype = array_api_compat.numpy, np.dtype("float32")
+    for t in (3, 3.0, np.int64(3), np.ones(1, np.float64), np.ones(1, ml_dtypes.bfloat16)):
         assert _arrays.float_counter(t, dtype, xp) is t
     got = _arrays.float_counter(np.asarray(3), dtype, xp)
     assert (got.dtype, got.item()) == (dtype, 3)
