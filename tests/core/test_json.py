@@ -5,6 +5,10 @@ import pytest
 from gravity_core import _json
 
 
+def test_an_object_without_repeated_keys_is_read():
+    assert _json.loads('{"a": {"t": 1}, "t": 2}') == {"a": {"t": 1}, "t": 2}
+
+
 def test_options_reach_the_parser():
     assert _json.loads("[1.5, 2]", parse_float=str) == ["1.5", 2]
 
