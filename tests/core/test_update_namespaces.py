@@ -94,6 +94,7 @@ def test_only_the_given_namespace_is_used(monkeypatch, dtype):
         lambda **xp: trace(grad, v, 1, **xp).zeta,
         lambda **xp: max_step_grad(grad, **xp),
         lambda **xp: max_abs_grad(grad, axes=(0,), **xp),
+        lambda **xp: max_abs_grad(grad, axes=(), **xp),
         lambda **xp: gradient_term(grad, **xp),
     ]
     expected = [call() for call in calls]
