@@ -30,7 +30,7 @@ NEAREST = {
     "hyperparameters": ["test_hyperparameters*"],
     "state": ["test_state*"],
     "error_bound": ["test_error_bound*"],
-    "reference": ["test_reference*"],
+    "reference": ["test_reference*", "test_state*"],
     "_arrays": ["test_arrays*"],
     "_json": ["test_json*"],
 }

@@ -265,6 +265,36 @@ def test_a_first_rate_far_above_that_of_sigma_warns_once(built):
     assert len(caught) == 1
 
 
+def test_a_first_rate_just_above_ten_times_that_of_sigma_warns():
+    optimizer = Gravity(0.01)
+    optimizer.learning_rate = 0.105
+    with pytest.warns(UserWarning, match=r"^learning_rate is 0\.105 at the first step"):
+        optimizer.step([np.ones(2)], [np.ones(2)])
+
+
+def test_a_rate_after_a_zero_one_does_not_warn_again():
+    with pytest.warns(UserWarning, match=r"^learning_rate is 0"):
+        optimizer = Gravity(0.0)
+    optimizer.learning_rate = 0.1
+    optimizer.step([np.ones(2)], [np.ones(2)])
+
+
+def test_overflow_and_non_finite_gradients_are_silent():
+    w = np.ones(3)
+    Gravity(velocity_std=0.0).step([w], [np.asarray([1e200, 0, -1e200])])
+    assert (w == 1).all()  # s·s overflows, so ζ is 0
+    Gravity(velocity_std=0.0).step([w], [np.asarray([1.0, np.inf, 0])])
+    assert np.isnan(w[1])
+
+
+def test_trace_by_hand():
+    """max|G| = 2, β̂ = (½ · 2 + 1) / 4 = ½, ζ = (1/5, −2/17), V = ½ (2, 4) + ½ ζ."""
+    step = trace(np.asarray([1.0, -2.0]), np.asarray([2.0, 4.0]), 2, beta=0.5)
+    assert (step.t, step.beta_hat, step.m) == (2, 0.5, 0.5)
+    assert step.zeta == pytest.approx([1 / 5, -2 / 17], rel=1e-15)
+    assert step.v == pytest.approx([1.1, 33 / 17], rel=1e-15)
+
+
 @pytest.mark.parametrize("options", [{"velocity_std": 10.0}, {"alpha": 0.0}, {}], ids=str)
 def test_other_first_rates_do_not_warn(options):
     optimizer = Gravity(1e-3, **options)

@@ -441,7 +441,7 @@ def test_an_unsuitable_state_changes_nothing():
     w = [np.ones(2), np.ones(3)]
     optimizer = Gravity()
     with pytest.raises(
-        ValueError, match=r"no velocity to export yet: call init\(params\) or step\(\)"
+        ValueError, match=r"^no velocity to export yet: call init\(params\) or step\(\) first$"
     ):
         optimizer.export_state()
     optimizer.init(w)
