@@ -9,6 +9,10 @@ VENV := .venv
 TOOLS := .venv-tools
 # The libraries of docs/recipes.
 CLIENTS := .venv-clients
+# mutmut, and NumPy without a framework.
+MUTANTS := .venv-mutants
+# Arguments of `make mutants`: modules of gravity_core, such as "update velocity"; none for all.
+MODULES ?=
 ifeq ($(OS),Windows_NT)
 BIN := Scripts
 else
@@ -24,7 +28,7 @@ ifeq ($(shell uname -sm 2>/dev/null),Linux x86_64)
 TRITON := .venv-triton/.installed
 endif
 
-.PHONY: parity test test-clients lint schemas types wheel dist matrix newest-jax constraints clean
+.PHONY: parity test test-clients lint schemas types wheel dist matrix newest-jax mutants constraints clean
 
 parity: $(VENV)/.installed
 	$(VENV)/$(BIN)/python -m gravity_conformance parity --out parity
@@ -68,10 +72,14 @@ matrix: $(TOOLS)/.installed
 newest-jax: $(TOOLS)/.installed
 	$(TOOLS)/$(BIN)/python -m nox --session quick
 
+# Changes gravity_core in one place after the other; the nearest tests must notice.
+mutants: $(MUTANTS)/.installed
+	$(MUTANTS)/$(BIN)/python .ci/mutants.py $(MODULES)
+
 # Pins the newest releases that work together, for all Pythons in one file.
 constraints: $(TOOLS)/.installed
 	$(TOOLS)/$(BIN)/python -m uv pip compile --quiet --universal --upgrade --prerelease disallow \
-		--no-annotate --no-header --python-version 3.11 --extra dev --group tools \
+		--no-annotate --no-header --python-version 3.11 --extra dev --group tools --group mutants \
 		--output-file constraints.txt pyproject.toml
 
 # Reinstalls when the requirements change; recreates .venv only if its Python is unsupported.
@@ -92,6 +100,12 @@ $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(VENV)/$(BIN)/$(INSTALL) --no-deps --target .venv-triton triton
 	@touch $@
 
+$(MUTANTS)/.installed: pyproject.toml constraints.txt
+	@$(REFUSE)
+	@$(PYTHON) -m venv --clear $(MUTANTS)
+	$(MUTANTS)/$(BIN)/$(INSTALL) --editable '.[test]' mutmut
+	@touch $@
+
 $(TOOLS)/.installed: constraints.txt
 	@$(REFUSE)
 	@$(PYTHON) -m venv --clear $(TOOLS)
@@ -99,4 +113,4 @@ $(TOOLS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(TOOLS) $(CLIENTS) .venv-triton .nox build dist parity
+	rm -rf $(VENV) $(TOOLS) $(CLIENTS) $(MUTANTS) .venv-triton .nox build dist parity

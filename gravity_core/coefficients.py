@@ -44,11 +44,9 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
         >>> coefficients(8, beta=1.0)
         (0.9, 0.1)
     """
-    if isinstance(beta, Real):
+    if isinstance(beta, Real) or not hasattr(beta, "dtype"):
         validate(beta=beta)
         beta = float(beta)
-    elif not hasattr(beta, "dtype"):
-        validate(beta=beta)  # raises
     t = checked_step(t)
     return (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
 

@@ -199,7 +199,6 @@ def velocity_std(
             warnings.warn(
                 f"{name} is 0 at construction, so alpha / {name} is undefined and the velocity "
                 "starts from rest; pass velocity_std to choose its standard deviation",
-                UserWarning,
                 stacklevel=stacklevel,
             )
         return 0.0
@@ -237,7 +236,6 @@ def warn_of_first_rate(
         f"{name} is {rate:g} at the first step, but the standard deviation of V₀ was derived from "
         f"{nominal:g}, its value at construction: {alpha / nominal:g}; pass "
         f"velocity_std={alpha / rate:g} for one that fits, or construct with that {name}",
-        UserWarning,
         stacklevel=stacklevel,
     )
 

@@ -223,7 +223,7 @@ def standard_normal(
     while first < end:
         # Chunks end at multiples of _CHUNK, so the high word is constant within a chunk.
         last = min(end, (first // _CHUNK + 1) * _CHUNK)
-        lo = np.arange(first, last, dtype=np.uint64).astype(np.uint32)
+        lo = np.arange(first, last).astype(np.uint32)
         hi = np.full_like(lo, first >> 32)
         z = normal_blocks((k0, k1), (asarray(hi), asarray(lo)), quantiles, xp=xp)
         a, b = max(start, 4 * first), min(stop, 4 * last)

@@ -1,7 +1,12 @@
 """β̂ and 1 − β̂: accurate to a few roundings, and the weights of an average."""
 
+import math
 import re
+import sys
 from decimal import Decimal
+from fractions import Fraction
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gravity_core import beta_hat, coefficients
+from gravity_core.coefficients import checked_step
 from tests.support import exact
 
 betas = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 0.9, 0.999, 1 - 2.0**-53, 1.0]))
@@ -76,6 +82,40 @@ def test_integers_of_every_kind_give_python_floats(integer):
     assert [type(c) for c in got] == [float, float]
 
 
+@pytest.mark.parametrize("number", [Fraction, Decimal, np.float16, np.float32, np.float64])
+def test_a_beta_of_every_kind_gives_python_floats(number):
+    """A NumPy scalar would widen float32 arrays, and a Decimal does not multiply them."""
+    got = coefficients(6, number("0.75"))
+    assert got == (5.5 / 8, 2.5 / 8)
+    assert [type(c) for c in got] == [float, float]
+
+
+def test_an_array_of_betas_gives_arrays_of_its_dtype():
+    for got, want in zip(
+        coefficients(2, np.asarray([0.5, 1], np.float32)), ([0.5, 0.75], [0.5, 0.25]), strict=True
+    ):
+        assert (got.dtype, got.tolist()) == (np.float32, want)
+
+
+class Symbol:
+    """An integer that a compiler has not fixed, as torch.SymInt: it has no dtype."""
+
+    def __index__(self):
+        raise AssertionError("the value must not be asked for")
+
+
+@pytest.mark.parametrize("t", [Symbol(), SimpleNamespace(dtype="float32")], ids=["index", "dtype"])
+def test_a_step_whose_value_is_unknown_is_returned_unchanged(t):
+    assert checked_step(t) is t
+
+
+@pytest.mark.parametrize("largest", [sys.float_info.max, int(sys.float_info.max)])
+def test_the_largest_step_is_that_of_float64(largest):
+    assert coefficients(largest, 0.5) == (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"^t must fit float64, got an integer of 1024 bits$"):
+        coefficients(int(largest) + 1)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(t=st.integers(0, 10**6), beta=betas)
 def test_arrays_give_arrays_of_their_dtype(dtype, t, beta):
@@ -94,13 +134,17 @@ def test_arrays_give_arrays_of_their_dtype(dtype, t, beta):
         (np.int32(-2), 0.9, "t must be an integer >= 0, got -2"),
         (float("inf"), 0.9, "t must be an integer >= 0, got inf"),
         (float("nan"), 0.9, "t must be an integer >= 0, got nan"),
+        (math.copysign(float("nan"), -1), 0.9, "t must be an integer >= 0, got nan"),
+        (-5e-324, 0.9, "t must be an integer >= 0, got -5e-324"),
         (10**400, 0.9, "t must fit float64, got an integer of 1329 bits"),
         (1, -0.1, r"beta must be a number in \[0, 1\], got -0.1"),
-        (1, 1.0000001, r"beta must be a number in \[0, 1\], got 1.0000001"),
+        (1, math.nextafter(1, 2), r"beta must be a number in \[0, 1\], got 1.0000000000000002"),
+        (1, "0.9", r"beta must be a number in \[0, 1\], got '0.9'"),
+        (1, None, r"beta must be a number in \[0, 1\], got None"),
         (1, float("nan"), r"beta must be a number in \[0, 1\], got nan"),
         (1, np.float32(2), r"beta must be a number in \[0, 1\], got .*2.0"),
     ],
-    ids=str,
+    ids=count(),
 )
 def test_bad_arguments_are_named_with_their_value(t, beta, message):
     with pytest.raises(ValueError, match=message):

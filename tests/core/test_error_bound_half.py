@@ -87,6 +87,43 @@ def test_a_computation_in_the_half_type_has_a_bound_of_its_own(name):
     assert not (error <= once.v).all()
 
 
+def one_step_of_errors(computed):
+    """Return the bounds after one step with G = V = W = 0, β̂ = ½, η = 1, λ = ½ and e = 1."""
+    zero = np.zeros(1, np.float16)
+    bound = ErrorBound(zero, computed=computed)
+    assert bound.v == bound.w == bound.scale == 0
+    bound.v, bound.w = np.ones(1), np.ones(1)
+    bound.step(zero, zero, zero, zero, zero, t=0, learning_rate=1.0, weight_decay=0.5)
+    return bound.v.item(), bound.w.item()
+
+
+def gamma(k, u):
+    return k * u / (1 - k * u)
+
+
+def moved(e_v, u, tiny):
+    """Return e_W: what is carried on, the roundings of η λ W and of W, and what is flushed.
+
+    An implementation may be twice the bound away, so |W| is 2 before the step. Then η λ W is 1,
+    and W, η V and η λ W are together 2 + 2 e_V + 1.
+    """
+    flushed = (3 + 2 * e_v + 0.5 + (1 + 0.5) * 2) * tiny
+    return 1.5 + e_v + gamma(5, u) * 1 + gamma(4, u) * (2 + 2 * e_v + 1) + flushed
+
+
+def test_earlier_errors_in_float16_by_hand():
+    u, tiny = 2.0**-11, 2.0**-14
+    e_v = 0.5 + gamma(12, u) * (2 * 0.5) + 8 * tiny
+    assert one_step_of_errors("float16") == pytest.approx((e_v, moved(e_v, u, tiny)), rel=1e-12)
+
+
+def test_earlier_errors_in_float32_and_rounded_once_by_hand():
+    u, tiny = 2.0**-11, 2.0**-126 + 2.0**-11 * 2.0**-14
+    computed = 0.5 + gamma(12, 2.0**-24) * (2 * 0.5)
+    e_v = (computed + tiny) / (1 - 2 * u)  # e_V = computed + u · 2 e_V + tiny, as V = 0
+    assert one_step_of_errors(None) == pytest.approx((e_v, moved(e_v, u, tiny)), rel=1e-12)
+
+
 @on_half_types
 def test_arrays_of_float32_may_stand_for_a_half_type(name):
     """NumPy alone has no bfloat16."""

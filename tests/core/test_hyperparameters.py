@@ -20,11 +20,11 @@ from tests.support import exact
 NOT_NUMBERS = ["0.1", None, [], 1j, float("nan")]
 NOT_FINITE = [float("inf"), -float("inf"), 10**309]
 BAD = {
-    "learning_rate": [*NOT_NUMBERS, *NOT_FINITE, -1e-300, -1],
-    "alpha": [*NOT_NUMBERS, *NOT_FINITE, -0.01],
-    "beta": [*NOT_NUMBERS, *NOT_FINITE, -0.1, 1.1, np.float32(1.5)],
-    "weight_decay": [*NOT_NUMBERS, *NOT_FINITE, -0.01],
-    "velocity_std": [x for x in [*NOT_NUMBERS, *NOT_FINITE, -0.01, 1e39] if x is not None],
+    "learning_rate": [*NOT_NUMBERS, *NOT_FINITE, -5e-324, -1],
+    "alpha": [*NOT_NUMBERS, *NOT_FINITE, -5e-324],
+    "beta": [*NOT_NUMBERS, *NOT_FINITE, -5e-324, math.nextafter(1, 2), np.float32(1.5)],
+    "weight_decay": [*NOT_NUMBERS, *NOT_FINITE, -5e-324],
+    "velocity_std": [x for x in [*NOT_NUMBERS, *NOT_FINITE, -5e-324, 7.87e37] if x is not None],
     "seed": [*NOT_NUMBERS, *NOT_FINITE, -1, 2**64, 0.0, 1.5],
     "first_step": [*NOT_NUMBERS, *NOT_FINITE, -1, 2, 1.0],
 }
@@ -33,7 +33,7 @@ GOOD = {
     "alpha": [0, 0.01, 1e308],
     "beta": [0, 0.0, 0.9, 1, 1.0, np.float64(0.5)],
     "weight_decay": [0, 0.01, 1e308],
-    "velocity_std": [None, 0, 0.1, 6e37],
+    "velocity_std": [None, 0, 0.1, 7.86e37],
     "seed": [0, 1, 2**64 - 1, np.uint64(2**64 - 1), np.int32(7)],
     "first_step": [0, 1, np.int64(1)],
 }
@@ -91,9 +91,38 @@ def test_velocity_std_overrides_the_quotient(std, learning_rate):
 
 
 def test_a_zero_learning_rate_starts_from_rest_with_one_warning():
-    with pytest.warns(UserWarning, match=r"^lr is 0 .* pass velocity_std") as caught:
-        assert hp.velocity_std(0.0, names={"learning_rate": "lr"}) == 0.0
-    assert len(caught) == 1
+    for names, name in ((None, "learning_rate"), ({"learning_rate": "lr"}, "lr")):
+        with pytest.warns(UserWarning, match=f"^{name} is 0") as caught:
+            assert hp.velocity_std(0.0, names=names) == 0.0
+        assert [str(warning.message) for warning in caught] == [
+            f"{name} is 0 at construction, so alpha / {name} is undefined and the velocity starts "
+            "from rest; pass velocity_std to choose its standard deviation"
+        ]
+
+
+def test_a_first_rate_that_differs_gives_one_warning():
+    """σ = 0.02 / 0.5 = 0.04 was drawn, and 0.02 / 8 = 0.0025 fits."""
+    for names, name in ((None, "learning_rate"), ({"learning_rate": "lr"}, "lr")):
+        with pytest.warns(UserWarning, match=f"^{name} is 8") as caught:
+            hp.warn_of_first_rate(0.5, 8.0, 0.02, names=names)
+        assert [str(warning.message) for warning in caught] == [
+            f"{name} is 8 at the first step, but the standard deviation of V₀ was derived from "
+            "0.5, its value at construction: 0.04; pass velocity_std=0.0025 for one that fits, or "
+            f"construct with that {name}"
+        ]
+
+
+@pytest.mark.parametrize("of", ["velocity_std", "warn_of_first_rate"])
+def test_a_warning_names_the_file_of_the_caller(of):
+    """It names the caller of the function that calls, an optimizer; beyond the two is pytest."""
+    arguments = {"velocity_std": (0.0,), "warn_of_first_rate": (1.0, 20.0, 1.0)}[of]
+
+    def optimizer():
+        getattr(hp, of)(*arguments)
+
+    with pytest.warns(UserWarning, match="^learning_rate is") as caught:
+        optimizer()
+    assert caught[0].filename == __file__
 
 
 def test_no_warning_if_sigma_is_defined():
@@ -133,6 +162,8 @@ def test_numbers_of_the_standard_library(number):
 def test_a_v0_that_overflows_float32_is_refused(learning_rate):
     with pytest.raises(ValueError, match="learning_rate must not be so small that alpha"):
         hp.velocity_std(learning_rate)
+    with pytest.raises(ValueError, match=r"^lr must not be so small that alpha / lr "):
+        hp.velocity_std(learning_rate, names={"learning_rate": "lr"})
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
@@ -160,6 +191,8 @@ def test_the_message_names_the_origin_of_sigma():
     with pytest.raises(ValueError, match=r"^velocity_std must be in .* got 20000.0$"):
         hp.check_velocity_std(2e4, "float16", **given)
     hp.check_velocity_std(2e4, "float64", **given)
+    with pytest.raises(ValueError, match=r"^std must be in .* V₀ in float32, got 1e\+38$"):
+        hp.check_velocity_std(1e38, names={"velocity_std": "std"})
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.complex64, np.float32])

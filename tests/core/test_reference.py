@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gravity_core import Gravity, beta_hat, initial_velocity, reference, trace, update
+from gravity_core import hyperparameters as hp
 from tests.support.backends import numpy_dtype
 from tests.support.values import FULL, HALF, tensors
 
@@ -222,7 +223,6 @@ def test_a_zero_learning_rate_at_construction_warns_once_and_starts_from_rest():
     with pytest.warns(UserWarning, match=r"^learning_rate is 0") as caught:
         optimizer = Gravity(0.0)
     assert len(caught) == 1
-    assert caught[0].filename == __file__  # it points at the caller
     w, g = np.asarray([1.0, -2.0]), np.asarray([0.5, 0.25])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -232,6 +232,17 @@ def test_a_zero_learning_rate_at_construction_warns_once_and_starts_from_rest():
         optimizer.step([w], [g])
     rest = np.zeros(2)
     assert_same(optimizer.velocity[0], update(g, update(g, rest, 1), 2))
+
+
+def test_each_warning_names_the_file_of_the_caller():
+    with pytest.warns(UserWarning, match=r"^learning_rate is 0") as at_construction:
+        Gravity(0.0)
+    optimizer = Gravity(1e-3)
+    optimizer.learning_rate = 0.1
+    with pytest.warns(UserWarning, match=r"pass velocity_std=0\.1 ") as at_the_first_step:
+        optimizer.step([np.ones(2)], [np.ones(2)])
+    files = [warning.filename for warning in (*at_construction, *at_the_first_step)]
+    assert files == [__file__] * 2
 
 
 def test_sigma_keeps_the_first_learning_rate():
@@ -251,7 +262,37 @@ def test_a_first_rate_far_above_that_of_sigma_warns_once(built):
     with pytest.warns(UserWarning, match=r"pass velocity_std=0\.1 ") as caught:
         optimizer.step(w, g)
     optimizer.step(w, g)
-    assert [x.filename for x in caught] == [__file__]  # it points at the caller
+    assert len(caught) == 1
+
+
+def test_a_first_rate_just_above_ten_times_that_of_sigma_warns():
+    optimizer = Gravity(0.01)
+    optimizer.learning_rate = 0.105
+    with pytest.warns(UserWarning, match=r"^learning_rate is 0\.105 at the first step"):
+        optimizer.step([np.ones(2)], [np.ones(2)])
+
+
+def test_a_rate_after_a_zero_one_does_not_warn_again():
+    with pytest.warns(UserWarning, match=r"^learning_rate is 0"):
+        optimizer = Gravity(0.0)
+    optimizer.learning_rate = 0.1
+    optimizer.step([np.ones(2)], [np.ones(2)])
+
+
+def test_overflow_and_non_finite_gradients_are_silent():
+    w = np.ones(3)
+    Gravity(velocity_std=0.0).step([w], [np.asarray([1e200, 0, -1e200])])
+    assert (w == 1).all()  # s·s overflows, so ζ is 0
+    Gravity(velocity_std=0.0).step([w], [np.asarray([1.0, np.inf, 0])])
+    assert np.isnan(w[1])
+
+
+def test_trace_by_hand():
+    """max|G| = 2, β̂ = (½ · 2 + 1) / 4 = ½, ζ = (1/5, −2/17), V = ½ (2, 4) + ½ ζ."""
+    step = trace(np.asarray([1.0, -2.0]), np.asarray([2.0, 4.0]), 2, beta=0.5)
+    assert (step.t, step.beta_hat, step.m) == (2, 0.5, 0.5)
+    assert step.zeta == pytest.approx([1 / 5, -2 / 17], rel=1e-15)
+    assert step.v == pytest.approx([1.1, 33 / 17], rel=1e-15)
 
 
 @pytest.mark.parametrize("options", [{"velocity_std": 10.0}, {"alpha": 0.0}, {}], ids=str)
@@ -372,6 +413,41 @@ def test_minimize_modifies_neither_the_optimizer_nor_the_start():
     assert optimizer.minimize(bowl, [1, 2], steps=0).x.tolist() == [[1.0, 2.0]]
 
 
+def test_minimize_passes_copies_of_x():
+    """A function may keep its argument and write into it."""
+    given = []
+
+    def careless(x):
+        result = bowl(x)
+        x *= 2
+        given.append(x)
+        return result
+
+    run, want = (Gravity().minimize(f, [1.0, -2.0], steps=3) for f in (careless, bowl))
+    assert_same(run.x, want.x)
+    assert_same(run.f, want.f)
+    assert_same(np.asarray(given), 2 * want.x)
+
+
+@pytest.mark.parametrize(("name", "last"), [("float16", -10), ("bfloat16", -7)])
+def test_half_types_move_by_rates_in_float32(name, last):
+    """Halfway between two numbers of the half type, a float64 rate would decide otherwise.
+
+    1 + 2^last is the number after 1. The rates' part 2⁻⁴⁰ is lost in float32.
+    """
+    rate = 1 + 2.0 ** (last - 1) + 2.0**-40
+    w, v = np.zeros(1, numpy_dtype(name)), np.full(1, 2, numpy_dtype(name))
+    optimizer = Gravity(rate, first_step=0)
+    optimizer.velocity = [v]  # β̂ = ½ and ζ = 0, so V becomes 1
+    optimizer.step([w], [np.zeros_like(w)])
+    assert (w.item(), v.item()) == (-1, 1)  # the tie goes to the even number
+    # Below 1 the numbers are half as far apart.
+    shrinking = Gravity(1.0, weight_decay=2.0 ** (last - 2) + 2.0**-40, velocity_std=0.0)
+    w = np.ones(1, numpy_dtype(name))
+    shrinking.step([w], [np.zeros_like(w)])
+    assert w.item() == 1
+
+
 def test_half_types_keep_their_dtype():
     for name in HALF:
         dtype = numpy_dtype(name)
@@ -404,6 +480,20 @@ def test_minimize_starts_with_the_optimizers_velocity():
     run = Gravity(velocity_std=0.5, seed=3).minimize(flat, np.ones(4), steps=1)
     expected = initial_velocity((4,), np.float64, std=0.5, seed=3)
     assert np.array_equal(run.v[0], expected)
+
+
+def test_hyperparameters_are_held_as_python_numbers():
+    optimizer = Gravity(
+        *map(np.float32, (0.25, 0.5, 0.75)),
+        weight_decay=np.float64(0.125),
+        velocity_std=np.float32(2),
+        seed=np.uint64(7),
+        first_step=np.int8(0),
+    )
+    optimizer.learning_rate = np.float32(0.5)
+    held = {name: getattr(optimizer, name) for name in hp.DEFAULTS}
+    assert list(held.values()) == [0.5, 0.5, 0.75, 0.125, 2.0, 7, 0]
+    assert [type(value) for value in held.values()] == [float] * 5 + [int] * 2
 
 
 def test_numpy_scalars_give_the_same_bits():

@@ -134,6 +134,16 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, at):
     assert same(State.load(path), old)
 
 
+def test_a_file_is_written_beside_its_place_and_hidden(tmp_path, monkeypatch):
+    """Only within a file system is a file replaced at once."""
+    written, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (written.append(a), replace(a, b)))
+    State(1, [np.ones(2)]).save(tmp_path / "s")
+    (folder,) = (path.parent for path in written)
+    assert folder.parent == tmp_path
+    assert folder.name.startswith(".gravity-")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
 def test_the_file_has_default_permissions(tmp_path):
     (tmp_path / "other").write_bytes(b"")
@@ -268,6 +278,21 @@ def test_all_damage_to_a_file_is_detected(tmp_path):
     assert refused > 100
 
 
+def test_a_file_without_a_header_is_refused(tmp_path):
+    with (tmp_path / "s").open("wb") as file:
+        np.savez(file, velocity_0=np.ones(1))
+    with pytest.raises(ValueError, match=r"s: header must be a string of JSON, got None$"):
+        State.load(tmp_path / "s")
+
+
+def test_a_long_header_is_cut_in_the_message(tmp_path):
+    text = json.dumps({"format": "x" * 99})
+    write(tmp_path / "s", GOOD, text)
+    with pytest.raises(ValueError, match="header must have format") as caught:
+        State.load(tmp_path / "s")
+    assert str(caught.value).endswith(f" 'gravity-state', got {text[:80]!r}")
+
+
 # Arguments
 
 
@@ -292,6 +317,50 @@ def test_bad_arguments(arguments, error, message):
         State(*arguments)
 
 
+def test_messages_list_what_is_allowed():
+    for arguments, error, message in (
+        (
+            (1, [np.ones(2, "int32")]),
+            ValueError,
+            "velocities[0] must have a dtype among float16, bfloat16, float32, float64, complex64, "
+            "complex128, got 'int32'",
+        ),
+        (
+            (1, [], {"lr": 0.1}),
+            TypeError,
+            "hyperparameters must be among learning_rate, alpha, beta, weight_decay, velocity_std, "
+            "seed, first_step, got 'lr'",
+        ),
+    ):
+        with pytest.raises(error) as caught:
+            State(*arguments)
+        assert str(caught.value) == message
+
+
+def test_the_largest_t_of_an_optimizer():
+    state, fits = State((4, 0), [np.ones(1)] * 2), [((1,), "float64")] * 2
+    state.check(fits, largest_t=4)
+    message = r"^t must be at most 3, the limit of this optimizer, got 4$"
+    with pytest.raises(ValueError, match=message):
+        state.check(fits, largest_t=3)
+    State(1, []).check([], largest_t=0)  # no tensor has a counter
+
+
+def test_a_state_of_no_tensors():
+    for t in ([], ()):
+        assert (State(t, []).t, State(t, []).counts) == (0, ())
+
+
+def test_a_state_shows_its_counts_and_shapes():
+    state = State([3, 4], [np.ones((2, 3)), np.float32(1)], dtypes=["float64", "bfloat16"])
+    assert repr(state) == "State(t=(3, 4), first_step=1, velocities=[float64(2, 3), bfloat16()])"
+
+
+def test_velocities_are_in_c_order():
+    (v,) = State(1, [np.ones((2, 3)).T]).velocities
+    assert v.flags.c_contiguous
+
+
 def test_bad_dtypes():
     with pytest.raises(ValueError, match="dtypes must be one name per velocity, 1, got"):
         State(1, [np.ones(2)], dtypes=[])
@@ -311,6 +380,9 @@ def test_missing_hyperparameters_have_their_defaults():
         "first_step": 1,
     }
     assert {type(v) for v in made.values()} == {int, float}
+
+
+def test_the_warning_names_the_file_of_the_caller():
     with pytest.warns(UserWarning, match="learning_rate is 0 at construction") as caught:
         State(0, [], {"learning_rate": 0})
     assert caught[0].filename == __file__
@@ -369,7 +441,7 @@ def test_an_unsuitable_state_changes_nothing():
     w = [np.ones(2), np.ones(3)]
     optimizer = Gravity()
     with pytest.raises(
-        ValueError, match=r"no velocity to export yet: call init\(params\) or step\(\)"
+        ValueError, match=r"^no velocity to export yet: call init\(params\) or step\(\) first$"
     ):
         optimizer.export_state()
     optimizer.init(w)
@@ -381,7 +453,7 @@ def test_an_unsuitable_state_changes_nothing():
             r"velocities\[1\] must be float64 of shape \(3,\), .* got float64 of shape \(4,\)",
         ),
         (State(1, [np.ones(2), np.float32([1] * 3)]), r"velocities\[1\] .* got float32"),
-        (State([1, 2], [np.ones(2), np.ones(3)]), "t must be one number"),
+        (State([1, 2], [np.ones(2), np.ones(3)], {"beta": 0.5}), "t must be one number"),
     ):
         with pytest.raises(ValueError, match=message):
             optimizer.import_state(state, w)

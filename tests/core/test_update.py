@@ -456,35 +456,6 @@ def test_unknown_dimensions_in_a_tensorflow_graph(compiled):
         assert (np.abs(got.astype(np.float64) - want) <= 2 * bound).all()
 
 
-class Recorder:
-    """A namespace that records the names that are looked up and found."""
-
-    def __init__(self, xp):
-        self._xp, self.names = xp, set()
-
-    def __getattr__(self, name):
-        value = getattr(self._xp, name)
-        if not name.startswith("__"):
-            self.names.add(name)
-        return value
-
-
-@pytest.mark.parametrize(
-    ("dtype", "names"),
-    [
-        ("float32", {"max", "maximum", "min", "float32"}),
-        ("float64", {"max", "maximum", "min", "float32"}),
-        ("float16", {"max", "maximum", "min", "float32", "astype"}),
-    ],
-)
-def test_names_used_from_the_namespace(dtype, names):
-    """Another array library needs these names and operators."""
-    xp = Recorder(np)
-    g = np.ones(3, dtype)
-    trace(g, g, 1, xp=xp)
-    assert xp.names == names
-
-
 BAD_ARGUMENTS = [
     (
         {"v": np.zeros(3)},
@@ -540,21 +511,3 @@ def test_update_of_algorithm_1_by_hand():
     # 0.9 is rounded by at most half a unit, which adds γ₁ · 0.9 / 0.1 to the error of 0.1.
     slack = exact.gamma(ErrorBound.ROUNDINGS, np.float64) + exact.gamma(1, np.float64)
     exact.assert_within(got, want, [float(abs(x)) * slack for x in want])
-
-
-class WithoutKeepdims:
-    """A namespace like paddle's: its reductions call the argument keepdim."""
-
-    float32, maximum = np.float32, staticmethod(np.maximum)
-    max, min = (staticmethod(lambda x, f=f: f(x)) for f in (np.max, np.min))
-
-    @staticmethod
-    def astype(x, dtype):
-        return x.astype(dtype)
-
-
-def test_a_namespace_without_keepdims():
-    grad, v = np.asarray([1.0, -2.0], np.float32), np.ones(2, np.float32)
-    expected = update(grad, v, t=1)
-    assert np.array_equal(update(grad, v, t=1, xp=WithoutKeepdims), expected)
-    assert trace(grad, v, 1, xp=WithoutKeepdims).m == 0.5

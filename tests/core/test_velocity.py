@@ -3,10 +3,12 @@
 import math
 import statistics
 from itertools import chain
+from types import SimpleNamespace
 
+import array_api_compat
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gravity_core import initial_velocity, velocity
@@ -108,6 +110,10 @@ def test_threefry_equals_jaxs(key, counters):
     np.testing.assert_array_equal(np.concatenate(got), want)
 
 
+def test_the_first_key_is_a_known_answer():
+    assert tuple(int(word[0]) for word in velocity.tensor_key()) == KNOWN_ANSWERS[0][2]
+
+
 @given(seed=seeds, index=words)
 def test_tensor_key_equals_fold_in_of_jax(seed, index):
     jax = pytest.importorskip("jax", reason="compares with jax.random", exc_type=ImportError)
@@ -171,6 +177,48 @@ def test_standard_normal_on_every_library(backend):
     assert np.concatenate(got).tobytes() == z_slice(3, 70_001, seed=5, index=2).tobytes()
 
 
+class Minimal(SimpleNamespace):
+    """A namespace with nothing but what the generator needs, in the standard's strictest form."""
+
+    bitwise_left_shift, bitwise_right_shift = map(staticmethod, (np.left_shift, np.right_shift))
+    stack, where = staticmethod(np.stack), staticmethod(np.where)
+
+    @staticmethod
+    def take(x, indices, *, axis):
+        assert axis == 0  # optional since 2023.12
+        return np.take(x, indices, axis)
+
+    @staticmethod
+    def reshape(x, shape):
+        assert min(shape, default=0) >= -1  # NumPy accepts every negative number
+        return np.reshape(x, shape)
+
+
+def test_only_the_given_namespace_is_used(monkeypatch):
+    key, hi = velocity.tensor_key(3, 1), np.zeros(6, np.uint32)
+    words, quantiles = (hi, np.arange(6, dtype=np.uint32)), velocity.normal_quantiles()
+    calls = [
+        lambda **xp: np.stack(velocity.threefry2x32(key, words, **xp)),
+        lambda **xp: np.stack(velocity.fold_in(key, words[1], **xp)),
+        lambda **xp: velocity.normal_blocks(key, words, quantiles, **xp),
+        lambda **xp: velocity.element_halfwords(key, words, **xp),
+        lambda **xp: velocity.normal_elements(key, words, quantiles, **xp),
+    ]
+    inferred = [call() for call in calls]
+
+    def refuse(*arrays):
+        raise AssertionError("the arrays must not be asked")
+
+    monkeypatch.setattr(velocity, "tensor_key", lambda seed, index: key)  # made by NumPy
+    monkeypatch.setattr(array_api_compat, "array_namespace", refuse)
+    given = [call(xp=Minimal()) for call in calls]
+    for got, want in zip(given, inferred, strict=True):
+        assert got.tobytes() == want.tobytes()
+    z = next(velocity.standard_normal(2, 9, seed=3, index=1, xp=Minimal()))[2]
+    monkeypatch.undo()
+    assert z.tobytes() == z_by_hand(2, 9, 3, 1).tobytes()
+
+
 def test_quantiles_equal_scipys():
     scipy = pytest.importorskip("scipy.special", reason="compares with scipy.special.ndtri")
     z = velocity.normal_quantiles()
@@ -228,6 +276,7 @@ def test_any_slice_is_the_slice_of_the_whole(bounds):
         st.integers(2**34, 2**60),
     )
 )
+@example(start=2**60 + 1)  # stop / 4 is no float64
 def test_elements_beyond_the_low_counter_word(start):
     assert z_slice(start, start + 11, seed=3).tobytes() == z_by_hand(start, start + 11, 3).tobytes()
 
@@ -282,6 +331,41 @@ def test_initial_velocity_is_sigma_z_in_each_dtype(dtype, shape, std, seed, inde
     want = (z.astype(wide) * wide(std)).astype(dtype)
     assert (v.shape, v.dtype) == (shape, dtype)
     assert v.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("index", [-1, 2**32])
+def test_an_index_that_is_no_word_is_refused(index):
+    message = rf"^index must be an integer in \[0, 2\*\*32\), got {index}$"
+    with pytest.raises(ValueError, match=message):
+        velocity.tensor_key(0, index)
+    with pytest.raises(ValueError, match=message):
+        initial_velocity((1,), std=1.0, index=index)
+
+
+def test_the_last_index_and_seed_have_a_velocity_of_their_own():
+    stream = {"seed": 2**64 - 1, "index": 2**32 - 1}
+    v = initial_velocity((5,), std=1.0, **stream)
+    assert v.tobytes() == z_by_hand(0, 5, **stream).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "std", "message"),
+    [
+        # 65 504 / 4.328, 65 504 being the largest number of float16
+        ("float16", 15_200.0, r"std must be in \[0, 15100\] for V₀ in float16, got 15200.0"),
+        ("float16", -1.0, r"std must be None or a number in \[0, 7.86e\+37\], got -1.0"),
+        ("complex64", 1e38, r"std must be None or a number in \[0, 7.86e\+37\], got 1e\+38"),
+        ("float64", "1", r"std must be None or a number in \[0, 7.86e\+37\], got '1'"),
+    ],
+)
+def test_a_velocity_that_overflows_is_refused(dtype, std, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        initial_velocity((2,), dtype, std=std)
+
+
+def test_a_velocity_of_integers_is_refused():
+    with pytest.raises(TypeError, match=r"^dtype must be .* got dtype int32$"):
+        initial_velocity((2,), np.int32, std=1.0)
 
 
 @pytest.mark.parametrize(("dtype", "real"), [("complex64", "float32"), ("complex128", "float64")])
