@@ -2,7 +2,7 @@
 
     python .ci/mutants.py [--jobs 2] [update coefficients …]
 
-The nearest tests of gravity_core/update.py are tests/core/test_update*.py. mutmut makes the
+NEAREST lists the nearest tests of each module. mutmut makes the
 mutants: it changes the bodies of functions, except of those with a decorator, and runs the tests
 that reach the function. This prints, for each module, how many mutants the tests kill, and each
 survivor that is not in equivalent_mutants.toml. The exit status is 1 if under 95 % are killed.
@@ -30,7 +30,7 @@ NEAREST = {
     "hyperparameters": ["test_hyperparameters*"],
     "state": ["test_state*"],
     "error_bound": ["test_error_bound*"],
-    "reference": ["test_reference*", "test_state*"],
+    "reference": ["test_reference*", "test_state*", "test_update_namespaces*"],
     "_arrays": ["test_arrays*"],
     "_json": ["test_json*"],
 }

@@ -446,6 +446,8 @@ def test_an_unsuitable_state_changes_nothing():
         optimizer.export_state()
     optimizer.init(w)
     before = optimizer.export_state()
+    with pytest.raises(TypeError, match=r"^state must be a gravity_core.State, got dict$"):
+        optimizer.import_state({}, w)
     for state, message in (
         (State(1, [np.ones(2)]), "velocities must be one per parameter, 2, got 1"),
         (
