@@ -2,10 +2,10 @@
 
     python .ci/mutants.py [--jobs 2] [update coefficients …]
 
-NEAREST lists the nearest tests of each module. mutmut makes the
-mutants: it changes the bodies of functions, except of those with a decorator, and runs the tests
-that reach the function. This prints, for each module, how many mutants the tests kill, and each
-survivor that is not in equivalent_mutants.toml. The exit status is 1 if under 95 % are killed.
+NEAREST lists the nearest tests of each module. mutmut makes the mutants: it changes the bodies of
+functions, except of those with a decorator, and runs the tests that reach the function. This
+prints, for each module, how many mutants the tests kill, and each survivor that is not in
+equivalent_mutants.toml. The exit status is 1 if under 95 % are killed.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 GOAL = 0.95
 KILLED = {"killed", "timeout", "segfault"}
-# In the order of interest.
 NEAREST = {
     "update": ["test_update*"],
     "coefficients": ["test_coefficients*"],
