@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gravity_core import ErrorBound, Gravity, coefficients, gradient_term, update
+from gravity_core._arrays import float_info
+from gravity_core.error_bound import absolute_error
 from tests.support import exact
 from tests.support.adversary import ORDERS, Adversary
 from tests.support.backends import BACKENDS
@@ -460,3 +462,14 @@ def test_the_bound_covers_flushing_in_the_weight_decay(w, lr, decay, flushed):
     after = np.asarray([exact], np.float32)
     bound.step(zero, zero, zero, weight, after, t=1, learning_rate=lr, weight_decay=decay)
     assert abs(got - exact) <= bound.w[0]
+
+
+def test_overflow_is_allowed_for_from_half_the_root_of_the_greatest_number_on():
+    """s·s overflows for |s| > √max; half of that leaves room for rounding."""
+    info, root = float_info(np.float32), float(np.finfo(np.float32).max) ** 0.5
+    # The only element is the maximum, so s is its square.
+    below, above = (
+        float(absolute_error(np.array([(k * root) ** 0.5]), info)[0]) for k in (0.4, 0.6)
+    )
+    assert below == 8 * float(np.finfo(np.float32).smallest_normal)
+    assert above > below
