@@ -466,7 +466,7 @@ def test_the_bound_covers_flushing_in_the_weight_decay(w, lr, decay, flushed):
 
 def test_overflow_is_allowed_for_from_half_the_root_of_the_greatest_number_on():
     """s·s overflows for |s| > √max; half of that leaves room for rounding."""
-    info, root = float_info(np.float32), float(np.finfo(np.float32).max) ** 0.5
+    info, root = float_info("float32"), float(np.finfo(np.float32).max) ** 0.5
     # The only element is the maximum, so s is its square.
     below, above = (
         float(absolute_error(np.array([(k * root) ** 0.5]), info)[0]) for k in (0.4, 0.6)
