@@ -181,7 +181,7 @@ def _live(
             try:
                 event = events.get(timeout=timeout)
             except queue.Empty:
-                why = f"no answer in {timeout:g} s"
+                why = f"no answer in {timeout:g} s (see --timeout)"
                 break
             # The worker sends events in order. Any other event is not the worker's, and is ignored.
             match event:

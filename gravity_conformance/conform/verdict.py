@@ -15,7 +15,8 @@ def sentence(report: Report) -> str:
         bad = ["differs", "error", *(["remark"] if report.strict else [])]
         counts = [f"{what} in {outcomes.count(what)}" for what in bad if what in outcomes]
         text = "does not conform" if report.status == 1 else "could not run"
-        return "; ".join([f"{text}: {', '.join(counts)} of {_checks(outcomes)}", *report.diagnoses])
+        named = [_explained(report, mistake) for mistake in report.diagnoses]
+        return "; ".join([f"{text}: {', '.join(counts)} of {_checks(outcomes)}", *named])
     right = ["float32", *(["float64"] if _of(report, "float64") == "right" else [])]
     text = f"conforms in {' and '.join(right)}"
     if any(name not in {result.check for result in report.results} for name in CHECKS):
@@ -26,6 +27,13 @@ def sentence(report: Report) -> str:
             others.setdefault(what, []).append(dtype)
     parts = [f"{' and '.join(names)}: {what}" for what, names in others.items()]
     return "; ".join([text, *parts])
+
+
+def _explained(report: Report, mistake: str) -> str:
+    """Return a mistake, and in how many of the checks that differ it is named, if not in all."""
+    wrong = [result for result in report.results if result.outcome == "differs"]
+    named = sum(result.diagnosis == mistake for result in wrong)
+    return mistake if named == len(wrong) else f"{mistake} (in {named} of {len(wrong)} that differ)"
 
 
 def _checks(outcomes: list[str]) -> str:

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,7 +75,7 @@ class KerasSession(StateSession):
         self.setup, self._keras = setup, importlib.import_module("keras")
         with _floatx(setup.dtype):
             self._variables = [self._keras.Variable(w, dtype=setup.dtype) for w in weights]
-            self.optimizer = setup.construct()
+            self.optimizer = setup.shared or setup.construct()
             self.optimizer.build(self._variables)
         self._model = self._trained() if setup.mode == "fit" else None
 
@@ -165,9 +166,11 @@ class KerasSession(StateSession):
             scalars[i].assign(self._keras.ops.cast(x, scalars[i].dtype))
 
     def reloaded(self) -> "KerasSession":
-        """Save and load through the optimizer's save_own_variables and load_own_variables."""
+        """Save and load the configuration and the variables, as a saved model does."""
         store: dict[str, Any] = {}
         self.optimizer.save_own_variables(store)
-        session = KerasSession(self.setup, self.weights())
+        with _floatx(self.setup.dtype):
+            made = type(self.optimizer).from_config(self.optimizer.get_config())
+        session = KerasSession(replace(self.setup, shared=made), self.weights())
         session.optimizer.load_own_variables(store)
         return session

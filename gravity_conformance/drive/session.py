@@ -39,6 +39,7 @@ class Setup:
             means one group with `options`.
         strided: whether the memory of arrays is transposed, sliced or expanded.
         array_rate: whether the learning rate is an array of the framework, not a Python number.
+        closure: torch: whether a closure computes the gradients.
         shared: the optimizer of another session, if users apply one optimizer to several states.
     """
 
@@ -52,6 +53,7 @@ class Setup:
     groups: Sequence[tuple[int, Mapping[str, Any]]] = ()
     strided: bool = False
     array_rate: bool = False
+    closure: bool = False
     shared: Any = None
 
     @property

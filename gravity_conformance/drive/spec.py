@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 ALIASES = {
     "learning_rate": ("learning_rate", "lr", "eta", "step_size", "l"),
     "alpha": ("alpha", "a"),
-    "beta": ("beta", "beta1", "beta_1", "b1", "b"),
+    "beta": ("beta", "beta1", "beta_1", "b1", "b", "momentum"),
     "weight_decay": ("weight_decay", "wd", "decay", "weight_decay_rate"),
     "maximize": ("maximize", "maximise"),
     "velocity_std": ("velocity_std", "v_std", "v0_std", "std", "sigma"),

@@ -2,9 +2,11 @@
 
 import copy
 import importlib
+import inspect
 import io
 import itertools
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -121,12 +123,35 @@ class TorchSession(StateSession):
             tensors = [old.copy_(g) for (old, _), g in zip(before, tensors, strict=True)]
         for p, g in zip(self._params, tensors, strict=True):
             p.grad = g
-        self.optimizer.step()
+        if self.setup.closure:
+            self._step_with_closure(tensors)
+        else:
+            self.optimizer.step()
         given = [g for g in tensors if g is not None]
         self._before = [(g, self._numpy(g)) for g in given]
         if not self._reuses and any(self._numpy(g).tobytes() != x.tobytes() for g, x in before):
             self.overwritten = LATE
         return [x.copy() for _, x in self._before]
+
+    @property
+    def takes_closure(self) -> bool:
+        """Whether `step` has a parameter for a closure."""
+        return bool(inspect.signature(self.optimizer.step).parameters)
+
+    def _step_with_closure(self, tensors: Sequence[Any]) -> None:
+        """Step with a closure that computes the gradients; those before it are others."""
+        pairs = list(zip(self._params, tensors, strict=True))
+
+        def closure() -> Any:
+            self.optimizer.zero_grad()
+            loss = sum((p * g).sum() for p, g in pairs)
+            loss.backward()
+            return loss
+
+        for p, g in pairs:
+            p.grad = self._torch.full_like(g, 7.0)
+        with self._torch.enable_grad():
+            self.optimizer.step(closure)
 
     def weights(self, chosen: slice = slice(None)) -> Arrays:
         """Return the parameters."""
@@ -185,6 +210,15 @@ class TorchSession(StateSession):
                 else:
                     mapping[key] = type(mapping[key])(numbers[name])
 
+    def _other(self) -> Setup:
+        """Return a setup with another β, if it belongs to the groups: a state has its own."""
+        name = self.setup.arguments.names.get("beta")
+        if name not in self.optimizer.defaults or "beta" not in self.setup.options:
+            return self.setup
+        options = dict(self.setup.options)
+        options["beta"] = 0.5 * (options["beta"] + 0.25)
+        return replace(self.setup, options=options)
+
     def copied(self) -> "TorchSession":
         """Copy the optimizer and its parameters."""
         session = copy.copy(self)
@@ -202,7 +236,8 @@ class TorchSession(StateSession):
         file.seek(0)
         weights = iter(self.weights())
         first = len(self._params) - sum(length for length, _ in self._added)
-        session = TorchSession(self.setup, [*itertools.islice(weights, first)])
+        session = TorchSession(self._other(), [*itertools.islice(weights, first)])
+        session.setup = self.setup
         for length, options in self._added:
             session.add([*itertools.islice(weights, length)], options)
         # The state of an implementation may contain any object.

@@ -12,9 +12,14 @@ SPEC = planted.__file__
 # mistake → the check that must catch it, its level, and the kinds that have it. Frameworks that
 # compile the step get the shapes of all sizes in the check "compiled".
 WRONG = {
-    "head": ("update", "default", ("plain", "torch", "optax", "keras")),
+    "head": ("update", "default", ("plain", "torch", "optax")),
     "tail": ("update", "quick", ("plain", "torch")),
     "five": ("update", "default", ("plain", "torch")),
+    "rows": ("update", "default", ("plain",)),
+    "long": ("update", "default", ("torch",)),
+    "least": ("update", "quick", ("plain",)),
+    "most": ("update", "quick", ("plain", "torch")),
+    "minus": ("non-finite", "quick", ("plain", "torch")),
     "negative": ("update", "quick", ("plain", "torch", "optax", "keras")),
     "eighth": ("update", "quick", ("torch", "optax", "keras")),
     "later": ("update", "quick", ("torch", "optax", "keras")),
@@ -25,7 +30,7 @@ WRONG = {
     "decays": ("missing", "quick", ("torch",)),
     "tensor": ("rate", "quick", ("plain", "torch", "optax")),
     "cleared": ("gradient", "quick", ("plain", "torch")),
-    "half": ("v0", "default", ("torch", "optax", "keras")),
+    "half": ("v0", "default", ("torch", "optax")),
     "repeats": ("v0", "quick", ("torch", "optax", "keras")),
     "biases": ("v0", "quick", ("torch", "optax", "keras")),
 }
@@ -95,3 +100,76 @@ def test_a_right_one_conforms(variant, kind):
     assert {check for check, outcome in outcomes.items() if outcome == "remark"} == remarks
     if variant != "rest" or kind != "plain":  # a plain function has no V₀ of its own
         assert remarks == {*RIGHT[variant]}
+
+
+# Mistakes of an optimizer around the update: the code of a subclass, and the check.
+AROUND = {
+    "a closure without gradients": (
+        "    @torch.no_grad()\n    def step(self, closure=None):\n"
+        "        if closure: closure()\n        super().step()",
+        "closure",
+    ),
+    "a closure after the step": (
+        "    def step(self, closure=None):\n        super().step()\n"
+        "        return closure() if closure else None",
+        "closure",
+    ),
+    "t is cast by load_state_dict": (
+        "    def one(self, p, *rest):\n        super().one(p, *rest)\n"
+        "        t = self.state[p]['t']\n"
+        "        if not torch.is_tensor(t): self.state[p]['t'] = torch.tensor(float(t))",
+        "bfloat16",
+    ),
+    "V₀ is 0 where the first gradient comes later": (
+        "    def one(self, p, *rest):\n"
+        "        if self.state and p not in self.state and self.late: self.state[p].update("
+        "t=0, v=torch.zeros_like(p))\n        super().one(p, *rest)\n"
+        "    def step(self):\n        self.late = hasattr(self, 'late')\n        super().step()",
+        "v0",
+    ),
+    "loading keeps the options": (
+        "    def load_state_dict(self, state):\n"
+        "        kept = [group['beta'] for group in self.param_groups]\n"
+        "        super().load_state_dict(state)\n"
+        "        for group, beta in zip(self.param_groups, kept): group['beta'] = beta",
+        "resume",
+    ),
+}
+
+
+def written(tmp_path, kind, code):
+    """Write a subclass of the right optimizer of a kind; return its SPEC."""
+    path = tmp_path / "around.py"
+    head = f"from tests.support import planted\nimport {kind}\n\n"
+    path.write_text(f"{head}class Around(planted.{kind}_right):\n{code}\n", encoding="utf-8")
+    return f"{path}:Around"
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_mistake_around_the_update_differs(name, tmp_path):
+    pytest.importorskip("torch", reason="optimizers of torch")
+    code, check = AROUND[name]
+    found = findings(written(tmp_path, "torch", code), [check])
+    assert found[check]["outcome"] in ("differs", "error")
+    accepts = (
+        "    def step(self, closure=None):\n        if closure: closure()\n        super().step()"
+    )
+    found = findings(written(tmp_path, "torch", accepts), [check])
+    assert found[check]["outcome"] == "pass"
+
+
+def test_a_configuration_without_beta_differs(tmp_path):
+    pytest.importorskip("tensorflow", reason="an optimizer of Keras")
+    code = "    def get_config(self):\n        config = super().get_config()\n"
+    code += "        del config['beta']\n        return config"
+    found = findings(written(tmp_path, "keras", code), ["resume"])
+    assert found["resume"]["outcome"] == "differs"
+    assert findings(f"{SPEC}:keras_right", ["resume"])["resume"]["outcome"] == "pass"
+
+
+def test_a_fixed_beta_is_no_mistake(tmp_path):
+    pytest.importorskip("torch", reason="an optimizer of torch")
+    code = "    def __init__(self, params, lr=0.1):\n        super().__init__(params, lr)"
+    checks = ["update", "long", "schedule", "float16", "resume"]
+    found = findings(written(tmp_path, "torch", code), checks)
+    assert {finding["outcome"] for finding in found.values()} == {"pass"}

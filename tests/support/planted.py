@@ -86,6 +86,33 @@ class Negative(Rules):
         return xp.where(xp.all(g < 0), -xp.max(g), super().largest(g, place))
 
 
+class Rows(Rules):
+    def largest(self, g, place):
+        if len(g.shape) == 2 and g.size > 1000 and self.kind == "plain":
+            return self.xp.max(self.xp.abs(g), axis=-1, keepdims=True)
+        return super().largest(g, place)
+
+
+class Long(Rules):
+    def zeta(self, g, place):
+        return 0 * g if place >= 320 else super().zeta(g, place)
+
+
+class Least(Rules):
+    def rate(self, lr):
+        return max(lr, 1e-3)
+
+
+class Most(Rules):
+    def rate(self, lr):
+        return min(lr, 1.0)
+
+
+class Minus(Rules):
+    def zeta(self, g, place):
+        return super().zeta(self.xp.where(self.xp.isneginf(g), 0, g), place)
+
+
 class EveryEighth(Rules):
     def zeta(self, g, place):
         return 0 * g if place % 8 == 7 else super().zeta(g, place)
@@ -194,6 +221,11 @@ RULES = {
     "tail": Tail,
     "five": FiveAxes,
     "negative": Negative,
+    "rows": Rows,
+    "long": Long,
+    "least": Least,
+    "most": Most,
+    "minus": Minus,
     "eighth": EveryEighth,
     "later": Later,
     "shared": SharedV,
@@ -346,6 +378,11 @@ def keras(rules, *, rest=False):
         def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, **kwargs):
             super().__init__(learning_rate, **kwargs)
             self.std, self.beta, self.seed = alpha / float(learning_rate), beta, seed
+            self.alpha = alpha
+
+        def get_config(self):
+            own = {"alpha": self.alpha, "beta": self.beta, "seed": self.seed}
+            return super().get_config() | own
 
         def build(self, variables):
             if self.built:
@@ -375,6 +412,10 @@ def keras(rules, *, rest=False):
     class FromRest(Planted):
         def __init__(self, learning_rate=0.1, beta=0.9, name="planted"):
             super().__init__(learning_rate, 0.0, beta, name=name)
+
+        def get_config(self):
+            config = super().get_config()
+            return {name: config[name] for name in ("learning_rate", "beta", "name")}
 
     return FromRest if rest else Planted
 

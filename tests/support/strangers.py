@@ -197,7 +197,11 @@ def keras(mistake):
                 learning_rate, **kwargs
             )  # weight_decay is left out: the base class rounds it to float32
             self.std, self.beta = math.std(alpha, float(learning_rate)), beta
-            self.decay = weight_decay or 0.0
+            self.alpha, self.decay = alpha, weight_decay or 0.0
+
+        def get_config(self):
+            own = {"alpha": self.alpha, "beta": self.beta, "weight_decay": self.decay}
+            return super().get_config() | own
 
         def build(self, variables):
             if self.built:

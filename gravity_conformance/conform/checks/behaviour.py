@@ -33,6 +33,7 @@ def _continued(subject: Subject, seed: int, *, copied: bool) -> Case:
     """Return a case that continues after six steps, at a rate that changed after three."""
     weights, gradients = subject.normal(12, seed=seed)
     options = subject.starting
+    options["beta"] = subject.options(beta=0.6)["beta"]  # not the default of a constructor
     rates = subject.halved(12)
     return Case(weights, gradients, options, rates=rates, reload_after=6, copied=copied)
 
@@ -93,7 +94,7 @@ def _together(subject: Subject, judge: Judge, given: Sequence[Group], **how: Any
         starts = dict.fromkeys((subject.first_step, subject.first_step + group.after))
         trials = [[Trial(group.case, run, first)] for first in starts]
         at, length = group.gap
-        if length and not subject.hidden:
+        if length and all(v is not None for v, _ in run.states):
             (whole,) = trials[0]
             trials.append([whole.beginning(at), whole.rest(at, length)])
         findings = [_worst([judge.found(trial) for trial in parts]) for parts in trials]
@@ -109,6 +110,17 @@ def _together(subject: Subject, judge: Judge, given: Sequence[Group], **how: Any
 
 def _worst(findings: Sequence[Finding]) -> Finding:
     return max(findings, key=lambda f: (f.outcome != "pass", f.worst or 0.0))
+
+
+def closure(subject: Subject, judge: Judge) -> Finding:
+    """Steps with a closure that computes the gradients."""
+    if not subject.driver.session.groups:
+        return Finding("not applicable", "users pass no closure")
+    session: Any = subject.driver.start([np.zeros(1, np.float32)], subject.options())
+    if not session.takes_closure:
+        return Finding("not applicable", "its step takes none")
+    weights, gradients = subject.normal(4, seed=47)
+    return judge.judge(Case(weights, gradients, subject.options(), closure=True))
 
 
 def gradient(subject: Subject, judge: Judge) -> Finding:

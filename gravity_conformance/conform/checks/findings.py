@@ -88,9 +88,11 @@ class Judge:
                 finding.outcome, finding.first = "differs", verdict.first
                 if len(trial.case.weights) > _MANY:
                     wrong = sorted(verdict.wrong, key=lambda i: trial.size(i))
-                    shapes = [trial.case.weights[i].shape for i in wrong]
-                    finding.note = f"{len(shapes)} of {len(trial.case.weights)} tensors differ"
-                    finding.note += f", of shapes {', '.join(map(str, shapes[:_MANY]))}"
+                    every = len(trial.case.weights)
+                    shapes = list(dict.fromkeys(trial.case.weights[i].shape for i in wrong))
+                    verb = "differs" if len(wrong) == 1 else "differ"
+                    finding.note = f"{len(wrong)} of {every} tensors {verb}, of shapes "
+                    finding.note += ", ".join(map(str, shapes[:_MANY]))
                     small = [i for i in wrong[1:_MANY] if trial.size(i) <= _LARGE]
                     trial = trial.only([*wrong[:1], *small])
                 finding.diagnosis = self.named(diagnose(trial, what=what).distinct)

@@ -1,5 +1,7 @@
 """Checks that feed gradients and judge every element of V and W after every step."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from gravity_conformance.conform.checks.findings import Finding, Judge
@@ -17,6 +19,11 @@ def update(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(3)
     small = Case(weights, gradients, subject.options(), subject.velocity(weights))
     finding = judge.judge(small)
+    for lr in (1e-5, 5.0):  # nobody may limit η
+        if finding.outcome == "pass" and "learning_rate" not in subject.driver.arguments.fixed:
+            options = subject.options(learning_rate=lr)
+            finding = judge.judge(replace(small, options=options), f"η = {lr:g}")
+    finding.note = "" if finding.outcome == "pass" else finding.note
     if finding.outcome == "pass":  # a list that is longer than a block of tensors
         weights, gradients = patterned(rng, 2, [(3,)] * subject.level.listed)
         finding = judge.judge(
@@ -57,8 +64,9 @@ def long(subject: Subject, judge: Judge) -> Finding:
     if not settable:
         return finding
     # With β = 1, 1 − β̂ is small, so an error of t shows.
-    options = subject.decaying | ({} if subject.refused(beta=1.0) else {"beta": 1.0})
-    options |= subject.driver.arguments.fixed
+    options = subject.decaying
+    if subject.refused(beta=1.0) is None:
+        options["beta"] = subject.options(beta=1.0)["beta"]
     weights, gradients = subject.normal(5, ((3,), (2,)), (1.0, 5.0), seed=29)
     # A step that writes a scheduled rate is compiled for every number of steps.
     paths = (False, True) if subject.driver.session.compiles else (False,)
@@ -183,7 +191,7 @@ def subnormal(subject: Subject, judge: Judge) -> Finding:
 def nonfinite(subject: Subject, judge: Judge) -> Finding:
     """NaN and infinity in the gradient of one tensor show in that tensor, and in no other."""
     notes = []
-    for value in (np.nan, np.inf):
+    for value in (np.nan, np.inf, -np.inf):
         weights, gradients = subject.normal(3, ((5,), (4,)), (1.0, 1.0), seed=14)
         gradients[1][0][2] = value
         trial = judge.observe(Case(weights, gradients, subject.options()))

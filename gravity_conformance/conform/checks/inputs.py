@@ -40,8 +40,8 @@ class Level(NamedTuple):
 # A counter in float16 stops at 2048, one in bfloat16 at 256.
 LEVELS = {
     "quick": Level(11, 24, 6, 1, 35, (300, 20)),
-    "default": Level(17, 100, 10, 1, 260, (2_200, 300)),
-    "thorough": Level(20, 200, 100, 5, 1030, (2_200, 2_200)),
+    "default": Level(17, 110, 10, 1, 1_030, (2_200, 300)),
+    "thorough": Level(20, 200, 100, 5, 2_060, (2_200, 2_200)),
 }
 
 
@@ -72,7 +72,12 @@ def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, .
     lengths = sorted({2**k + d for k in range(1, top + 1) for d in (-1, 0, 1)})
     lengths += [int(n) | 1 for n in np.exp2(rng.uniform(3, top, 8))]
     axes = [tuple(rng.integers(1, 7, n).tolist()) for n in (2, 2, 3, 4, 5, 5, 6)]
-    shapes = [*((n,) for n in lengths), *axes, (1, 9), (9, 1), (1, 1, 1, 1, 1), *[(6,)] * 8]
+    axes += [(1, 9), (9, 1), (1, 1, 1, 1, 1)]
+    if top >= LEVELS["default"].top:  # layers as people have them, and one long vector
+        long = int(rng.integers(1_001, 3_000))
+        axes += [(long, 8), (8, long), (300, 301), (64, 32, 3, 3), (3, 3, 32, 64), (64, 32, 1, 1)]
+        axes += [(20, 30, 40), (4, 8, 16, 32), (2**20 + 1,)]
+    shapes = [*((n,) for n in lengths), *axes, *[(6,)] * 8]
     greatest = max(range(len(shapes)), key=lambda i: int(np.prod(shapes[i])))
     kept = [i for i in rng.permutation(len(shapes)).tolist() if i != greatest][: tensors - 1]
     kept.insert(int(rng.integers(len(kept) + 1)), greatest)

@@ -50,6 +50,7 @@ CHECKS: dict[str, Check] = {
     "compiled": Check("compiled", gradients.compiled, quick=False),
     "missing": Check("a missing gradient", behaviour.missing),
     "groups": Check("groups, one added later", behaviour.groups, "several groups"),
+    "closure": Check("a closure", behaviour.closure),
     "schedule": Check("scheduled learning rate", gradients.schedule),
     "rate": Check("learning rate as an array", gradients.rate, "a learning rate that is an array"),
     "strides": Check("transposed, sliced, expanded", gradients.strides, "arrays with strides"),

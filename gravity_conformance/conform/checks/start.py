@@ -69,6 +69,7 @@ def v0(subject: Subject, judge: Judge) -> Finding:
         note += "own seed, two constructions agree" + (", the bits of gravity_core" if ours else "")
     elif measured:
         note += "from a global random state, two constructions differ"
+    note = note.removesuffix("; ")
     finding = Finding("differs", note)
     few, many = drawn[0][:_FEW], drawn[0]
     if (found := distribution.dependent(few) or distribution.equal(many)) is not None:
@@ -131,6 +132,11 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
             found = distribution.dependent(v) or distribution.wrong_std(v, std)
             if found is not None:
                 return f"in three groups of two tensors: {found}"
+            session = subject.driver.start(zeros[:2], options)
+            for given in ([zeros[0], None], zeros[:2]):
+                session.step(given, _RATE)
+            if not any(w.any() for w in session.weights(slice(1, 2))):
+                return "0 in a tensor whose first gradient comes later"
     return None
 
 

@@ -209,6 +209,17 @@ class Subject:
         return any(compare(Trial(case, run, t)).inside for t in self.first_steps(case))
 
     @functools.cached_property
+    def reloads(self) -> bool:
+        """Whether its state can be saved and loaded."""
+        try:
+            session = self.driver.start([np.zeros(3, np.float32)], self.options())
+            session.step([np.ones(3, np.float32)], float(self.options()["learning_rate"]))
+            session.reloaded()
+        except ANYTHING:
+            return False
+        return True
+
+    @functools.cached_property
     def unwritable(self) -> str | None:
         """Why V and t cannot be written into its state; None if they can."""
         if self.hidden:

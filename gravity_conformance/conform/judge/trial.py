@@ -34,6 +34,7 @@ class Case:
         bfloat16: whether the float32 arrays stand for bfloat16.
         strided: whether the memory of arrays is transposed, sliced or expanded.
         array_rate: whether the learning rate is an array of the framework.
+        closure: whether a closure computes the gradients.
     """
 
     weights: Arrays
@@ -48,6 +49,7 @@ class Case:
     bfloat16: bool = False
     strided: bool = False
     array_rate: bool = False
+    closure: bool = False
 
     @property
     def info(self) -> FloatInfo:
@@ -327,6 +329,7 @@ def _steps(
             fast=case.fast,
             strided=case.strided,
             array_rate=case.array_rate,
+            closure=case.closure,
             shared=shared,
         )
 
