@@ -79,7 +79,7 @@ def progress() -> Iterator[Advance]:
 def _is_terminal(stream: object) -> bool:
     try:
         return bool(stream.isatty())  # type: ignore[attr-defined]
-    except (AttributeError, ValueError):  # there is none, or it is closed
+    except (AttributeError, ValueError):  # the stream is missing or closed
         return False
 
 

@@ -53,7 +53,7 @@ MENDING: dict[str, str] = {
     "learning rate applied twice": f"apply η once, in the step and not in V: {_W}",
     "W moves by +η V": f"subtract: {_W}",
     "the learning rate of the constructor is used throughout": (
-        f"read η anew at each step, from the group or schedule: {_W}"
+        f"read η again at each step, from the group or schedule: {_W}"
     ),
     # Options
     "weight decay coupled": f"do not add λ W to G; decay beside the step: {_DECAY}",
@@ -80,7 +80,7 @@ MENDING: dict[str, str] = {
     "V₀ is zero": f"draw the first V, do not start from 0: {_V0}",
     "V₀ is not normal": f"draw from the normal distribution: {_V0}",
     "the numbers of V₀ depend on each other": (
-        f"draw every element and every tensor anew, with a key of its own: {_V0}"
+        f"draw new numbers for every element, with a separate key for each tensor: {_V0}"
     ),
     "V₀ of one seed depends on that of another": (
         f"let the seed alone decide the draw, and every bit of it: {_V0}"

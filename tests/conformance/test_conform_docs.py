@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gravity_conformance.conform import report as reports
+from gravity_conformance.conform.checks.gradients import FAR
 from gravity_conformance.conform.runner import conform
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
@@ -46,3 +48,8 @@ def test_the_page_names_the_fields_of_the_report():
     fields = json.loads(file.read_text(encoding="utf-8"))["properties"]
     assert sorted(named) == sorted(fields)
     assert f'"gravity-conform" and {fields["version"]["const"]},' in table[0]
+
+
+def test_the_page_names_the_far_steps():
+    (line,) = (line for line in TEXT.splitlines() if line.startswith("**Far steps.**"))
+    assert [int(n.replace(",", "")) for n in re.findall(r"[0-9][0-9,]*[0-9]", line)] == [*FAR]

@@ -14,12 +14,12 @@ FAR = (2**8 - 2, 2**11 - 2, 2**15 - 2, 2**16 - 2, 2**24 - 8)
 
 
 def update(subject: Subject, judge: Judge) -> Finding:
-    """Three updates of a few tensors, and of tensors of many sizes, up to 2¹⁷ + 1 elements."""
+    """Updates of a few tensors, of a long list, and of tensors of many sizes and shapes."""
     rng = subject.rng("update")
     weights, gradients = subject.normal(3)
     small = Case(weights, gradients, subject.options(), subject.velocity(weights))
     finding = judge.judge(small)
-    for lr in (1e-5, 5.0):  # nobody may limit η
+    for lr in (1e-5, 5.0):  # η has no limits
         if finding.outcome == "pass" and "learning_rate" not in subject.driver.arguments.fixed:
             options = subject.options(learning_rate=lr)
             finding = judge.judge(replace(small, options=options), f"η = {lr:g}")
@@ -56,7 +56,7 @@ def drawn(subject: Subject, judge: Judge) -> Finding:
 
 
 def long(subject: Subject, judge: Judge) -> Finding:
-    """A long trajectory; where t can be set, also steps far from the first, up to a million."""
+    """A long trajectory; where t can be set, also steps far from the first."""
     settable = subject.unwritable is None
     steps = subject.level.steps[settable]
     weights, gradients = subject.normal(steps, ((3,), (2,)), (1.0, 5.0), seed=6)

@@ -34,7 +34,7 @@ def _half(
     """Judge a trajectory in a half type. If it is right, judge three late steps of another.
 
     The late steps use β = 1, so 1 − β̂ is small. They start from V = 0, so no rounding of V hides
-    an error of 1 − β̂.
+    an error of 1 − β̂. If the state can be loaded, it is, and 300 steps with zero gradients follow.
     """
     shapes, scales = (*SHAPES, (65,), (7, 3, 5)), (*SCALES, 1.0, 3.0)
     weights, gradients = subject.normal(20, shapes, scales, seed=seed)

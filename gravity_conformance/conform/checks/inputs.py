@@ -20,7 +20,7 @@ class Level(NamedTuple):
     """How thorough the checks are.
 
     Attributes:
-        top: the greatest length of a tensor is 2^top + 1.
+        top: a sweep has lengths on both sides of every power of two up to 2^top.
         tensors: the number of tensors in a sweep.
         traced: the same for a step that is not compiled, of a kind that users compile. Such a
             framework compiles every operation for every shape.
@@ -66,14 +66,15 @@ def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, .
     """Return shapes on both sides of every power of two up to 2^top, in a random order.
 
     An implementation may treat blocks, tails of vectors, numbers of axes, equal lengths or long
-    lists of tensors in a way of their own. If there are more than `tensors` shapes, the greatest
-    and others by chance remain.
+    lists of tensors in a way of their own. From the default level on, shapes of layers as people
+    have them and one vector of 2²⁰ + 1 elements are added. If there are more than `tensors` shapes,
+    the greatest and others by chance remain.
     """
     lengths = sorted({2**k + d for k in range(1, top + 1) for d in (-1, 0, 1)})
     lengths += [int(n) | 1 for n in np.exp2(rng.uniform(3, top, 8))]
     axes = [tuple(rng.integers(1, 7, n).tolist()) for n in (2, 2, 3, 4, 5, 5, 6)]
     axes += [(1, 9), (9, 1), (1, 1, 1, 1, 1)]
-    if top >= LEVELS["default"].top:  # layers as people have them, and one long vector
+    if top >= LEVELS["default"].top:
         long = int(rng.integers(1_001, 3_000))
         axes += [(long, 8), (8, long), (300, 301), (64, 32, 3, 3), (3, 3, 32, 64), (64, 32, 1, 1)]
         axes += [(20, 30, 40), (4, 8, 16, 32), (2**20 + 1,)]
