@@ -85,9 +85,13 @@ def test_a_file_leaves_checks_out(literal, tmp_path):
     assert sorted(found["skipped"]) == ["float16", "float64"]
 
 
-def test_the_seed_chooses_the_inputs(literal):
-    worst = [quick(literal, only=["trajectory"], seed=seed).results[0].worst for seed in (0, 0, 1)]
+@pytest.mark.parametrize("check", ["trajectory", "schedule", "strides"])
+def test_the_seed_chooses_the_inputs(check, literal):
+    worst = [quick(literal, only=[check], seed=seed).results[0].worst for seed in (0, 0, 1)]
     assert worst[0] == worst[1] != worst[2]
+
+
+def test_the_report_states_the_seed(literal):
     assert quick(literal, only=["trajectory"], seed=7).to_json()["seed"] == 7
 
 
