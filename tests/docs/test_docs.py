@@ -5,12 +5,15 @@ A ```python block is run in order with the others of its page, in one namespace.
 
     <!-- needs: torch, gravity_torch -->
 
-runs by itself in a fresh interpreter, and is skipped if a module is not installed.
+runs in a namespace of its own, in a fresh interpreter that it shares with the blocks of its page
+that need the same, and is skipped if a module is not installed. The mark `needs: torch; alone`
+gives a block its own interpreter: it configures the framework for the whole process.
 """
 
 import doctest
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
@@ -156,23 +159,51 @@ def test_code_runs_and_prints_what_the_page_says(page):
     assert run_blocks(blocks, page.name) == ""
 
 
+def groups(page: Path) -> list[list[Block]]:
+    """Return the marked blocks of a page, those together that may share an interpreter."""
+    together: dict[tuple[str, ...], list[Block]] = {}
+    alone = []
+    for block in python_blocks(page.read_text(encoding="utf-8")):
+        # tests/clients runs the recipes for other libraries.
+        if not block.needs or (page.parent != DOCS and set(block.needs) - ADAPTERS - FRAMEWORKS):
+            continue
+        if block.alone:
+            alone.append([block])
+        else:
+            together.setdefault(block.needs, []).append(block)
+    return [*together.values(), *alone]
+
+
 MARKED = [
-    pytest.param(block, id=f"{page.stem}:{block.line}")
+    pytest.param(page, blocks, id=f"{page.stem}:{blocks[0].line}")
     for page in PAGES
-    for block in python_blocks(page.read_text(encoding="utf-8"))
-    if block.needs
-    # tests/clients runs the recipes for other libraries.
-    and (page.parent == DOCS or set(block.needs) <= ADAPTERS | FRAMEWORKS)
+    for blocks in groups(page)
 ]
+# A failure's traceback names the page and the line in it.
+RUN_EACH = """
+import json, sys
+for page, line, code in json.load(sys.stdin):
+    exec(compile("\\n" * line + code, page, "exec"), {"__name__": "__main__"})
+"""
 
 
-@pytest.mark.parametrize("block", MARKED)
-def test_code_for_a_framework_runs(block):
-    absent = [module for module in block.needs if not is_there(module)]
+def run_in_one_process(page: Path, blocks: list[Block]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN_EACH],
+        input=json.dumps([(page.name, block.line, block.code) for block in blocks]),
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("page", "blocks"), MARKED)
+def test_code_for_a_framework_runs(page, blocks):
+    absent = [module for module in blocks[0].needs if not is_there(module)]
     if absent:
         pytest.skip(f"not installed: {', '.join(absent)}")
-    command = [sys.executable, "-c", block.code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
+    done = run_in_one_process(page, blocks)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -227,9 +258,20 @@ def test_a_failing_plain_block_raises():
         run_blocks(python_blocks("```python\nassert 1 == 2\n```\n"), "planted")
 
 
-def test_a_mark_is_read():
-    (block,) = python_blocks("<!-- needs: torch, gravity_torch -->\n```python\nx = 1\n```\n")
-    assert block.needs == ("torch", "gravity_torch")
+def test_a_failing_marked_block_is_reported_with_its_line():
+    text = "\n<!-- needs: torch -->\n```python\nx = 1\n```\n"
+    text += "<!-- needs: torch -->\n```python\nassert x == 1\n```\n"
+    done = run_in_one_process(Path("planted.md"), python_blocks(text))
+    assert done.returncode == 1
+    assert 'File "planted.md", line 8' in done.stderr
+    assert "NameError: name 'x' is not defined" in done.stderr
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_mark_is_read(alone):
+    mark = "needs: torch, gravity_torch" + "; alone" * alone
+    (block,) = python_blocks(f"<!-- {mark} -->\n```python\nx = 1\n```\n")
+    assert (block.needs, block.alone) == (("torch", "gravity_torch"), alone)
 
 
 def test_a_block_runs_after_those_above():

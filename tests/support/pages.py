@@ -5,7 +5,8 @@ import re
 from typing import NamedTuple
 
 FENCE = re.compile(
-    r"(?:^<!-- needs: (?P<needs>[\w, .]+) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+    r"(?:^<!-- needs: (?P<needs>[\w, .]+?)(?P<alone>; alone)? -->\n+)?"
+    r"^```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -16,6 +17,7 @@ class Block(NamedTuple):
     code: str
     line: int
     needs: tuple[str, ...]
+    alone: bool = False  # it configures the framework for the whole process
 
 
 def python_blocks(text: str) -> list[Block]:
@@ -27,7 +29,8 @@ def python_blocks(text: str) -> list[Block]:
         if needs[:1] == ("above",):
             above = [block for block in blocks if block.needs][-1]
             code, needs = above.code + code, above.needs
-        blocks.append(Block(code, text.count("\n", 0, match.start("code")), needs))
+        line = text.count("\n", 0, match.start("code"))
+        blocks.append(Block(code, line, needs, alone=bool(match["alone"])))
     return blocks
 
 
