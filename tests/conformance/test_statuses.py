@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gravity_conformance import _status
-from gravity_conformance.vectors.making import writing
+from gravity_conformance.vectors import files
 from tests.support.command import gravity, written
 from tests.support.limits import HANG
 
@@ -27,8 +27,9 @@ def place(tmp_path):
     """A folder with a right and a wrong function, and right and wrong vectors."""
     written(tmp_path, "def wrong(w, v, g, t, lr, beta):\n    return right(w, v, g, t, lr, 0.5)\n")
     (tmp_path / "broken.py").write_text("1 +")
-    (tmp_path / "good.json").write_text(writing.texts()["coefficients.json"], encoding="utf-8")
-    text = (tmp_path / "good.json").read_text(encoding="utf-8")
+    (shipped,) = (path for path in files() if path.name == "coefficients.json")
+    text = shipped.read_text(encoding="utf-8")
+    (tmp_path / "good.json").write_text(text, encoding="utf-8")
     values = json.loads(text)
     values["number_of_tests"] += 1
     (tmp_path / "bad.json").write_text(json.dumps(values), encoding="utf-8")
