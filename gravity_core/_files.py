@@ -1,0 +1,267 @@
+"""Write files whole or not at all, and open none but regular ones.
+
+Guarantees of `write`: after an error, a kill or a full disk, each file has its old content or its
+new content, whole. Symbolic links stay, and the file that they name is written. An existing file
+keeps its permissions; a new one has the usual ones. What killed processes left is removed.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+StrPath = str | os.PathLike[str]
+Content = Callable[[BinaryIO], object]
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+# Some file systems cannot flush a folder, and some folders may be entered but not read.
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
+
+
+def write(contents: Mapping[StrPath, Content | None]) -> None:
+    """Write files, all of them or none.
+
+    All contents are on the disk before the first file is replaced. Hard links are not kept: the
+    other names of a file keep its old content.
+
+    Args:
+        contents: for each path a function that writes the content to a binary file, or None to
+            remove the file.
+
+    Raises:
+        OSError: naming the path.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "a")
+        >>> write({path: lambda file: file.write(b"whole")})
+        >>> with open(path, "rb") as file:
+        ...     file.read()
+        b'whole'
+    """
+    with contextlib.ExitStack() as stack:
+        moves: list[tuple[StrPath, str, BinaryIO | None]] = []
+        for path, content in contents.items():
+            with _naming(path):
+                target, file = destination(path), None
+                if content is not None:
+                    file = stack.enter_context(_scratch(target))
+                    content(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                moves.append((path, target, file))
+        with _uninterrupted() if len(moves) > 1 else contextlib.nullcontext():
+            for path, target, file in moves:
+                with _naming(path):
+                    _move(file, target)
+    for folder in dict.fromkeys(os.path.dirname(target) for _, target, _ in moves):
+        _flush_folder(folder)
+
+
+def check_writable(path: StrPath) -> str:
+    """Return the absolute path of the file that `write` would replace, or raise what it would.
+
+    Raises:
+        OSError: naming the path.
+    """
+    with _naming(path):
+        target = destination(path)
+        with _scratch(target):
+            return target
+
+
+def destination(path: StrPath) -> str:
+    """Return the absolute path of the regular file that `path` names, or will name, after links.
+
+    Raises:
+        OSError: if it is something else, or if it must not be written to.
+    """
+    target = os.path.realpath(path)
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        if not os.path.basename(path):  # none, or one that ends in a slash
+            raise
+        return target
+    _check_regular(found, path)
+    # /dev/stdout may lead to a file that has no name any more.
+    if not os.path.exists(target) or not os.path.samestat(found, os.stat(target)):
+        raise io.UnsupportedOperation(errno.EINVAL, "must be a file with a name", os.fspath(path))
+    if not os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+    return target
+
+
+@contextlib.contextmanager
+def open_regular(path: StrPath) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; refuse pipes and devices, which may have no end.
+
+    Raises:
+        OSError: if it cannot be opened or is not a regular file.
+    """
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # to wait for no writer
+
+    _check_regular(os.stat(path), path)  # to open some devices has effects
+    with open(path, "rb", opener=opener) as file:
+        _check_regular(os.fstat(file.fileno()), path)
+        yield file
+
+
+def _check_regular(found: os.stat_result, path: StrPath) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        # It is an OSError and a ValueError.
+        raise io.UnsupportedOperation(
+            errno.EINVAL, f"must be a regular file, got {kind}", os.fspath(path)
+        )
+
+
+@contextlib.contextmanager
+def _naming(path: StrPath) -> Iterator[None]:
+    """Let errors name `path`, not a file beside it or none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename2 is not None:  # of a file beside it, moved to its place
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        if error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
+def _scratch(target: str) -> Iterator[BinaryIO]:
+    """Open a file beside `target` that replaces it later; remove it at the end if it is left."""
+    folder, name = os.path.split(target)
+    # A hash, because a name may have the greatest length already.
+    prefix = f".gravity-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}-"
+    _remove_dead(folder, prefix)
+    file = _locked(os.path.join(folder, prefix), private=os.path.exists(target))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            _like(target, file.name)
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # what is buffered may not fit on the disk
+            file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(file.name)
+
+
+def _locked(prefix: str, *, private: bool) -> BinaryIO:
+    """Create a file and lock it; the kernel frees the lock when the process ends, however."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags, 0o600 if private else 0o666)
+
+    while True:
+        with contextlib.ExitStack() as stack:
+            path = prefix + secrets.token_hex(8)
+            file = stack.enter_context(open(path, "xb", opener=opener))
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lost = not os.path.exists(path)
+            except BlockingIOError:
+                lost = True
+            except OSError:  # a file system without locks: nothing there is taken for dead
+                lost = False
+            if not lost:
+                stack.pop_all()
+                return file
+            # Another process took it for dead before it was locked.
+
+
+def _remove_dead(folder: str, prefix: str) -> None:
+    """Remove the files that killed processes left: those that nobody has locked."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(prefix):
+                _remove_if_dead(os.path.join(folder, name))
+
+
+def _remove_if_dead(path: str) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A file that has since been moved to its place is no longer under this name.
+            os.unlink(path)
+        finally:
+            os.close(descriptor)
+
+
+def _like(target: str, path: str) -> None:
+    """Give a new file the owner, the permissions and the attributes of an existing one."""
+    found = os.stat(target)
+    if hasattr(os, "chown"):
+        with contextlib.suppress(OSError):  # only root may give files away
+            os.chown(path, found.st_uid, found.st_gid)
+    shutil.copystat(target, path)
+
+
+def _move(file: BinaryIO | None, target: str) -> None:
+    if file is None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
+        return
+    if fcntl is None:  # Windows moves no open file
+        file.close()
+    os.replace(file.name, target)
+
+
+def _flush_folder(folder: str) -> None:
+    """Make the disk keep a folder's new entries; Windows cannot."""
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the end."""
+    # Only the main thread may set handlers, and only those of Python can be restored.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught:
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,346 @@
+"""gravity_core._files: files are written whole or not at all, through links, and nowhere else."""
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from gravity_core import _files
+from tests.support.limits import HANG
+
+fcntl = pytest.importorskip("fcntl", reason="needs POSIX locks, links and permissions")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+
+
+def put(path, data=b"new"):
+    _files.write({path: lambda file: file.write(data)})
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+@contextlib.contextmanager
+def nobody(folder):
+    """Do something without root's rights, in a folder that all may enter."""
+    for parent in [folder, *folder.parents][:4]:
+        parent.chmod(parent.stat().st_mode | 0o755)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+# Links, permissions, and what is no file
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_its_target_is_written(tmp_path, there):
+    (tmp_path / "far").mkdir()
+    target = tmp_path / "far" / "target"
+    if there:
+        target.write_bytes(b"old")
+    (tmp_path / "far" / "middle").symlink_to("target")
+    (tmp_path / "link").symlink_to(os.path.join("far", "middle"))
+    put(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "middle").is_symlink()
+    assert target.read_bytes() == b"new"
+    assert names(tmp_path / "far") == ["middle", "target"]
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=r"loop'$") as caught:
+        put(tmp_path / "loop")
+    assert caught.value.errno == errno.ELOOP
+    assert names(tmp_path) == ["loop"]
+
+
+def made(folder, kind):
+    """Make something that is no regular file; return its path."""
+    path = folder / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            place = os.getcwd()
+            os.chdir(folder)  # its name must be short
+            server.bind(kind)
+            os.chdir(place)
+    else:
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # as /dev/zero
+        except OSError:
+            pytest.skip("may not make devices")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_regular_file_is_refused(tmp_path, kind, linked):
+    path = made(tmp_path, kind)
+    before = path.stat()
+    asked = tmp_path / "link" if linked else path
+    if linked:
+        asked.symlink_to(kind)
+    said = "Is a directory" if kind == "folder" else f"must be a regular file, got a {kind}"
+    for use in (put, _files.check_writable, lambda path: _files.open_regular(path).__enter__()):
+        with pytest.raises(OSError, match=said) as caught:
+            use(asked)
+        assert caught.value.filename == str(asked)
+    assert stat.S_IFMT(path.stat().st_mode) == stat.S_IFMT(before.st_mode)
+    assert len(names(tmp_path)) == 1 + linked
+
+
+def test_a_pipe_behind_standard_output_is_refused():
+    """Its name under /proc is no path."""
+    code = "from gravity_core import _files; _files.check_writable('/dev/stdout')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "must be a regular file, got a pipe: '/dev/stdout'" in done.stderr
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o755])
+def test_an_existing_file_keeps_its_permissions(tmp_path, mode):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    seen = []
+    _files.write({path: lambda file: seen.append(os.fstat(file.fileno()).st_mode)})
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert stat.S_IMODE(seen[0]) == mode  # before there is a secret in it
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0])
+def test_a_new_file_has_the_usual_permissions(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        put(tmp_path / "a")
+        (tmp_path / "b").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@as_root
+def test_an_existing_file_keeps_its_owner(tmp_path):
+    put(tmp_path / "a", b"old")
+    os.chown(tmp_path / "a", 12345, 54321)
+    put(tmp_path / "a")
+    found = (tmp_path / "a").stat()
+    assert (found.st_uid, found.st_gid) == (12345, 54321)
+
+
+@as_root
+def test_a_write_protected_file_or_folder_is_refused(tmp_path):
+    open_folder, closed = tmp_path / "open", tmp_path / "closed"
+    for folder in (open_folder, closed):
+        folder.mkdir()
+        put(folder / "a", b"old")
+        os.chown(folder / "a", 65534, -1)
+    open_folder.chmod(0o777)
+    (open_folder / "a").chmod(0o444)
+    closed.chmod(0o555)
+    for path in (open_folder / "a", closed / "a", closed / "b"):
+        for use in (put, _files.check_writable):
+            with nobody(tmp_path), pytest.raises(PermissionError) as caught:
+                use(path)
+            assert caught.value.filename == str(path)
+    assert (open_folder / "a").read_bytes() == (closed / "a").read_bytes() == b"old"
+
+
+# Whole or not at all
+
+
+def test_the_disk_has_the_content_before_the_name_and_then_the_name(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted(descriptor):
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        done.append((kind, os.fstat(descriptor).st_size if kind == "file" else None))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
+    put(tmp_path / "a", b"12345")
+    assert done == [("file", 5), "replace", ("folder", None)]
+
+
+def raising(error, *, after=b"half"):
+    def content(file):
+        file.write(after)
+        raise error
+
+    return content
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space"), MemoryError(), KeyboardInterrupt()]
+)
+def test_an_error_leaves_all_files_as_they_were(tmp_path, error):
+    put(tmp_path / "a", b"old")
+    contents = {
+        tmp_path / "a": lambda file: file.write(b"new"),
+        tmp_path / "b": raising(error),
+        tmp_path / "c": None,
+    }
+    put(tmp_path / "c", b"old")
+    with pytest.raises(type(error)) as caught:
+        _files.write(contents)
+    assert names(tmp_path) == ["a", "c"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+    if isinstance(error, OSError):
+        assert str(caught.value) == f"[Errno 28] No space: '{tmp_path / 'b'}'"
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """What the buffer holds meets the limit only when it is flushed."""
+    put(tmp_path / "a", b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            put(tmp_path / "a", b"n" * 101)
+        with pytest.raises(OSError, match="File too large"):
+            put(tmp_path / "a", b"n" * 10**6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_several_files_are_replaced_and_removed_together(tmp_path):
+    put(tmp_path / "old")
+    contents = {tmp_path / "a": lambda f: f.write(b"1"), tmp_path / "old": None}
+    _files.write(contents | {tmp_path / "b": lambda f: f.write(b"2"), tmp_path / "never": None})
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_ctrl_c_waits_until_all_files_are_moved(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def interrupted(a, b):
+        signal.raise_signal(signal.SIGINT)
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _files.write({tmp_path / n: lambda f: f.write(b"new") for n in "ab"})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_the_longest_name(tmp_path):
+    put(tmp_path / ("x" * 255))
+    assert names(tmp_path) == ["x" * 255]
+
+
+def test_a_check_changes_nothing(tmp_path):
+    put(tmp_path / "a", b"old")
+    before = (tmp_path / "a").stat()
+    assert _files.check_writable(os.path.relpath(tmp_path / "a")) == os.path.realpath(
+        tmp_path / "a"
+    )
+    assert _files.check_writable(tmp_path / "new") == os.path.realpath(tmp_path / "new")
+    assert (tmp_path / "a").stat() == before
+    assert names(tmp_path) == ["a"]
+    for path in (tmp_path / "a" / "b", tmp_path / "none" / "b", "", "c/"):
+        with pytest.raises(OSError, match=r": '.*'$"):
+            _files.check_writable(path)
+
+
+# What killed processes leave
+
+DYING = """
+import os, signal, sys
+from gravity_core import _files
+
+def dies(file):
+    file.write(bytes(10**6))
+    os.kill(os.getpid(), number)
+
+for path, number in zip(sys.argv[1:], (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP), strict=True):
+    if not os.fork():
+        _files.write({path: dies})
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -number
+"""
+
+
+def hidden(folder):
+    return [name for name in names(folder) if name.startswith(".gravity-")]
+
+
+def test_the_next_write_removes_what_killed_ones_left(tmp_path):
+    put(tmp_path / "a", b"old")
+    paths = [tmp_path / name for name in "abc"]
+    subprocess.run([sys.executable, "-c", DYING, *paths], check=True, timeout=HANG)
+    assert names(tmp_path) == [*hidden(tmp_path), "a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+    (tmp_path / ".gravity-of-somebody").write_bytes(b"")
+    for left, path in zip((3, 2, 1), paths, strict=True):
+        assert len(hidden(tmp_path)) == 1 + left
+        put(path)  # those of another file are that file's business
+    assert names(tmp_path) == [".gravity-of-somebody", "a", "b", "c"]
+
+
+def test_two_writers_at_a_time_do_not_disturb_each_other(tmp_path):
+    def content(file):
+        put(tmp_path / "a", b"the other's")
+        assert (tmp_path / "a").read_bytes() == b"the other's"
+        assert os.path.exists(file.name)
+        file.write(b"the last one's")
+
+    _files.write({tmp_path / "a": content})
+    assert (tmp_path / "a").read_bytes() == b"the last one's"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("when", ["before the lock", "at the lock"])
+def test_a_file_that_another_takes_for_dead_is_made_again(tmp_path, monkeypatch, when):
+    flock, calls = fcntl.flock, []
+
+    def late(file, operation):
+        calls.append(file.name)
+        if len(calls) == 1:
+            os.unlink(file.name)
+            if when == "at the lock":
+                raise BlockingIOError
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    put(tmp_path / "a")
+    assert len(set(calls)) == 2
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_without_locks_nothing_is_taken_for_dead(tmp_path, monkeypatch):
+    used = []
+    _files.write({tmp_path / "a": lambda file: used.append(file.name)})
+    dead, now = used[0], fcntl.flock
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    for flock, left in ((none, True), (now, False)):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with open(dead, "wb"):
+            put(tmp_path / "a", b"without")
+        assert os.path.exists(dead) is left
+        assert (tmp_path / "a").read_bytes() == b"without"
