@@ -24,7 +24,8 @@ PART = 2**17
 _END, _LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY, _LOCAL = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
-_WIDE, _WIDE_COUNT = 0xFFFFFFFF, 0xFFFF  # the number is in a 64-bit field
+_WIDE = 0xFFFFFFFF  # the number is in a 64-bit field
+_MOST = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, _WIDE, _WIDE)  # of the fields of _END
 _UTF8 = 0x800  # a flag without meaning for names in ASCII
 
 _NPY = re.compile(
@@ -203,22 +204,22 @@ def _ends(file: BinaryIO) -> tuple[int, int, int]:
     if size < _END.size:
         raise _wrong("it is too short")
     end = file.seek(size - _END.size)
-    disk, first, here, count, length, start, comment = _unpacked(
+    *narrow, comment = _unpacked(
         file, _END, b"PK\5\6", "end of the directory (a comment there is refused)"
     )
-    if count == _WIDE_COUNT or _WIDE in (length, start):
-        if end < _LOCATOR.size + _END64.size:
-            raise _wrong("it is too short")
+    wide = narrow
+    file.seek(max(end - _LOCATOR.size, 0))
+    if file.read(4) == b"PK\6\7":
         file.seek(end - _LOCATOR.size)
-        _, end64, _ = _unpacked(file, _LOCATOR, b"PK\6\7", "locator")
+        end64 = _unpacked(file, _LOCATOR, b"PK\6\7", "locator")[1]
         end -= _LOCATOR.size + _END64.size
         if end64 != end:
             raise _wrong("its 64-bit directory is elsewhere")
         file.seek(end)
-        _, _, _, disk, first, here, count, length, start = _unpacked(
-            file, _END64, b"PK\6\6", "64-bit directory"
-        )
-    if (disk, first, comment, here) != (0, 0, 0, count) or start + length != end:
+        wide = _unpacked(file, _END64, b"PK\6\6", "64-bit directory")[3:]
+    disk, first, here, count, length, start = wide
+    same = all(b in (a, most) for a, b, most in zip(wide, narrow, _MOST, strict=True))
+    if not same or comment or disk or first or here != count or start + length != end:
         raise _wrong("its directory contradicts itself")
     return count, start, end
 

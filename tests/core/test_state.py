@@ -1,5 +1,9 @@
 """gravity_core.State: its arguments, what cannot change, and the NumPy optimizer's use of it."""
 
+import copy
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 
@@ -23,6 +27,16 @@ from tests.support.states import same
             "hyperparameters must be among .* got 'lr'",
         ),
         ((1, [], {"beta": 2}), ValueError, r"beta must be a number in \[0, 1\], got 2"),
+        ((2**63, []), ValueError, r"t must be below 2\*\*63, got 9223372036854775808"),
+        ((10**5000, []), ValueError, r"t must be below 2\*\*63, got a very large int"),
+        ((1, np.ones((2, 3))), TypeError, "velocities must be a list of arrays, got ndarray"),
+        ((1, None), TypeError, "velocities must be a list of arrays, got NoneType"),
+        ((1, [], [1]), TypeError, "hyperparameters must be a mapping, got list"),
+        (
+            (1, [np.ma.masked_array([1.0, 2.0], [True, False])]),
+            TypeError,
+            r"velocities\[0\] must be a plain array, got MaskedArray",
+        ),
     ],
 )
 def test_bad_arguments(arguments, error, message):
@@ -116,6 +130,84 @@ def test_a_state_shares_no_memory_and_is_read_only():
     assert state.velocities[0].tolist() == [1, 1]
     with pytest.raises(ValueError, match="read-only"):
         state.velocities[0][0] = 3
+
+
+def attempts(state):
+    """Return all ways of changing a state that Python and NumPy know."""
+    v = state.velocities[0]
+    return [
+        lambda: setattr(state, "t", 5),
+        lambda: setattr(state, "other", 5),
+        lambda: delattr(state, "velocities"),
+        lambda: state.hyperparameters.__setitem__("beta", 7),
+        lambda: state.hyperparameters.update(beta=7),
+        lambda: state.hyperparameters.pop("beta"),
+        lambda: state.velocities.__setitem__(0, v),
+        lambda: state.dtypes.append("float32"),
+        lambda: v.__setitem__(..., 3),
+        lambda: setattr(v.flags, "writeable", True),
+        lambda: v.setflags(write=True),
+        lambda: v.base.cast("B").__setitem__(0, 1),
+        lambda: np.copyto(v, 3),
+        lambda: v.sort(),
+        lambda: v.view(np.uint8).fill(0),
+    ]
+
+
+def loaded(state, folder):
+    state.save(folder / "s")
+    return State.load(folder / "s")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_of_a_state_can_be_changed(tmp_path, dtype):
+    state = State(3, [np.float32([2, 1])], {"beta": 0.8}, dtypes=[dtype])
+    others = [
+        state,
+        copy.copy(state),
+        copy.deepcopy({"a": state})["a"],
+        *(pickle.loads(pickle.dumps(state, protocol)) for protocol in range(6)),
+        dataclasses.replace(state),
+        loaded(state, tmp_path),
+    ]
+    for other in others:
+        assert same(other, state)
+        for attempt in attempts(other):
+            with pytest.raises((AttributeError, TypeError, ValueError)):
+                attempt()
+        assert same(other, State(3, [np.float32([2, 1])], {"beta": 0.8}, dtypes=[dtype]))
+
+
+def test_replaced_fields_are_checked():
+    state = State(3, [np.ones(2)], {"beta": 0.8})
+    changed = dataclasses.replace(state, t=4, hyperparameters={"beta": 0.7})
+    assert (changed.t, changed.hyperparameters["beta"], state.t) == (4, 0.7, 3)
+    with pytest.raises(ValueError, match=r"beta must be a number in \[0, 1\], got 7"):
+        dataclasses.replace(state, hyperparameters={"beta": 7})
+    with pytest.raises(ValueError, match=r"velocities\[0\] must be an array of float64"):
+        dataclasses.replace(state, velocities=[np.ones(2, np.float32)])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("t", -5, "t must be an integer >= 0"),
+        ("hyperparameters", {"beta": 7}, "beta must be a number"),
+        ("velocities", (np.ones(2),), r"velocities\[0\] must be a read-only array of float64"),
+        ("dtypes", ("float32",), r"velocities\[0\] must be a read-only array of float32"),
+    ],
+)
+def test_a_save_and_an_import_check_again(tmp_path, field, value, message):
+    state, optimizer, w = State(1, [np.zeros(2)]), Gravity(), [np.ones(2)]
+    optimizer.init(w)
+    before = optimizer.export_state()
+    object.__setattr__(state, field, value)
+    with pytest.raises(ValueError, match=message):
+        state.save(tmp_path / "s")
+    with pytest.raises(ValueError, match=message):
+        optimizer.import_state(state, w)
+    assert list(tmp_path.iterdir()) == []
+    assert same(optimizer.export_state(), before)
 
 
 # The NumPy optimizer

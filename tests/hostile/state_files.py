@@ -8,7 +8,11 @@ whose message has the name of the fault; the same seed makes the same faults.
 import io
 import itertools
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import warnings
@@ -194,15 +198,15 @@ def edits_of_arrays(state: State, random: Random) -> Iterator[Fault]:
         place = random.randrange(len(spoilt))
         name, data = spoilt[place]
         body = data[10 + struct.unpack_from("<H", data, 8)[0] :]
-        length = random.choice([len(body), len(body), 0, 1, 2 * len(body)])
+        length = random.choice([*[len(body)] * 9, 0, 1, 2 * len(body)])
         found = np.load(io.BytesIO(data))
         description = random.choice([*DESCRIPTIONS, *[found.dtype.str] * 9])
         fortran = random.choice(["False", "False", "True", "None", "1"])
         shape = random.choice([*SHAPES_ASKED, *[str(found.shape)] * 9])
         text = f"{{'descr': '{description}', 'fortran_order': {fortran}, 'shape': {shape}, }}"
         text += " " * random.choice([0, 1, 60, 9000]) + random.choice(["\n", "\n", ""])
-        version = random.choice([1, 1, 1, 2, 3, 0, 255])
-        size = random.choice([len(text), len(text), len(text) + 1, 0, 65535])
+        version = random.choice([*[1] * 9, 2, 2, 3, 0, 255])
+        size = random.choice([*[len(text)] * 9, len(text) + 1, 0, 65535])
         head = b"\x93NUMPY" + bytes([version, 0])
         head += struct.pack("<H" if version == 1 else "<L", size) + text.encode()
         spoilt[place] = name, head + (body * 2)[:length]
@@ -299,6 +303,46 @@ def _compare(got: State, wanted: State, fault: Fault) -> None:
     for a, b in zip(got.velocities, wanted.velocities, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype), fault.name
         assert a.tobytes() == b.tobytes(), fault.name
+
+
+SAVING = """
+import sys
+import numpy as np
+from gravity_core import State
+
+for t in range(10**9):
+    State(t, [np.full(10**6, float(t))], {"velocity_std": 1}).save(sys.argv[1])
+    print(flush=True)
+"""
+
+
+def kills(random: Random, folder: Path, count: int) -> Counter[str]:
+    """Kill processes that save one file again and again; the file must stay whole.
+
+    Args:
+        random: chooses the signals and the moments.
+        folder: where the file is written.
+        count: the number of processes.
+
+    Returns:
+        how many left something behind, and how many nothing; the next save has removed it.
+    """
+    counts: Counter[str] = Counter()
+    path = folder / "killed.npz"
+    for _ in range(count):
+        command = [sys.executable, "-c", SAVING, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(random.uniform(0, 0.05))
+            process.send_signal(random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGHUP]))
+        state = State.load(path)
+        assert (state.velocities[0] == state.t).all(), "numbers of two saves in one file"
+        left = [name for name in os.listdir(folder) if name.startswith(".gravity-")]
+        counts["left something" if left else "left nothing"] += 1
+        state.save(path)
+        assert os.listdir(folder) == [path.name], f"the next save left {left}"
+    return counts
 
 
 def run(
