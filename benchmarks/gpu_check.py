@@ -23,7 +23,7 @@ import click
 
 from benchmarks.shapes import CASES
 from benchmarks.step import load_average
-from gravity_conformance._output import finite, replace
+from gravity_conformance._output import finite, write
 
 # The seconds that each part may take, the most important first.
 LIMITS = {
@@ -179,7 +179,7 @@ def main(
         report["load_average"]["end"] = load_average()
         report["targets"] = targets(report["parts"], device)
         try:  # after each part, for whoever interrupts the check
-            replace(file, json.dumps(finite(report), indent=1, allow_nan=False) + "\n")
+            write({file: json.dumps(finite(report), indent=1, allow_nan=False) + "\n"})
         except OSError as error:
             raise _CannotRun(f"{file}: {error.strerror}") from error
         why = found.get("error") or found.get("not run")

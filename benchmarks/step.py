@@ -26,6 +26,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,6 +36,8 @@ from rich.table import Table
 from benchmarks.profiling import peak_extra_bytes
 from benchmarks.shapes import CASES, GROUPED
 from benchmarks.traffic import COPY, Traffic
+from gravity_conformance._output import checked, write
+from gravity_conformance._status import CouldNotError
 from gravity_conformance.drive.spec import SpecError, load
 
 Step = Callable[[], Any]
@@ -149,7 +152,7 @@ def versions() -> dict[str, str]:
 @click.option("--also", multiple=True, metavar="SPEC", help="Another torch optimizer to time.")
 @click.option("--without", multiple=True, metavar="TEXT", help="Leave out steps named like this.")
 @click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], help="Of torch's tensors.")
-@click.option("--json", "file", type=click.File("w", encoding="utf-8", lazy=False))
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
 def main(
     backend: str,
     cases: tuple[str, ...],
@@ -159,9 +162,13 @@ def main(
     also: tuple[str, ...],
     without: tuple[str, ...],
     dtype: str,
-    file: Any,
+    file: Path | None,
 ) -> None:
     """Time one optimizer step relative to the framework's own, interleaved."""
+    try:
+        outputs = checked([] if file is None else [("--json", file)])
+    except CouldNotError as error:
+        raise click.UsageError(str(error)) from error
     of_torch = backend == "torch"
     chosen = cases or tuple(case for case in CASES if of_torch or case not in GROUPED)
     for option, given in (
@@ -205,7 +212,7 @@ def main(
             table.add_row(name, *(_cell(results[case][name], spread) for case in chosen))
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)
-    if file is not None:
+    for output in outputs:
         report = {
             "backend": backend,
             "rounds": rounds,
@@ -219,7 +226,7 @@ def main(
             "load_average": dict(zip(("start", "end"), loads, strict=True)),
             "results": results,
         }
-        file.write(json.dumps(report, indent=1) + "\n")
+        write({output.path: json.dumps(report, indent=1) + "\n"})
 
 
 if __name__ == "__main__":

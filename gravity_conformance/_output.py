@@ -1,11 +1,14 @@
 """What all reports share: their parts, as plain text and Markdown, JSON, and writing files."""
 
+import errno
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+from gravity_conformance._status import CouldNotError
+from gravity_core import _files
 
 GOOD = ("pass", "exact", "bounded")
 BAD = ("differs", "divergent", "error")
@@ -98,16 +101,82 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
     return [f"| {' | '.join(cells)} |" for cells in escaped]
 
 
-def replace(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all.
+class Output(NamedTuple):
+    """A file that a command will write.
+
+    Attributes:
+        option: the option that names it.
+        given: its path as the user gave it, for messages.
+        path: its absolute path, which no change of the current folder moves.
+    """
+
+    option: str
+    given: Path
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.option} {str(self.given)!r}"
+
+
+def checked(files: Iterable[tuple[str, Path]]) -> list[Output]:
+    """Return the files that a command will write, checked before it runs.
+
+    Missing folders are made.
+
+    Args:
+        files: an option and the path that it was given, for each file.
+
+    Raises:
+        CouldNotError: if a file cannot be written, is standard output, or is there twice.
+    """
+    found: list[Output] = []
+    for option, given in files:
+        if given == Path("-"):
+            raise CouldNotError(f"{option} must be a file, got '-'")
+        try:
+            given.parent.mkdir(parents=True, exist_ok=True)
+            output = Output(option, given, Path(_files.check_writable(given)))
+            if _is_standard_output(output.path):
+                raise OSError(errno.EINVAL, "standard output goes there")
+        except OSError as error:
+            raise CouldNotError(
+                f"{option} must be a file in a writable folder, got {str(given)!r}: "
+                f"{error.strerror or error}"
+            ) from error
+        for other in found:
+            if _same(other.path, output.path):
+                raise CouldNotError(f"{output} must be another file than {other}")
+        found.append(output)
+    return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
+def _is_standard_output(path: Path) -> bool:
+    """Return whether a report in `path` would end what standard output or error writes there."""
+    if not path.exists():
+        return False
+    for descriptor in (1, 2):
+        try:
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return True
+        except OSError:  # it is closed
+            continue
+    return False
+
+
+def write(contents: Mapping[Path, str | bytes | None]) -> None:
+    """Write files, all of them or none, and remove those whose content is None.
 
     Lone surrogates of a text, which UTF-8 cannot encode, become escapes.
     """
+    _files.write({path: _writer(content) for path, content in contents.items()})
+
+
+def _writer(content: str | bytes | None) -> Callable[[BinaryIO], object] | None:
+    if content is None:
+        return None
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, a pipe
-        path.write_bytes(data)
-        return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".parity-") as scratch:
-        whole = Path(scratch, "whole")
-        whole.write_bytes(data)
-        os.replace(whole, path)
+    return lambda file: file.write(data)

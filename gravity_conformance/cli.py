@@ -1,21 +1,19 @@
 """The command ``gravity``."""
 
-import errno
 import importlib.util
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
 import gravity_core
 from gravity_conformance import _terminal
 from gravity_conformance._guard import one_line, redirected
-from gravity_conformance._output import replace
+from gravity_conformance._output import Output, checked, write
 from gravity_conformance._status import (
     COULD_NOT,
     DIFFERS,
@@ -42,7 +40,18 @@ from gravity_conformance.vectors.check import check
 from gravity_conformance.vectors.making import writing
 from gravity_conformance.versions import versions as lines_of_versions
 
-_FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+
+class _Path(click.Path):
+    """The path of an output; no text is no path, but an unset variable of a shell."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse no text, which would be the current folder."""
+        if value == "":
+            self.fail("must not be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_FILE = _Path(dir_okay=False, allow_dash=True, path_type=Path)
 _STATUSES = "\n".join(f"  {status:<4} {meaning}" for status, meaning in MEANINGS.items())
 
 
@@ -90,13 +99,13 @@ def cli() -> None:
     "--out",
     default="parity",
     show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_Path(file_okay=False, path_type=Path),
     help="Folder for parity.json, parity.md and parity.png.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print parity.json in place of the tables.")
 @click.option(
     "--html",
-    type=click.Path(path_type=Path),
+    type=_Path(path_type=Path),
     help="File for the whole report as one page, plots included.",
 )
 def parity(
@@ -122,9 +131,9 @@ def parity(
     command. Its V₀ may differ from the reference's.
     """
     chosen = _choose(names, required)
-    _check_writable("--out must be", out, reports.FILES)
-    if html is not None:
-        _check_writable("--html must be a file in", html.parent, [html.name])
+    files = [("--out", out / name) for name in reports.FILES]
+    outputs = checked(files if html is None else [*files, ("--html", html)])
+    folder = out.absolute()  # a SPEC may change the current one
     if not names and not specs:
         # Of all backends, Keras is the one on TensorFlow, which is its default.
         os.environ.pop("KERAS_BACKEND", None)
@@ -141,13 +150,14 @@ def parity(
         if not report.replays:
             report.failures.append("nothing was compared")
         try:
-            paths = reports.write(report, out)
+            paths = [out / path.name for path in reports.write(report, folder)]
         except OSError as error:
             raise click.UsageError(cannot_write(f"--out {str(out)!r}", error)) from error
         advance("plots", 0, 0)
-        drawings = [_drawn(out / reports.PICTURE, lambda: plots.picture(report), "--out", paths)]
+        picture = outputs[reports.FILES.index(reports.PICTURE)]
+        drawings = [_drawn(picture, lambda: plots.picture(report), paths)]
         if html is not None:
-            drawings.append(_drawn(html, lambda: page(report), "--html", paths))
+            drawings.append(_drawn(outputs[-1], lambda: page(report), paths))
     if as_json:
         emit_json(reports.as_json(report))
     else:
@@ -272,12 +282,12 @@ def conform(
             raise click.UsageError(f"--kw must be NAME=VALUE, got {item!r}")
     if html_file is not None and importlib.util.find_spec("matplotlib") is None:
         raise click.UsageError("--html needs matplotlib: pip install 'gravity-optimizer[cli]'")
-    if html_file == Path("-"):
-        raise click.UsageError("--html must be a file, got '-'")
     to_stdout = json_file == Path("-")
-    for option, file in (("--json", None if to_stdout else json_file), ("--html", html_file)):
-        if file is not None and not file.exists():
-            _check_writable(f"{option} must be a file in", file.parent, [file.name])
+    files = (("--json", None if to_stdout else json_file), ("--html", html_file))
+    outputs = {
+        output.option: output
+        for output in checked((option, file) for option, file in files if file is not None)
+    }
     skip = (*skip, *(() if skips is None else _skipped(skips)))
     level = level or "default"
     with _terminal.progress() as advance:
@@ -296,18 +306,18 @@ def conform(
             progress=_of_checks(selected(level, only, skip), advance),
         )
     # First the results, which a failure to draw must not lose.
-    if json_file is not None and not to_stdout:
+    if (output := outputs.get("--json")) is not None:
         try:
-            replace(json_file, conform_reports.as_json(report))
+            write({output.path: conform_reports.as_json(report)})
         except OSError as error:
-            raise click.UsageError(cannot_write(f"--json {str(json_file)!r}", error)) from error
+            raise click.UsageError(cannot_write(output, error)) from error
     if to_stdout:
         emit_json(conform_reports.as_json(report))
     else:
         _terminal.show(conform_reports.parts(report))
-    if html_file is not None:
+    if (output := outputs.get("--html")) is not None:
         command = shlex.join(["gravity", *sys.argv[1:]])
-        if not _drawn(html_file, lambda: conform_reports.page(report, command), "--html", []):
+        if not _drawn(output, lambda: conform_reports.page(report, command), []):
             return COULD_NOT
     return report.status
 
@@ -324,7 +334,7 @@ def _of_checks(names: Sequence[str], advance: _terminal.Advance) -> Callable[[st
     return started
 
 
-def _drawn(file: Path, draw: Callable[[], str | bytes], option: str, paths: list[Path]) -> bool:
+def _drawn(output: Output, draw: Callable[[], str | bytes], paths: list[Path]) -> bool:
     """Write a file with plots and add its path, or say why that failed; return whether it is there.
 
     A failure is that of matplotlib, its fonts or the disk. It must not lose the results.
@@ -332,23 +342,24 @@ def _drawn(file: Path, draw: Callable[[], str | bytes], option: str, paths: list
     try:
         content = draw()
     except Exception as error:
-        complain(f"gravity: {option} {str(file)!r} cannot be drawn: {one_line(error)}")
+        complain(f"gravity: {output} cannot be drawn: {one_line(error)}")
         return False
     try:
-        replace(file, content)
+        write({output.path: content})
     except OSError as error:
-        complain(f"gravity: {cannot_write(f'{option} {str(file)!r}', error)}")
+        complain(f"gravity: {cannot_write(output, error)}")
         return False
-    paths.append(file)
+    paths.append(output.given)
     return True
 
 
 @cli.command()
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write the vectors, their schemas, examples and README.md to.",
+    type=_Path(file_okay=False, path_type=Path),
+    help="New folder to write the vectors, their schemas, examples and README.md to.",
 )
+@click.option("--force", is_flag=True, help="Write to --out although it holds other things.")
 @click.option(
     "--check",
     "files",
@@ -362,7 +373,7 @@ def _drawn(file: Path, draw: Callable[[], str | bytes], option: str, paths: list
     type=_FILE,
     help="File of a port's results, to name its mistake; - reads standard input.",
 )
-def vectors(out: Path | None, files: tuple[Path, ...], failed: Path | None) -> int:
+def vectors(out: Path | None, force: bool, files: tuple[Path, ...], failed: Path | None) -> int:
     """Write the conformance vectors, check files of vectors, or explain a port's results.
 
     Expected values come from exact arithmetic, not from an implementation. The exit status
@@ -373,15 +384,18 @@ def vectors(out: Path | None, files: tuple[Path, ...], failed: Path | None) -> i
         raise click.UsageError(
             "vectors takes --out DIR, --explain FILE, or --check FILE one or more times"
         )
+    if force and out is None:
+        raise click.UsageError("--force needs --out")
     try:
         explanation = None if failed is None else _explained(failed)
-        written = [] if out is None else writing.write(out)
+        written = [] if out is None else _written(out, force)
         faults = {path: check(path) for path in files}
     except ModuleNotFoundError as error:
         needed = "pip install 'gravity-optimizer[cli]'"
         raise click.UsageError(f"vectors needs {error.name}: {needed}") from error
     except OSError as error:
-        raise click.UsageError(f"{error.filename or out}: {error.strerror}") from error
+        name = error.filename or "a file"
+        raise click.UsageError(f"{name}: {error.strerror or error}") from error
     if explanation is not None:
         emit(f"{explanation}\n")
     for path in written:
@@ -390,6 +404,13 @@ def vectors(out: Path | None, files: tuple[Path, ...], failed: Path | None) -> i
         for line in lines or ["no fault"]:
             emit(f"{path}: {line}\n")
     return DIFFERS if any(faults.values()) else RIGHT
+
+
+def _written(out: Path, force: bool) -> list[Path]:
+    try:
+        return writing.write(out, force=force)
+    except OSError as error:
+        raise click.UsageError(cannot_write(f"--out {str(out)!r}", error)) from error
 
 
 def _explained(file: Path) -> str:
@@ -459,21 +480,6 @@ def _command() -> str:
             words += [option.opts[0], str(given)]
     # JSON and UTF-8 cannot hold surrogates.
     return shlex.join(words).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _check_writable(what: str, folder: Path, files: Sequence[str]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for name in files:
-            if not name or (folder / name).is_dir():
-                raise IsADirectoryError(errno.EISDIR, f"its {name} is a folder")
-    except OSError as error:
-        reason = error.strerror or error
-        raise click.UsageError(
-            f"{what} a writable folder, got {str(folder)!r}: {reason}"
-        ) from error
 
 
 def _check_dtypes(backends: dict[str, runner.Loaded], dtypes: tuple[str, ...]) -> None:

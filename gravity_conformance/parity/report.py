@@ -1,17 +1,10 @@
-"""The report of a parity run: tables and notes for people, parity.json and parity.md.
+"""The report of a parity run: tables and notes for people, parity.json and parity.md."""
 
-Guarantee: files are complete or absent. They are written to a temporary folder and moved.
-"""
-
-import contextlib
 import json
-import os
-import signal
-import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from gravity_conformance import _output
 from gravity_conformance._output import Line, Part, Table, finite, markdown_table
 from gravity_conformance._status import COULD_NOT, DIFFERS, RIGHT
 from gravity_conformance.parity.run import Report
@@ -173,25 +166,6 @@ def write(report: Report, directory: Path) -> list[Path]:
 
     The picture comes later, from `plots`. Without it, that of an earlier run must not stay.
     """
-    texts = {"parity.json": as_json(report), "parity.md": markdown(report)}
-    # Both files are written before the first is moved. Nothing interrupts the moves.
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".parity-") as scratch:
-        for name, text in texts.items():
-            Path(scratch, name).write_text(text, encoding="utf-8")
-        with _uninterrupted():
-            for name in texts:
-                os.replace(Path(scratch, name), directory / name)
-            (directory / PICTURE).unlink(missing_ok=True)
-    return [directory / name for name in texts]
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # others cannot set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    texts = {"parity.json": as_json(report), "parity.md": markdown(report), PICTURE: None}
+    _output.write({directory / name: text for name, text in texts.items()})
+    return [directory / name for name, text in texts.items() if text is not None]

@@ -14,7 +14,6 @@ import jsonschema
 import pytest
 
 from gravity_conformance._guard import clean, one_line
-from gravity_conformance._output import replace
 from gravity_conformance.conform import report as reports
 from gravity_conformance.conform import runner
 from tests.support.command import RIGHT, gravity_conform, quick, written
@@ -73,26 +72,6 @@ def test_lone_surrogates_in_a_spec_are_written_to_json(tmp_path):
     done = gravity_conform(b"/none/\xff.py:step".decode("utf-8", "surrogateescape"), "--json", "-")
     assert (done.returncode, done.stderr) == (2, "")
     assert json.loads(done.stdout)["spec"] == "/none/\udcff.py:step"
-
-
-def test_a_failed_write_leaves_no_partial_report(odd, tmp_path, monkeypatch):
-    target = tmp_path / "a.json"
-    target.write_text("old")
-    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
-        replace(target, "new")
-    assert target.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs POSIX links")
-def test_a_special_file_is_written_to_and_not_replaced(tmp_path):
-    real, link = tmp_path / "real", tmp_path / "link"
-    real.touch()
-    link.symlink_to(real)
-    replace(link, "new")
-    assert link.is_symlink()
-    assert real.read_text() == "new"
 
 
 # Output to the descriptor of the worker's lines

@@ -1,11 +1,13 @@
 """Write the files of the vectors: `cases`, results from `answers`, and notes, as JSON text."""
 
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gravity_conformance import vectors
+from gravity_conformance import _output, vectors
+from gravity_conformance._status import CouldNotError
 from gravity_conformance.vectors.making.answers import ANSWERS, Json
 from gravity_conformance.vectors.making.cases import FILES
 from gravity_conformance.vectors.making.notes import NOTES
@@ -73,12 +75,41 @@ def texts() -> dict[str, str]:
     return found
 
 
-def write(out: Path) -> list[Path]:
-    """Write all files to a folder and return their paths."""
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, text in texts().items():
-        (out / name).parent.mkdir(exist_ok=True)
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
-        paths.append(out / name)
-    return paths
+def write(out: Path, *, force: bool = False) -> list[Path]:
+    """Write all files to a folder, all of them or none, and return their paths.
+
+    Args:
+        out: the folder.
+        force: whether the folder may hold other things, of which those of the same names are
+            replaced.
+
+    Raises:
+        CouldNotError: without `force`, if the folder holds anything else than these files.
+        OSError: if they cannot be written.
+    """
+    names = {*(f"{name}.json" for name in FILES), *COPIED, *(f"examples/{x}" for x in EXAMPLES)}
+    if not force:
+        _refuse(out, next(_others(out, names), None))
+    _output.checked(("--out", out / name) for name in sorted(names))
+    contents = {out / name: text.encode("utf-8") for name, text in texts().items()}
+    if not force:
+        changed = (p for p, data in contents.items() if p.exists() and p.read_bytes() != data)
+        _refuse(out, next(changed, None))
+    _output.write(contents)
+    return list(contents)
+
+
+def _others(out: Path, names: set[str]) -> Iterator[Path]:
+    """Return what is in a folder beside the files and what a killed write left of them."""
+    for path in out.rglob("*") if out.is_dir() else ():
+        known = path.relative_to(out).as_posix() in {*names, "examples"}
+        if not known and not path.name.startswith(".gravity-"):
+            yield path
+
+
+def _refuse(out: Path, found: Path | None) -> None:
+    if found is not None:
+        raise CouldNotError(
+            f"--out must be a new folder or one that holds these files alone, got {str(out)!r}, "
+            f"which holds {str(found.relative_to(out))!r}; --force writes there all the same"
+        )
