@@ -101,7 +101,7 @@ def parts(array: np.ndarray) -> Iterator[np.ndarray]:
         [(6,)]
     """
     flat = array.reshape(-1)
-    step = PART // array.itemsize
+    step = max(PART // array.itemsize, 1)  # a long header is one item
     return (flat[k : k + step] for k in range(0, flat.size, step))
 
 

@@ -97,6 +97,13 @@ def test_neither_save_nor_load_needs_memory_beside_the_state(tmp_path, dtype):
     assert same(loaded, state)
 
 
+def test_a_state_of_many_tensors(tmp_path):
+    """Its header is longer than the parts in which numbers are written."""
+    state = State(list(range(3000)), [np.zeros(0, np.float32)] * 3000)
+    state.save(tmp_path / "s")
+    assert same(State.load(tmp_path / "s"), state)
+
+
 def test_files_of_more_than_four_gigabytes_have_64_bit_fields(tmp_path, monkeypatch):
     for name in ("ZIP64_LIMIT", "ZIP_FILECOUNT_LIMIT"):
         monkeypatch.setattr(zipfile, name, 1)
