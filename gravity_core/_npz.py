@@ -28,12 +28,13 @@ _WIDE = 0xFFFFFFFF  # the number is in a 64-bit field
 _MOST = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, _WIDE, _WIDE)  # of the fields of _END
 _UTF8 = 0x800  # a flag without meaning for names in ASCII
 
+_NUMBER = rb"(?:0|[1-9]\d{0,17})"  # below 2**63
 _NPY = re.compile(
-    rb"\{ ?'descr': ?'([<>|])([A-Za-z])(\d{1,9})', ?'fortran_order': ?(False|True), "
-    rb"?'shape': ?\(((?:\d{1,19}, ?)*)(\d{0,19}) ?\),? ?\} *\n"
+    rb"\{ ?'descr': ?'([<>|])([A-Za-z])(\d{1,9})', ?'fortran_order': ?(False|True), ?"
+    rb"'shape': ?\((|N,|N(?:, ?N)+,?) ?\),? ?\} *\n".replace(b"N", _NUMBER)
 )
 _LONGEST_NPY = 10_000  # NumPy's own limit
-_LONGEST_NAME = 100
+_LONGEST_NAME, _LONGEST_EXTRA = 100, 1000
 _MOST_DIMENSIONS = 64
 
 
@@ -233,8 +234,8 @@ def _directory(file: BinaryIO) -> Iterator[_Member]:
         fields = _unpacked(file, _ENTRY, b"PK\1\2", "entry of the directory")
         _, _, flags, method, _, _, crc, packed, length, n_name, n_extra, n_comment = fields[:12]
         offset = fields[-1]
-        if n_name > _LONGEST_NAME:
-            raise _wrong(f"the name of an array has {n_name} bytes")
+        if n_name > _LONGEST_NAME or n_extra > _LONGEST_EXTRA:
+            raise _wrong(f"the name of an array has {n_name} bytes, and {n_extra} more")
         raw_name = _exactly(file, n_name)
         length, packed, offset = _widened(_exactly(file, n_extra), length, packed, offset)
         entry += _ENTRY.size + n_name + n_extra + n_comment
@@ -251,7 +252,7 @@ def _directory(file: BinaryIO) -> Iterator[_Member]:
         file.seek(member)
         fields = _unpacked(file, _LOCAL, b"PK\3\4", "header of a member")
         _, flags2, method2, _, _, crc2, packed2, length2, n_name2, n_extra2 = fields
-        same_name = _exactly(file, n_name2) == raw_name
+        same_name = _exactly(file, n_name2) == raw_name and n_extra2 <= _LONGEST_EXTRA
         length2, packed2 = _widened(_exactly(file, n_extra2), length2, packed2)
         start = member + _LOCAL.size + n_name2 + n_extra2
         said, says = (flags, method, crc, packed, length), (flags2, method2, crc2, packed2, length2)
@@ -298,8 +299,8 @@ def _stored(file: BinaryIO, member: _Member) -> Stored:
             f"must be an .npz file without pickled objects, but {name!r} is no array of numbers "
             f"or text: {head[:80]!r}"
         )
-    order, letter, digits, fortran, dimensions, last = (x.decode("ascii") for x in found.groups())
-    shape = tuple(int(n) for n in [*dimensions.split(","), last] if n.strip())
+    order, letter, digits, fortran, dimensions = (x.decode("ascii") for x in found.groups())
+    shape = tuple(int(n) for n in dimensions.split(",") if n)
     itemsize = int(digits) * (4 if letter == "U" else 1)
     if len(shape) > _MOST_DIMENSIONS:
         raise ValueError(f"must be an .npz file, but {name!r} has {len(shape)} dimensions")

@@ -373,7 +373,8 @@ def patched(data, signature, place, number, width=4):
         (b"PK\1\2", 42, 0, "'velocity_1.npy' does not begin where the one before ends"),
         (b"PK\3\4", 14, 0, "'velocity_1.npy' differs from the directory"),
         (b"PK\3\4", 30, 0, "'velocity_1.npy' differs from the directory"),
-        (b"PK\1\2", 28, 60000, "the name of an array has"),
+        (b"PK\1\2", 28, 60000, "the name of an array has 60000 bytes, and 0 more"),
+        (b"PK\1\2", 30, 60000, "the name of an array has 14 bytes, and 60000 more"),
     ],
 )
 def test_a_directory_that_lies_is_refused(tmp_path, signature, place, number, message):
