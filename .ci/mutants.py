@@ -63,7 +63,7 @@ def mutmut(folder: Path, *arguments: str) -> str:
 
 def statuses(module: str, folder: Path, jobs: int) -> dict[str, str]:
     """Test all mutants of a module, and return the status of each by its name."""
-    for part in ("gravity_core", "tests/support"):
+    for part in ("gravity_core", "tests/hostile", "tests/support"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "tests/core").mkdir()
     tests = nearest_tests(module)

@@ -259,11 +259,9 @@ def _directory(file: BinaryIO) -> Iterator[_Member]:
         if not same_name or said != says:
             raise _wrong(f"{name!r} differs from the directory")
         member = start + length
-        if member > directory:
-            raise _wrong(f"{name!r} ends after the beginning of the directory")
         yield _Member(name, start, length, crc)
     if entry != end or member != directory:
-        raise _wrong("there is something between its parts")
+        raise _wrong("its arrays and its directory do not fill it")
 
 
 def _widened(extra: bytes, *numbers: int) -> list[int]:

@@ -97,6 +97,27 @@ def test_neither_save_nor_load_needs_memory_beside_the_state(tmp_path, dtype):
     assert same(loaded, state)
 
 
+@pytest.mark.parametrize(
+    ("signature", "place", "message"),
+    [
+        (b"PK\6\7", 8, "its 64-bit directory is elsewhere"),
+        (b"PK\6\6", 40, "its directory contradicts itself"),
+        (b"PK\5\6", 12, "its directory contradicts itself"),  # neither the same nor the most
+        (b"PK\1\2", 48, "a 64-bit number is missing"),
+    ],
+)
+def test_64_bit_fields_that_lie_are_refused(tmp_path, monkeypatch, signature, place, message):
+    for name in ("ZIP64_LIMIT", "ZIP_FILECOUNT_LIMIT"):
+        monkeypatch.setattr(zipfile, name, 1)
+    GOOD.save(tmp_path / "s")
+    data = (tmp_path / "s").read_bytes()
+    if signature == b"PK\1\2":  # where its extra field says how long it is
+        place = 46 + len("velocity_1.npy") + 2
+    (tmp_path / "s").write_bytes(patched(data, signature, place, 7, width=2))
+    with pytest.raises(ValueError, match=message):
+        State.load(tmp_path / "s")
+
+
 def test_a_state_of_many_tensors(tmp_path):
     """Its header is longer than the parts in which numbers are written."""
     state = State(list(range(3000)), [np.zeros(0, np.float32)] * 3000)
@@ -318,15 +339,21 @@ def test_a_compressed_file_is_refused_unread(tmp_path):
     assert peak(path, "stores its arrays, .* but 'header.npy' is compressed") < 10**5
 
 
-@pytest.mark.parametrize("shape", ["(2305843009213693952, 8)", "(1000000000,)", "(-1, -2)", "(2"])
-def test_an_array_larger_than_its_member_is_refused_unread(tmp_path, shape):
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *("(2305843009213693952, 8)", "(1000000000,)", "(-1, -2)", "(2", "(1,)", "(0,)"),
+        "(" + "1, " * 64 + "2)",
+    ],
+)
+def test_an_array_of_another_size_than_its_member_is_refused_unread(tmp_path, shape):
     path = tmp_path / "s"
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     member = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(16)
     write(path, State(1, []), {"dtypes": ["float64"]})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("velocity_0.npy", member)
-    assert peak(path, "'velocity_0' (has 16 bytes for f8 of shape|is no array)") < 10**5
+    assert peak(path, "'velocity_0' (has 16 bytes for f8 of shape|is no array|has 65 dim)") < 10**5
 
 
 def test_the_version_is_refused_before_any_velocity_is_read(tmp_path):
@@ -366,7 +393,10 @@ def patched(data, signature, place, number, width=4):
 @pytest.mark.parametrize(
     ("signature", "place", "number", "message"),
     [
+        (b"PK\5\6", 4, 1, "its directory contradicts itself"),
+        (b"PK\5\6", 8, 9 + 3 * 2**16, "its directory contradicts itself"),
         (b"PK\5\6", 10, 9, "its directory contradicts itself"),
+        (b"PK\5\6", 18, 5 * 2**16, "its directory contradicts itself"),
         (b"PK\5\6", 12, 2**32 - 2, "its directory contradicts itself"),
         (b"PK\5\6", 16, 2**32 - 1, "its directory contradicts itself"),
         (b"PK\1\2", 20, 8, "'velocity_1.npy' is encrypted, streamed or split"),
