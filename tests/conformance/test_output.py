@@ -267,6 +267,13 @@ def test_a_folder_of_these_files_alone_is_written_again(tmp_path, texts):
     assert (out / "schema.json").read_text() == "ours: schema.json"
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "texts", lambda: pytest.fail("the work has begun"))
+    (tmp_path / "schema.json").mkdir()
+    with pytest.raises(CouldNotError, match=r"--out must be a file .* got '.*schema.json': Is a"):
+        writing.write(tmp_path, force=True)
+
+
 def test_a_full_disk_leaves_none_of_the_files(tmp_path, texts, monkeypatch):
     monkeypatch.setattr(os, "fsync", _second_fails())
     with pytest.raises(OSError, match=r"No space left on device: '.+\.(json|md|py)'$"):

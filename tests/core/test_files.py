@@ -222,6 +222,13 @@ def test_an_error_leaves_all_files_as_they_were(tmp_path, error):
         assert str(caught.value) == f"[Errno 28] No space: '{tmp_path / 'b'}'"
 
 
+def test_a_move_that_fails_names_the_path_that_was_asked_for(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught:
+        _files.write({tmp_path / "a": lambda file: (tmp_path / "a").mkdir()})
+    assert str(caught.value) == f"[Errno 21] Is a directory: '{tmp_path / 'a'}'"
+    assert names(tmp_path) == ["a"]
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     """What the buffer holds meets the limit only when it is flushed."""
     put(tmp_path / "a", b"old")

@@ -261,6 +261,7 @@ def with_value(name, value):
         (with_value("beta", float("nan")), {}, "beta must be a number in \\[0, 1\\], got nan"),
         (with_value("seed", 0.5), {}, "seed must be an integer in .*, got 0.5"),
         (with_value("first_step", 2), {}, "first_step must be 0 .* got 2"),
+        (with_value("velocity_std", None), {}, "hyperparameters must contain velocity_std, got {"),
         (with_value("momentum", 1), {}, "hyperparameters must be among .* got 'momentum'"),
         ({}, {"velocity_2": np.ones(1)}, "one velocity for each of the 2 dtypes"),
         (
@@ -415,7 +416,16 @@ def test_a_directory_that_lies_is_refused(tmp_path, signature, place, number, me
         State.load(tmp_path / "s")
 
 
-@pytest.mark.parametrize("where", ["before", "after", "between"])
+def test_an_encrypted_member_is_refused(tmp_path):
+    GOOD.save(tmp_path / "s")
+    data = (tmp_path / "s").read_bytes()
+    data = patched(patched(data, b"PK\1\2", 8, 1, width=2), b"PK\3\4", 6, 1, width=2)
+    (tmp_path / "s").write_bytes(data)
+    with pytest.raises(ValueError, match=r"'velocity_1\.npy' is encrypted, streamed or split"):
+        State.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("where", ["before", "after", "between", "in the directory"])
 def test_bytes_that_belong_to_nothing_are_refused(tmp_path, where):
     GOOD.save(tmp_path / "s")
     data = (tmp_path / "s").read_bytes()
@@ -423,6 +433,10 @@ def test_bytes_that_belong_to_nothing_are_refused(tmp_path, where):
         at = data.index(b"PK\1\2")
         data = data[:at] + b"1234" + data[at:]
         data = patched(data, b"PK\5\6", 16, at + 4)
+    if where == "in the directory":
+        at = data.index(b"PK\5\6")
+        length = int.from_bytes(data[at + 12 : at + 16], "little")
+        data = patched(data[:at] + b"1234" + data[at:], b"PK\5\6", 12, length + 4)
     (tmp_path / "s").write_bytes({"before": b"1" + data, "after": data + b"1"}.get(where, data))
     with pytest.raises(ValueError, match=r"must be an \.npz file that stores its arrays one after"):
         State.load(tmp_path / "s")
