@@ -38,7 +38,7 @@ _STORED = {
     "complex128": "c16",
 }
 """The dtypes of velocities, each with its letter and number in a file."""
-_LARGEST_T = 2**64 - 1
+_LARGEST_T = 2**128 - 1  # a float, and a few digits of JSON
 _LONGEST_HEADER = 2**20  # characters, and some more for each velocity
 
 
@@ -50,7 +50,7 @@ class State:
     into another framework therefore continues as if it had not moved.
 
     Args:
-        t: the number of updates so far, an integer in [0, 2**64); or one integer per velocity if
+        t: the number of updates so far, an integer in [0, 2**128); or one integer per velocity if
             they differ (PyTorch counts, for each parameter, the steps in which it had a gradient).
         velocities: V of each parameter, in parameter order. They are copied.
         hyperparameters: named like the arguments of `gravity_core.Gravity`. The learning rate is
@@ -282,7 +282,7 @@ def _checked_t(t: Any, tensors: int) -> int | tuple[int, ...]:
     if len(counts) != (len(t) if many else 1) or min(counts, default=0) < 0:
         raise ValueError(f"t must be an integer >= 0, or one for each velocity, got {_shown(t)}")
     if max(counts, default=0) > _LARGEST_T:
-        raise ValueError(f"t must be below 2**64, got {_shown(t)}")
+        raise ValueError(f"t must be below 2**128, got {_shown(t)}")
     if many and len(counts) != tensors:
         raise ValueError(
             f"t must be one number, or one for each of {tensors} velocities, got {_shown(t)}"
