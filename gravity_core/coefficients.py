@@ -14,26 +14,29 @@ t = n + first_step.
 
 import math
 import sys
-from numbers import Integral, Real
+from numbers import Rational, Real
 from typing import Any
 
-from gravity_core.hyperparameters import BETA, may_be_a_number, validate
+import numpy as np
+
+from gravity_core.hyperparameters import BETA, may_be_a_number, shown, validate
 
 
 def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
     """Return (β̂, 1 − β̂) for step `t`.
 
     Args:
-        t: the step, >= 0. A Python or NumPy number gives Python floats, computed in float64. An
-            array of floating dtype (a traced counter, or one on a device) gives arrays of that
-            dtype.
-        beta: β in [0, 1].
+        t: the step, an integer >= 0; a float of integral value is accepted. A Python or NumPy
+            number gives Python floats, computed in float64. An array of floating dtype (a traced
+            counter, or one on a device) gives arrays of that dtype.
+        beta: β in [0, 1], or an array of such numbers.
 
     Returns:
         The weights of the old velocity and of the gradient term. β̂ is 1/2 at t = 0 and tends to β.
 
     Raises:
-        ValueError: if β lies outside [0, 1], or t is negative or not finite.
+        ValueError: if β lies outside [0, 1], or t is negative or no integer. The values of arrays
+            are checked if they are NumPy's; others may be traced or on a device.
         TypeError: if t is not a number.
 
     Source: arXiv 2101.09192, Algorithm 1.
@@ -44,33 +47,48 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
         >>> coefficients(8, beta=1.0)
         (0.9, 0.1)
     """
-    if isinstance(beta, Real) or not hasattr(beta, "dtype"):
-        validate(beta=beta)
-        beta = float(beta)
-    t = checked_step(t)
+    beta, t = _checked_beta(beta), checked_step(t)
     return (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
 
 
 def checked_step(t: Any) -> Any:
     """Return step `t`, a number as a Python number.
 
-    The value of an array is not checked, because it may be traced or on a device.
+    The value of an array is checked if it is NumPy's. Another one may be traced or on a device.
 
     Raises:
-        ValueError: for a number that is negative, not finite or too large for float64.
+        ValueError: for a number that is negative, no integer or too large for float64.
         TypeError: for everything but real numbers and arrays of them.
     """
     is_number = isinstance(t, Real) or hasattr(t, "dtype") or hasattr(t, "__index__")
     if not is_number or not may_be_a_number(t):
-        raise TypeError(f"t must be an integer >= 0, got {t!r}")
+        raise TypeError(f"t must be an integer >= 0, got {shown(t)}")
+    if isinstance(t, np.ndarray):
+        if not ((t >= 0) & (t < math.inf) & (np.trunc(t) == t)).all():
+            raise ValueError(f"t must be an integer >= 0, got {t!r}")
+        return t
     if not isinstance(t, Real):
         return t
-    t = int(t) if isinstance(t, Integral) else float(t)
-    if not 0 <= t < math.inf:
-        raise ValueError(f"t must be an integer >= 0, got {t!r}")
+    if not isinstance(t, Rational):
+        t = float(t)
+    elif t == math.trunc(t):
+        t = math.trunc(t)
+    if not (0 <= t < math.inf and t == math.trunc(t)):
+        raise ValueError(f"t must be an integer >= 0, got {shown(t)}")
     if t > sys.float_info.max:
-        raise ValueError(f"t must fit float64, got an integer of {t.bit_length()} bits")
+        raise ValueError(f"t must fit float64, got {shown(t)}")
     return t
+
+
+def _checked_beta(beta: Any) -> Any:
+    """Return β, a number as a Python float; only the values of NumPy's arrays are checked."""
+    if isinstance(beta, np.ndarray) and beta.ndim:
+        for number in (beta.min(), beta.max()) if beta.size else ():
+            validate(beta=number)
+    elif isinstance(beta, (Real, np.ndarray)) or not hasattr(beta, "dtype"):
+        number = validate(beta=beta)["beta"]
+        return beta if isinstance(beta, np.ndarray) else number
+    return beta
 
 
 def beta_hat(t: Any, beta: Any = BETA) -> Any:

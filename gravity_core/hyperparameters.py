@@ -1,7 +1,8 @@
 """Defaults, ranges and error messages of every Gravity argument, for core and adapters.
 
-Guarantee: in every framework, the same bad value of the same argument raises the same
-``ValueError``, before anything has changed.
+Guarantees: every number that a user gives passes `validate`, at every entrance of every framework.
+The same bad value of the same argument raises the same ``ValueError``, before anything has changed.
+The same good value means the same number (`as_float`).
 
 Source of the defaults: Bahrami and Pouriyan Zadeh, 2021, arXiv 2101.09192, section 3.
 """
@@ -38,22 +39,6 @@ DEFAULTS: dict[str, Any] = {
 
 NORMAL_LEVELS = 65_536
 """The number of values of z = Φ⁻¹((k + ½) / 65 536) in V₀ = σ z."""
-
-
-def _is_finite_and_not_negative(value: Any) -> bool:
-    return 0.0 <= float(value) < math.inf
-
-
-def _is_in_unit_interval(value: Any) -> bool:
-    return 0.0 <= float(value) <= 1.0
-
-
-def _is_seed(value: Any) -> bool:
-    return 0 <= operator.index(value) < 2**64
-
-
-def _is_first_step(value: Any) -> bool:
-    return operator.index(value) in (0, 1)
 
 
 _NUMBER_DTYPES = re.compile(r"u?int\d+|b?float(16|32|64|96|128)")  # not bool, complex, float8
@@ -97,66 +82,129 @@ def largest_velocity_std(dtype: str = "float32") -> float:
     return _LARGEST_STD.get(dtype, _LARGEST_STD["float32"])
 
 
-_FINITE = (_is_finite_and_not_negative, "a finite number >= 0")
+def shown(value: Any) -> str:
+    """Return how an error message shows a value that it received.
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    Example:
+        >>> shown(-1), shown(10**400)
+        ('-1', 'an integer of 1329 bits')
+    """
+    if isinstance(value, int) and value.bit_length() >= 1024:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        return repr(value)
+    except ValueError:  # a fraction of integers of more than 4300 digits
+        return f"a {type(value).__name__}"
+
+
+_Rule = tuple[Callable[[Any], Any], Callable[[Any], bool], str]
+"""The conversion to a Python number, whether that is in range, and the range in words."""
+
+
+def as_float(value: Any) -> float:
+    """Return a number, or an array of one number, as a Python float.
+
+    A number of less precision than float64 stands for the shortest decimal that rounds to it. That
+    is the number that the user wrote: ``np.float32(0.3)``, and a learning rate of 0.3 that a
+    framework holds in float32, are 0.30000001192… in float64. So η and σ = α / η have the same
+    bits in every framework.
+
+    Example:
+        >>> as_float(np.float32(0.3)), as_float(np.float16(0.1)), as_float(0.3), as_float(1)
+        (0.3, 0.1, 0.3, 1.0)
+    """
+    # 0.0 replaces −0.0, whose α / η would be −inf.
+    number = float(value.item() if hasattr(value, "item") else value) + 0.0
+    rounded = _ROUND.get(dtype_name(value.dtype)) if hasattr(value, "dtype") else None
+    if rounded is None or not math.isfinite(number):
+        return number
+    decimals = (float(f"{number:.{digits}g}") for digits in range(1, 10))
+    return next((decimal for decimal in decimals if rounded(decimal) == number), number)
+
+
+def _to_float32(number: float) -> float:
+    with np.errstate(over="ignore"):  # a decimal above the largest number is no candidate
+        return float(np.float32(number))
+
+
+def _to_float16(number: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float16(number))
+
+
+def _to_bfloat16(number: float) -> float:
+    """Round to bfloat16, which NumPy lacks: the upper 16 bits of a float32, to nearest even."""
+    bits = int(np.float32(_to_float32(number)).view(np.uint32))
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return float(np.uint32(bits).view(np.float32))
+
+
+_ROUND = {"float32": _to_float32, "float16": _to_float16, "bfloat16": _to_bfloat16}
+
+
+def _std_or_none(value: Any) -> float | None:
+    return None if value is None else as_float(value)
+
+
+_FINITE: _Rule = (as_float, lambda x: 0 <= x < math.inf, "a finite number >= 0")
+
+_RULES: dict[str, _Rule] = {
     "learning_rate": _FINITE,
     "alpha": _FINITE,
-    "beta": (_is_in_unit_interval, "a number in [0, 1]"),
+    "beta": (as_float, lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     "weight_decay": _FINITE,
     "velocity_std": (
-        lambda value: value is None or 0.0 <= float(value) <= largest_velocity_std(),
+        _std_or_none,
+        lambda x: x is None or 0 <= x <= largest_velocity_std(),
         f"None or a number in [0, {largest_velocity_std():g}]",  # V₀ overflows float32 above it
     ),
-    "seed": (_is_seed, "an integer in [0, 2**64)"),
-    "first_step": (_is_first_step, "0 (the original Keras code) or 1 (Algorithm 1)"),
+    "seed": (operator.index, lambda n: 0 <= n < 2**64, "an integer in [0, 2**64)"),
+    "first_step": (
+        operator.index,
+        lambda n: n in (0, 1),
+        "0 (the original Keras code) or 1 (Algorithm 1)",
+    ),
 }
 
 
-def validate(*, names: dict[str, str] | None = None, **values: Any) -> None:
-    """Raise for the first hyper-parameter that is out of its range.
+def validate(*, names: dict[str, str] | None = None, **values: Any) -> dict[str, Any]:
+    """Return hyper-parameters as Python numbers; raise for the first that is out of its range.
 
     Args:
         names: the caller's own names of arguments (``{"learning_rate": "lr"}``). Only the message
             uses them.
         **values: hyper-parameters by name: ``learning_rate``, ``alpha``, ``weight_decay``
             (finite, >= 0), ``beta`` (in [0, 1]), ``velocity_std`` (None, or >= 0 and such that V₀
-            fits float32), ``seed`` (an integer in [0, 2**64)), ``first_step`` (0 or 1).
+            fits float32), ``seed`` (an integer in [0, 2**64)), ``first_step`` (0 or 1). Numbers of
+            the standard library and of NumPy are accepted, and arrays of no dimension.
+
+    Returns:
+        The values by name, as float (`as_float`), int or None.
 
     Raises:
         ValueError: naming the argument and the value received.
 
     Example:
-        >>> validate(learning_rate=0.1, beta=1.0)
+        >>> validate(learning_rate=np.float32(0.1), beta=1)
+        {'learning_rate': 0.1, 'beta': 1.0}
         >>> validate(learning_rate=-1, names={"learning_rate": "lr"})
         Traceback (most recent call last):
         ...
         ValueError: lr must be a finite number >= 0, got -1
     """
+    numbers = {}
     for argument, value in values.items():
-        is_valid, requirement = _RULES[argument]
+        number, is_in_range, requirement = _RULES[argument]
         try:
-            valid = may_be_a_number(value) and is_valid(value)
+            is_one = may_be_a_number(value) and not getattr(value, "shape", ())
+            valid = is_one and is_in_range(converted := number(value))
         except (TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
             name = (names or {}).get(argument, argument)
-            raise ValueError(f"{name} must be {requirement}, got {value!r}")
-
-
-def as_float(value: Any) -> float:
-    """Return a number or an array of one number as a Python float.
-
-    Frameworks hold a learning rate of 0.3 in float32, where it is 0.30000001192…. For a float32,
-    this function returns the shortest decimal that rounds to it: the number that the user wrote.
-    σ = α / η then has the same bits in every framework.
-
-    Example:
-        >>> as_float(np.float32(0.3)), as_float(0.3), as_float(1)
-        (0.3, 0.3, 1.0)
-    """
-    array = np.asarray(value)
-    return float(str(array[()])) if array.dtype.name == "float32" else float(array.item())
+            raise ValueError(f"{name} must be {requirement}, got {shown(value)}")
+        numbers[argument] = converted
+    return numbers
 
 
 def velocity_std(
@@ -233,7 +281,7 @@ def warn_of_first_rate(
     """
     name = (names or {}).get("learning_rate", "learning_rate")
     warnings.warn(
-        f"{name} is {rate:g} at the first step, but the standard deviation of V₀ was derived from "
+        f"{name} is {rate:g} at the first step, but the standard deviation of V_0 was derived from "
         f"{nominal:g}, its value at construction: {alpha / nominal:g}; pass "
         f"velocity_std={alpha / rate:g} for one that fits, or construct with that {name}",
         stacklevel=stacklevel,
@@ -266,7 +314,7 @@ def check_velocity_std(
         >>> check_velocity_std(2e4, "float16")
         Traceback (most recent call last):
         ...
-        ValueError: velocity_std must be in [0, 15100] for V₀ in float16, got 20000.0
+        ValueError: velocity_std must be in [0, 15100] for V_0 in float16, got 20000.0
     """
     largest = largest_velocity_std(dtype)
     if std <= largest:
@@ -276,8 +324,8 @@ def check_velocity_std(
     if rate and as_float(alpha) / rate == std:
         name = names.get("learning_rate", "learning_rate")
         raise ValueError(
-            f"{name} must not be so small that alpha / {name} overflows {dtype} in V₀ "
+            f"{name} must not be so small that alpha / {name} overflows {dtype} in V_0 "
             f"(pass velocity_std), got {rate!r}"
         )
     name = names.get("velocity_std", "velocity_std")
-    raise ValueError(f"{name} must be in [0, {largest:g}] for V₀ in {dtype}, got {std!r}")
+    raise ValueError(f"{name} must be in [0, {largest:g}] for V_0 in {dtype}, got {std!r}")

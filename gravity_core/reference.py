@@ -5,15 +5,16 @@ It checks all arguments before it changes any, and it is deterministic. `gravity
 bounds the rounding errors of other implementations.
 """
 
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gravity_core import hyperparameters as hp
 from gravity_core._arrays import Array, float_name
+from gravity_core._memory import meets, overlaps_itself, spans
 from gravity_core.coefficients import beta_hat, coefficients
 from gravity_core.state import State
 from gravity_core.update import gradient_term, max_step_grad, update
@@ -117,7 +118,7 @@ class Gravity:
         seed: int = hp.SEED,
         first_step: int = hp.FIRST_STEP,
     ) -> None:
-        hp.validate(
+        values = hp.validate(
             learning_rate=learning_rate,
             alpha=alpha,
             beta=beta,
@@ -126,14 +127,9 @@ class Gravity:
             seed=seed,
             first_step=first_step,
         )
-        self._first_rate = learning_rate
-        self.learning_rate = learning_rate
-        self.alpha = alpha
-        self.beta = beta
-        self.weight_decay = weight_decay
-        self.velocity_std = velocity_std
-        self.seed = seed
-        self.first_step = first_step
+        self._first_rate = values["learning_rate"]
+        for name, value in values.items():
+            setattr(self, name, value)
         self.count = 0
         """The number of updates so far."""
         self.velocity: list[np.ndarray] | None = None
@@ -146,13 +142,11 @@ class Gravity:
             ValueError: naming the hyper-parameter and the value received.
         """
         if name in hp.DEFAULTS:
-            hp.validate(**{name: value})
-            # Convert to Python numbers, because NumPy scalars would widen float32 arrays.
+            # Python numbers, because NumPy scalars would widen float32 arrays.
+            value = hp.validate(**{name: value})[name]
             if name == "velocity_std":
                 self._derives_std = value is None
                 value = hp.velocity_std(self._first_rate, self.alpha, value, stacklevel=4)
-            else:
-                value = (operator.index if name in ("seed", "first_step") else float)(value)
         super().__setattr__(name, value)
 
     def init(self, params: Sequence[np.ndarray]) -> None:
@@ -174,12 +168,16 @@ class Gravity:
         ]
 
     def _warn_of_first_rate(self) -> None:
-        nominal = hp.as_float(self._first_rate)
+        nominal = self._first_rate
         if self._derives_std and 0 < 10 * nominal < self.learning_rate and self.alpha > 0:
             hp.warn_of_first_rate(nominal, self.learning_rate, self.alpha, stacklevel=4)
 
     def step(self, params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> None:
         """Update every array of `params` in place with its gradient.
+
+        The arrays are updated in the order of the list, one after the other. If two parameters
+        share memory, the second one therefore starts from what the first one wrote. Every gradient
+        counts as it was before the step, also if it shares memory with a parameter.
 
         Args:
             params: the weight tensors, writable arrays of real or complex floating dtype, in the
@@ -188,10 +186,13 @@ class Gravity:
 
         Raises:
             ValueError: if lengths, shapes or dtypes do not match each other or earlier steps, a
-                parameter is read-only, or V₀ would overflow its dtype.
-            TypeError: if an argument is not a NumPy array, or its dtype is not floating.
+                parameter is read-only, overlaps itself or shares memory with a velocity, or V₀
+                would overflow its dtype.
+            TypeError: if an argument is no list of NumPy arrays (`numpy.memmap` is accepted, other
+                subclasses such as masked arrays are not), or its dtype is not floating.
             All errors are raised before any parameter or velocity has changed.
         """
+        params, grads = _listed("params", params), _listed("grads", grads)
         # NumPy's 0-d arithmetic returns scalars, so the gradient of a 0-d weight may be a scalar.
         grads = [np.asarray(g) if isinstance(g, np.generic) else g for g in grads]
         self._check(params, grads)
@@ -200,21 +201,21 @@ class Gravity:
         if self.velocity is None:
             self.init(params)
         assert self.velocity is not None
-        t = self.count + self.first_step
-        old, new = coefficients(t, self.beta)
+        # Allocate before anything moves, so that too little memory moves nothing.
+        written = spans(params), spans(self.velocity)
+        grads = [g.copy() if meets(g, *written) else g for g in grads]
+        tensors = [
+            tuple(map(_as_reals, arrays))
+            for arrays in zip(params, grads, self.velocity, strict=True)
+        ]
+        size = min(BLOCK, max((w.size for w, _, _ in tensors), default=0))
+        scratch = {dtype: np.empty(size, dtype) for dtype in {w.dtype for w, _, _ in tensors}}
+        old, new = coefficients(self.count + self.first_step, self.beta)
         lr, decay = self.learning_rate, self.learning_rate * self.weight_decay
         # Do not warn if s·s overflows (ζ is then 0) or if non-finite values propagate.
         with np.errstate(all="ignore"):
-            for w, g, v in zip(params, grads, self.velocity, strict=True):
-                w, g, v = _as_reals(w), _as_reals(g), _as_reals(v)
-                if w.dtype.itemsize >= 4:
-                    _step_blocked(w, g, v, old, new, lr, decay)
-                else:  # half types: computed in float32, rounded once
-                    v[...] = update(g, v, t, beta=self.beta)
-                    wide = w.astype(np.float32)
-                    if decay:
-                        wide -= decay * wide
-                    w[...] = wide - lr * v.astype(np.float32)
+            for w, g, v in tensors:
+                _step_blocked(w, g, v, old, new, lr, decay, scratch[w.dtype])
         self.count += 1
 
     def export_state(self) -> State:
@@ -250,11 +251,11 @@ class Gravity:
         if not isinstance(state, State):
             raise TypeError(f"state must be a gravity_core.State, got {type(state).__name__}")
         state.check([(w.shape, w.dtype.name) for w in params])
-        count = state.count
-        for name, value in state.hyperparameters.items():
+        values, count = hp.validate(**state.hyperparameters), state.count
+        velocity = [v.astype(w.dtype) for v, w in zip(state.velocities, params, strict=True)]
+        for name, value in values.items():
             setattr(self, name, value)
-        pairs = zip(state.velocities, params, strict=True)
-        self.velocity, self.count = [v.astype(w.dtype) for v, w in pairs], count
+        self.velocity, self.count = velocity, count
 
     def _hyperparameters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in hp.DEFAULTS}
@@ -269,10 +270,14 @@ class Gravity:
                 f"params must have the {len(self.velocity)} arrays of the first step, "
                 f"got {len(params)}"
             )
+        velocities = spans(self.velocity or [])
         for i, (w, g) in enumerate(zip(params, grads, strict=True)):
             for name, array in ((f"params[{i}]", w), (f"grads[{i}]", g)):
-                if not isinstance(array, np.ndarray):
-                    raise TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
+                # Other subclasses have operations of their own: a masked array skips elements, and
+                # a row of a matrix is a matrix.
+                if type(array) not in (np.ndarray, np.memmap):
+                    kind = type(array).__name__
+                    raise TypeError(f"{name} must be a numpy.ndarray or numpy.memmap, got {kind}")
             if self.velocity is None:
                 float_name(w if w.dtype.kind != "c" else w.real, f"params[{i}]")
             elif (v := self.velocity[i]).shape != w.shape or v.dtype != w.dtype:
@@ -287,6 +292,15 @@ class Gravity:
                 )
             if not w.flags.writeable:
                 raise ValueError(f"params[{i}] must be writable, got a read-only array")
+            if overlaps_itself(w):
+                raise ValueError(
+                    f"params[{i}] must have each element in a place of its own, got shape "
+                    f"{w.shape} with strides {w.strides}"
+                )
+            if meets(w, velocities):
+                raise ValueError(
+                    f"params[{i}] must not share memory with a velocity, got an array that does"
+                )
 
     def minimize(
         self,
@@ -315,8 +329,8 @@ class Gravity:
             >>> run.x.shape, bool(run.f[-1] < run.f[0])
             ((101, 2), True)
         """
-        if steps < 0:
-            raise ValueError(f"steps must be >= 0, got {steps!r}")
+        if not isinstance(steps, Integral) or steps < 0:
+            raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
         x = _real_array("x0", x0)
         if not x.size:
             raise ValueError(f"x0 must not be empty, got shape {x.shape}")
@@ -344,6 +358,16 @@ class Gravity:
             fs.append(value)
             vs.append(run.velocity[0].copy())
         return Trajectory(np.stack(xs), np.asarray(fs), np.stack(vs), traces)
+
+
+def _listed(name: str, arrays: Any) -> list[Any]:
+    # The rows of one array would be taken for tensors, each with its own max|G| and V₀.
+    if isinstance(arrays, (np.ndarray, np.generic, Mapping, str)) or not isinstance(
+        arrays, Iterable
+    ):
+        kind = type(arrays).__name__
+        raise TypeError(f"{name} must be a list of arrays, one for each tensor, got {kind}")
+    return list(arrays)
 
 
 def _real_array(name: str, value: Any) -> np.ndarray:
@@ -385,16 +409,23 @@ def _step_blocked(
     new: float,
     lr: float,
     decay: float,
+    scratch: np.ndarray,
 ) -> None:
     """Do one update in place, block by block, with the operations and the order of `update`."""
     if not w.size:
         return
-    scratch = np.empty(min(BLOCK, w.size), w.dtype)
     # Do not use Python's max(), because NaN must propagate.
     max_abs = w.dtype.type(0)
     for (gb,) in _blocks(g):
         max_abs = np.maximum(max_abs, np.maximum(gb.max(), -gb.min()))
     for wb, gb, vb in _blocks(w, g, v):
+        if w.dtype.itemsize < 4:  # half types: computed in float32, rounded once
+            s, wide = gradient_term(gb, max_abs=np.float32(max_abs)), wb.astype(np.float32)
+            vb[...] = old * vb.astype(np.float32) + new * s
+            if decay:
+                wide -= decay * wide
+            wb[...] = wide - lr * vb.astype(np.float32)
+            continue
         s = scratch[: gb.size].reshape(gb.shape)
         np.multiply(gb, max_abs, out=s)
         np.multiply(s, s, out=s)

@@ -29,7 +29,15 @@ from typing import Any
 import numpy as np
 
 from gravity_core._arrays import Array, float_name, namespace
-from gravity_core.hyperparameters import NORMAL_LEVELS, SEED, check_velocity_std, validate
+from gravity_core.hyperparameters import (
+    NORMAL_LEVELS,
+    SEED,
+    check_velocity_std,
+    largest_velocity_std,
+    may_be_a_number,
+    shown,
+    validate,
+)
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA  # constant of the key schedule, from the Threefry paper
@@ -96,10 +104,10 @@ def tensor_key(seed: int = SEED, index: int = 0) -> Words:
         >>> [hex(int(word[0])) for word in tensor_key(0, 0)]
         ['0x6b200159', '0x99ba4efe']
     """
-    validate(seed=seed)
-    seed, index = operator.index(seed), operator.index(index)
-    if not 0 <= index < 2**32:
-        raise ValueError(f"index must be an integer in [0, 2**32), got {index!r}")
+    seed = validate(seed=seed)["seed"]
+    if not may_be_a_number(index) or not 0 <= operator.index(index) < 2**32:
+        raise ValueError(f"index must be an integer in [0, 2**32), got {shown(index)}")
+    index = operator.index(index)
     # Arrays of one element: NumPy warns when a uint32 scalar wraps around, not when an array does.
     hi, lo, stream = (np.asarray([n & 0xFFFFFFFF], np.uint32) for n in (seed >> 32, seed, index))
     return fold_in((hi, lo), stream)
@@ -262,16 +270,18 @@ def initial_velocity(
         >>> float(np.abs(initial_velocity((1000,), std=0.1)).max()) < 0.1 * 4.33
         True
     """
-    validate(velocity_std=std, names={"velocity_std": "std"})
+    given = validate(velocity_std=std, names={"velocity_std": "std"})["velocity_std"]
+    if given is None:
+        raise ValueError(f"std must be a number in [0, {largest_velocity_std():g}], got None")
     dtype = np.dtype(dtype)
     if dtype.kind == "c":
         real = np.empty(0, dtype).real.dtype
-        pairs = initial_velocity((*shape, 2), real, std=std, seed=seed, index=index)
+        pairs = initial_velocity((*shape, 2), real, std=given, seed=seed, index=index)
         return np.asarray(pairs.view(dtype)[..., 0])
     v = np.empty(shape, dtype)
-    check_velocity_std(std, float_name(v, "dtype"), names={"velocity_std": "std"})
+    check_velocity_std(given, float_name(v, "dtype"), names={"velocity_std": "std"})
     flat = v.reshape(-1)
-    scale = np.float64(std) if dtype.name == "float64" else np.float32(std)
+    scale = np.float64(given) if dtype.name == "float64" else np.float32(given)
     for a, b, z in standard_normal(0, math.prod(shape), seed=seed, index=index):
         flat[a:b] = z * scale
     return v

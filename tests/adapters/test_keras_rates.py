@@ -21,7 +21,7 @@ from tests.support.keras_helpers import (  # noqa: E402
 
 BACKEND = keras.backend.backend()
 FAR = (
-    "learning_rate is 1 at the first step, but the standard deviation of V₀ was derived from "
+    "learning_rate is 1 at the first step, but the standard deviation of V_0 was derived from "
     "0.001, its value at construction: 10; pass velocity_std=0.01 for one that fits, or construct "
     "with that learning_rate"
 )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gravity_core import beta_hat, coefficients
 from gravity_core.coefficients import checked_step
+from gravity_core.update import update
 from tests.support import exact
 
 betas = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 0.9, 0.999, 1 - 2.0**-53, 1.0]))
@@ -90,6 +91,11 @@ def test_a_beta_of_every_kind_gives_python_floats(number):
     assert [type(c) for c in got] == [float, float]
 
 
+@pytest.mark.parametrize("t", [3.0, np.float32(3), np.longdouble(3), Fraction(3), np.asarray(3)])
+def test_a_step_may_be_any_number_of_integral_value(t):
+    assert coefficients(t, 0.5) == (0.5, 0.5)
+
+
 def test_an_array_of_betas_gives_arrays_of_its_dtype():
     for got, want in zip(
         coefficients(2, np.asarray([0.5, 1], np.float32)), ([0.5, 0.75], [0.5, 0.25]), strict=True
@@ -136,6 +142,19 @@ def test_arrays_give_arrays_of_their_dtype(dtype, t, beta):
         (float("nan"), 0.9, "t must be an integer >= 0, got nan"),
         (math.copysign(float("nan"), -1), 0.9, "t must be an integer >= 0, got nan"),
         (-5e-324, 0.9, "t must be an integer >= 0, got -5e-324"),
+        (1.5, 0.9, "t must be an integer >= 0, got 1.5"),
+        (Fraction(7, 2), 0.9, r"t must be an integer >= 0, got Fraction\(7, 2\)"),
+        (-(10**400), 0.9, "t must be an integer >= 0, got an integer of 1329 bits"),
+        (np.longdouble("1e400"), 0.9, "t must be an integer >= 0, got inf"),
+        (np.asarray(-5), 0.9, r"t must be an integer >= 0, got array\(-5\)"),
+        (np.asarray([3, -1]), 0.9, r"t must be an integer >= 0, got array\(\[ 3, -1\]\)"),
+        (np.asarray(0.5), 0.9, r"t must be an integer >= 0, got array\(0.5\)"),
+        (np.asarray(math.nan), 0.9, r"t must be an integer >= 0, got array\(nan\)"),
+        (np.asarray(math.inf), 0.9, r"t must be an integer >= 0, got array\(inf\)"),
+        (1, np.asarray(2.0), r"beta must be a number in \[0, 1\], got array\(2.\)"),
+        (1, np.asarray([0.5, -1]), r"beta must be a number in \[0, 1\], got .*-1.0"),
+        (1, np.asarray([0.5, math.nan]), r"beta must be a number in \[0, 1\], got .*nan"),
+        (1, 10**400, r"beta must be a number in \[0, 1\], got an integer of 1329 bits"),
         (10**400, 0.9, "t must fit float64, got an integer of 1329 bits"),
         (1, -0.1, r"beta must be a number in \[0, 1\], got -0.1"),
         (1, math.nextafter(1, 2), r"beta must be a number in \[0, 1\], got 1.0000000000000002"),
@@ -147,6 +166,9 @@ def test_arrays_give_arrays_of_their_dtype(dtype, t, beta):
     ids=count(),
 )
 def test_bad_arguments_are_named_with_their_value(t, beta, message):
+    array = np.ones(2)
+    with pytest.raises(ValueError, match=message):
+        update(array, array, t, beta=beta)
     with pytest.raises(ValueError, match=message):
         coefficients(t, beta)
     with pytest.raises(ValueError, match=message):

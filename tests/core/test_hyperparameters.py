@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from gravity_core import Gravity
 from gravity_core import hyperparameters as hp
-from gravity_core.velocity import normal_quantiles
+from gravity_core.velocity import initial_velocity, normal_quantiles
 from tests.support import exact
 
 NOT_NUMBERS = ["0.1", None, [], 1j, float("nan")]
-NOT_FINITE = [float("inf"), -float("inf"), 10**309]
+HUGE = 10**309
+NOT_FINITE = [float("inf"), -float("inf"), HUGE]
 BAD = {
     "learning_rate": [*NOT_NUMBERS, *NOT_FINITE, -5e-324, -1],
     "alpha": [*NOT_NUMBERS, *NOT_FINITE, -5e-324],
@@ -43,7 +44,8 @@ GOOD = {
 def test_bad_values_are_named(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be ") as caught:
         hp.validate(**{name: value})
-    assert str(caught.value).endswith(f", got {value!r}")
+    shown = "an integer of 1027 bits" if value is HUGE else repr(value)
+    assert str(caught.value).endswith(f", got {shown}")
     with pytest.raises(ValueError, match=r"^their_name must be "):
         hp.validate(names={name: "their_name"}, **{name: value})
     with pytest.raises(ValueError, match=f"^{name} must be "):
@@ -52,7 +54,9 @@ def test_bad_values_are_named(name, value):
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n in GOOD for v in GOOD[n]])
 def test_good_values_pass(name, value):
-    assert hp.validate(**{name: value}) is None
+    (number,) = hp.validate(**{name: value}).values()
+    assert number == (None if value is None else pytest.approx(float(value), rel=1e-7))
+    assert type(number) in (int, float, type(None))
 
 
 def test_the_first_bad_value_is_reported():
@@ -106,7 +110,7 @@ def test_a_first_rate_that_differs_gives_one_warning():
         with pytest.warns(UserWarning, match=f"^{name} is 8") as caught:
             hp.warn_of_first_rate(0.5, 8.0, 0.02, names=names)
         assert [str(warning.message) for warning in caught] == [
-            f"{name} is 8 at the first step, but the standard deviation of V₀ was derived from "
+            f"{name} is 8 at the first step, but the standard deviation of V_0 was derived from "
             "0.5, its value at construction: 0.04; pass velocity_std=0.0025 for one that fits, or "
             f"construct with that {name}"
         ]
@@ -179,7 +183,7 @@ def test_the_largest_v0_is_finite_and_a_larger_one_is_not(dtype):
     assert not np.isfinite(largest(1.01 * std))  # std has three digits, rounded down
     hp.check_velocity_std(std, name)
     for over in (1.001 * std, float("inf")):
-        message = rf"^velocity_std must be in \[0, {std:g}\] for V₀ in {name}, got {over!r}$"
+        message = rf"^velocity_std must be in \[0, {std:g}\] for V_0 in {name}, got {over!r}$"
         with pytest.raises(ValueError, match=message.replace("+", r"\+")):
             hp.check_velocity_std(over, name)
 
@@ -191,7 +195,7 @@ def test_the_message_names_the_origin_of_sigma():
     with pytest.raises(ValueError, match=r"^velocity_std must be in .* got 20000.0$"):
         hp.check_velocity_std(2e4, "float16", **given)
     hp.check_velocity_std(2e4, "float64", **given)
-    with pytest.raises(ValueError, match=r"^std must be in .* V₀ in float32, got 1e\+38$"):
+    with pytest.raises(ValueError, match=r"^std must be in .* V_0 in float32, got 1e\+38$"):
         hp.check_velocity_std(1e38, names={"velocity_std": "std"})
 
 
@@ -236,3 +240,57 @@ def test_arrays_of_non_real_values_are_refused(name, value):
 )
 def test_arrays_of_one_real_number_pass(value):
     hp.validate(learning_rate=value, alpha=value, beta=value, velocity_std=value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+@given(bits=st.integers(0, 2**32 - 1))
+def test_a_short_number_stands_for_the_shortest_decimal_that_rounds_to_it(dtype, bits):
+    width = np.dtype(dtype).itemsize * 8
+    number = np.asarray(bits % 2 ** (width - 1), f"u{width // 8}").view(dtype)[()]  # >= 0
+    got = hp.as_float(number)
+    if not np.isfinite(number):
+        assert str(got) == str(float(number))
+        return
+    assert dtype(got) == number
+    if dtype is np.float32:
+        assert got == float(str(number))  # NumPy prints the shortest decimal
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "alpha", "beta", "weight_decay", "velocity_std"])
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32, np.asarray])
+def test_a_number_means_the_same_at_every_entrance(name, kind):
+    given = kind(0.3)
+    assert hp.validate(**{name: given}) == {name: 0.3}
+    optimizer = Gravity(**{name: given})
+    assert getattr(optimizer, name) == 0.3
+    if name in ("learning_rate", "alpha"):
+        assert optimizer.velocity_std == Gravity(**{name: 0.3}).velocity_std
+    setattr(optimizer, name, 0.5)
+    setattr(optimizer, name, given)
+    assert getattr(optimizer, name) == 0.3
+    v = [x.tobytes() for x in (initial_velocity((9,), np.float64, std=s) for s in (given, 0.3))]
+    assert v[0] == v[1]
+
+
+@pytest.mark.parametrize(
+    "value", [np.asarray([0.5]), [0.5], Decimal("sNaN"), np.longdouble("1e400")]
+)
+def test_only_one_number_is_a_number(value):
+    for name in ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std"):
+        with pytest.raises(ValueError, match=f"^{name} must be .* number .* got"):
+            Gravity(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "value", [10**30, Decimal("0.5"), Fraction(1, 2), np.longdouble(0.5), -0.0]
+)
+def test_numbers_of_every_kind_become_floats(value):
+    (number,) = hp.validate(learning_rate=value).values()
+    assert (type(number), number) == (float, float(value))
+    assert math.copysign(1, number) == 1  # alpha / -0.0 would be -inf
+
+
+@pytest.mark.parametrize("value", [10**5000, Fraction(10**5000, 3)], ids=["integer", "fraction"])
+def test_numbers_too_long_to_print_are_refused_by_their_kind(value):
+    with pytest.raises(ValueError, match=r"^learning_rate must be .* got an? (integer|Fraction)"):
+        hp.validate(learning_rate=value)

@@ -352,7 +352,7 @@ def test_the_last_index_and_seed_have_a_velocity_of_their_own():
     ("dtype", "std", "message"),
     [
         # 65 504 / 4.328, 65 504 being the largest number of float16
-        ("float16", 15_200.0, r"std must be in \[0, 15100\] for V₀ in float16, got 15200.0"),
+        ("float16", 15_200.0, r"std must be in \[0, 15100\] for V_0 in float16, got 15200.0"),
         ("float16", -1.0, r"std must be None or a number in \[0, 7.86e\+37\], got -1.0"),
         ("complex64", 1e38, r"std must be None or a number in \[0, 7.86e\+37\], got 1e\+38"),
         ("float64", "1", r"std must be None or a number in \[0, 7.86e\+37\], got '1'"),
