@@ -14,7 +14,7 @@ t = n + first_step.
 
 import math
 import sys
-from numbers import Rational, Real
+from numbers import Integral, Rational, Real
 from typing import Any
 
 import numpy as np
@@ -69,15 +69,15 @@ def checked_step(t: Any) -> Any:
         return t
     if not isinstance(t, Real):
         return t
-    if not isinstance(t, Rational):
+    if isinstance(t, Integral):
+        t = int(t)
+    elif not isinstance(t, Rational):
         t = float(t)
-    elif t == math.trunc(t):
-        t = math.trunc(t)
     if not (0 <= t < math.inf and t == math.trunc(t)):
         raise ValueError(f"t must be an integer >= 0, got {shown(t)}")
     if t > sys.float_info.max:
         raise ValueError(f"t must fit float64, got {shown(t)}")
-    return t
+    return t if isinstance(t, float) else math.trunc(t)
 
 
 def _checked_beta(beta: Any) -> Any:

@@ -128,9 +128,6 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         self.velocity_std = velocity_std
         self.seed = seed
         self.first_step = first_step
-        # t of the current step inside `apply`, None outside. Computing t again for every variable
-        # took a tenth of the time of an eager step with many small variables.
-        self._t: Any = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; hyper-parameters are checked and converted as in the constructor.
@@ -258,11 +255,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         grads = [*map(dense, grads, variables), *grads[len(variables) :]]
         if self.weight_decay and not tf:
             _ = self.learning_rate  # checks it; on torch, Keras's weight decay does not
-        self._t = self._counter()
-        try:
-            super().apply(grads, trainable_variables)
-        finally:
-            self._t = None
+        super().apply(grads, trainable_variables)
 
     def _counter(self) -> Any:
         t = self.iterations + self.first_step
@@ -274,7 +267,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         velocity = self._velocities[self._get_variable_index(variable)]
         name = stored_dtype(variable)
         gradient = ops.cast(gradient, name)
-        t = self._counter() if self._t is None else self._t
+        t = self._counter()
         dtype = working_dtype(name)
         step = self._step_by_kernel if tf and name == dtype else self._step_by_ops
         step(gradient, variable, velocity, ops.cast(learning_rate, dtype), t)
