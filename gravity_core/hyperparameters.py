@@ -192,18 +192,18 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> dict[str,
         ...
         ValueError: lr must be a finite number >= 0, got -1
     """
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for argument, value in values.items():
         number, is_in_range, requirement = _RULES[argument]
         try:
             is_one = may_be_a_number(value) and not getattr(value, "shape", ())
-            valid = is_one and is_in_range(converted := number(value))
+            numbers[argument] = number(value) if is_one else None
+            valid = is_one and is_in_range(numbers[argument])
         except (TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
             name = (names or {}).get(argument, argument)
             raise ValueError(f"{name} must be {requirement}, got {shown(value)}")
-        numbers[argument] = converted
     return numbers
 
 

@@ -1,9 +1,11 @@
 """Tensors and variables of Keras's backends: dtypes, shapes, sparse and complex ones, max|G|.
 
-Guarantee: no function here changes a tensor or a variable. `tf` is None on the other backends.
+Guarantee: no function here changes a tensor or a variable. `tf`, `jax` and `torch` are None except
+the one that Keras runs on.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +14,19 @@ from keras import ops
 
 from gravity_core.update import max_abs_grad
 
-if keras.backend.backend() == "tensorflow":
+_BACKEND = keras.backend.backend()
+if _BACKEND == "tensorflow":
     import tensorflow as tf
 else:
     tf = None
+if _BACKEND == "jax":
+    import jax
+else:
+    jax = None
+if _BACKEND == "torch":
+    import torch
+else:
+    torch = None
 
 _LANES = 64  # largest number of columns of the table in `max_abs`; measured
 
@@ -33,6 +44,30 @@ def stored_dtype(variable: Any) -> str:
 def working_dtype(dtype: str) -> str:
     """Return the dtype to compute in: float64 for double precision, else float32."""
     return "float64" if dtype in ("float64", "complex128") else "float32"
+
+
+def known(value: Any) -> Any:
+    """Return the value of a number, a tensor or a variable as a NumPy array.
+
+    Return None if the value is traced, or if only an accelerator has it: reading would wait for it.
+    """
+    if tf and not tf.executing_eagerly():
+        return None
+    tensor = ops.convert_to_tensor(value)
+    if tf:
+        tensor = tf.convert_to_tensor(tensor)  # Keras returns a variable of TensorFlow as it is
+        has_value = "CPU" in tensor.device
+    elif jax:
+        has_value = not isinstance(tensor, jax.core.Tracer) and all(
+            device.platform == "cpu" for device in tensor.devices()
+        )
+    elif torch:
+        # Not a fake tensor, nor one inside torch.func or torch.compile.
+        has_value = not torch.compiler.is_compiling() and tensor.is_cpu
+        has_value = has_value and type(tensor.data) is torch.Tensor
+    else:
+        has_value = True
+    return ops.convert_to_numpy(tensor) if has_value else None
 
 
 def as_reals(array: Any) -> Any:
@@ -66,32 +101,77 @@ def positions(variables: list[Any]) -> Callable[[Any], int]:
     return lambda variable: positions[id(variable)]
 
 
+_CASTS = re.compile(r"u?int\d+|b?float\d+(_\w+)?|complex\d+")  # neither bool nor text
+
+
 def dense(gradient: Any, variable: Any) -> Any:
     """Return a gradient as a dense tensor, with the sums of duplicate indices.
 
-    Its shape is known then, which that of a traced gradient may not be.
+    Its shape is known then, which that of a traced gradient may not be. Integers are converted to
+    the variable's dtype.
 
     Raises:
+        TypeError: for anything but numbers.
         ValueError: unless the gradient has the variable's shape, and is real if the variable is.
     """
     if gradient is None:
         return None
-    shape = tuple(variable.shape)
-    if tf and isinstance(gradient, tf.IndexedSlices):
-        gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, shape[0])
-    elif hasattr(gradient, "to_dense"):  # a tensor of torch; a dense one returns itself
-        gradient = gradient.to_dense()
-    else:
-        gradient = ops.convert_to_tensor(gradient, sparse=False)
-    got, name = gradient.shape, getattr(variable, "path", variable.name)
+    shape, name = tuple(variable.shape), getattr(variable, "path", variable.name)
+    try:
+        if tf and isinstance(gradient, tf.IndexedSlices):
+            values = gradient.values
+            gradient = tf.math.unsorted_segment_sum(values, gradient.indices, shape[0])
+        elif hasattr(gradient, "to_dense"):  # a tensor of torch; a dense one returns itself
+            gradient = gradient.to_dense()
+        else:
+            gradient = ops.convert_to_tensor(gradient, sparse=False)
+        dtype = keras.backend.standardize_dtype(gradient.dtype)
+    except (TypeError, ValueError) as error:
+        kind = type(gradient).__name__
+        raise TypeError(
+            f"the gradient of {name} must be a tensor of numbers, got {kind}"
+        ) from error
+    if not _CASTS.fullmatch(dtype):
+        raise TypeError(f"the gradient of {name} must be a tensor of numbers, got dtype {dtype}")
+    got = gradient.shape
     if not (got.is_compatible_with(shape) if tf else tuple(got) == shape):
         raise ValueError(
             f"the gradient of {name} must have the variable's shape {shape}, got {tuple(got)}"
         )
-    dtype = keras.backend.standardize_dtype(gradient.dtype)
     if dtype.startswith("complex") and not stored_dtype(variable).startswith("complex"):
         raise ValueError(f"the gradient of {name} must be real as the variable is, got {dtype}")
+    if "int" in dtype:
+        gradient = ops.cast(gradient, stored_dtype(variable))
     return tf.ensure_shape(gradient, shape) if tf else gradient
+
+
+def check_loaded(variables: list[Any], values: list[Any]) -> None:
+    """Raise unless each variable of an optimizer can take its new value.
+
+    Args:
+        variables: the optimizer's variables.
+        values: what has a shape and a dtype: arrays, tensors or the entries of a file.
+
+    Raises:
+        ValueError: naming the first variable that cannot, and what it would receive.
+    """
+    if len(values) != len(variables):
+        raise ValueError(f"there must be {len(variables)} values, got {len(values)}")
+    for variable, value in zip(variables, values, strict=True):
+        shape, dtype = tuple(value.shape), value.dtype
+        name = getattr(dtype, "name", str(dtype)).removeprefix("torch.")
+        if shape != tuple(variable.shape) or not _CASTS.fullmatch(name):
+            raise ValueError(
+                f"{variable.path} must be an array of numbers of shape {tuple(variable.shape)}, "
+                f"got {name} of shape {shape}"
+            )
+
+
+def is_unchecked(gradient: Any) -> bool:
+    """Return whether only a running graph can check a gradient: its shape or its indices."""
+    if not tf or tf.executing_eagerly() or gradient is None:
+        return False
+    return isinstance(gradient, tf.IndexedSlices) or not gradient.shape.is_fully_defined()
 
 
 def check_moves(variable: Any) -> None:

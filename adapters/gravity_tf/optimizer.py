@@ -17,7 +17,7 @@ set floatx to float64. On TensorFlow, the schedules of Keras compute in float32 
 """
 
 import contextlib
-import numbers
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,9 +31,12 @@ from gravity_core.update import gradient_term, update
 from gravity_core.velocity import initial_velocity
 from gravity_tf._tensors import (
     as_reals,
+    check_loaded,
     check_moves,
     dense,
     from_reals,
+    is_unchecked,
+    known,
     max_abs,
     positions,
     stored_dtype,
@@ -106,7 +109,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     ) -> None:
         nominal = _checked_rate(learning_rate)
         decay = kwargs.get("weight_decay")
-        hp.validate(
+        values = hp.validate(
             learning_rate=learning_rate if nominal is None else nominal,
             alpha=alpha,
             beta=beta,
@@ -115,10 +118,12 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             seed=seed,
             first_step=first_step,
         )
-        if isinstance(learning_rate, numbers.Real):
-            learning_rate = float(learning_rate)  # the only number type that Keras accepts
+        # Keras takes a float, and refuses an array, which may change later.
+        is_array = isinstance(learning_rate, np.ndarray) or _is_tensor(learning_rate)
+        if not (is_array or callable(learning_rate)):
+            learning_rate = values["learning_rate"]
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self._first_rate = hp.as_float(nominal)
+        self._first_rate = values["learning_rate"]
         self._has_first_schedule = isinstance(
             learning_rate, keras.optimizers.schedules.LearningRateSchedule
         )
@@ -137,16 +142,12 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """
         no_decay = name == "weight_decay" and value is None
         if name in hp.DEFAULTS and name != "learning_rate" and not no_decay:
-            hp.validate(**{name: value})
+            value = hp.validate(**{name: value})[name]
             if name == "velocity_std":
                 self._derives_std = value is None
                 value = hp.velocity_std(self._first_rate, self.alpha, value, stacklevel=4)
             elif name == "weight_decay":
-                # On TensorFlow, Keras calls tf.cast, which rounds a plain float to float32 first,
-                # but not an np.float64. An np.float64 is a float, so json can write it.
-                value = np.float64(value)
-            else:
-                value = (int if name in ("seed", "first_step") else float)(value)
+                value = _exact(value)
         super().__setattr__(name, value)
 
     @property
@@ -158,15 +159,15 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
                 not finite.
         """
         value = super().learning_rate
-        if not isinstance(value, float):
+        if _is_tensor(value):
             return value
-        hp.validate(learning_rate=value)
-        return np.float64(value)  # for tf.cast, see __setattr__
+        return _exact(hp.validate(learning_rate=value)["learning_rate"])
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         rate = _checked_rate(value)
-        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+        new = value if rate is None or callable(value) else rate
+        keras.optimizers.Optimizer.learning_rate.fset(self, new)
         self._has_first_schedule = False
         if self.built:
             self._compare_rates(rate)
@@ -244,23 +245,68 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
         Raises:
             ValueError: for a gradient that has another shape than its variable, or is complex where
-                the variable is real. No variable has changed then.
+                the variable is real, and for a learning rate that is negative or not finite, where
+                the host has its value. No variable has changed then.
+            TypeError: for a gradient that is no tensor of numbers; likewise.
         """
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
         variables = trainable_variables or (self._weights() if self.built else [])
         grads = list(grads)
+        is_late = list(map(is_unchecked, grads))
         # V also moves in rows without a gradient, so make every gradient dense. If `grads` is
         # longer than `variables`, pass on the rest: the base class raises or ignores it.
         grads = [*map(dense, grads, variables), *grads[len(variables) :]]
-        if self.weight_decay and not tf:
-            _ = self.learning_rate  # checks it; on torch, Keras's weight decay does not
-        super().apply(grads, trainable_variables)
+        late = list(itertools.compress(grads, is_late))
+        rate = self.learning_rate  # of a schedule or a callable, too
+        number = known(rate) if _is_tensor(rate) else None  # AutoGraph does not know :=
+        if number is not None:
+            hp.validate(learning_rate=number)
+        # What a running graph has to check it checks before anything moves.
+        with tf.control_dependencies(late) if tf else contextlib.nullcontext():
+            super().apply(grads, trainable_variables)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Replace the optimizer's variables with those of a file; Keras calls this method.
+
+        Raises:
+            ValueError: for a variable that is missing or has another shape or dtype, for a negative
+                t, or a learning rate out of its range. No variable has changed then.
+        """
+        if len(store.keys()) == len(self.variables):  # else the base class warns, and skips them
+            names = [str(i) for i in range(len(self.variables))]
+            if missing := [name for name in names if name not in store.keys()]:  # noqa: SIM118
+                raise ValueError(f"the stored variables must be {names}, {missing[0]} is missing")
+            self._check_loaded([store[name] for name in names])
+        super().load_own_variables(store)
+
+    def set_weights(self, weights: Any) -> None:
+        """Replace the optimizer's variables with a list of arrays.
+
+        Raises:
+            ValueError: as `load_own_variables`.
+        """
+        weights = [w if hasattr(w, "shape") else np.asarray(w) for w in weights]
+        if self.built:  # else the base class raises
+            self._check_loaded(weights)
+        super().set_weights(weights)
+
+    def _check_loaded(self, values: list[Any]) -> None:
+        check_loaded(self.variables, values)
+        for variable, value in zip(self.variables, values, strict=True):
+            if variable.name == "learning_rate":
+                hp.validate(learning_rate=np.asarray(value))
+            elif variable.name == "iteration" and not np.asarray(value) >= 0:
+                raise ValueError(f"iteration must be an integer >= 0, got {np.asarray(value)!r}")
 
     def _counter(self) -> Any:
-        t = self.iterations + self.first_step
+        """Return t, as an integer where the host has it."""
+        count = self.iterations
+        number = known(count)
+        if number is not None:
+            return int(number) + self.first_step
         # TensorFlow computes the coefficients in float64. JAX and torch devices may lack it.
-        return ops.cast(t, "float64") if tf else t
+        return (ops.cast(count, "float64") if tf else count) + self.first_step
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable from its gradient."""
@@ -282,7 +328,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
     def _step_by_kernel(self, gradient: Any, variable: Any, velocity: Any, lr: Any, t: Any) -> None:
         # The momentum kernel V ← V β̂ + G, W ← W − V η saves four passes over memory.
-        old, new = (ops.cast(c, lr.dtype) for c in coefficients(t, self.beta))
+        old, new = (ops.cast(_exact(c), lr.dtype) for c in coefficients(t, self.beta))
         zeta = gradient_term(gradient, max_abs=max_abs(gradient, variable.shape), xp=ops)
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle, accum=velocity.handle, lr=lr, grad=new * zeta, momentum=old
@@ -311,6 +357,19 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             "seed": self.seed,
             "first_step": self.first_step,
         }
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, keras.Variable) or ops.is_tensor(value)
+
+
+def _exact(number: Any) -> Any:
+    """Return a float in the form that Keras converts to a tensor without another rounding.
+
+    On TensorFlow, ops.cast rounds a plain float to float32 first, but not an np.float64. That is a
+    float, too, so json can write it. torch.compile takes plain floats only.
+    """
+    return np.float64(number) if tf and isinstance(number, float) else number
 
 
 def _checked_rate(learning_rate: Any) -> float | None:

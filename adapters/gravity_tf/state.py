@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -17,21 +18,21 @@ def export_state(optimizer: Gravity) -> State:
     A schedule is exported as the learning rate of the next step.
 
     Args:
-        optimizer: a built optimizer. For a `LossScaleOptimizer`, pass its ``inner_optimizer``.
+        optimizer: a built `Gravity`, or a `keras.optimizers.LossScaleOptimizer` around one.
 
     Raises:
-        TypeError: for another optimizer, also one that wraps a `Gravity`.
+        TypeError: for another optimizer.
         ValueError: if the optimizer is not built, or has accumulated only some of the gradients of
             the next update.
 
     Example:
-        >>> import keras
         >>> w = keras.Variable([1.0, 1.0])
         >>> optimizer = Gravity(learning_rate=0.2)
         >>> optimizer.apply([ops.ones(2)], [w])
         >>> export_state(optimizer)
         State(t=1, first_step=1, velocities=[float32(2,)])
     """
+    optimizer = _unwrapped(optimizer)
     velocities = _velocities(optimizer)
     every = optimizer.gradient_accumulation_steps or 1
     # int() of a variable fails under a distribution strategy of TensorFlow.
@@ -61,16 +62,16 @@ def import_state(optimizer: Gravity, state: State) -> None:
     set the weights before: the moving averages start from them. Accumulated gradients are dropped.
 
     Args:
-        optimizer: a built optimizer; its variables must be in the state's order.
+        optimizer: a built `Gravity`, or a `keras.optimizers.LossScaleOptimizer` around one, which
+            keeps its scale. The variables must be in the state's order.
         state: a state from any framework.
 
     Raises:
-        TypeError: for another optimizer, also one that wraps a `Gravity`, or for another state.
+        TypeError: for another optimizer or another state.
         ValueError: if the optimizer is not built, or the state does not fit. The optimizer is
             unchanged then.
 
     Example:
-        >>> import keras
         >>> import numpy as np
         >>> optimizer = Gravity()
         >>> optimizer.build([keras.Variable([1.0, 1.0])])
@@ -78,6 +79,7 @@ def import_state(optimizer: Gravity, state: State) -> None:
         >>> int(optimizer.iterations), float(optimizer.learning_rate)
         (10, 0.20000000298023224)
     """
+    optimizer = _unwrapped(optimizer)
     velocities = _velocities(optimizer)
     if not isinstance(state, State):
         raise TypeError(f"state must be a gravity_core.State, got {type(state).__name__}")
@@ -85,7 +87,7 @@ def import_state(optimizer: Gravity, state: State) -> None:
     iteration = _variable(optimizer, "iteration")
     largest = int(np.iinfo(stored_dtype(iteration)).max) // every
     state.check([(tuple(v.shape), stored_dtype(v)) for v in velocities], largest_t=largest)
-    values = dict(state.hyperparameters)
+    values = hp.validate(**state.hyperparameters)
     rate, decay = values.pop("learning_rate"), values.pop("weight_decay")
     # Make every new value first: what can fail does so before the first assignment.
     new = [(iteration, state.count * every)]
@@ -108,14 +110,20 @@ def import_state(optimizer: Gravity, state: State) -> None:
         variable.assign(value)
 
 
-def _velocities(optimizer: Gravity) -> list[Any]:
+def _unwrapped(optimizer: Any) -> Gravity:
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
     if not isinstance(optimizer, Gravity):
         raise TypeError(
-            "optimizer must be a gravity_tf.Gravity (of a wrapper, pass the one inside), "
+            "optimizer must be a gravity_tf.Gravity, or a LossScaleOptimizer around one, "
             f"got {type(optimizer).__name__}"
         )
     if not optimizer.built:
         raise ValueError("optimizer must be built: call optimizer.build(variables) first")
+    return optimizer
+
+
+def _velocities(optimizer: Gravity) -> list[Any]:
     return [v for v in optimizer._velocities if v is not None]
 
 

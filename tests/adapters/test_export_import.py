@@ -53,8 +53,8 @@ def test_another_optimizer_is_refused_by_torch():
 
 def test_another_optimizer_is_refused_by_keras():
     adapter, keras = module("gravity_tf", "keras"), pytest.importorskip("keras")
-    wrapper = keras.optimizers.LossScaleOptimizer(adapter.Gravity())
-    for wrong in (keras.optimizers.SGD(), wrapper, adapter.Gravity, None):
+    wrapper = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+    for wrong in (keras.optimizers.Adam(), wrapper, adapter.Gravity, None):
         refuses(lambda wrong=wrong: adapter.export_state(wrong), "optimizer")
         refuses(lambda wrong=wrong: adapter.import_state(wrong, None), "optimizer")
 

@@ -358,7 +358,7 @@ SMALL = "learning_rate must not be so small that alpha / learning_rate overflows
     [
         ({"learning_rate": 1e-7}, SMALL + " .* got 1e-07$"),
         ({"learning_rate": lambda: 1e-7}, SMALL + " .* got 1e-07$"),
-        ({"velocity_std": 2e4}, r"^velocity_std must be in \[0, 15100\] for V₀ .* got 20000.0$"),
+        ({"velocity_std": 2e4}, r"^velocity_std must be in \[0, 15100\] for V_0 .* got 20000.0$"),
     ],
 )
 def test_an_overflowing_v0_is_refused(arguments, message):

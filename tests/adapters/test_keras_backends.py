@@ -11,7 +11,7 @@ import pytest
 from tests.support.limits import HANG
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("", "_base_class", "_dtypes", "_hand_over", "_rates", "_state")
+PARTS = ("", "_base_class", "_dtypes", "_faults", "_hand_over", "_rates", "_state")
 FILES = [HERE / f"test_keras{part}.py" for part in PARTS]
 X64 = ("-k", "float64 or reference")
 

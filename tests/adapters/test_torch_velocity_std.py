@@ -46,7 +46,10 @@ def test_the_caller_is_looked_up_for_warnings_only(monkeypatch):
 OVERFLOWS = [
     ({"lr": 1e-7}, "lr must not be so small that alpha / lr overflows float16 .* got 1e-07"),
     ({"lr": torch.tensor(1e-7)}, "lr must not be so small .* float16 .* got 1e-07"),
-    ({"velocity_std": 2e4}, r"velocity_std must be in \[0, 15100\] for V_0 in float16, got 20000.0"),
+    (
+        {"velocity_std": 2e4},
+        r"velocity_std must be in \[0, 15100\] for V_0 in float16, got 20000.0",
+    ),
 ]
 
 

@@ -1,0 +1,89 @@
+"""gravity_tf.Gravity in graphs of TensorFlow under faults: nothing is torn, nothing mixes."""
+
+import threading
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow", reason="gravity_tf needs tensorflow")
+keras = pytest.importorskip("keras", reason="gravity_tf needs keras")
+
+from gravity_tf import Gravity  # noqa: E402
+from tests.support.keras_helpers import assert_same, make_variables, to_numpy  # noqa: E402
+
+
+@pytest.fixture
+def built():
+    variables = make_variables([np.ones((4, 2), np.float32), np.ones((4, 2), np.float32)])
+    optimizer = Gravity(weight_decay=0.1)
+    optimizer.build(variables)
+    return optimizer, variables
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (2, 4)], ids=str)
+def test_a_shape_that_only_the_running_graph_knows_moves_nothing(built, shape):
+    optimizer, variables = built
+
+    @tf.function(input_signature=[tf.TensorSpec(None)] * 2, autograph=False)
+    def step(first, last):
+        optimizer.apply([first, last])
+
+    step(tf.ones((4, 2)), tf.ones((4, 2)))
+    before = to_numpy([*variables, *optimizer.variables])
+    for _ in range(5):  # the order of independent operations varies
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            step(tf.ones((4, 2)), tf.ones(shape))
+        assert_same([*variables, *optimizer.variables], before)
+
+
+def test_an_index_out_of_range_moves_nothing(built):
+    optimizer, variables = built
+
+    def step(index):
+        rows = tf.IndexedSlices(tf.ones((1, 2)), index)
+        optimizer.apply([tf.ones((4, 2)), rows])
+
+    traced = tf.function(step, input_signature=[tf.TensorSpec([1], tf.int32)], autograph=False)
+    before = to_numpy([*variables, *optimizer.variables])
+    for way in (step, traced):
+        for _ in range(5):
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                way(tf.constant([4]))
+            assert_same([*variables, *optimizer.variables], before)
+
+
+def test_threads_may_trace_functions_of_their_own():
+    variables = make_variables([np.ones(50, np.float32)] * 10)
+    optimizer, errors = Gravity(), []
+    optimizer.build(variables)
+    together = threading.Barrier(2)
+
+    def work():
+        try:
+            together.wait()
+            for _ in range(4):
+                tf.function(
+                    lambda: optimizer.apply([tf.ones(50)] * 10), autograph=False
+                ).get_concrete_function()
+        except Exception as error:  # a thread's exception is lost otherwise
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_autograph_converts_a_step_without_a_warning(caplog):
+    optimizer = Gravity()
+    variables = make_variables([np.ones(3, np.float32)])
+    optimizer.build(variables)
+
+    @tf.function
+    def step():
+        optimizer.apply([tf.ones(3)])
+
+    step()
+    assert [record.getMessage() for record in caplog.records] == []
