@@ -48,7 +48,7 @@ def velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
         return own
     _check_inexact(name, param, own)
     if dtype is None or jnp.issubdtype(own, jnp.complexfloating):
-        return own
+        dtype = own
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
@@ -74,7 +74,13 @@ def gradient(name: str, grad: Any, v: jax.Array) -> Any:
             f"{name} must have the shape of its parameter, and both must be real or both complex: "
             f"expected {v.shape} {v.dtype}, got {jnp.shape(grad)} {dtype}"
         )
-    return jnp.asarray(grad) if moves(v) else jnp.zeros_like(v)
+    return canonical(jnp.asarray(grad)) if moves(v) else jnp.zeros_like(v)
+
+
+def canonical(array: Any) -> Any:
+    """Return an array in a dtype that JAX computes in: one made under x64 may be used outside."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    return array if array.dtype == dtype else jnp.asarray(array, dtype)
 
 
 def _dtype(leaf: Any) -> Any:

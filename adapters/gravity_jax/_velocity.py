@@ -59,6 +59,8 @@ def initial_velocity(param: ArrayLike, std: Any, seed: Any, index: int, dtype: A
     if isinstance(param, jax.ShapeDtypeStruct):
         param = jnp.zeros_like(param)  # on the devices of its sharding
     check_velocity_std(std, dtype)
+    if not isinstance(std, jax.core.Tracer):
+        std = np.asarray(hp.as_float(std))  # the number that it stands for in every framework
     # Pass NumPy arrays: in a job of several processes, jit accepts equal ones from each process.
     return _scaled_normal(param, _key(seed, index), normal_quantiles(), std, dtype=dtype)
 

@@ -26,7 +26,7 @@ from jax.typing import ArrayLike, DTypeLike
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
-from gravity_jax._leaves import gradient, is_traced, moves
+from gravity_jax._leaves import canonical, gradient, is_traced, moves
 from gravity_jax._leaves import velocity_dtype as dtype_of_velocity
 from gravity_jax._reduction import largest_magnitudes
 from gravity_jax._structure import leaves_up_to, named_leaves, stacked_axes
@@ -70,8 +70,8 @@ def scale_by_gravity(
             the default of `gravity`.
         seed: an integer in [0, 2**64); it may be traced.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        velocity_dtype: floating dtype of V. None means the dtype of each parameter. The velocity of
-            a complex parameter always has the parameter's dtype.
+        velocity_dtype: dtype of V: float16, bfloat16, float32 or float64. None means the dtype of
+            each parameter. The velocity of a complex parameter always has the parameter's dtype.
         stacked: as in `gravity`.
         axis_name: as in `gravity`.
 
@@ -94,7 +94,8 @@ def scale_by_gravity(
         (1, (3,))
     """
     std = hp.velocity_std(hp.LEARNING_RATE, hp.ALPHA) if velocity_std is None else velocity_std
-    _validate(beta=beta, velocity_std=std, seed=seed, first_step=first_step)
+    numbers = _numbers(beta=beta, velocity_std=std, seed=seed, first_step=first_step)
+    beta, std, seed, first_step = numbers.values()
     if is_traced(seed) and not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
         raise ValueError(
             f"seed must be an integer in [0, 2**64), got dtype {jnp.result_type(seed)}"
@@ -129,6 +130,7 @@ def scale_by_gravity(
                 f"got a call outside the axis {axis_name!r}"
             )
         named, structure = named_leaves(state.velocity, "updates")
+        named = [(name, canonical(v)) for name, v in named]
         grads = [
             gradient(name, grad, v)
             for (name, v), grad in zip(named, leaves_up_to(state.velocity, updates), strict=True)
@@ -191,8 +193,8 @@ def gravity(
             several transformations train parts of one model (`optax.partition`), give each its own
             seed.
         first_step: t of the first update: 1 (Algorithm 1) or 0 (the original Keras code).
-        velocity_dtype: floating dtype of V. None means the dtype of each parameter. The velocity of
-            a complex parameter always has the parameter's dtype.
+        velocity_dtype: dtype of V: float16, bfloat16, float32 or float64. None means the dtype of
+            each parameter. The velocity of a complex parameter always has the parameter's dtype.
         stacked: for arrays that stack several layers, the number of leading axes that index
             layers. Each layer then has its own max|G|. Pass an integer, a pytree of integers that
             is a prefix of the parameters (None in it means 0), or a callable that returns one of
@@ -223,13 +225,18 @@ def gravity(
         >>> bool(loss(w) < 1e-4)
         True
     """
-    nominal = _value_at(0, learning_rate)
-    _validate(
-        learning_rate=nominal,
+    numbers = _numbers(
+        learning_rate=_value_at(0, learning_rate),
         alpha=alpha,
         weight_decay=_value_at(0, weight_decay),
         velocity_std=velocity_std,
+        beta=beta,
+        seed=seed,
+        first_step=first_step,
     )
+    nominal, alpha, decay_rate, velocity_std, beta, seed, first_step = numbers.values()
+    learning_rate = learning_rate if callable(learning_rate) else nominal
+    weight_decay = weight_decay if callable(weight_decay) else decay_rate
     # Equinox compares transformations by the contents of their closures. So these hold values, no
     # functools.partial, which equals only itself, and a derived σ as an array, which is traced.
     options: dict[str, Any] = {
@@ -314,13 +321,16 @@ def _warn_of_warm_up(first: Any, later: Any, alpha: Any) -> None:
         )
 
 
-def _validate(**values: Any) -> None:
+def _numbers(**values: Any) -> dict[str, Any]:
+    """Return hyper-parameters as Python numbers, and arrays of JAX as they are, once checked."""
+    known = {name: value for name, value in values.items() if not is_traced(value)}
     for name, value in values.items():
         if is_traced(value) and jnp.shape(value):
             raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
         if is_traced(value) and not hp.may_be_a_number(value):
             raise ValueError(f"{name} must be a real number, got dtype {value.dtype}")
-    hp.validate(**{name: value for name, value in values.items() if not is_traced(value)})
+    numbers = hp.validate(**known)
+    return {n: v if isinstance(v, jax.Array) else numbers[n] for n, v in values.items()}
 
 
 def _velocity_std(learning_rate: Any, alpha: Any, velocity_std: Any) -> Any:
@@ -345,11 +355,14 @@ def _is_inside(axis_name: Hashable) -> bool:
 
 def _check_velocity_dtype(dtype: Any) -> None:
     try:
-        floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        name = None if dtype is None else jnp.dtype(dtype).name
     except TypeError:
-        floating = False
-    if not floating:
-        raise ValueError(f"velocity_dtype must be a floating dtype or None, got {dtype!r}")
+        name = "no dtype"
+    # In fewer bits, V₀ would be NaN or 0.
+    if name not in (None, "float16", "bfloat16", "float32", "float64"):
+        raise ValueError(
+            f"velocity_dtype must be a floating dtype of 16 to 64 bits or None, got {dtype!r}"
+        )
 
 
 def _parts(array: jax.Array) -> list[jax.Array]:

@@ -1,0 +1,109 @@
+"""One number has one meaning in gravity_jax: kinds of numbers, x64 on and off, dtypes of V."""
+
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax", reason="gravity_jax needs jax")
+optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
+
+import jax.numpy as jnp  # noqa: E402
+
+from gravity_core import Gravity, initial_velocity  # noqa: E402
+from gravity_jax import gravity, scale_by_gravity  # noqa: E402
+
+W = np.asarray([0.25, -0.5, 1.0], np.float32)
+
+
+def stepped(optimizer):
+    """Return the weights after one step, from the gradient W."""
+    w = jnp.asarray(W)
+    updates, _ = optimizer.update(w, optimizer.init(w), w)
+    return np.asarray(optax.apply_updates(w, updates))
+
+
+KINDS = [np.float16, np.float32, np.float64, np.longdouble, Decimal, Fraction, np.asarray]
+RATES = ["learning_rate", "alpha", "beta", "weight_decay", "velocity_std"]
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_number_of_any_kind_means_the_same(name):
+    expected = stepped(gravity(**{name: 0.3}))
+    for kind in KINDS:
+        got = stepped(gravity(**{name: kind(0.3) if kind is np.asarray else kind("0.3")}))
+        assert got.tobytes() == expected.tobytes(), kind
+    if name in ("alpha", "velocity_std"):
+        assert np.isfinite(stepped(gravity(**{name: 10**30}))).all()
+
+
+BAD = [10**400, 10**5000, "1", True, 1j, float("nan"), float("inf"), [0.1], np.ones(1), object()]
+
+
+@pytest.mark.parametrize("name", [*RATES, "seed", "first_step"])
+def test_what_is_no_number_is_refused_by_name(name):
+    for bad in BAD:
+        with pytest.raises(ValueError, match=f"^{name} must be .* got"):
+            gravity(**{name: bad})
+        if name in ("beta", "velocity_std", "seed", "first_step"):
+            with pytest.raises(ValueError, match=f"^{name} must be .* got"):
+                scale_by_gravity(**{name: bad})
+    with pytest.raises(ValueError, match=f"^{name} must be .* got"):
+        gravity(**{name: jnp.ones(1)})
+
+
+@pytest.mark.parametrize("kind", [float, np.float16, np.float32, jnp.float32, jnp.bfloat16])
+def test_v0_has_the_same_bits_under_x64(kind):
+    with jax.enable_x64(True):
+        for std in ({"velocity_std": kind(0.1)}, {"alpha": 0.02, "learning_rate": kind(0.2)}):
+            sigma = 0.1 if "velocity_std" in std else 0.02 / 0.2
+            got = gravity(**std).init(jnp.ones(9))[0].velocity
+            want = initial_velocity((9,), np.float64, std=sigma)
+            assert np.asarray(got).tobytes() == want.tobytes()
+
+
+def test_a_numpy_rate_keeps_the_dtype_of_the_updates_under_x64():
+    with jax.enable_x64(True):
+        w, optimizer = jnp.asarray(W), gravity(np.float64(0.3), weight_decay=np.float64(0.3))
+        updates, _ = optimizer.update(w, optimizer.init(w), w)
+        assert updates.dtype == w.dtype == np.float32
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_arrays_made_under_x64_are_computed_in_single_precision_outside(transform, dtype):
+    optimizer = gravity()
+    with jax.enable_x64(True):
+        wide = jnp.asarray(W, dtype)
+        state = optimizer.init(wide)
+    narrow = jnp.asarray(W, "complex64" if dtype.startswith("c") else "float32")
+    expected, _ = optimizer.update(narrow, optimizer.init(narrow))
+    assert np.asarray(transform(optimizer.init)(wide)[0].velocity).dtype == narrow.dtype
+
+    for arguments in (
+        (wide, optimizer.init(narrow), narrow),
+        (narrow, optimizer.init(narrow), wide),
+        (narrow, state, narrow),
+        (wide, state, wide),
+    ):
+        updates, new = transform(optimizer.update)(*arguments)
+        np.testing.assert_allclose(np.asarray(updates), expected, rtol=0, atol=1e-7)
+        assert updates.dtype == new[0].velocity.dtype == narrow.dtype
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float4_e2m1fn, jnp.int4, np.longdouble, "x"]
+)
+def test_a_velocity_of_fewer_bits_is_refused(dtype):
+    for make in (gravity, scale_by_gravity):
+        with pytest.raises(ValueError, match=r"^velocity_dtype must be a floating dtype of 16 to"):
+            make(velocity_dtype=dtype)
+
+
+def test_sigma_equals_that_of_the_reference():
+    for kind in (np.float32, np.float64, jnp.float32):
+        velocity = gravity(kind(0.3)).init(jnp.ones(9))[0].velocity
+        reference = Gravity(np.float32(0.3))
+        reference.init([np.ones(9, np.float32)])
+        assert np.asarray(velocity).tobytes() == reference.velocity[0].tobytes()
