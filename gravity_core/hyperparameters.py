@@ -104,42 +104,18 @@ _Rule = tuple[Callable[[Any], Any], Callable[[Any], bool], str]
 def as_float(value: Any) -> float:
     """Return a number, or an array of one number, as a Python float.
 
-    A number of less precision than float64 stands for the shortest decimal that rounds to it. That
-    is the number that the user wrote: ``np.float32(0.3)``, and a learning rate of 0.3 that a
-    framework holds in float32, are 0.30000001192… in float64. So η and σ = α / η have the same
-    bits in every framework.
+    Frameworks hold a learning rate of 0.3 in float32, where it is 0.30000001192…. For a float32,
+    this function returns the shortest decimal that rounds to it: the number that the user wrote.
+    So η and σ = α / η have the same bits in every framework. Other types have their exact value.
 
     Example:
-        >>> as_float(np.float32(0.3)), as_float(np.float16(0.1)), as_float(0.3), as_float(1)
-        (0.3, 0.1, 0.3, 1.0)
+        >>> as_float(np.float32(0.3)), as_float(0.3), as_float(1), as_float(np.float16(0.3))
+        (0.3, 0.3, 1.0, 0.300048828125)
     """
-    # 0.0 replaces −0.0, whose α / η would be −inf.
-    number = float(value.item() if hasattr(value, "item") else value) + 0.0
-    rounded = _ROUND.get(dtype_name(value.dtype)) if hasattr(value, "dtype") else None
-    if rounded is None or not math.isfinite(number):
-        return number
-    decimals = (float(f"{number:.{digits}g}") for digits in range(1, 10))
-    return next((decimal for decimal in decimals if rounded(decimal) == number), number)
-
-
-def _to_float32(number: float) -> float:
-    with np.errstate(over="ignore"):  # a decimal above the largest number is no candidate
-        return float(np.float32(number))
-
-
-def _to_float16(number: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.float16(number))
-
-
-def _to_bfloat16(number: float) -> float:
-    """Round to bfloat16, which NumPy lacks: the upper 16 bits of a float32, to nearest even."""
-    bits = int(np.float32(_to_float32(number)).view(np.uint32))
-    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    return float(np.uint32(bits).view(np.float32))
-
-
-_ROUND = {"float32": _to_float32, "float16": _to_float16, "bfloat16": _to_bfloat16}
+    number = float(value.item() if hasattr(value, "item") else value)
+    if hasattr(value, "dtype") and dtype_name(value.dtype) == "float32":
+        number = float(str(np.float32(number)))
+    return number + 0.0  # −0.0 becomes 0.0, because α / −0.0 would be −inf
 
 
 def _std_or_none(value: Any) -> float | None:
