@@ -29,8 +29,9 @@ NEAREST = {
     "hyperparameters": ["test_hyperparameters*"],
     "state": ["test_state*"],
     "error_bound": ["test_error_bound*"],
-    "reference": ["test_reference*", "test_state*", "test_update_namespaces*"],
+    "reference": ["test_reference*", "test_memory*", "test_state*", "test_update_namespaces*"],
     "_arrays": ["test_arrays*"],
+    "_memory": ["test_memory*"],
     "_json": ["test_json*"],
 }
 CONFIGURATION = """

@@ -1,7 +1,6 @@
 """Tensors and variables of Keras's backends: dtypes, shapes, sparse and complex ones, max|G|.
 
-Guarantee: no function here changes a tensor or a variable. `tf`, `jax` and `torch` are None except
-the one that Keras runs on.
+Guarantee: no function here changes a tensor or a variable. `tf` is None on the other backends.
 """
 
 import math
@@ -14,19 +13,21 @@ from keras import ops
 
 from gravity_core.update import max_abs_grad
 
-_BACKEND = keras.backend.backend()
-if _BACKEND == "tensorflow":
+if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 else:
     tf = None
-if _BACKEND == "jax":
-    import jax
+if keras.backend.backend() == "jax":
+    from jax.core import Tracer
+if keras.backend.backend() == "torch":
+    from torch import Tensor
+    from torch.compiler import is_compiling
 else:
-    jax = None
-if _BACKEND == "torch":
-    import torch
-else:
-    torch = None
+
+    def is_compiling() -> bool:
+        """Return False: only torch.compile needs to know."""
+        return False
+
 
 _LANES = 64  # largest number of columns of the table in `max_abs`; measured
 
@@ -47,27 +48,26 @@ def working_dtype(dtype: str) -> str:
 
 
 def known(value: Any) -> Any:
-    """Return the value of a number, a tensor or a variable as a NumPy array.
+    """Return the value of a number, a tensor or a variable: for one without dimensions, a number.
 
     Return None if the value is traced, or if only an accelerator has it: reading would wait for it.
     """
     if tf and not tf.executing_eagerly():
         return None
-    tensor = ops.convert_to_tensor(value)
+    tensor, backend = ops.convert_to_tensor(value), keras.backend.backend()
+    has_value = True
     if tf:
         tensor = tf.convert_to_tensor(tensor)  # Keras returns a variable of TensorFlow as it is
         has_value = "CPU" in tensor.device
-    elif jax:
-        has_value = not isinstance(tensor, jax.core.Tracer) and all(
-            device.platform == "cpu" for device in tensor.devices()
-        )
-    elif torch:
-        # Not a fake tensor, nor one inside torch.func or torch.compile.
-        has_value = not torch.compiler.is_compiling() and tensor.is_cpu
-        has_value = has_value and type(tensor.data) is torch.Tensor
-    else:
-        has_value = True
-    return ops.convert_to_numpy(tensor) if has_value else None
+    elif backend == "jax":
+        has_value = not isinstance(tensor, Tracer)
+        has_value = has_value and all(device.platform == "cpu" for device in tensor.devices())
+    elif backend == "torch":
+        # Neither a fake tensor, nor one inside torch.func.
+        has_value = not is_compiling() and tensor.is_cpu and type(tensor.data) is Tensor
+    if not has_value:
+        return None
+    return tensor.tolist() if backend == "torch" else ops.convert_to_numpy(tensor)[()]
 
 
 def as_reals(array: Any) -> Any:

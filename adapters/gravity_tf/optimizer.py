@@ -35,6 +35,7 @@ from gravity_tf._tensors import (
     check_moves,
     dense,
     from_reals,
+    is_compiling,
     is_unchecked,
     known,
     max_abs,
@@ -146,8 +147,6 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             if name == "velocity_std":
                 self._derives_std = value is None
                 value = hp.velocity_std(self._first_rate, self.alpha, value, stacklevel=4)
-            elif name == "weight_decay":
-                value = _exact(value)
         super().__setattr__(name, value)
 
     @property
@@ -171,6 +170,15 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         self._has_first_schedule = False
         if self.built:
             self._compare_rates(rate)
+
+    @property
+    def weight_decay(self) -> Any:
+        """The decoupled weight decay, >= 0; None for none."""
+        return _exact(self._decay)
+
+    @weight_decay.setter
+    def weight_decay(self, value: Any) -> None:
+        self._decay = value  # `__setattr__` has checked it
 
     def _compare_rates(self, rate: float | None) -> None:
         """Warn once if the first step's rate is far above the one that σ was derived from."""
@@ -366,10 +374,11 @@ def _is_tensor(value: Any) -> bool:
 def _exact(number: Any) -> Any:
     """Return a float in the form that Keras converts to a tensor without another rounding.
 
-    On TensorFlow, ops.cast rounds a plain float to float32 first, but not an np.float64. That is a
-    float, too, so json can write it. torch.compile takes plain floats only.
+    Keras takes a plain float through float32 on TensorFlow, and through floatx on torch, but not an
+    np.float64. That is a float, too, so json can write it. torch.compile takes plain floats only.
     """
-    return np.float64(number) if tf and isinstance(number, float) else number
+    takes = tf or (keras.backend.backend() == "torch" and not is_compiling())
+    return np.float64(number) if takes and isinstance(number, float) else number
 
 
 def _checked_rate(learning_rate: Any) -> float | None:

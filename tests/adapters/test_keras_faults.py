@@ -243,4 +243,10 @@ def test_decay_is_a_float64_wherever_it_comes_from():
         if BACKEND == "tensorflow":
             assert float(ops.cast(decay, "float64")) == 0.1
         else:
-            assert type(decay) is float  # torch.compile takes no np.float64
+            assert isinstance(decay, np.float64) == (BACKEND == "torch")
+
+
+def test_torch_compiles_a_plain_decay(monkeypatch):
+    """torch.compile takes no np.float64."""
+    monkeypatch.setattr("gravity_tf.optimizer.is_compiling", lambda: BACKEND == "torch")
+    assert (type(Gravity(weight_decay=0.1).weight_decay) is float) == (BACKEND != "tensorflow")
