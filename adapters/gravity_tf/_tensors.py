@@ -20,14 +20,7 @@ else:
 if keras.backend.backend() == "jax":
     from jax.core import Tracer
 if keras.backend.backend() == "torch":
-    from torch import Tensor
-    from torch.compiler import is_compiling
-else:
-
-    def is_compiling() -> bool:
-        """Return False: only torch.compile needs to know."""
-        return False
-
+    from torch import Tensor, compiler
 
 _LANES = 64  # largest number of columns of the table in `max_abs`; measured
 
@@ -45,6 +38,11 @@ def stored_dtype(variable: Any) -> str:
 def working_dtype(dtype: str) -> str:
     """Return the dtype to compute in: float64 for double precision, else float32."""
     return "float64" if dtype in ("float64", "complex128") else "float32"
+
+
+def is_compiling() -> bool:
+    """Return whether torch.compile traces the caller."""
+    return keras.backend.backend() == "torch" and bool(compiler.is_compiling())
 
 
 def known(value: Any) -> Any:

@@ -377,7 +377,7 @@ def _exact(number: Any) -> Any:
     Keras takes a plain float through float32 on TensorFlow, and through floatx on torch, but not an
     np.float64. That is a float, too, so json can write it. torch.compile takes plain floats only.
     """
-    takes = tf or (keras.backend.backend() == "torch" and not is_compiling())
+    takes = keras.backend.backend() in ("tensorflow", "torch") and not is_compiling()
     return np.float64(number) if takes and isinstance(number, float) else number
 
 
