@@ -5,7 +5,8 @@ import sys
 
 from gravity_conformance._caller import without_current_folder, without_settings
 
-_NEEDS = ("click", "rich", "matplotlib", "sklearn")
+_NEEDS = ("click", "rich")
+_LONGEST = 2000  # characters of a complaint
 
 
 def main() -> None:
@@ -21,14 +22,13 @@ def _command() -> int:
     from gravity_conformance._status import COULD_NOT, CouldNotError, complain
 
     without_settings()
-    # `gravity conform` draws only if it is asked to, and needs no data; nor do the others.
-    needs = ("click", "rich") if {"conform", "vectors", "versions"} & {*sys.argv[1:2]} else _NEEDS
-    for name in needs:
+    for name in _NEEDS:
         if importlib.util.find_spec(name) is None:
             needed = "pip install 'gravity-optimizer[cli]'"
             raise CouldNotError(f"the command line needs {name}: {needed}")
     import click
 
+    from gravity_conformance._guard import clean
     from gravity_conformance.cli import cli
 
     if "_GRAVITY_COMPLETE" in os.environ:  # a shell asks how a word may go on
@@ -43,7 +43,7 @@ def _command() -> int:
         error.show()
         return COULD_NOT
     except click.ClickException as error:
-        complain(f"gravity: {error.format_message()}")
+        complain(f"gravity: {clean(error.format_message(), _LONGEST)}")
         return COULD_NOT
 
 

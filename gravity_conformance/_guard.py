@@ -1,9 +1,6 @@
 """Keep the output of a stranger's code out of a report, and its exceptions to one line."""
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator
+import re
 
 # A stranger's code may raise these; they become its result and do not end the command.
 ANYTHING = (Exception, SystemExit)
@@ -37,32 +34,21 @@ def clean(text: str, longest: int = _LONGEST) -> str:
     return shown if whole else f"{shown[: longest - 1]}…"
 
 
-@contextlib.contextmanager
-def redirected(source: int, target: int) -> Iterator[None]:
-    """Send everything written to file descriptor `source` to `target`.
+# Control characters, lone surrogates, and those that turn or break lines: a terminal may obey them.
+COMMANDS = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
 
-    Descriptors, because the libraries of frameworks do not write through ``sys.stdout``.
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""Return a text in which escapes stand for all characters that a terminal may obey.
+
+    Args:
+        text: the text, of any origin.
+        keep: characters that stay, such as the ends of lines.
+
+    Example:
+        >>> visible("\x1b[31mβ̂\n")
+        '\\x1b[31mβ̂\\n'
     """
-    streams = {1: sys.stdout, 2: sys.stderr}
-    with contextlib.suppress(OSError, ValueError):
-        streams[source].flush()
-    try:
-        saved = os.dup(source)
-        os.dup2(target, source)
-    except OSError:  # one of them is closed
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            streams[source].flush()
-        os.dup2(saved, source)
-        os.close(saved)
-
-
-@contextlib.contextmanager
-def silenced(source: int) -> Iterator[None]:
-    """Drop everything written to file descriptor `source`."""
-    with open(os.devnull, "w") as sink, redirected(source, sink.fileno()):
-        yield
+    return COMMANDS.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 import gravity_core
+from gravity_conformance._guard import visible
 from gravity_conformance._output import Line, Part, Table, mood
 
 # It fetches nothing and runs nothing.
@@ -52,13 +53,14 @@ figure svg { display: block; width: 100%; height: auto }
 
 def page(title: str, parts: Iterable[str]) -> str:
     """Return a page with a title, which is text, and parts, which are HTML."""
-    return (
+    return visible(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
-        + "\n</body>\n</html>\n"
+        + "\n</body>\n</html>\n",
+        keep="\n\t",
     )
 
 

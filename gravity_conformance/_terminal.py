@@ -18,8 +18,9 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from gravity_conformance._guard import visible
 from gravity_conformance._output import Line, Part, Table, joined, mood, plain
-from gravity_conformance._status import emit
+from gravity_conformance._status import emit, emit_coloured
 
 _STYLES = {"good": "green", "bad": "bold red", "": ""}
 _GAP = 2  # spaces between columns
@@ -31,6 +32,7 @@ Advance = Callable[[str, int, int], None]
 
 def show(parts: Iterable[Part]) -> None:
     """Write a report to standard output."""
+    parts = [_visible(part) for part in parts]
     forced = bool(os.environ.get("FORCE_COLOR"))
     if not _is_terminal(sys.stdout) and not forced:
         emit(plain(parts))
@@ -52,7 +54,14 @@ def show(parts: Iterable[Part]) -> None:
     with console.capture() as capture:
         for part in parts:
             console.print(*_rendered(part, console.width), sep="\n")
-    emit(joined(capture.get().splitlines()))
+    emit_coloured(joined(capture.get().split("\n")))
+
+
+def _visible(part: Part) -> Part:
+    if isinstance(part, Line):
+        return part._replace(text=visible(part.text))
+    rows = [[visible(cell) for cell in row] for row in part.rows]
+    return part._replace(rows=rows, title=visible(part.title))
 
 
 @contextlib.contextmanager

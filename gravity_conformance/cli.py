@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,8 +12,9 @@ import click
 
 import gravity_core
 from gravity_conformance import _terminal
-from gravity_conformance._guard import one_line, redirected
+from gravity_conformance._guard import one_line, visible
 from gravity_conformance._output import Output, checked, write
+from gravity_conformance._process import check_timeout
 from gravity_conformance._status import (
     COULD_NOT,
     DIFFERS,
@@ -28,10 +29,10 @@ from gravity_conformance.conform import report as conform_reports
 from gravity_conformance.conform import runner as conforming
 from gravity_conformance.conform.checks.registry import CHECKS, selected
 from gravity_conformance.conform.checks.subject import DTYPES
-from gravity_conformance.drive.spec import KINDS, SpecError
+from gravity_conformance.drive.spec import KINDS, SpecError, place_and_attribute
 from gravity_conformance.drive.spec import Kind as SpecKind
 from gravity_conformance.explain import explain
-from gravity_conformance.parity import plots
+from gravity_conformance.parity import connection, plots
 from gravity_conformance.parity import report as reports
 from gravity_conformance.parity import run as runner
 from gravity_conformance.parity.page import page
@@ -52,10 +53,49 @@ class _Path(click.Path):
 
 
 _FILE = _Path(dir_okay=False, allow_dash=True, path_type=Path)
+# Not docstrings, which -OO drops.
+_HELP = {
+    "cli": "The Gravity optimizer: prove that implementations agree.",
+    "parity": """\
+Train one network with every installed backend and prove that they agree.
+
+Recorded gradients are replayed through each backend and graded exact, bounded or
+divergent against the NumPy reference; then each trains with its own gradients. The
+exit status is 0 only if every backend present is exact or bounded. It is 2 at once if a backend
+that --backend or --require names is missing.
+
+SPEC is module:attribute or path.py:attribute. Its V₀ may differ from the reference's. Each
+backend and each SPEC runs in a process of its own.
+""",
+    "conform": """\
+Check an implementation of Gravity, and name its mistake.
+
+SPEC is module:attribute or path.py:attribute: a torch.optim.Optimizer class, an optax
+transformation factory, a Keras optimizer class, or a function of NumPy arrays
+(w, v, g, t, lr, beta) -> (w, v). The exit status is 0 if it conforms, 1 if it differs or a
+check could not run, 2 if nothing could be checked.
+""",
+    "vectors": """\
+Write the conformance vectors, check files of vectors, or explain a port's results.
+
+Expected values come from exact arithmetic, not from an implementation. The exit status
+is 1 if a checked file has a fault: it violates the schema, its numbers are wrong, or a test
+does not catch a mistake that its flags name. It is 0 after an explanation, whatever it says.
+""",
+    "versions": "Print the versions and devices that a bug report needs.",
+}
 _STATUSES = "\n".join(f"  {status:<4} {meaning}" for status, meaning in MEANINGS.items())
 
 
+def _seconds(context: click.Context, option: click.Parameter, value: float) -> float:
+    try:
+        return check_timeout(value)
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from error
+
+
 @click.group(
+    help=_HELP["cli"],
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=f"\b\nExit status:\n{_STATUSES}",
 )
@@ -64,7 +104,7 @@ def cli() -> None:
     """The Gravity optimizer: prove that implementations agree."""
 
 
-@cli.command()
+@cli.command(help=_HELP["parity"])
 @click.option(
     "--backend",
     "names",
@@ -102,6 +142,14 @@ def cli() -> None:
     type=_Path(file_okay=False, path_type=Path),
     help="Folder for parity.json, parity.md and parity.png.",
 )
+@click.option(
+    "--timeout",
+    default=connection.TIMEOUT,
+    show_default=True,
+    type=float,
+    callback=_seconds,
+    help="Seconds for a backend's import, each of its steps, and its training.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print parity.json in place of the tables.")
 @click.option(
     "--html",
@@ -117,23 +165,18 @@ def parity(
     steps: int | None,
     seed: int,
     out: Path,
+    timeout: float,
     as_json: bool,
     html: Path | None,
 ) -> int:
-    """Train one network with every installed backend and prove that they agree.
-
-    Recorded gradients are replayed through each backend and graded exact, bounded or
-    divergent against the NumPy reference; then each trains with its own gradients. The
-    exit status is 0 only if every backend present is exact or bounded. It is 2 at once if a backend
-    that --backend or --require names is missing.
-
-    SPEC is module:attribute or path.py:attribute. It is imported into the process of this
-    command. Its V₀ may differ from the reference's.
-    """
+    """Train one network with every installed backend and prove that they agree."""
     chosen = _choose(names, required)
     files = [("--out", out / name) for name in reports.FILES]
     outputs = checked(files if html is None else [*files, ("--html", html)])
-    folder = out.absolute()  # a SPEC may change the current one
+    _check_specs(specs)
+    _check_installed("parity", "sklearn")
+    if html is not None:
+        _check_installed("--html", "matplotlib")
     if not names and not specs:
         # Of all backends, Keras is the one on TensorFlow, which is its default.
         os.environ.pop("KERAS_BACKEND", None)
@@ -143,19 +186,21 @@ def parity(
     kinds: tuple[Kind, ...] = ("eager", "compiled")
     if mode != "all":
         kinds = tuple(kind for kind in kinds if kind == mode)
-    with redirected(1, 2), _terminal.progress() as advance:
-        backends = _load(chosen, (*names, *required), specs, report, advance)
+    with _terminal.progress() as advance, connection.processes(chosen, specs, timeout) as started:
+        backends = _imported(started, (*names, *required), report, advance)
         _check_dtypes(backends, dtypes)
         runner.run(report, backends, dtypes=dtypes, kinds=kinds, steps=steps, progress=advance)
         if not report.replays:
             report.failures.append("nothing was compared")
         try:
-            paths = [out / path.name for path in reports.write(report, folder)]
+            paths = reports.write(report, out)
         except OSError as error:
             raise click.UsageError(cannot_write(f"--out {str(out)!r}", error)) from error
         advance("plots", 0, 0)
-        picture = outputs[reports.FILES.index(reports.PICTURE)]
-        drawings = [_drawn(picture, lambda: plots.picture(report), paths)]
+        drawings = []
+        if importlib.util.find_spec("matplotlib") is not None:
+            picture = outputs[reports.FILES.index(reports.PICTURE)]
+            drawings.append(_drawn(picture, lambda: plots.picture(report), paths))
         if html is not None:
             drawings.append(_drawn(outputs[-1], lambda: page(report), paths))
     if as_json:
@@ -163,6 +208,11 @@ def parity(
     else:
         _terminal.show(reports.parts(report, paths))
     return reports.status(report) if all(drawings) else COULD_NOT
+
+
+def _check_installed(what: str, package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise click.UsageError(f"{what} needs {package}: pip install 'gravity-optimizer[cli]'")
 
 
 def _listed(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -187,7 +237,7 @@ def _skipped(file: TextIO) -> list[str]:
     return [name for name in names if name]
 
 
-@cli.command()
+@cli.command(help=_HELP["conform"])
 @click.argument("spec", required=False)
 @click.option("--kind", type=click.Choice(KINDS), help="Kind of SPEC (default: detected).")
 @click.option(
@@ -238,7 +288,8 @@ def _skipped(file: TextIO) -> list[str]:
     "--timeout",
     default=conforming.TIMEOUT,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=float,
+    callback=_seconds,
     help="Seconds for the import and for each check.",
 )
 @click.option(
@@ -265,13 +316,7 @@ def conform(
     json_file: Path | None,
     html_file: Path | None,
 ) -> int:
-    """Check an implementation of Gravity, and name its mistake.
-
-    SPEC is module:attribute or path.py:attribute: a torch.optim.Optimizer class, an optax
-    transformation factory, a Keras optimizer class, or a function of NumPy arrays
-    (w, v, g, t, lr, beta) -> (w, v). The exit status is 0 if it conforms, 1 if it differs or a
-    check could not run, 2 if nothing could be checked.
-    """
+    """Check an implementation of Gravity, and name its mistake."""
     if listed:
         emit(conform_reports.listing())
         return RIGHT
@@ -280,8 +325,8 @@ def conform(
     for item in kw:
         if not item.partition("=")[0].isidentifier() or "=" not in item:
             raise click.UsageError(f"--kw must be NAME=VALUE, got {item!r}")
-    if html_file is not None and importlib.util.find_spec("matplotlib") is None:
-        raise click.UsageError("--html needs matplotlib: pip install 'gravity-optimizer[cli]'")
+    if html_file is not None:
+        _check_installed("--html", "matplotlib")
     to_stdout = json_file == Path("-")
     files = (("--json", None if to_stdout else json_file), ("--html", html_file))
     outputs = {
@@ -353,7 +398,7 @@ def _drawn(output: Output, draw: Callable[[], str | bytes], paths: list[Path]) -
     return True
 
 
-@cli.command()
+@cli.command(help=_HELP["vectors"])
 @click.option(
     "--out",
     type=_Path(file_okay=False, path_type=Path),
@@ -374,12 +419,7 @@ def _drawn(output: Output, draw: Callable[[], str | bytes], paths: list[Path]) -
     help="File of a port's results, to name its mistake; - reads standard input.",
 )
 def vectors(out: Path | None, force: bool, files: tuple[Path, ...], failed: Path | None) -> int:
-    """Write the conformance vectors, check files of vectors, or explain a port's results.
-
-    Expected values come from exact arithmetic, not from an implementation. The exit status
-    is 1 if a checked file has a fault: it violates the schema, its numbers are wrong, or a test
-    does not catch a mistake that its flags name. It is 0 after an explanation, whatever it says.
-    """
+    """Write the conformance vectors, check files of vectors, or explain a port's results."""
     if [out is not None, bool(files), failed is not None].count(True) != 1:
         raise click.UsageError(
             "vectors takes --out DIR, --explain FILE, or --check FILE one or more times"
@@ -399,10 +439,10 @@ def vectors(out: Path | None, force: bool, files: tuple[Path, ...], failed: Path
     if explanation is not None:
         emit(f"{explanation}\n")
     for path in written:
-        emit(f"wrote {path}\n")
+        emit(f"wrote {visible(str(path))}\n")
     for path, lines in faults.items():
         for line in lines or ["no fault"]:
-            emit(f"{path}: {line}\n")
+            emit(f"{visible(f'{path}: {line}')}\n")
     return DIFFERS if any(faults.values()) else RIGHT
 
 
@@ -421,7 +461,7 @@ def _explained(file: Path) -> str:
         raise click.UsageError(f"--explain {str(file)!r}: {error}") from error
 
 
-@cli.command()
+@cli.command(help=_HELP["versions"])
 def versions() -> int:
     """Print the versions and devices that a bug report needs."""
     for line in lines_of_versions():
@@ -431,7 +471,7 @@ def versions() -> int:
 
 def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
     try:
-        known = list(runner.entry_points())
+        known = list(connection.entry_points())
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     for option, values in (("--backend", names), ("--require", required)):
@@ -441,31 +481,39 @@ def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
     return [name for name in known if not names or name in (*names, *required)]
 
 
-def _load(
-    chosen: Sequence[str],
+def _check_specs(specs: Sequence[str]) -> None:
+    """Refuse a SPEC that can name nothing, before anything is imported."""
+    try:
+        for spec in specs:
+            place_and_attribute(spec)
+    except SpecError as error:
+        raise click.UsageError(f"--also: {error}") from error
+
+
+def _imported(
+    started: Mapping[str, connection.Speaker],
     asked: Sequence[str],
-    specs: Sequence[str],
     report: runner.Report,
     advance: _terminal.Advance,
-) -> dict[str, runner.Loaded]:
-    """Import the chosen backends and the SPECs.
+) -> dict[str, connection.Connection]:
+    """Wait until the backends and the SPECs are imported.
 
     Those that the user asked for come first, and one that cannot be imported ends the command.
     """
-    found: dict[str, runner.Loaded] = {}
-    for name in sorted(chosen, key=lambda name: name not in asked):
+    found: dict[str, connection.Connection] = {}
+    points = connection.entry_points()
+    for name in sorted(started, key=lambda name: name in points and name not in asked):
         advance(f"{name}: import", 0, 0)
-        found |= runner.load([name], report)
-        if name in asked and name not in found:
+        backend = runner.imported(name, started[name], report)
+        if backend is not None:
+            found[name] = backend
+        elif name not in points:
+            raise click.UsageError(f"--also: {report.failures[-1].removeprefix(f'{name}: ')}")
+        elif name in asked:
             if (missing := report.not_installed.get(name)) is not None:
                 raise click.UsageError(f"the backend {name} is not installed (no {missing})")
             raise click.UsageError(f"the backend cannot be imported: {report.failures[-1]}")
-    backends = {name: found[name] for name in chosen if name in found}
-    try:
-        # After the backends, so that no module of a SPEC replaces one of theirs.
-        return backends | runner.also(specs)
-    except SpecError as error:
-        raise click.UsageError(f"--also: {error}") from error
+    return {name: found[name] for name in started if name in found}
 
 
 def _command() -> str:
@@ -473,7 +521,7 @@ def _command() -> str:
     context, words = click.get_current_context(), ["gravity", "parity"]
     for option in context.command.params:
         value = context.params[str(option.name)]
-        outputs = option.name in ("out", "as_json", "html")
+        outputs = option.name in ("out", "as_json", "html", "timeout")
         if outputs or not value or value == option.get_default(context):
             continue
         for given in value if option.multiple else [value]:
@@ -482,7 +530,7 @@ def _command() -> str:
     return shlex.join(words).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _check_dtypes(backends: dict[str, runner.Loaded], dtypes: tuple[str, ...]) -> None:
+def _check_dtypes(backends: Mapping[str, connection.Connection], dtypes: tuple[str, ...]) -> None:
     for name, loaded in backends.items():
         for dtype in dtypes:
             if dtype not in loaded.dtypes:

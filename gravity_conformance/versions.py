@@ -7,8 +7,8 @@ import platform
 from collections.abc import Iterator
 
 import gravity_core
-from gravity_conformance._guard import ANYTHING, one_line, silenced
-from gravity_conformance.parity.run import Loaded, entry_points, load, new_report
+from gravity_conformance.parity.connection import Connection, FailedError, entry_points, processes
+from gravity_conformance.parity.run import imported, new_report
 
 # The packages that decide how and where a framework computes.
 PACKAGES = (
@@ -40,15 +40,16 @@ def versions() -> Iterator[str]:
     cores = f"{os.cpu_count()} CPUs, {report.platform['cpu']}"
     yield f"platform: {platform.platform()}, {cores}"
     yield f"packages: {', '.join(_installed())}"
-    for name in entry_points():
-        found = load([name], report)
-        if name in found:
-            libraries = (f"{key} {value}" for key, value in found[name].versions.items())
-            yield f"{name}: {', '.join(libraries)}{_devices(found[name])}"
-        elif name in report.not_installed:
-            yield f"{name}: not installed (no {report.not_installed[name]})"
-        else:
-            yield report.failures[-1]
+    with processes(list(entry_points())) as started:
+        for name, process in started.items():
+            found = imported(name, process, report)
+            if found is not None:
+                libraries = (f"{key} {value}" for key, value in found.versions.items())
+                yield f"{name}: {', '.join(libraries)}{_devices(found)}"
+            elif name in report.not_installed:
+                yield f"{name}: not installed (no {report.not_installed[name]})"
+            else:
+                yield report.failures[-1]
 
 
 def _installed() -> Iterator[str]:
@@ -57,11 +58,9 @@ def _installed() -> Iterator[str]:
             yield f"{name} {importlib.metadata.version(name)}"
 
 
-def _devices(loaded: Loaded) -> str:
-    devices = getattr(loaded.backend, "devices", list)
+def _devices(found: Connection) -> str:
     try:
-        with silenced(2):
-            names = ", ".join(map(str, devices()))
+        names = ", ".join(found.devices())
         return f" on {names}" if names else ""
-    except ANYTHING as error:  # an incompatible driver, for example
-        return f"; its devices cannot be listed: {one_line(error)}"
+    except FailedError as error:  # an incompatible driver, for example
+        return f"; its devices cannot be listed: {error}"

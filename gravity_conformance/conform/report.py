@@ -29,7 +29,7 @@ def listing() -> str:
     width = max(map(len, CHECKS))
     lines = ["checks (--only):"]
     for name, check in CHECKS.items():
-        says = (check.function.__doc__ or "").strip()
+        says = (check.function.__doc__ or check.title).strip()  # -OO drops docstrings
         lines.append(f"  {name.ljust(width)}  {says}")
     mistakes = dict.fromkeys(variant.description for variant in MUTATIONS)
     return "\n".join([*lines, "", "known mistakes:", *(f"  {m}" for m in mistakes)]) + "\n"

@@ -16,7 +16,8 @@ def sentence(report: Report) -> str:
         counts = [f"{what} in {outcomes.count(what)}" for what in bad if what in outcomes]
         text = "does not conform" if report.status == 1 else "could not run"
         named = [_explained(report, mistake) for mistake in report.diagnoses]
-        return "; ".join([f"{text}: {', '.join(counts)} of {_checks(outcomes)}", *named])
+        found = ", ".join(counts) or "nothing to judge in any"
+        return "; ".join([f"{text}: {found} of {_checks(outcomes)}", *named])
     right = ["float32", *(["float64"] if _of(report, "float64") == "right" else [])]
     text = f"conforms in {' and '.join(right)}"
     if any(name not in {result.check for result in report.results} for name in CHECKS):

@@ -1,14 +1,14 @@
 """Find an implementation, its kind, and its names for the hyper-parameters."""
 
 import ast
-import contextlib
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +17,9 @@ from gravity_conformance._guard import ANYTHING, one_line
 
 Kind = Literal["torch", "optax", "keras", "plain"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# No module of a SPEC takes the place of these.
+FRAMEWORKS = ("numpy", "torch", "jax", "optax", "tensorflow", "keras")
 
 # The argument of `gravity_core.Gravity`, and the names that implementations use for it.
 ALIASES = {
@@ -37,15 +40,27 @@ class SpecError(Exception):
     """Nothing can be checked; the message is for the user."""
 
 
+def place_and_attribute(spec: str) -> tuple[str, str]:
+    """Return the module or file, and the attribute, that a SPEC names.
+
+    Raises:
+        SpecError: if it names none, or a file that is not there.
+    """
+    place, colon, attribute = spec.rpartition(":")
+    if not colon or not place or not attribute:
+        raise SpecError(f"SPEC must be module:attribute or path.py:attribute, got {spec!r}")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise SpecError(f"there is no file {place}")
+    return place, attribute
+
+
 def load(spec: str) -> Any:
     """Return what ``module:attribute`` or ``path.py:attribute`` names.
 
     Raises:
         SpecError: with the reason in one line.
     """
-    place, colon, attribute = spec.rpartition(":")
-    if not colon or not place or not attribute:
-        raise SpecError(f"SPEC must be module:attribute or path.py:attribute, got {spec!r}")
+    place, attribute = place_and_attribute(spec)
     try:
         module = _module(place)
     except ANYTHING as error:
@@ -55,54 +70,50 @@ def load(spec: str) -> Any:
         try:
             found = getattr(found, name)
         except ANYTHING as error:
-            raise SpecError(f"{place} has no {attribute}: {one_line(error)}") from error
+            why = one_line(error).replace(repr(module.__name__), repr(place))
+            raise SpecError(f"{place} has no {attribute}: {why}") from error
     return found
-
-
-@contextlib.contextmanager
-def isolated() -> Iterator[None]:
-    """Forget the folders and the modules of SPECs that are loaded inside.
-
-    Other SPECs may have modules of the same names, and a module of a SPEC may have the name of a
-    framework. What is loaded keeps working, but it cannot import its own modules later.
-    """
-    path, modules = list(sys.path), set(sys.modules)
-    try:
-        yield
-    finally:
-        folders = [Path(place).resolve() for place in sys.path if place not in path]
-        sys.path[:] = path
-        for name in sys.modules.keys() - modules:
-            if any(_lies_in(folder, name) for folder in folders):
-                del sys.modules[name]
-
-
-def _lies_in(folder: Path, name: str) -> bool:
-    """Return whether a module, or the package that contains it, lies directly in a folder."""
-    file = getattr(sys.modules[name], "__file__", None)
-    if file is None or not Path(file).resolve().is_relative_to(folder):
-        return False
-    first = Path(file).resolve().relative_to(folder).parts[0]
-    return first.removesuffix(".py") in (name.partition(".")[0], Path(name).stem)
 
 
 def _module(place: str) -> Any:
     if not place.endswith(".py"):
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
-        return importlib.import_module(place)
+        return _named(place)
     path = Path(place).resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {place}")
-    sys.path.insert(0, str(path.parent))  # as `python path.py` does
-    # A file may have the name of an imported module: json.py, for example.
-    name = str(path) if path.stem in sys.modules else path.stem
-    file = importlib.util.spec_from_file_location(name, path)
-    assert file is not None
-    assert file.loader is not None
-    module = importlib.util.module_from_spec(file)
-    sys.modules[name] = module
-    file.loader.exec_module(module)
+    _add_last(str(path.parent))
+    # Not under its own name, which may be that of a library: torch.py, for example.
+    name = f"_spec_{path.stem}"
+    return _executed(importlib.util.spec_from_file_location(name, path))
+
+
+def _named(name: str) -> Any:
+    """Import a module as ``python -m`` does, which looks into the current folder first.
+
+    But there, only the named package itself hides one that is installed.
+    """
+    top, folder = name.partition(".")[0], os.getcwd()
+    _add_last(folder)
+    if not {top} & {*sys.modules, *sys.stdlib_module_names, *FRAMEWORKS}:
+        found = importlib.machinery.PathFinder.find_spec(top, [folder])
+        if found is not None and found.origin is not None:  # a file
+            _executed(found)
+    return importlib.import_module(name)
+
+
+def _executed(found: Any) -> Any:
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[found.name]
+        raise
     return module
+
+
+def _add_last(folder: str) -> None:
+    """Let a SPEC import the modules beside it, after Python's own and those that are installed."""
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def recognise(found: Any) -> Kind:

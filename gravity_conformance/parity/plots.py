@@ -19,7 +19,9 @@ def picture(report: Report) -> bytes:
     dtypes = _dtypes(report)
     with _drawing.clean():
         columns = max(len(dtypes), 1)
-        figure, axes = _drawing.figure((7 * columns, 10.5), len(PLOTS), columns)
+        curves = max(len([row for row in report.replays if row.dtype == d]) for d in [*dtypes, ""])
+        height = max(3.5, 0.25 * curves)  # for the legends
+        figure, axes = _drawing.figure((7 * columns, len(PLOTS) * height), len(PLOTS), columns)
         for row, draw in zip(axes, PLOTS, strict=True):
             for axis, dtype in zip(row, dtypes, strict=False):
                 draw(axis, report, dtype)

@@ -1,26 +1,30 @@
 """The parity run: every installed backend, replayed and trained on the same digits."""
 
+import contextlib
 import datetime
-import importlib.metadata
 import itertools
 import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_args
 
 import numpy as np
 
 import gravity_core
-from gravity_conformance._guard import ANYTHING, clean, one_line, silenced
-from gravity_conformance.drive.driven import Driven, as_backend, read
-from gravity_conformance.drive.spec import isolated
+from gravity_conformance._guard import one_line
 from gravity_conformance.parity import digits
+from gravity_conformance.parity.connection import (
+    Connection,
+    FailedError,
+    NotInstalledError,
+    Speaker,
+    connect,
+    entry_points,
+)
 from gravity_conformance.parity.grading import Grade, grade
-from gravity_conformance.protocol import Backend, Kind, Mode, Replay, Task, Training
+from gravity_conformance.protocol import Kind, Replay, Step, Task, Training
 from gravity_core.reference import Gravity
 
-GROUP = "gravity.backends"
 DTYPES = ("float32", "float64")
 
 
@@ -62,22 +66,6 @@ class TrainingRow:
     correct: int = 0
     images: int = 0
     weight_deviation: float = 0.0
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """An imported backend, with its versions, dtypes and modes, which are checked once."""
-
-    backend: Backend
-    versions: dict[str, str]
-    dtypes: tuple[str, ...]
-    modes: dict[str, Mode]
-
-    @property
-    def stranger(self) -> Driven | None:
-        """The backend, if ``--also`` names it."""
-        backend = self.backend
-        return backend if isinstance(backend, Driven) and backend.declared is None else None
 
 
 @dataclass
@@ -130,61 +118,22 @@ def _grade(values: Mapping[str, Any]) -> Grade:
     return Grade(**dict(values) | numbers | curves)
 
 
-def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    """Return the backends that installed distributions offer, by name, numpy first.
+def imported(name: str, process: Speaker, report: Report) -> Connection | None:
+    """Return the connection with a backend once it is imported.
 
-    Raises:
-        ValueError: if two distributions offer different backends under one name.
+    The report gets a backend that is not installed or fails to import.
     """
-    found: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in importlib.metadata.entry_points(group=GROUP):
-        other = found.setdefault(point.name, point)
-        if other.value != point.value:
-            raise ValueError(
-                f"the backend {point.name} is offered twice, as {other.value} and {point.value}"
-            )
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "numpy", item[0])))
-
-
-def load(names: Sequence[str], report: Report) -> dict[str, Loaded]:
-    """Import backends by name. The report gets those that are not installed or fail to import."""
-    points = entry_points()
-    backends: dict[str, Loaded] = {}
-    for name in names:
-        try:
-            with silenced(2):
-                backends[name] = _described(as_backend(points[name].load()))
-        except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing in ("", points[name].module.partition(".")[0]):
-                report.failures.append(f"{name}: {one_line(error)}")
-            else:
-                report.not_installed[name] = missing
-        except ANYTHING as error:
-            report.failures.append(f"{name}: {one_line(error)}")
-    return backends
-
-
-def also(specs: Sequence[str]) -> dict[str, Loaded]:
-    """Import the implementations that SPECs name; return them by SPEC.
-
-    Raises:
-        SpecError: if one cannot be imported or is of no known kind.
-    """
-    found = {}
-    for spec in specs:
-        with silenced(2), isolated():
-            found[clean(spec)] = _described(read(spec))
-    return found
-
-
-def _described(backend: Backend) -> Loaded:
-    versions, dtypes, modes = backend.versions(), tuple(backend.dtypes()), backend.modes()
-    for name, mode in modes.items():
-        if not isinstance(mode, Mode) or mode.kind not in get_args(Kind):
-            raise ValueError(f"modes() must map names to a Mode, {name} is {mode!r}")
-    versions = {str(name): str(version) for name, version in versions.items()}
-    return Loaded(backend, versions, dtypes, dict(modes))
+    try:
+        return connect(process)
+    except NotInstalledError as error:
+        missing = error.module.partition(".")[0]
+        if missing not in ("", entry_points()[name].module.partition(".")[0]):
+            report.not_installed[name] = missing
+            return None
+        report.failures.append(f"{name}: {error}")
+    except FailedError as error:
+        report.failures.append(f"{name}: {error}")
+    return None
 
 
 def record(task: Task) -> tuple[Replay, list[np.ndarray]]:
@@ -212,7 +161,7 @@ def new_report(seed: int) -> Report:
 
 def run(
     report: Report,
-    backends: Mapping[str, Loaded],
+    backends: Mapping[str, Connection],
     *,
     dtypes: Sequence[str] = DTYPES,
     kinds: Sequence[Kind] = get_args(Kind),
@@ -221,18 +170,20 @@ def run(
 ) -> None:
     """Replay and train every backend in every mode and dtype; add the results to the report.
 
+    They work side by side: while the states of one are graded, another starts or trains.
+
     Args:
         report: from `new_report`; its seed determines W₀, the batch order and V₀.
-        backends: by name, as `load` returns them; each must support the dtypes.
+        backends: by name, as `imported` returns them; each must support the dtypes.
         dtypes: of "float32" and "float64".
         kinds: which modes to replay.
         steps: updates; 20 epochs (900) if None.
         progress: called with the current activity, the steps done and the total of steps, 0 and 0
             where it has no steps.
     """
-    for name, loaded in backends.items():
-        report.versions = loaded.versions | report.versions
-        for mode_name, mode in loaded.modes.items():
+    for name, backend in backends.items():
+        report.versions = backend.versions | report.versions
+        for mode_name, mode in backend.modes.items():
             if mode.unavailable is not None and mode.kind in kinds:
                 report.not_run[f"{name} {mode_name}"] = mode.unavailable
     for dtype in dtypes:
@@ -242,21 +193,24 @@ def run(
         progress(f"numpy {dtype} records", 0, 0)
         replay, trained = record(task)
         report.steps = len(replay.gradients)
-        for name, loaded in backends.items():
-            for mode_name, mode in loaded.modes.items():
-                if mode.unavailable is None and mode.kind in kinds:
-                    row = ReplayRow(name, mode_name, mode.kind, dtype)
-                    _replay(row, loaded, replay, progress)
-                    report.replays.append(row)
-            if loaded.stranger is not None and loaded.stranger.driver.stateless:
-                continue  # a plain function has no gradients of its own
-            progress(f"{name} {dtype} trains", 0, 0)
-            report.trainings.append(_train(name, dtype, loaded.backend, task, trained))
+        turns = [_Turn(name, backend, dtype, kinds) for name, backend in backends.items()]
+        for turn, following in itertools.zip_longest(turns, turns[1:]):
+            turn.ask(replay, task)
+            if following is not None:  # it starts meanwhile, but only one holds more memory
+                following.ask(replay, task)
+            for row in turn.rows:
+                _replay(row, turn.backend, replay, progress)
+                report.replays.append(row)
+            turn.ask_training(task)
+        for turn in turns:
+            if not turn.backend.stateless:
+                progress(f"{turn.name} {dtype} trains", 0, 0)
+                report.trainings.append(_train(turn.name, dtype, turn.backend, task, trained))
     compared = {row.backend for row in report.replays}
-    for name, loaded in backends.items():
+    for name, backend in backends.items():
         # A backend may have no mode of the requested kind, but it must have some mode.
         asked = set(kinds) == set(get_args(Kind)) or any(
-            mode.kind in kinds for mode in loaded.modes.values()
+            mode.kind in kinds for mode in backend.modes.values()
         )
         if asked and name not in compared:
             report.failures.append(f"{name}: nothing was compared")
@@ -264,27 +218,41 @@ def run(
             report.not_run[name] = f"it has no {' or '.join(kinds)} mode"
 
 
-def _lent(value: Any) -> Any:
-    """Return a copy for a backend, with read-only arrays.
+class _Turn:
+    """What a backend does for one dtype. It is asked once for all, so that it never waits."""
 
-    A backend that works in place would otherwise change the input of the others.
-    """
-    if isinstance(value, np.ndarray):
-        value = value.copy()
-        value.flags.writeable = False
-        return value
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (Replay, Task)):
-        return type(value)(**{f.name: _lent(getattr(value, f.name)) for f in fields(value)})
-    return [_lent(item) for item in value]
+    def __init__(self, name: str, backend: Connection, dtype: str, kinds: Sequence[Kind]) -> None:
+        self.name, self.backend, self._asked = name, backend, False
+        self.rows = [
+            ReplayRow(name, mode_name, mode.kind, dtype, stranger=backend.stranger)
+            for mode_name, mode in backend.modes.items()
+            if mode.unavailable is None and mode.kind in kinds
+        ]
+
+    def ask(self, replay: Replay, task: Task) -> None:
+        """Ask for all replays, unless that was done, and for the training."""
+        if not self._asked:
+            self.backend.record(replay)
+            # A stranger's next replay depends on the last.
+            if not self.backend.stranger:
+                for row in self.rows:
+                    self.backend.ask(row.mode, replay.options)
+                self.backend.train(task)
+        self._asked = True
+
+    def ask_training(self, task: Task) -> None:
+        """Ask a stranger for its training."""
+        if self.backend.stranger and not self.backend.stateless:
+            self.backend.train(task)
 
 
 def _replay(
-    row: ReplayRow, loaded: Loaded, recorded: Replay, progress: Callable[[str, int, int], None]
+    row: ReplayRow,
+    backend: Connection,
+    recorded: Replay,
+    progress: Callable[[str, int, int], None],
 ) -> None:
-    stranger, total = loaded.stranger, len(recorded.gradients)
-    row.stranger = stranger is not None
+    total, notes, seconds = len(recorded.gradients), row.notes, list[float]()
 
     def graded(replay: Replay) -> Grade:
         counter = itertools.count()  # the state before the first step is compared too
@@ -295,41 +263,52 @@ def _replay(
             compiles = row.kind == "compiled" and not done
             progress(f"{what}: compiling" if compiles else what, done, total)
 
-        steps = iter(loaded.backend.replay(_lent(replay), row.mode))
-        return grade(replay, steps, on_step, own_start=row.stranger)
+        if row.stranger:
+            backend.ask(row.mode, replay.options)
+        states = backend.states(replay, seconds)
+        try:
+            with np.errstate(all="ignore"):  # a backend may yield any number
+                return grade(replay, states, on_step, own_start=row.stranger)
+        except ValueError:
+            _drop(states)
+            raise
 
-    start, notes = time.perf_counter(), row.notes
     try:
         row.grade = graded(recorded)
-        if stranger and not row.grade.v0_identical:
+        if row.stranger and not row.grade.v0_identical:
             notes.append("it has its own V₀, and the reference starts from that V₀")
         if row.grade.begun:
             notes.append("it shows V only after a step, so a step with zero gradients comes first")
-        if stranger and row.grade.verdict == "divergent" and not stranger.takes_first_step:
+        if row.stranger and row.grade.verdict == "divergent" and not backend.takes_first_step:
             other = graded(replace(recorded, options={**recorded.options, "first_step": 0}))
             if other.verdict == "divergent":
                 notes.append("neither t from 1 nor t from 0 fits")
             else:
                 row.grade = other
                 notes.append("it counts t from 0, as the original Keras code does")
-    except ANYTHING as error:
-        row.error = one_line(error)
-    row.seconds = time.perf_counter() - start
+    except (FailedError, ValueError) as error:
+        row.error = str(error) if isinstance(error, FailedError) else one_line(error)
+    row.seconds = sum(seconds)
+
+
+def _drop(states: Iterator[Step]) -> None:
+    """Read the states that were not graded, because other answers follow them."""
+    with contextlib.suppress(FailedError):
+        for _ in states:
+            pass
 
 
 def _train(
-    name: str, dtype: str, backend: Backend, task: Task, trained: Sequence[np.ndarray]
+    name: str, dtype: str, backend: Connection, task: Task, trained: Sequence[np.ndarray]
 ) -> TrainingRow:
     row = TrainingRow(name, dtype, images=len(task.y_test))
-    start = time.perf_counter()
     try:
-        training = backend.train(_lent(task))
-        row.seconds = time.perf_counter() - start
+        training, row.seconds = backend.trained(task)
         _check_training(training, task)
-    except ANYTHING as error:
-        row.error = one_line(error)
+    except FailedError as error:
+        row.error = str(error)
         return row
-    row.losses = [float(loss) for loss in training.losses]
+    row.losses = training.losses
     row.correct = int((training.predictions == task.y_test).sum())
     pairs = zip(training.weights, trained, strict=True)
     row.weight_deviation = float(max(np.abs(w - reference).max() for w, reference in pairs))
@@ -339,19 +318,13 @@ def _train(
 def _check_training(training: Training, task: Task) -> None:
     losses, weights, predictions = training
     if len(losses) != len(task.epochs) or not np.isfinite(losses).all():
-        raise ValueError(f"losses must be {len(task.epochs)} finite numbers, got {losses}")
-    wanted = [(w.shape, w.dtype) for w in task.weights]
-    got = [(np.shape(w), getattr(w, "dtype", None)) for w in weights]
-    if got != wanted:
-        raise ValueError(f"weights must be arrays {wanted}, got {got}")
-    if not all(np.isfinite(w).all() for w in weights):
-        raise ValueError("weights must be finite after training")
-    labels = np.asarray(predictions)
-    if labels.shape != task.y_test.shape or labels.dtype.kind not in "iu":
-        raise ValueError(
-            f"predictions must be integers of shape {task.y_test.shape}, got {labels.dtype} "
-            f"of shape {labels.shape}"
+        raise FailedError(
+            f"ValueError: losses must be {len(task.epochs)} finite numbers, got {losses}"
         )
+    if not all(np.isfinite(w).all() for w in weights):
+        raise FailedError("ValueError: weights must be finite after training")
+    if predictions.shape != task.y_test.shape or predictions.dtype.kind != "i":
+        raise FailedError(f"ValueError: predictions must be integers of shape {task.y_test.shape}")
 
 
 def _cpu() -> str:

@@ -5,6 +5,7 @@ exact arithmetic gives for its inputs. Both notations of a number agree. Every m
 flags has been tried, and the test catches it.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ from gravity_conformance.vectors.making.answers import ANSWERS, FaultError, Json
 from gravity_conformance.vectors.making.notes import NOTES
 from gravity_core._json import loads
 
+LARGEST = 50_000_000
+"""The bytes of the largest file that is read. The files of this project have up to 150,000."""
+MOST = 100
+"""The most faults of a file that are listed."""
+
 
 def check(path: Path) -> list[str]:
     """Return the faults of a file, one line each; an empty list if there are none.
@@ -25,11 +31,23 @@ def check(path: Path) -> list[str]:
         OSError: if the file cannot be read.
         ModuleNotFoundError: if jsonschema or mpmath is not installed.
     """
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        return [f"is larger than {LARGEST:,} bytes, so it was not read"]
     try:
-        content = loads(path.read_bytes().decode("utf-8"), parse_constant=no_constant)
+        content = loads(data.decode("utf-8"), parse_constant=no_constant)
     except ValueError as error:  # includes decoding errors
         return [_line(f"is not JSON: {error}")]
-    return _schema_faults(content) or [*_bookkeeping_faults(content), *_test_faults(content)]
+    return _first(_schema_faults(content)) or _first(
+        itertools.chain(_bookkeeping_faults(content), _test_faults(content))
+    )
+
+
+def _first(faults: Iterator[str]) -> list[str]:
+    """Return the first faults, because a file can have as many as it has bytes."""
+    found = list(itertools.islice(faults, MOST + 1))
+    return found if len(found) <= MOST else [*found[:MOST], f"has more than these {MOST} faults"]
 
 
 def no_constant(name: str) -> None:
@@ -48,7 +66,7 @@ def _place(path: Any) -> str:
     return "".join(parts).lstrip(".")
 
 
-def _schema_faults(content: Any) -> list[str]:
+def _schema_faults(content: Any) -> Iterator[str]:
     import jsonschema
 
     schema = json.loads((resources.files(__package__) / "schema.json").read_text(encoding="utf-8"))
@@ -56,10 +74,8 @@ def _schema_faults(content: Any) -> list[str]:
     # The standard accepts 1.0 as an integer.
     types = standard.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int)
     validator = jsonschema.validators.extend(standard, type_checker=types)(schema)
-    return [
-        _line(f"{_place(error.absolute_path) or 'the file'}: {error.message}")
-        for error in sorted(validator.iter_errors(content), key=lambda e: list(map(str, e.path)))
-    ]
+    for error in validator.iter_errors(content):
+        yield _line(f"{_place(error.absolute_path) or 'the file'}: {error.message}")
 
 
 def _bookkeeping_faults(content: Json) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """`gravity parity --also SPEC`: what `gravity conform` can drive, compared."""
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -10,13 +11,16 @@ import numpy as np
 import pytest
 
 from gravity_conformance import _drawing
+from gravity_conformance.__main__ import main
 from gravity_conformance.drive.driven import as_backend
-from gravity_conformance.drive.spec import SpecError, load
-from gravity_conformance.parity import plots, report
+from gravity_conformance.drive.spec import load
+from gravity_conformance.parity import connection, plots, report
 from gravity_conformance.parity import run as parity
 from gravity_conformance.parity.grading import Grade, grade
 from gravity_conformance.protocol import Mode, Replay
+from tests.support import parity as support
 from tests.support import strangers
+from tests.support.command import gravity
 
 pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
 
@@ -110,10 +114,8 @@ def mine(tmp_path):
     return path
 
 
-def compared(*specs, dtypes=("float32",), steps=3):
-    result = parity.new_report(seed=7)
-    parity.run(result, parity.also(specs), dtypes=dtypes, steps=steps)
-    return result
+def compared(*specs, **options):
+    return support.compared(specs=specs, **options)
 
 
 @pytest.mark.parametrize("spec", NEEDS)
@@ -215,15 +217,23 @@ def test_the_command(mine, tmp_path):
         ("gravity_core:Gravity", "-> (w, v), got the class Gravity"),
     ],
 )
-def test_a_spec_that_names_nothing_is_one_line_and_status_2(spec, message):
-    with pytest.raises(SpecError) as raised:
-        parity.also([spec])
-    assert message in str(raised.value)
-    command = [sys.executable, "-m", "gravity_conformance", "parity", "--backend", "numpy"]
-    command += ["--also", spec]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_a_spec_that_names_nothing_is_one_line_and_status_2(spec, message, tmp_path):
+    done = gravity("parity", "--backend", "numpy", "--also", spec, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"gravity: --also: {raised.value}\n"
+    assert done.stderr.startswith("gravity: --also: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("spec", ["gravity_core", "no_such.py:step", ":step"])
+def test_a_spec_of_the_wrong_form_is_refused_before_anything_starts(spec, monkeypatch, capsys):
+    monkeypatch.setattr(connection, "Process", lambda *job: pytest.fail("it started"))
+    monkeypatch.setattr(sys, "argv", ["gravity", "parity", "--also", spec])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "gravity: --also: " in capsys.readouterr().err
 
 
 def test_a_declaration_must_show_v0():
@@ -264,9 +274,11 @@ def test_a_file_does_not_take_the_place_of_a_module(tmp_path):
 
 
 STEP = """
-from {helper} import K
+import random
+from mine import K
 import numpy as np
 def step(w, v, g, t, lr, beta):
+    assert random.random() < 1
     old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
     s = g * np.max(np.abs(g))
     v = old * v + new * (K * g / (1 + s * s))
@@ -274,18 +286,25 @@ def step(w, v, g, t, lr, beta):
 """
 
 
-def test_each_spec_imports_its_own_modules(tmp_path):
-    """Two ports may have helpers of one name, and a helper may have the name of a framework."""
-    right, wrong = tmp_path / "right", tmp_path / "wrong"
-    path, modules = list(sys.path), dict(sys.modules)
-    for folder, k in ((right, 1), (wrong, 2)):
-        folder.mkdir()
-        (folder / "port.py").write_text(STEP.format(helper="optax_helper"))
-        (folder / "optax_helper.py").write_text(f"K = {k}")
-    result = compared(f"{right}/port.py:step", f"{wrong}/port.py:step")
-    assert [row.grade.verdict for row in result.replays] == ["exact", "divergent"]
-    assert sys.path == path
-    assert not {"port", "optax_helper"} & (sys.modules.keys() - modules.keys())
+def test_each_spec_imports_its_own_modules_and_hides_no_library(tmp_path):
+    """A SPEC and what lies beside it may have the names of a library, and of another SPEC's."""
+    names = {"right/numpy.py": 1, "wrong/torch.py": 2, "module/optax/__init__.py": 1}
+    for name, k in names.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text(STEP)
+        folder = path.parent if path.name != "__init__.py" else path.parent.parent
+        (folder / "mine.py").write_text(f"K = {k}")
+        for library in ("random", "scipy", "keras"):
+            (folder / f"{library}.py").write_text("raise SystemExit('not the library')")
+    specs = [f"{tmp_path}/right/numpy.py:step", f"{tmp_path}/wrong/torch.py:step"]
+    also = [word for spec in [*specs, "own:step"] for word in ("--also", spec)]
+    (tmp_path / "module" / "own.py").write_text("from mine import K\n" + STEP)
+    arguments = ["--backend", "numpy", "--dtype", "float32", "--steps", "1", "--json"]
+    done = gravity("parity", *arguments, *also, cwd=tmp_path / "module")
+    assert done.returncode == 1, done.stderr
+    grades = [row["grade"]["verdict"] for row in json.loads(done.stdout)["replays"]]
+    assert grades == ["exact", "exact", "divergent", "exact"]
 
 
 def report_of(*rows):

@@ -13,6 +13,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from gravity_conformance import _process
 from gravity_conformance._guard import clean, one_line
 from gravity_conformance.conform import report as reports
 from gravity_conformance.conform import runner
@@ -112,7 +113,7 @@ def test_closed_descriptors_are_tolerated(odd):
 
 def test_lines_are_recognised_by_their_token():
     found = []
-    lines = runner._Lines("token", found.append)
+    lines = _process.Lines("token", found.append)
     for chunk in (b"other {}\ngarbage", b'\ntoken {"a"', b": 1}\n", b"token no\n", b"\xff\n"):
         lines.take(chunk)
     lines.take(b"x" * 10**6)
@@ -136,10 +137,11 @@ def test_lines_are_recognised_by_their_token():
 )
 def test_unexpected_and_malformed_events_are_ignored(events, monkeypatch, tmp_path):
     """Code with the token can lie, but it cannot cause a traceback or skip a check."""
-    program = "import json, sys\njob = json.load(sys.stdin)\n"
+    program = "import json, pickle, sys\nsys.stdin.buffer.read(8)\n"
+    program += "job = pickle.load(sys.stdin.buffer)\n"
     program += f"for event in {[*events, {'event': 'done'}]!r}:\n"
     program += "    print(job['token'], json.dumps(event))\n"
-    monkeypatch.setattr(runner, "_program", lambda: program)
+    monkeypatch.setattr(_process, "_program", lambda module: program)
     report = quick("a:b", only=["update"])
     assert report.status == 2
     assert [line.outcome for line in report.results] == ["error"]
@@ -188,9 +190,9 @@ def test_the_signal_that_ended_a_process_is_its_reason(odd):
 def test_output_is_counted_and_not_stored(odd, monkeypatch):
     taken = []
     monkeypatch.setattr(
-        runner._Said,
+        _process.Said,
         "take",
-        lambda self, chunk, take=runner._Said.take: (
+        lambda self, chunk, take=_process.Said.take: (
             take(self, chunk),
             taken.append(len(self._end)),
         ),

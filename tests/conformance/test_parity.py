@@ -16,16 +16,11 @@ from gravity_conformance.parity import run as parity
 from gravity_conformance.parity.digits import digits_task, loss_and_gradients
 from gravity_conformance.parity.grading import Grade
 from gravity_conformance.protocol import Mode
-from tests.support.command import gravity, without
+from tests.support.command import gravity, hidden
 from tests.support.limits import HANG
+from tests.support.parity import Point, compared, threads
 
 pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
-
-
-def run_without(modules, arguments):
-    """Run the command in a process without `modules`."""
-    code = without(modules) + "from gravity_conformance.__main__ import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
 FRAMEWORKS = ("torch", "jax", "optax", "tensorflow", "keras")
@@ -33,7 +28,8 @@ FRAMEWORKS = ("torch", "jax", "optax", "tensorflow", "keras")
 
 def test_numpy_alone(tmp_path):
     out = tmp_path / "made" / "here"
-    done = run_without(FRAMEWORKS, ["parity", "--steps", "50", "--out", str(out)])
+    environment = hidden(tmp_path / "hidden", FRAMEWORKS)
+    done = gravity("parity", "--steps", "50", "--out", out, env=environment)
     assert done.returncode == 0, done.stderr
     for name in ("torch", "jax", "tensorflow"):
         assert f"{name}: not installed (no " in done.stdout
@@ -84,11 +80,12 @@ def test_bad_input_gives_one_line_and_status_2(arguments, message):
 
 @pytest.mark.parametrize("option", ["--require", "--backend"])
 def test_a_missing_framework_that_is_asked_for_is_named_at_once(option, tmp_path):
-    arguments = ["parity", "--out", str(tmp_path), option, "torch"]
-    done = run_without(FRAMEWORKS, arguments)
+    out = tmp_path / "out"
+    environment = hidden(tmp_path / "hidden", FRAMEWORKS)
+    done = gravity("parity", "--out", out, option, "torch", env=environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "gravity: the backend torch is not installed (no torch)\n"
-    assert list(tmp_path.iterdir()) == []
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", ["--require", "--backend"])
@@ -97,9 +94,9 @@ def test_nothing_runs_if_a_backend_that_is_asked_for_fails_to_import(
 ):
     points = {"good": Point("good", "good_backend", Stranger)}
     points["broken"] = Point("broken", "my_backend", raising(RuntimeError("no\ndriver")))
-    monkeypatch.setattr(parity, "entry_points", lambda: points)
     monkeypatch.setattr(parity, "run", lambda *args, **kwargs: pytest.fail("it ran"))
-    assert status_of(monkeypatch, "parity", option, "broken", "--out", str(tmp_path)) == 2
+    with threads(points):
+        assert status_of(monkeypatch, "parity", option, "broken", "--out", str(tmp_path)) == 2
     assert capsys.readouterr().err == (
         "gravity: the backend cannot be imported: broken: RuntimeError: no driver\n"
     )
@@ -143,13 +140,6 @@ def test_an_interrupted_run_keeps_the_old_report(tmp_path):
     assert (out / "parity.json").read_text() == "old"
 
 
-class Point:
-    """An entry point that no installed distribution provides."""
-
-    def __init__(self, name, module, load):
-        self.name, self.module, self.load = name, module, load
-
-
 def raising(error):
     def load():
         raise error
@@ -169,11 +159,8 @@ def raising(error):
         (RuntimeError("no\ndriver"), {}, ["mine: RuntimeError: no driver"]),
     ],
 )
-def test_backends_that_cannot_be_imported(monkeypatch, error, missing, failures):
-    point = Point("mine", "my_backend", raising(error))
-    monkeypatch.setattr(parity, "entry_points", lambda: {"mine": point})
-    result = parity.new_report(seed=0)
-    assert parity.load(["mine"], result) == {}
+def test_backends_that_cannot_be_imported(error, missing, failures):
+    result = compared(["mine"], points={"mine": Point("mine", "my_backend", raising(error))})
     assert result.not_installed == missing
     assert result.failures == failures
     assert not result.passed
@@ -188,9 +175,9 @@ def test_keras_is_on_its_default_backend_in_a_run_of_all(option, backend, monkey
         return Stranger()
 
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    monkeypatch.setattr(parity, "entry_points", lambda: {"mine": Point("mine", "mine", load)})
     arguments = ["--dtype", "float32", "--steps", "1", "--out", str(tmp_path)]
-    assert status_of(monkeypatch, "parity", *option, *arguments) == 0
+    with threads({"mine": Point("mine", "mine", load)}):
+        assert status_of(monkeypatch, "parity", *option, *arguments) == 0
     assert seen == [backend]
 
 
@@ -215,13 +202,8 @@ class Stranger:
 
 def compare(*backends, **options):
     """Run `gravity parity` on backends with the names s0, s1, …."""
-    result = parity.new_report(seed=7)
     points = {f"s{i}": Point(f"s{i}", "stranger", lambda b=b: b) for i, b in enumerate(backends)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "entry_points", lambda: points)
-        loaded = parity.load(list(points), result)
-    parity.run(result, loaded, dtypes=["float32"], steps=options.pop("steps", 3), **options)
-    return result
+    return compared(list(points), points=points, **options)
 
 
 def test_a_correct_stranger_passes_and_is_measured():
@@ -418,8 +400,8 @@ def status_of(monkeypatch, *arguments):
 
 def test_an_unsupported_dtype_gives_one_line_and_status_2(monkeypatch, capsys, tmp_path):
     points = {"broken": Point("broken", "broken_backend", Stranger)}
-    monkeypatch.setattr(parity, "entry_points", lambda: points)
-    assert status_of(monkeypatch, "parity", "--dtype", "float64", "--out", str(tmp_path)) == 2
+    with threads(points):
+        assert status_of(monkeypatch, "parity", "--dtype", "float64", "--out", str(tmp_path)) == 2
     assert capsys.readouterr().err == (
         "gravity: --dtype must be one of float32 for the backend broken, got 'float64'\n"
     )

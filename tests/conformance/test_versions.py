@@ -6,9 +6,9 @@ import types
 
 import gravity_core
 from gravity_conformance import versions
-from gravity_conformance.parity import run as parity
 from gravity_conformance.protocol import Mode
 from tests.support.command import gravity
+from tests.support.parity import Point, threads
 
 PACKAGES = {
     "numpy": ["numpy", "array-api-compat"],
@@ -50,10 +50,10 @@ def a_backend(**functions):
 
 def a_line(monkeypatch, load):
     """Return the last line for the only backend, which `load` returns."""
-    point = types.SimpleNamespace(name="mine", value="mine", module="mine", load=load)
-    monkeypatch.setattr(parity, "entry_points", lambda: {"mine": point})
-    monkeypatch.setattr(versions, "entry_points", parity.entry_points)
-    return list(versions.versions())[-1]
+    points = {"mine": Point("mine", "mine", load)}
+    monkeypatch.setattr(versions, "entry_points", lambda: points)
+    with threads(points):
+        return list(versions.versions())[-1]
 
 
 def broken():

@@ -60,6 +60,14 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+def hidden(folder, modules):
+    """Return an environment in which no process has some modules; `folder` is for its file."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(without(modules))
+    others = filter(None, [os.environ.get("PYTHONPATH")])
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *others])}
+
+
 def written(folder, code, attribute="step"):
     """Write a module that contains `right` and `code`; return the SPEC of its attribute."""
     path = folder / "odd.py"

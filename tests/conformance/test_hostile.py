@@ -1,0 +1,200 @@
+"""Code and environments that misbehave change no verdict, and end nothing but themselves."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gravity_conformance import _process
+from gravity_conformance.conform import runner
+from tests.hostile.environments import ENVIRONMENTS, run
+from tests.hostile.misbehaving import ACTS, LIES, RIGHT, backend, function
+from tests.support.command import gravity, written
+from tests.support.limits import HANG
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
+POSSIBLE = [name for name, act in ACTS.items() if os.name == "posix" or not act.posix]
+# Those that differ most; the profile `thorough` has all.
+FEW = ["exits with 0", "KeyboardInterrupt", "closes stdout", "patches NumPy"]
+
+
+def acts():
+    return POSSIBLE if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else FEW
+
+
+@pytest.mark.parametrize("name", acts())
+def test_conform_reports_what_an_implementation_does(name, tmp_path):
+    path = tmp_path / "odd.py"
+    path.write_text(function(name))
+    (found,) = runner.conform(f"{path}:step", level="quick", only=["update"]).results
+    if ACTS[name].outcome == RIGHT:
+        assert found.outcome == "pass"
+    else:
+        assert found.outcome == "error"
+        assert re.search(ACTS[name].outcome, found.note)
+
+
+def installed(folder, modules):
+    """Install modules as backends of their names; return the environment that finds them."""
+    package = folder / "odd-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1\n")
+    lines = [f"{name} = odd_{index}" for index, name in enumerate(modules)]
+    (package / "entry_points.txt").write_text("\n".join(["[gravity.backends]", *lines]) + "\n")
+    for index, code in enumerate(modules.values()):
+        (folder / f"odd_{index}.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.getenv("PYTHONPATH")])])}
+
+
+def test_parity_reports_what_backends_do(tmp_path):
+    """All of them in one run, beside one that is right."""
+    pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
+    names = [*acts(), *LIES]
+    outcomes = {name: act.outcome for name, act in (ACTS | LIES).items()}
+    modules = {name.replace(" ", "-"): backend(name) for name in names}
+    environment = installed(tmp_path, modules)
+    chosen = [word for name in ("numpy", *modules) for word in ("--backend", name)]
+    words = ["--steps", "2", "--dtype", "float32", "--json", "--out", "out"]
+    done = gravity("parity", *words, *chosen, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    found = json.loads(done.stdout)
+    assert found == json.loads((tmp_path / "out" / "parity.json").read_text("utf-8"))
+    rows = {row["backend"]: row for row in found["replays"]}
+    assert rows["numpy"]["grade"]["verdict"] == "exact"
+    for name in names:
+        row = rows[name.replace(" ", "-")]
+        if outcomes[name] == RIGHT:
+            assert row["grade"]["verdict"] == "exact", row
+        else:
+            assert re.search(outcomes[name], row["error"]), (name, row["error"])
+
+
+def test_a_backend_that_hangs_or_never_ends_is_ended(tmp_path):
+    pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
+    hanging = "import re\nre.match('(a*)*b', 'a' * 99)  # holds the interpreter\n"
+    environment = installed(tmp_path, {"hangs": hanging})
+    words = ["--backend", "hangs", "--timeout", "0.5"]
+    done = gravity("parity", *words, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "gravity: the backend cannot be imported: hangs: no answer in 0.5 s (see --timeout)\n"
+    )
+
+
+# The end of a command ends what it started. The implementation holds the interpreter in C code,
+# ignores signals, and has a child process and a thread.
+STUBBORN = """
+import os, re, signal, sys, subprocess, threading
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+threading.Thread(target=threading.Event().wait).start()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep({hang})"])
+with open({noted!r} + ".part", "w") as file:
+    file.write(f"{os.getpid()} {child.pid}")
+os.rename({noted!r} + ".part", {noted!r})
+re.match("(a*)*b", "a" * 99)
+"""
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    try:  # one that has ended may wait for its parent
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return os.name != "posix" or not Path("/proc").is_dir()
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_the_implementation_ends_with_the_command(number, tmp_path):
+    noted = tmp_path / "noted"
+    code = STUBBORN.replace("{hang}", str(HANG)).replace("{noted!r}", repr(str(noted)))
+    (tmp_path / "odd.py").write_text(code)
+    command = [sys.executable, "-m", "gravity_conformance.conform", "odd.py:step"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, encoding="utf-8")
+    deadline = time.monotonic() + HANG
+    while not noted.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started = [int(word) for word in noted.read_text().split()]
+    assert all(map(alive, started))
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=HANG)
+    assert process.returncode == -number
+    name = signal.Signals(number).name
+    assert errors == ("" if number == signal.SIGKILL else f"conform: ended by {name}\n")
+    while any(map(alive, started)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(alive, started))
+
+
+@posix
+def test_the_implementation_ends_without_a_guard_too(tmp_path, monkeypatch):
+    """Where there is no shell, and on other systems, a thread watches the pipe."""
+    monkeypatch.setattr(_process, "_guard", lambda process: None)
+    noted = tmp_path / "noted"
+    spec = written(tmp_path, f"open({str(noted)!r}, 'w').close()\ntime.sleep({HANG})")
+    job = {"spec": spec, "kind": None, "kw": {}}
+    process = _process.Process("gravity_conformance.conform.worker", job, HANG)
+    deadline = time.monotonic() + HANG
+    while not noted.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process._messages.put(None)  # closes the pipe, as the end of the command does
+    with pytest.raises(_process.EndedError, match="its process ended with status 0"):
+        process.event()
+    process.close()
+
+
+WRONG = "def step(w, v, g, t, lr, beta):\n    return right(w, v, g, t - 1, lr, beta)\n"
+
+
+@posix
+@pytest.mark.parametrize("name", ["cp437", "without docstrings", "no stream"])
+def test_an_environment_changes_no_verdict(name, tmp_path):
+    written(tmp_path, WRONG)
+    words = ["odd.py:step", "--only", "update", "--quick", "--json"]
+    done = run(["-m", "gravity_conformance", "conform", *words, "a.json"],
+               ENVIRONMENTS[name], tmp_path)  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, b"")
+    report = json.loads((tmp_path / "a.json").read_bytes())
+    assert report["diagnoses"] == ["β̂ uses t − 1"]
+    assert (done.stdout == b"") == (1 in ENVIRONMENTS[name].closed)
+    done = run(["-m", "gravity_conformance.conform", "none.py:step"], ENVIRONMENTS[name], tmp_path)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("words", [["--help"], ["parity", "--help"], ["conform", "--list"]])
+def test_the_help_needs_no_docstring(words, tmp_path):
+    plain, without = (
+        run(["-m", "gravity_conformance", *words], ENVIRONMENTS[name], tmp_path)
+        for name in ("plain", "without docstrings")
+    )
+    assert without.returncode == 0
+    if words == ["conform", "--list"]:  # titles stand for the docstrings
+        assert without.stdout.count(b"\n") == plain.stdout.count(b"\n")
+        assert re.search(rb"^  update +\S", without.stdout, re.MULTILINE)
+    else:
+        assert without.stdout == plain.stdout
+
+
+@pytest.mark.parametrize("command", ["conform", "parity"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e10", "0", "-1"])
+def test_a_timeout_is_a_number_of_seconds(command, value, monkeypatch, capsys):
+    from gravity_conformance.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["gravity", command, "--timeout", value])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gravity: --timeout must be seconds above 0 and at most 1,000,000, got")
+    assert error.count("\n") == 1

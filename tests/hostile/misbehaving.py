@@ -1,0 +1,152 @@
+"""Code that misbehaves, in one table for `gravity conform`, `gravity parity` and longer runs.
+
+An act is code that a right implementation runs in its first step. Its outcome is what the command
+must report: `RIGHT` for an act that changes no result, and else a pattern of the error.
+"""
+
+from typing import NamedTuple
+
+RIGHT = ""
+_ENDED = "its process (ended with status|was ended by)"
+
+
+class Act(NamedTuple):
+    """What misbehaving code does, and what must be reported; `posix` if it needs POSIX."""
+
+    code: str
+    outcome: str = RIGHT
+    posix: bool = False
+
+
+ACTS = {
+    # The end of the process
+    "exits with 0": Act("os._exit(0)", "its process ended with status 0"),
+    "exits with 3": Act("os._exit(3)", "its process ended with status 3"),
+    "kills itself": Act("os.kill(os.getpid(), 9)", "ended by SIGKILL", posix=True),
+    "terminates itself": Act("os.kill(os.getpid(), 15)", "ended by SIGTERM", posix=True),
+    "breaks": Act("os.abort()", "ended by SIGABRT", posix=True),
+    "kills its group": Act("os.killpg(0, 9)", "ended by SIGKILL", posix=True),
+    "becomes another program": Act(
+        "os.execv(sys.executable, [sys.executable, '-c', ''])", _ENDED, posix=True
+    ),
+    # Exceptions
+    "SystemExit": Act("raise SystemExit(0)", "SystemExit: 0"),
+    "KeyboardInterrupt": Act("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    "GeneratorExit": Act("raise GeneratorExit('bye')", "GeneratorExit: bye"),
+    "BaseException": Act("raise BaseException('\\x1b[31mred\\n')", r"BaseException: \\x1b\[31mred"),
+    "no message": Act(
+        "raise type('Bad', (Exception,), {'__str__': lambda self: 1 // 0})", "Bad: .it has no"
+    ),
+    "no memory": Act("raise MemoryError", "MemoryError"),
+    "no end of recursion": Act("(f := lambda: f())()", "RecursionError: maximum recursion"),
+    # Output
+    "prints much": Act("print('x' * 10**6)"),
+    "prints escapes": Act("os.write(1, b'\\x1b[2J'); os.write(2, b'\\x9b2J\\n')"),
+    "prints what looks like an event": Act('print(\'{"event": "done"}\')'),
+    "closes stdout": Act("sys.stdout.close(); sys.stderr.close()"),
+    "has no stdout": Act("sys.stdout = sys.stderr = None"),
+    "closes descriptors": Act("os.closerange(0, 50)"),
+    # The surroundings
+    "goes elsewhere": Act("os.chdir(os.path.abspath(os.sep))"),
+    "forgets the environment": Act("os.environ.clear()"),
+    "forbids files": Act("import builtins; builtins.open = None"),
+    "ignores signals": Act(
+        "import signal; [signal.signal(s, signal.SIG_IGN) for s in (1, 2, 15)]", posix=True
+    ),
+    "starts a thread": Act(
+        "import threading; threading.Thread(target=threading.Event().wait).start()"
+    ),
+    "forks": Act("os.fork()", posix=True),
+    "seeds generators": Act("import random; random.seed(3); np.random.seed(3)"),
+    "traps floating point": Act("np.seterr(all='ignore')"),
+    "patches NumPy": Act("np.array_equal = np.allclose = np.isfinite = lambda *a, **k: True"),
+}
+
+RIGHT_FUNCTION = """
+import os, sys
+import numpy as np
+acted = []
+def right(w, v, g, t, lr, beta):
+    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+    dtype = w.dtype
+    w, v, g = (x.astype(np.result_type(dtype, np.float32)) for x in (w, v, g))
+    with np.errstate(all="ignore"):
+        s = g * np.max(np.abs(g), initial=0)
+        v = old * v + new * (g / (1 + s * s))
+        return (w - lr * v).astype(dtype), v.astype(dtype)
+def act():
+    if not acted:
+        acted.append(1)
+        {act}
+"""
+
+STEP = """
+def step(w, v, g, t, lr, beta):
+    act()
+    return right(w, v, g, t, lr, beta)
+"""
+
+BACKEND = """
+from gravity_conformance.parity import numpy_backend
+from gravity_conformance.parity.numpy_backend import *
+def replay(replay, mode):
+    act()
+    yield from numpy_backend.replay(replay, mode)
+"""
+
+
+class Lie(NamedTuple):
+    """A backend whose numbers are not what it says, and the error."""
+
+    code: str
+    outcome: str
+
+
+_STEPS = """
+def changed(arrays):
+    {change}
+def replay(replay, mode):
+    for state in numpy_backend.replay(replay, mode):
+        yield Step(changed(state.velocity), state.weights)
+"""
+
+# Each changes V, or what V says of itself.
+LIES = {
+    "a subclass that is always equal": Lie(
+        "class Equal(np.ndarray):\n"
+        "        def __eq__(self, other): return np.ones(self.shape, bool)\n"
+        "        def tobytes(self): return right\n"
+        "        def __array_ufunc__(self, ufunc, *a, **k): return np.zeros(self.shape)\n"
+        "    return [(3 * v).view(Equal) for v in arrays]",
+        "velocity after step 0 must be plain NumPy arrays, got Equal",
+    ),
+    "a masked array": Lie(
+        "return [np.ma.array(v, mask=True) for v in arrays]", "plain NumPy arrays, got Masked"
+    ),
+    "not an array": Lie(
+        "return [type('A', (), {'shape': v.shape, 'dtype': v.dtype})() for v in arrays]",
+        "velocity after step 0 must be plain NumPy arrays, got A",
+    ),
+    "half of the bytes": Lie(
+        "return [v.astype(np.float16) for v in arrays]", "velocity after step 0 must be arrays"
+    ),
+    "another byte order": Lie(
+        "return [v.astype(v.dtype.newbyteorder()) for v in arrays]", "step 0 must be arrays"
+    ),
+    "one tensor less": Lie("return arrays[1:]", "velocity after step 0 must be arrays"),
+    "None": Lie("return None", "TypeError"),
+}
+
+
+def function(name: str) -> str:
+    """Return a module whose `step` is right and does an act."""
+    return RIGHT_FUNCTION.replace("{act}", ACTS[name].code) + STEP
+
+
+def backend(name: str) -> str:
+    """Return a module that is a right backend, but for an act or a lie."""
+    if name in ACTS:
+        return RIGHT_FUNCTION.replace("{act}", ACTS[name].code) + BACKEND
+    lie = _STEPS.replace("{change}", LIES[name].code)
+    imports = "from gravity_conformance.protocol import Step\n"
+    return RIGHT_FUNCTION.replace("{act}", "pass") + BACKEND + imports + lie
