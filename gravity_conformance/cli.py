@@ -198,9 +198,12 @@ def parity(
             raise click.UsageError(cannot_write(f"--out {str(out)!r}", error)) from error
         advance("plots", 0, 0)
         drawings = []
-        if importlib.util.find_spec("matplotlib") is not None:
+        if _is_installed("matplotlib"):
             picture = outputs[reports.FILES.index(reports.PICTURE)]
             drawings.append(_drawn(picture, lambda: plots.picture(report), paths))
+        else:
+            needed = "it needs matplotlib: pip install 'gravity-optimizer[cli]'"
+            complain(f"gravity: {reports.PICTURE} is not drawn: {needed}")
         if html is not None:
             drawings.append(_drawn(outputs[-1], lambda: page(report), paths))
     if as_json:
@@ -210,8 +213,15 @@ def parity(
     return reports.status(report) if all(drawings) else COULD_NOT
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
+
+
 def _check_installed(what: str, package: str) -> None:
-    if importlib.util.find_spec(package) is None:
+    if not _is_installed(package):
         raise click.UsageError(f"{what} needs {package}: pip install 'gravity-optimizer[cli]'")
 
 

@@ -18,6 +18,7 @@ from gravity_conformance._guard import ANYTHING, one_line
 Kind = Literal["torch", "optax", "keras", "plain"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+_PRIVATE = "_spec_"  # starts the names of modules that are SPEC's files
 # No module of a SPEC takes the place of these.
 FRAMEWORKS = ("numpy", "torch", "jax", "optax", "tensorflow", "keras")
 
@@ -70,7 +71,8 @@ def load(spec: str) -> Any:
         try:
             found = getattr(found, name)
         except ANYTHING as error:
-            why = one_line(error).replace(repr(module.__name__), repr(place))
+            own = module.__name__
+            why = one_line(error).replace(own, own.removeprefix(_PRIVATE))
             raise SpecError(f"{place} has no {attribute}: {why}") from error
     return found
 
@@ -81,7 +83,7 @@ def _module(place: str) -> Any:
     path = Path(place).resolve()
     _add_last(str(path.parent))
     # Not under its own name, which may be that of a library: torch.py, for example.
-    name = f"_spec_{path.stem}"
+    name = f"{_PRIVATE}{path.stem}"
     return _executed(importlib.util.spec_from_file_location(name, path))
 
 

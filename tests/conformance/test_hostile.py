@@ -1,5 +1,6 @@
 """Code and environments that misbehave change no verdict, and end nothing but themselves."""
 
+import io
 import json
 import os
 import re
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from gravity_conformance import _process
+from gravity_conformance import _html, _process, _status, _terminal
+from gravity_conformance._guard import COMMANDS, visible
+from gravity_conformance._output import Line, Table
 from gravity_conformance.conform import runner
+from gravity_conformance.conform.verdict import sentence
+from gravity_conformance.vectors import check
 from tests.hostile.environments import ENVIRONMENTS, run
 from tests.hostile.misbehaving import ACTS, LIES, RIGHT, backend, function
-from tests.support.command import gravity, written
+from tests.support.command import gravity, hidden, written
 from tests.support.limits import HANG
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and descriptors")
@@ -198,3 +203,103 @@ def test_a_timeout_is_a_number_of_seconds(command, value, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith("gravity: --timeout must be seconds above 0 and at most 1,000,000, got")
     assert error.count("\n") == 1
+
+
+# What terminals obey: colours, a new title, the end of a line, C1, the direction of text.
+ORDERS = "\x1b[2J \x1b]0;title\x07 a\rb \x9b31m \u202ecba\u2066 \u2028 \udcff \0 \x7f"
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def obeyed(text):
+    return [c for c in COMMANDS.findall(text) if c != "\n"]
+
+
+def test_no_order_reaches_a_terminal(monkeypatch):
+    assert visible("βˆ — \u2265 ✓ 中") == "βˆ — \u2265 ✓ 中"
+    assert not COMMANDS.search(visible(ORDERS))
+    written_ = {}
+    for name, write in {
+        "emit": lambda: _status.emit(f"{ORDERS}\n"),
+        "complain": lambda: _status.complain(ORDERS),
+        "parts": lambda: _terminal.show([Line(ORDERS), Table([ORDERS], [[ORDERS]], ORDERS)]),
+        "coloured": lambda: _terminal.show([Line(ORDERS, "bad"), Table(["a"], [[ORDERS]])]),
+    }.items():
+        stream = Terminal() if name == "coloured" else io.StringIO()
+        monkeypatch.setattr(sys, "stderr" if name == "complain" else "stdout", stream)
+        write()
+        monkeypatch.undo()
+        written_[name] = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert not any(map(obeyed, written_.values())), written_
+    assert not obeyed(_html.page(ORDERS, [_html.paragraph(Line(ORDERS))]).replace("\t", ""))
+
+
+def test_json_for_a_terminal_is_the_same_json(capsysbinary):
+    _status.emit_json(json.dumps({"a": ORDERS}, ensure_ascii=False, indent=1) + "\n")
+    output = capsysbinary.readouterr().out.decode("utf-8", "strict")
+    assert not obeyed(output)
+    assert json.loads(output) == {"a": ORDERS}
+
+
+def test_names_and_exceptions_reach_no_terminal_raw(tmp_path):
+    (tmp_path / "a.json").write_text('{"\\u001b[31mred\\u009b": 1}', encoding="utf-8")
+    done = gravity("vectors", "--check", "a.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "\\x1b[31mred\\x9b" in done.stdout
+    assert not obeyed(done.stdout)
+    odd = tmp_path / "a\x1b[31m\nconform: conforms.py"
+    for words in (["vectors", "--check", odd], ["conform", f"{odd}:step"]):
+        done = gravity(*words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert not obeyed(done.stdout + done.stderr)
+        assert "\nconform: conforms" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("size", [100_000, check.MOST])
+def test_the_faults_of_a_file_are_bounded(size, tmp_path):
+    """100,000 empty groups took 44 s and 4.8 GB."""
+    pytest.importorskip("jsonschema", reason="gravity vectors needs it")
+    group = {"type": "threefry", "dtype": "uint32", "tests": []}
+    content = {"schema": "schema.json", "algorithm": "Gravity", "version": 1, "header": []}
+    content |= {"number_of_tests": 1, "notes": {}, "groups": [group] * size}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    faults = check.check(path)
+    assert faults[0] == "groups[0].tests: [] should be non-empty"
+    if size == check.MOST:
+        assert len(faults) == size
+    else:
+        assert len(faults) == check.MOST + 1
+        assert faults[-1] == f"has more than these {check.MOST} faults"
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+def test_a_file_without_end_is_not_read(monkeypatch):
+    monkeypatch.setattr(check, "LARGEST", 10**6)
+    assert check.check(Path("/dev/zero")) == ["is larger than 1,000,000 bytes, so it was not read"]
+
+
+def test_what_needs_no_plots_works_without_matplotlib(tmp_path):
+    pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
+    environment = hidden(tmp_path / "hidden", ("matplotlib",))
+    for words in (["--help"], ["parity", "--help"], ["conform", "--help"]):
+        assert gravity(*words, env=environment).returncode == 0
+    words = ["parity", "--backend", "numpy", "--steps", "1", "--out", tmp_path / "out"]
+    done = gravity(*words, "--html", tmp_path / "a.html", env=environment)
+    assert done.returncode == 2
+    assert done.stderr == "gravity: --html needs matplotlib: pip install 'gravity-optimizer[cli]'\n"
+    done = gravity(*words, env=environment)
+    assert done.returncode == 0
+    assert "parity.png is not drawn: it needs matplotlib" in done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"parity.json", "parity.md"}
+
+
+def test_a_verdict_without_counts_is_a_whole_sentence():
+    report = runner.Report("a:b", "plain")
+    report.results = [runner.Result("not applicable", "", check="float16", title="float16")]
+    assert sentence(report) == "could not run: nothing to judge in any of 1 check"
