@@ -16,12 +16,13 @@ A backend has one of two forms:
       kind = "torch"
 
 - A `Backend` has five functions, for every other optimizer. It exchanges only NumPy arrays, in
-  native byte order and of no subclass. Its inputs are read-only copies, which it may keep. It may reuse yielded arrays
-  for the next step. `gravity_conformance.parity.numpy_backend` is an example in fifty lines.
+  native byte order and of no subclass. Its inputs are read-only copies, which it may keep. It may
+  reuse yielded arrays for the next step. `gravity_conformance.parity.numpy_backend` is an example
+  in fifty lines.
 
 A backend draws V₀ as `gravity_core.velocity` describes. It runs in a process of its own, and its
-output is not shown. If its import raises ModuleNotFoundError for another package, it is listed as not installed. Any other
-error is reported as its failure.
+output is not shown. If its import raises ModuleNotFoundError for another package, it is listed as
+not installed. Any other error is reported as its failure.
 
 A backend of either form may have ``devices()``, which returns the names of the devices that it
 sees. ``gravity versions`` prints them.
