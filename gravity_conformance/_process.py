@@ -22,6 +22,7 @@ from typing import Any
 
 import gravity_core
 from gravity_conformance._guard import clean
+from gravity_conformance._status import CouldNotError
 
 Event = dict[str, Any]
 
@@ -63,6 +64,9 @@ class Process:
         module: its program, a module of this package; its function ``main`` calls `_worker.serve`.
         job: what the program gets first.
         timeout: seconds that it has for each event.
+
+    Raises:
+        CouldNotError: if the system starts no process.
     """
 
     def __init__(self, module: str, job: Event, timeout: float) -> None:
@@ -72,15 +76,11 @@ class Process:
         self._messages: queue.Queue[bytes | None] = queue.Queue()
         self._closing = False
         token = secrets.token_hex()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _program(module)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env=_SHARING | os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONIOENCODING": "utf-8"},
-            start_new_session=os.name == "posix",  # so that its child processes end with it
-        )
+        try:
+            self._process = _started(module)
+        except OSError as error:  # of too many processes, for example
+            why = error.strerror or error
+            raise CouldNotError(f"no process can be started: {why}") from error
         self._guard = _guard(self._process.pid)
         self._readers = [
             _Reader(self._process.stdout, Lines(token, self._put).take),
@@ -162,6 +162,18 @@ class Process:
                 taken = reader.taken
                 reader.join(_PATIENCE)
         self._put(None)
+
+
+def _started(module: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _program(module)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        env=_SHARING | os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONIOENCODING": "utf-8"},
+        start_new_session=os.name == "posix",  # so that its child processes end with it
+    )
 
 
 def _guard(process: int) -> "subprocess.Popen[bytes] | None":

@@ -39,13 +39,15 @@ def serve(run: Callable[[Any, Inbox, Tell], None]) -> None:
     """
     inbox = _inbox()
     job = inbox()
-    tell = _Channel(job.pop("token")).tell
+    channel = _Channel(job.pop("token"))
+    tell = channel.tell
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run(job, inbox, tell)
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
     tell("done")
+    channel.close()
 
 
 class _Channel:
@@ -62,6 +64,11 @@ class _Channel:
             text = json.dumps({"event": event, **values}).encode("ascii")
             self._file.write(b"\n%b %b\n" % (self._token, text))
             self._file.flush()
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _moved(descriptor: int) -> int:

@@ -73,7 +73,15 @@ def _schema_faults(content: Any) -> Iterator[str]:
     standard = jsonschema.Draft202012Validator
     # The standard accepts 1.0 as an integer.
     types = standard.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int)
-    validator = jsonschema.validators.extend(standard, type_checker=types)(schema)
+
+    def unique(_: Any, wanted: bool, found: Any, __: Any) -> Iterator[Any]:
+        # jsonschema's own compares each pair of a list of several types.
+        texts = [json.dumps(x, sort_keys=True) for x in found] if isinstance(found, list) else []
+        if wanted and len(set(texts)) < len(texts):
+            yield jsonschema.ValidationError(f"{found!r} has non-unique elements")
+
+    own = {"uniqueItems": unique}
+    validator = jsonschema.validators.extend(standard, own, type_checker=types)(schema)
     for error in validator.iter_errors(content):
         yield _line(f"{_place(error.absolute_path) or 'the file'}: {error.message}")
 

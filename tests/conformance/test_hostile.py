@@ -18,6 +18,7 @@ from gravity_conformance._output import Line, Table
 from gravity_conformance.conform import runner
 from gravity_conformance.conform.verdict import sentence
 from gravity_conformance.vectors import check
+from gravity_conformance.vectors.making import writing
 from tests.hostile.environments import ENVIRONMENTS, run
 from tests.hostile.misbehaving import ACTS, LIES, RIGHT, backend, function
 from tests.support.command import gravity, hidden, written
@@ -303,3 +304,16 @@ def test_a_verdict_without_counts_is_a_whole_sentence():
     report = runner.Report("a:b", "plain")
     report.results = [runner.Result("not applicable", "", check="float16", title="float16")]
     assert sentence(report) == "could not run: nothing to judge in any of 1 check"
+
+
+def test_a_long_list_of_several_types_is_compared_in_a_moment(tmp_path):
+    """jsonschema's own uniqueItems compares each pair of it."""
+    pytest.importorskip("jsonschema", reason="gravity vectors needs it")
+    content = json.loads(writing.texts()["coefficients.json"])
+    content["groups"][0]["tests"][0]["flags"] = [1, *map(str, range(20_000)), "0"]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    place = "groups[0].tests[0].flags"
+    first, second = check.check(path)
+    assert first == f"{place}[0]: 1 is not of type 'string'"
+    assert second.startswith(f"{place}: [1, '0', '1'")
