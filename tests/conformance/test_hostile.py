@@ -17,10 +17,9 @@ from gravity_conformance._guard import COMMANDS, visible
 from gravity_conformance._output import Line, Table
 from gravity_conformance.conform import runner
 from gravity_conformance.conform.verdict import sentence
-from gravity_conformance.vectors import check
-from gravity_conformance.vectors.making import writing
+from gravity_conformance.vectors import check, files
 from tests.hostile.environments import ENVIRONMENTS, run
-from tests.hostile.misbehaving import ACTS, LIES, RIGHT, backend, function
+from tests.hostile.misbehaving import ACTS, LIES, RIGHT, backend, function, liar
 from tests.support.command import gravity, hidden, written
 from tests.support.limits import HANG
 
@@ -61,9 +60,7 @@ def installed(folder, modules):
 def test_parity_reports_what_backends_do(tmp_path):
     """All of them in one run, beside one that is right."""
     pytest.importorskip("sklearn", reason="gravity parity trains on scikit-learn's digits")
-    names = [*acts(), *LIES]
-    outcomes = {name: act.outcome for name, act in (ACTS | LIES).items()}
-    modules = {name.replace(" ", "-"): backend(name) for name in names}
+    modules = {name.replace(" ", "-"): backend(name) for name in acts()} | {"liar": liar()}
     environment = installed(tmp_path, modules)
     chosen = [word for name in ("numpy", *modules) for word in ("--backend", name)]
     words = ["--steps", "2", "--dtype", "float32", "--json", "--out", "out"]
@@ -71,14 +68,16 @@ def test_parity_reports_what_backends_do(tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
     found = json.loads(done.stdout)
     assert found == json.loads((tmp_path / "out" / "parity.json").read_text("utf-8"))
-    rows = {row["backend"]: row for row in found["replays"]}
-    assert rows["numpy"]["grade"]["verdict"] == "exact"
-    for name in names:
-        row = rows[name.replace(" ", "-")]
-        if outcomes[name] == RIGHT:
+    rows = {(row["backend"], row["mode"]): row for row in found["replays"]}
+    assert rows["numpy", "blocked"]["grade"]["verdict"] == "exact"
+    for name in acts():
+        row = rows[name.replace(" ", "-"), "blocked"]
+        if ACTS[name].outcome == RIGHT:
             assert row["grade"]["verdict"] == "exact", row
         else:
-            assert re.search(outcomes[name], row["error"]), (name, row["error"])
+            assert re.search(ACTS[name].outcome, row["error"]), (name, row["error"])
+    for name, lie in LIES.items():
+        assert re.search(lie.outcome, rows["liar", name]["error"]), (name, rows["liar", name])
 
 
 def test_a_backend_that_hangs_or_never_ends_is_ended(tmp_path):
@@ -309,7 +308,9 @@ def test_a_verdict_without_counts_is_a_whole_sentence():
 def test_a_long_list_of_several_types_is_compared_in_a_moment(tmp_path):
     """jsonschema's own uniqueItems compares each pair of it."""
     pytest.importorskip("jsonschema", reason="gravity vectors needs it")
-    content = json.loads(writing.texts()["coefficients.json"])
+    content = json.loads(
+        next(f for f in files() if f.name == "coefficients.json").read_text("utf-8")
+    )
     content["groups"][0]["tests"][0]["flags"] = [1, *map(str, range(20_000)), "0"]
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content), encoding="utf-8")

@@ -96,45 +96,41 @@ def replay(replay, mode):
 
 
 class Lie(NamedTuple):
-    """A backend whose numbers are not what it says, and the error."""
+    """What a backend yields in place of V, and the error."""
 
     code: str
     outcome: str
 
 
-_STEPS = """
-def changed(arrays):
-    {change}
+# A backend with a mode for each lie.
+_LIAR = """
+from gravity_conformance.protocol import Mode, Step
+class Equal(np.ndarray):
+    def __eq__(self, other): return np.ones(self.shape, bool)
+    def tobytes(self): return b""
+    def __array_ufunc__(self, ufunc, *a, **k): return np.zeros(self.shape)
+def modes():
+    return {name: Mode("eager") for name in LIES}
 def replay(replay, mode):
-    for state in numpy_backend.replay(replay, mode):
-        yield Step(changed(state.velocity), state.weights)
+    for v, w, begun in numpy_backend.replay(replay, "blocked"):
+        yield Step(eval(LIES[mode]), w)
 """
 
-# Each changes V, or what V says of itself.
 LIES = {
-    "a subclass that is always equal": Lie(
-        "class Equal(np.ndarray):\n"
-        "        def __eq__(self, other): return np.ones(self.shape, bool)\n"
-        "        def tobytes(self): return right\n"
-        "        def __array_ufunc__(self, ufunc, *a, **k): return np.zeros(self.shape)\n"
-        "    return [(3 * v).view(Equal) for v in arrays]",
+    "always-equal": Lie(
+        "[(3 * x).view(Equal) for x in v]",
         "velocity after step 0 must be plain NumPy arrays, got Equal",
     ),
-    "a masked array": Lie(
-        "return [np.ma.array(v, mask=True) for v in arrays]", "plain NumPy arrays, got Masked"
-    ),
-    "not an array": Lie(
-        "return [type('A', (), {'shape': v.shape, 'dtype': v.dtype})() for v in arrays]",
+    "masked": Lie("[np.ma.array(x, mask=True) for x in v]", "plain NumPy arrays, got Masked"),
+    "no-array": Lie(
+        "[type('A', (), {'shape': x.shape, 'dtype': x.dtype})() for x in v]",
         "velocity after step 0 must be plain NumPy arrays, got A",
     ),
-    "half of the bytes": Lie(
-        "return [v.astype(np.float16) for v in arrays]", "velocity after step 0 must be arrays"
-    ),
-    "another byte order": Lie(
-        "return [v.astype(v.dtype.newbyteorder()) for v in arrays]", "step 0 must be arrays"
-    ),
-    "one tensor less": Lie("return arrays[1:]", "velocity after step 0 must be arrays"),
-    "None": Lie("return None", "TypeError"),
+    "half-type": Lie("[x.astype(np.float16) for x in v]", "step 0 must be arrays"),
+    "byte-order": Lie("[x.astype(x.dtype.newbyteorder()) for x in v]", "step 0 must be arrays"),
+    "too-few": Lie("v[1:]", "velocity after step 0 must be arrays"),
+    "too-many": Lie("[*v, v[0]]", "velocity after step 0 must be arrays"),
+    "None": Lie("None", "TypeError"),
 }
 
 
@@ -144,9 +140,11 @@ def function(name: str) -> str:
 
 
 def backend(name: str) -> str:
-    """Return a module that is a right backend, but for an act or a lie."""
-    if name in ACTS:
-        return RIGHT_FUNCTION.replace("{act}", ACTS[name].code) + BACKEND
-    lie = _STEPS.replace("{change}", LIES[name].code)
-    imports = "from gravity_conformance.protocol import Step\n"
-    return RIGHT_FUNCTION.replace("{act}", "pass") + BACKEND + imports + lie
+    """Return a module that is a right backend and does an act."""
+    return RIGHT_FUNCTION.replace("{act}", ACTS[name].code) + BACKEND
+
+
+def liar() -> str:
+    """Return a module that is a backend with a mode for each lie."""
+    lies = {name: lie.code for name, lie in LIES.items()}
+    return RIGHT_FUNCTION.replace("{act}", "pass") + BACKEND + f"LIES = {lies!r}\n" + _LIAR
