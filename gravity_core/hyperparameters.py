@@ -47,13 +47,15 @@ _NUMBER_DTYPES = re.compile(r"u?int\d+|b?float(16|32|64|96|128)")  # not bool, c
 def may_be_a_number(value: Any) -> bool:
     """Return whether `value` may be a real number or an array of one.
 
-    Text gives False. So does a number or array of bool, complex or float8 dtype, in any library.
+    Text and masked arrays give False. So does a number or array of bool, complex or float8 dtype,
+    in any library.
 
     Example:
         >>> may_be_a_number(np.float32(0.1)), may_be_a_number(np.asarray(True))
         (True, False)
     """
-    if isinstance(value, (str, bytes, bool)):
+    # A masked number has no value.
+    if isinstance(value, (str, bytes, bool, np.ma.MaskedArray)):
         return False
     dtype = getattr(value, "dtype", None)
     return dtype is None or bool(_NUMBER_DTYPES.fullmatch(dtype_name(dtype)))

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from gravity_conformance import _output
-from gravity_conformance import cli as commands
 from gravity_conformance.__main__ import main
 from gravity_conformance._status import CouldNotError
 from gravity_conformance.conform import runner as conforming
@@ -173,29 +172,6 @@ def test_an_output_does_not_move_with_the_current_folder(tmp_path, monkeypatch):
     assert (tmp_path / "a.json").read_bytes() == "β \\udcff".encode()
     assert str(output) == "--json 'a.json'"
     assert not list((tmp_path / "away").iterdir())
-
-
-def test_a_spec_that_changes_the_folder_does_not_lose_the_reports(tmp_path, monkeypatch, capsys):
-    place, away = tmp_path / "place", tmp_path / "away"
-    place.mkdir()
-    away.mkdir()
-    monkeypatch.chdir(place)
-
-    def moves(report, *arguments, **options):
-        os.chdir(away)
-
-    monkeypatch.setattr(parity, "run", moves)
-    monkeypatch.setattr(commands, "_load", lambda *arguments: {})
-    monkeypatch.setattr(commands.plots, "picture", lambda report: b"picture")
-    monkeypatch.setattr(commands, "page", lambda report: "page")
-    arguments = [*PARITY, "--out", "made", "--html", "a.html"]
-    monkeypatch.setattr(sys, "argv", ["gravity", *arguments])
-    with pytest.raises(SystemExit):
-        main()
-    capsys.readouterr()
-    made = sorted(path.relative_to(place).as_posix() for path in place.rglob("*.*"))
-    assert made == ["a.html", "made/parity.json", "made/parity.md", "made/parity.png"]
-    assert not list(away.iterdir())
 
 
 def test_the_reports_of_a_run_are_written_together(tmp_path, monkeypatch):

@@ -271,7 +271,8 @@ def test_a_number_means_the_same_at_every_entrance(name, kind):
 
 
 @pytest.mark.parametrize(
-    "value", [np.asarray([0.5]), [0.5], Decimal("sNaN"), np.longdouble("1e400")]
+    "value",
+    [np.asarray([0.5]), [0.5], Decimal("sNaN"), np.longdouble("1e400"), np.ma.masked],
 )
 def test_only_one_number_is_a_number(value):
     for name in ("learning_rate", "alpha", "beta", "weight_decay", "velocity_std"):
