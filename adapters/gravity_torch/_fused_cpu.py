@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gravity_torch import _fused
+from gravity_torch import _fused, _memory
 from gravity_torch import _numba_kernels as kernels
 from gravity_torch._items import Options
 from gravity_torch._state_checks import check_step
@@ -27,7 +27,7 @@ _KINDS = {torch.bfloat16: kernels.BFLOAT16, torch.float16: kernels.FLOAT16}
 _COLUMNS = ("P", "GRAD", "VELOCITY", "STEP", "SIZE", "MAX_ABS", "GROUP_INDEX")
 
 
-def prepare(table: _fused.Table, groups: list[Options]) -> Callable[[], None]:
+def prepare(table: _fused.Table, groups: list[Options], kept: dict[Any, Any]) -> Callable[[], None]:
     """Return what counts the step and updates all tensors of the table.
 
     Everything that may fail is done here: compiling, allocating, and checking the counters.
@@ -37,16 +37,12 @@ def prepare(table: _fused.Table, groups: list[Options]) -> Callable[[], None]:
     function = kernels.compiled(kernels.half if any(kinds) else getattr(kernels, real))
     tensors = np.empty_like(table.rows)
     for name in _COLUMNS:
-        tensors[:, getattr(kernels, name)] = table.rows[:, getattr(_fused, name)]
+        tensors[:, getattr(kernels, name)] = table.rows[:, getattr(_memory, name)]
     tensors[:, kernels.SIZE] *= per_element
     sizes = tensors[:, kernels.SIZE]
     total = int(sizes.sum())
     team, threads = _team(), min(torch.get_num_threads(), 1 + total // SHARE)
-    if (
-        team is None
-        or _fused.is_forked
-        or (threads > 1 and _fused.share_memory(table.rows, table.dtypes))
-    ):
+    if team is None or _fused.is_forked:
         threads = 1
     longest = total + 1 if threads == 1 else max(SHARE, min(PIECE, total // (4 * threads)))
     pieces, first = _pieces(sizes, longest)

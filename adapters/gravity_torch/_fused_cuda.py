@@ -20,8 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gravity_torch import _triton_kernels as kernels
-from gravity_torch._fused import GROUP_INDEX, Table
+from gravity_torch._fused import Table
 from gravity_torch._items import Options
+from gravity_torch._memory import GROUP_INDEX
+from gravity_torch._state_checks import check_step
 
 # A program's numbers at a time, in bytes of the type to compute in: with four warps, 32 bytes for
 # each thread. More numbers need more registers than a GPU has for as many threads as it can hold.
@@ -43,27 +45,43 @@ _STORED = {
 }
 
 
-def prepare(table: Table, groups: list[Options]) -> Callable[[], None]:
-    """Return what counts the step and updates all tensors of the table, group by group."""
+def prepare(table: Table, groups: list[Options], keep: dict[Any, Any]) -> Callable[[], None]:
+    """Return what counts the step and updates all tensors of the table, group by group.
+
+    Args:
+        table: the tensors. They are computed in one dtype.
+        groups: the hyper-parameters of each group.
+        keep: an empty dict at first, which must live as long as the optimizer: it holds what
+            replays of captured steps read. It is used only if the counters are on the device.
+    """
+    updates = [
+        prepare_group(
+            table.dtypes,
+            table.rows[table.rows[:, GROUP_INDEX] == index, :GROUP_INDEX],
+            table.device,
+            groups[index],
+            table.capturable,
+            keep,
+        )
+        for index in np.unique(table.rows[:, GROUP_INDEX])
+    ]
 
     def update() -> None:
-        for index in np.unique(table.rows[:, GROUP_INDEX]):
-            rows = table.rows[table.rows[:, GROUP_INDEX] == index, :GROUP_INDEX]
-            options = groups[index], table.capturable
-            update_group(table.dtypes, rows, table.device, *options, table.kept)
+        for update_group in updates:
+            update_group()
 
     return update
 
 
-def update_group(
+def prepare_group(
     dtypes: tuple[torch.dtype, ...],
     tensors: np.ndarray,
     device: torch.device,
     options: Options,
     capturable: bool,
     keep: dict[Any, Any],
-) -> None:
-    """Count the step and update tensors of one group, in place.
+) -> Callable[[], None]:
+    """Send the tables to the device; return what counts the step and updates, in place.
 
     Args:
         dtypes: of all parameters, all gradients and all velocities. They are computed in one dtype.
@@ -74,17 +92,17 @@ def update_group(
         device: the tensors' device. Its current stream makes the step.
         options: the hyper-parameters of the group; lr may be a 0-d float64 tensor.
         capturable: whether the counters are on the device.
-        keep: an empty dict at first, which must live as long as the optimizer: it holds what
-            replays of captured steps read. It is used only if `capturable`.
+        keep: as in `prepare`.
     """
-    if not len(tensors):
-        return
     rows = np.zeros((len(tensors), kernels.ROW.value), np.int64)
     rows[:, : tensors.shape[1]] = tensors
     rows[:, kernels.SIZE] *= _STORED[dtypes[0]][1]
-    if not capturable:
+    if not capturable and len(tensors):
         counters, places = _on_host(rows[:, kernels.STEP])
-        _set_coefficients(rows, counters[places].astype(np.float64) + options.first_step, options)
+        counts = counters[places]
+        for count in counts[~((counts >= 0) & (counts < np.inf))]:
+            check_step(float(count))
+        _set_coefficients(rows, np.floor(counts.astype(np.float64)) + options.first_step, options)
     block = BLOCK_BYTES // max(4, *(dtype.to_real().itemsize for dtype in dtypes))
     chunks = _chunks(rows, block)
     lr = options.lr
@@ -92,13 +110,23 @@ def update_group(
         # Keep this copy until the kernels are launched. A number on the CPU is read now.
         lr = lr.to(device, torch.float64) if lr.device.type == device.type else float(lr)
         options = options._replace(lr=lr)
-    is_cuda = device.type == "cuda"
-    with torch.cuda.device(device) if is_cuda else contextlib.nullcontext():
-        if capturable or len(chunks):
+    is_launched = bool(len(chunks)) or (capturable and bool(len(tensors)))
+
+    def on_device() -> contextlib.AbstractContextManager[Any]:
+        return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+    if is_launched:
+        with on_device():
             table, start = _upload(rows, chunks, device, options, capturable, keep)
-            _launch(dtypes, table, start, rows, len(chunks), options, capturable, block)
-    if not capturable:  # only after all that may fail
-        counters[places] += np.float32(1)
+
+    def update() -> None:
+        if is_launched:
+            with on_device():
+                _launch(dtypes, table, start, rows, len(chunks), options, capturable, block)
+        if not capturable and len(tensors):  # only after all that may fail
+            counters[places] += np.float32(1)
+
+    return update
 
 
 def _on_host(addresses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gravity_core import hyperparameters as hp
-from gravity_torch._distributed import Shard
 from gravity_torch._state_checks import check_dtypes, check_shapes, check_step
+from gravity_torch._tensors import has_value
 
 # (p, grad, velocity, t, max_abs) of one tensor, or of this process's shard of it. All tensors are
 # real. t is a 0-d tensor if the host must not read it. max_abs is a 0-d tensor for a shard, whose
@@ -40,16 +40,25 @@ class Options(NamedTuple):
     first_step: int = hp.FIRST_STEP  # of the kernels, which compute t themselves
 
 
-def items_of(batch: Batch, shards: dict[Tensor, Shard]) -> list[Item]:
+def items_of(
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    velocities: list[Tensor],
+    steps: list[Tensor],
+    maxima: list[Tensor | None],
+) -> list[Item]:
     """Return the items of a group, with complex tensors as pairs of reals; change nothing."""
-    group, params, grads, velocities, steps = batch
     for p, grad, velocity in zip(params, grads, velocities, strict=True):
         if not p.shape == velocity.shape == grad.shape:  # p.data was replaced
             check_shapes(p, grad, velocity)
     first_step = group["first_step"]
     if torch.compiler.is_compiling():
         times: list[Any] = [step.double() + first_step for step in steps]
-    elif group["capturable"]:  # the host must not read the counter
+    elif group["capturable"]:  # the host must not read a counter on a GPU
+        for step in steps:
+            if has_value(step):
+                check_step(step.item())
         times = _times(steps, first_step)
     else:
         counts = [step.item() for step in steps]
@@ -57,20 +66,18 @@ def items_of(batch: Batch, shards: dict[Tensor, Shard]) -> list[Item]:
             check_step(count)
         times = [int(count) + first_step for count in counts]
     dtypes = {x.dtype for xs in (params, grads, velocities) for x in xs}
-    if not shards and not any(dtype.is_complex for dtype in dtypes):
-        return list(zip(params, grads, velocities, times, [None] * len(times), strict=True))
+    columns = params, grads, velocities, times, maxima
+    if not any(dtype.is_complex for dtype in dtypes):
+        return list(zip(*columns, strict=True))
     items: list[Item] = []
-    for p, grad, v, t in zip(params, grads, velocities, times, strict=True):
+    for p, grad, v, t, max_abs in zip(*columns, strict=True):
         check_dtypes(p, grad, v)
-        w, max_abs = p, None
-        if p in shards:
-            w, grad, v, max_abs = shards[p]
-        if w.is_complex():
+        if p.is_complex():
             # Resolving a conjugation may copy. Only the gradient may be copied: W and V are
             # updated in place.
             grad = torch.view_as_real(grad.resolve_conj())
-            w, v = torch.view_as_real(w), torch.view_as_real(v)
-        items.append((w, grad, v, t, max_abs))
+            p, v = torch.view_as_real(p), torch.view_as_real(v)
+        items.append((p, grad, v, t, max_abs))
     return items
 
 
@@ -81,6 +88,6 @@ def _times(steps: list[Tensor], first_step: int) -> list[Tensor]:
         by_device[step.device].append(i)
     times: dict[int, Tensor] = {}
     for indices in by_device.values():
-        t = torch.stack([steps[i] for i in indices]).double() + first_step
+        t = torch.stack([steps[i].reshape(()) for i in indices]).double() + first_step
         times.update(zip(indices, t.unbind(), strict=True))
     return [times[i] for i in range(len(steps))]

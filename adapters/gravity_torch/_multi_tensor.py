@@ -13,15 +13,15 @@ from torch import Tensor
 
 from gravity_core.coefficients import coefficients
 from gravity_torch._items import Item, Options
-from gravity_torch._multi_tensor_gpu import multi_tensor_gpu, portions
+from gravity_torch._multi_tensor_gpu import Lengths, multi_tensor_gpu, portions
 from gravity_torch._single_tensor import single_tensor
-from gravity_torch._tensors import flat, has_memory, max_abs, working_dtype
+from gravity_torch._tensors import flat, has_memory, has_value, max_abs, working_dtype
 
 # Elements that are updated at a time on a CPU: they stay in the cache.
 BLOCK = 2**17
 
 
-def multi_tensor(items: list[Item], options: Options) -> None:
+def multi_tensor(items: list[Item], options: Options, lengths: Lengths) -> None:
     """Update lists of tensors of one device, one combination of dtypes and one t."""
     lists: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     for item in items:
@@ -33,7 +33,7 @@ def multi_tensor(items: list[Item], options: Options) -> None:
         dtype = working_dtype(torch.promote_types(*dtypes[1:]))
         in_lists = [item for item in alike if item[0].numel()]
         if not compiling and device.type != "cpu" and len(set(dtypes)) == 1:
-            multi_tensor_gpu([item for item in in_lists if _is_plain(item[0])], options)
+            multi_tensor_gpu([x for x in in_lists if _is_plain(x[0])], options, lengths)
             in_lists = [item for item in in_lists if not _is_plain(item[0])]
         if working_dtype(dtypes[0]) != dtype:
             single_tensor(in_lists, options)
@@ -55,7 +55,9 @@ def _is_plain(p: Tensor) -> bool:
 def _on(device: torch.device, lr: float | Tensor) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return lr
-    return lr.item() if lr.is_cpu and not torch.compiler.is_compiling() else lr.to(device)
+    if not torch.compiler.is_compiling() and has_value(lr):
+        return lr.item()
+    return lr.to(device)
 
 
 def _factor(x: Any, device: torch.device, dtype: torch.dtype) -> Any:

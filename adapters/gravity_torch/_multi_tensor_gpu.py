@@ -17,9 +17,11 @@ from gravity_torch._tensors import flat, without_autocast
 
 # Elements per concatenated copy: enough to keep a GPU busy, while the copies take little memory.
 CONCATENATED = 2**22
+# Tables of lengths that an optimizer keeps at the least.
+KEPT = 16
 
 
-def multi_tensor_gpu(items: list[Item], options: Options) -> None:
+def multi_tensor_gpu(items: list[Item], options: Options, lengths: "Lengths") -> None:
     """Concatenate copies of many tensors, and update them as one."""
     kinds: defaultdict[tuple[Any, ...], list[Item]] = defaultdict(list)
     for item in items:
@@ -32,10 +34,12 @@ def multi_tensor_gpu(items: list[Item], options: Options) -> None:
             if len(portion) == 1:
                 update_item(portion[0], options)  # in place: a copy of a large tensor costs memory
             else:
-                _update_copies(portion, device, options)
+                _update_copies(portion, device, options, lengths)
 
 
-def _update_copies(portion: list[Item], device: torch.device, options: Options) -> None:
+def _update_copies(
+    portion: list[Item], device: torch.device, options: Options, lengths: "Lengths"
+) -> None:
     # Flat views: cat and _foreach_copy_ handle tensors with other strides one by one.
     views = [flat(*item[:3]) for item in portion]
     flats = [
@@ -45,7 +49,7 @@ def _update_copies(portion: list[Item], device: torch.device, options: Options) 
     ps, grads, velocities = (list(xs) for xs in zip(*flats, strict=True))
     *_, t, max_abs = portion[0]
     sizes = [p.numel() for p in ps]
-    spread = functools.partial(_spread, _lengths(tuple(sizes), device), sum(sizes))
+    spread = functools.partial(_spread, lengths.get(tuple(sizes), device), sum(sizes))
     p, grad, v = (without_autocast(torch.cat, xs) for xs in (ps, grads, velocities))
     whole_t = spread([item[3] for item in portion]) if isinstance(t, Tensor) else t
     maxima = torch._foreach_norm(grads, torch.inf) if max_abs is None else [x[4] for x in portion]
@@ -79,7 +83,32 @@ def portions(items: list[Item], elements: int) -> Iterator[list[Item]]:
         yield portion
 
 
-@functools.cache
-def _lengths(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    # Cached: sending it again would make the host wait, and a CUDA graph reads it at its address.
-    return torch.tensor(lengths, device=device)
+class Lengths:
+    """The lengths of tensors that are updated as one, on their device.
+
+    Sending them again would make the host wait. An optimizer has its own. Those that no recent step
+    used are dropped, unless a CUDA graph was captured meanwhile: its replays read them.
+    """
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.kept: dict[tuple[Any, ...], Tensor] = {}
+        self.captured: list[Tensor] = []
+
+    def get(self, lengths: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return the lengths as a tensor."""
+        key = lengths, device
+        found = self.kept.pop(key, None)
+        if found is None:
+            found = torch.tensor(lengths, device=device)
+        self.kept[key] = found  # the last one is the one used last
+        self.used += 1
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self.captured.append(found)
+        return found
+
+    def trim(self) -> None:
+        """Drop the oldest; keep twice as many as the last step used, and KEPT at the least."""
+        while len(self.kept) > max(KEPT, 2 * self.used):
+            del self.kept[next(iter(self.kept))]
+        self.used = 0

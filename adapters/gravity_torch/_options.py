@@ -2,16 +2,18 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from itertools import chain
 from operator import is_, itemgetter
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gravity_core import hyperparameters as hp
-from gravity_torch._tensors import has_memory, to_numpy
+from gravity_torch._tensors import has_memory, has_value, to_numpy
 
 # PyTorch's name of each hyper-parameter.
 NAMES = {name: "lr" if name == "learning_rate" else name for name in hp.DEFAULTS}
@@ -25,42 +27,50 @@ DEFAULTS = {
 }
 # A group keeps σ as velocity_std, and here once more if σ is derived: alpha / lr, not given.
 DERIVED = "derived_std"
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
-_SWITCHES = ("foreach", "maximize", "capturable", "differentiable", "fused")
+_SCALARS = ("alpha", "beta", "weight_decay", "velocity_std")
+SWITCHES = ("foreach", "maximize", "capturable", "differentiable", "fused")
 _values = itemgetter("lr", *(name for name in DEFAULTS if name != "lr"))
 Checked = list[tuple[Any, ...]]  # the options of each group, the learning rate first
 
 
-def checked(group: dict[str, Any], *, wait: bool = True) -> dict[str, Any]:
+def checked(
+    group: dict[str, Any], others: Mapping[str, str] = NO_NAMES, *, wait: bool = True
+) -> dict[str, Any]:
     """Return the options as Python numbers; raise for the first that is out of range.
 
     Args:
         group: the options.
+        others: other names of options in messages.
         wait: whether to read a learning rate that the host does not have.
     """
-    lr = group["lr"]
+    lr, names = group["lr"], {name: others.get(own, own) for name, own in NAMES.items()}
     if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
+        raise ValueError(
+            f"Tensor {names['learning_rate']} must be 1-element, got shape {tuple(lr.shape)}"
+        )
     values = {name: group[own] for name, own in NAMES.items()}
-    if wait or is_known(lr):
-        values["learning_rate"] = rate = number(lr)
-    elif hp.may_be_a_number(lr):
-        values["learning_rate"] = rate = 0.0
-    hp.validate(**values, names=NAMES)
+    values |= {name: number(values[name]) for name in _SCALARS}
+    rate: Any = number(lr) if wait or is_known(lr) else None
+    if rate is None and isinstance(lr, Tensor) and hp.may_be_a_number(lr):
+        rate = 0.0  # its value is checked where there is one
+    values["learning_rate"] = rate
+    hp.validate(**values, names=names)
     if rate > 0:  # at 0, only `add_param_group` may warn
-        hp.velocity_std(rate, group["alpha"], group["velocity_std"], names=NAMES)
-    switches = {name: _switch(name, group[name]) for name in _SWITCHES}
+        hp.velocity_std(rate, values["alpha"], values["velocity_std"], names=names)
+    switches = {name: switch(name, group[name]) for name in SWITCHES}
     if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
     if group["fused"] and group["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     # Convert NumPy numbers, which torch.load(weights_only=True) refuses.
-    numbers = {name: float(group[name]) for name in ("alpha", "beta", "weight_decay")}
+    numbers = {name: hp.as_float(values[name]) for name in _SCALARS if values[name] is not None}
     numbers |= {name: int(group[name]) for name in ("seed", "first_step")}
-    return group | numbers | switches | {"lr": lr if isinstance(lr, Tensor) else float(lr)}
+    return group | numbers | switches | {"lr": lr if isinstance(lr, Tensor) else hp.as_float(lr)}
 
 
-def _switch(name: str, value: Any) -> bool | None:
+def switch(name: str, value: Any) -> bool | None:
     """Return an option that is on or off as True or False, or as None if None is its default."""
     if value is None and DEFAULTS[name] is None:
         return None
@@ -105,12 +115,7 @@ def _is_rate(lr: Any, before: Any) -> bool:
 
 def is_known(lr: Any) -> bool:
     """Return whether the host has the value of a learning rate, or of a Tensor of one."""
-    if not isinstance(lr, Tensor):
-        return True
-    try:
-        return lr.is_cpu and has_memory(lr) and lr.data_ptr() != 0
-    except RuntimeError:  # inside torch.func
-        return False
+    return not isinstance(lr, Tensor) or has_value(lr)
 
 
 def is_derived(group: dict[str, Any]) -> bool:
@@ -119,11 +124,22 @@ def is_derived(group: dict[str, Any]) -> bool:
     return std is not None and bool(group["velocity_std"] == std)
 
 
-def number(lr: Any) -> Any:
-    """Return a one-element Tensor as a NumPy number; leave other values as they are."""
-    if not isinstance(lr, Tensor) or not hp.may_be_a_number(lr):
-        return lr
-    return to_numpy(lr).reshape(())[()]
+def number(value: Any) -> Any:
+    """Return a one-element Tensor as a NumPy number, or None if it has no value.
+
+    Other values stay as they are.
+    """
+    if not isinstance(value, Tensor) or not hp.may_be_a_number(value):
+        return value
+    if has_memory(value):
+        return to_numpy(value).reshape(-1)[0] if value.numel() == 1 else value
+    try:  # FakeTensorMode knows the value of a tensor that was made from a number
+        found = value.item()
+    except (RuntimeError, NotImplementedError):
+        return None
+    if not isinstance(found, (int, float)):
+        return None
+    return np.float32(found) if value.dtype == torch.float32 else found
 
 
 def level_of_user() -> int:

@@ -24,7 +24,6 @@ def update_item(item: Item, options: Options) -> None:
         # torch 2.7 cannot compile the negation of a half type if it emulates precision casts.
         grad = -grad.to(working_dtype(grad.dtype))
     v = update(grad, velocity, t, beta=options.beta, max_abs=max_abs, xp=xp)
-    velocity.copy_(v)
     dtype = working_dtype(p.dtype)
     w = p.to(dtype)
     if options.weight_decay is not None:
@@ -32,7 +31,9 @@ def update_item(item: Item, options: Options) -> None:
         # itself, and p changes below.
         w = w.clone() - w.clone() * _scalar(options.lr * options.weight_decay, w)
     # Multiply and then subtract, as NumPy does: sub(alpha=lr) rounds only once.
-    p.copy_(w - v.to(dtype) * _scalar(options.lr, w))
+    w = w - v.to(dtype) * _scalar(options.lr, w)
+    velocity.copy_(v)  # only after all that allocates
+    p.copy_(w)
 
 
 def _scalar(value: float | Tensor, w: Tensor) -> float | Tensor:

@@ -1,49 +1,205 @@
 """The state of a parameter: its step counter, its checks, and the names in other checkpoints."""
 
 import math
+import reprlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gravity_torch import _distributed
+from gravity_core import hyperparameters as hp
+from gravity_torch import _distributed, _options
+from gravity_torch._tensors import has_value, overlaps_itself
+
+# What the update can compute. complex32 is two float16.
+DTYPES = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    | {torch.complex32, torch.complex64, torch.complex128}
+)
 
 
 def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return a number of steps as the tensor that the state stores."""
+    """Return a number of steps as a new tensor, which the state stores.
+
+    Raises:
+        ValueError: unless it is one number that is finite and >= 0.
+    """
     # float32, as in torch's own optimizers, counts exactly up to 2**24. The device is explicit,
     # because the user may have set another default device. Make the tensor from a number:
     # FakeTensorMode can read the value of such a tensor.
     device = p.device if group["capturable"] else "cpu"
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32)
-    return torch.tensor(float(value), dtype=torch.float32, device=device)
+    if not isinstance(value, Tensor):
+        return torch.tensor(_number_of_steps(value), dtype=torch.float32, device=device)
+    check_counter(value)
+    if has_value(value):
+        check_step(value.item())
+    return value.detach().to(device, torch.float32, copy=True).reshape(())
 
 
-def check_state(p: Tensor, state: dict[str, Any], *, is_own: bool = False) -> None:
+def _number_of_steps(value: Any) -> float:
+    """Return a number of steps as a float; raise unless it is one that is finite and >= 0."""
+    try:
+        number = float(value) if hp.may_be_a_number(value) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"step in the state must be finite and >= 0, got {reprlib.repr(value)}")
+    return number
+
+
+def check_state(
+    p: Tensor, state: dict[str, Any], *, is_own: bool = False, may_overlap: bool = False
+) -> None:
     """Raise unless a state belongs to Gravity and fits the parameter.
 
-    If it is known to be Gravity's own, the first step creates what is missing.
+    If it is known to be Gravity's own, the first step creates what is missing. If V is going to be
+    copied, it may be expanded.
     """
+    if not isinstance(state, dict):
+        raise ValueError(f"state of a parameter must be a dict, got {reprlib.repr(state)}")
     if not state or (is_own and "velocity" not in state):
         return
     if not is_own and {"step", "velocity"} - state.keys():
         raise ValueError(f"state must have step and velocity, got {sorted(state)}")
-    velocity = state["velocity"]
+    check_velocity(state["velocity"], p, may_overlap=may_overlap)
+
+
+def check_velocity(velocity: Any, p: Tensor, *, may_overlap: bool = False) -> None:
+    """Raise unless a velocity is a dense tensor that fits its parameter."""
+    if not isinstance(velocity, Tensor):
+        raise ValueError(f"velocity must be a Tensor, got {reprlib.repr(velocity)}")
+    if velocity.layout is not torch.strided:
+        raise ValueError(f"velocity must be dense, got layout {velocity.layout}")
     if velocity.shape != p.shape or velocity.is_complex() != p.is_complex():
         raise ValueError(
             "velocity must have the shape of its parameter, and both must be real or both complex: "
             f"expected {tuple(p.shape)} {p.dtype}, got {tuple(velocity.shape)} {velocity.dtype}"
         )
+    if velocity.dtype not in DTYPES:
+        raise ValueError(
+            f"velocity must have a floating dtype of 16 bits or more, got {velocity.dtype}"
+        )
+    if velocity.device != p.device:
+        raise ValueError(
+            f"velocity must be on the device of its parameter, {p.device}, got {velocity.device}"
+        )
     if not _distributed.is_placed_as(velocity, p):
         expected, got = (getattr(x, "placements", "not sharded") for x in (p, velocity))
         raise ValueError(f"velocity must be sharded like its parameter, {expected}, got {got}")
+    if may_overlap:
+        return
+    for name, x in (("velocity", velocity), ("the parameter", p)):
+        if not torch.is_inference_mode_enabled() and x.is_inference():
+            raise RuntimeError(f"{name} is an inference tensor, got a step outside inference mode")
+        if overlaps_itself(x):
+            raise ValueError(
+                f"{name} must have memory for each of its elements, got a tensor of shape "
+                f"{tuple(x.shape)} with strides {x.stride()}"
+            )
+
+
+def check_counter(step: Any, p: Tensor | None = None) -> None:
+    """Raise unless a counter is a tensor of one real number, on the CPU or beside its parameter."""
+    if not isinstance(step, Tensor):
+        raise ValueError(f"step in the state must be a Tensor, got {reprlib.repr(step)}")
+    is_number = step.numel() == 1 and step.layout is torch.strided and hp.may_be_a_number(step)
+    if not is_number:
+        raise ValueError(
+            "step in the state must be one real number, got a Tensor of shape "
+            f"{tuple(step.shape)}, {step.dtype} and layout {step.layout}"
+        )
+    if p is None:
+        return
+    if not step.is_cpu and step.device != p.device:
+        raise ValueError(
+            f"step in the state must be on the CPU or on {p.device}, got a Tensor on {step.device}"
+        )
+    if step.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError("step in the state is an inference tensor, outside inference mode")
 
 
 def check_step(value: float) -> None:
     """Raise unless a number of updates is finite and not negative."""
     if not 0 <= value < math.inf:
         raise ValueError(f"step in the state must be finite and >= 0, got {value!r}")
+
+
+def check_grad_kind(dtype: torch.dtype) -> None:
+    """Raise for a dtype of gradients with which the update cannot be computed."""
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"p.grad must have a floating or complex dtype of 16 bits or more, got {dtype}"
+        )
+
+
+def check_loaded(
+    p: Tensor, old: Any, group: dict[str, Any], *, is_own: bool, copy: bool
+) -> dict[str, Any]:
+    """Return what a loaded state of a parameter becomes; raise unless it fits.
+
+    Args:
+        p: the parameter.
+        old: the state; it does not change.
+        group: the options of the parameter's group.
+        is_own: as in `check_state`.
+        copy: whether to copy V. The counter is always a copy.
+    """
+    values = {}
+    if isinstance(old, dict) and "velocity" in old:
+        velocity = old["velocity"]
+        if isinstance(velocity, Tensor):
+            velocity = _distributed.placed(velocity, p)
+        values["velocity"] = velocity
+    check_state(p, old | values if isinstance(old, dict) else old, is_own=is_own, may_overlap=copy)
+    if "step" in old:
+        values["step"] = counter(old["step"], p, group)  # may be a number
+    if copy and "velocity" in values:
+        values["velocity"] = values["velocity"].detach().clone()
+    return values
+
+
+def check_format(state_dict: Any) -> None:
+    """Raise unless a state_dict has the form of those of torch."""
+    if not isinstance(state_dict, dict) or {"state", "param_groups"} - state_dict.keys():
+        raise ValueError(
+            f"state_dict must be a dict with state and param_groups, got {reprlib.repr(state_dict)}"
+        )
+    if not isinstance(state_dict["state"], dict):
+        raise ValueError(f"state must be a dict, got {reprlib.repr(state_dict['state'])}")
+    groups = state_dict["param_groups"]
+    if not isinstance(groups, list) or not all(
+        isinstance(x, dict) and isinstance(x.get("params"), list) for x in groups
+    ):
+        raise ValueError(
+            f"param_groups must be a list of dicts with params, got {reprlib.repr(groups)}"
+        )
+    for old in state_dict["state"].values():
+        if not isinstance(old, dict):
+            raise ValueError(f"state of a parameter must be a dict, got {reprlib.repr(old)}")
+
+
+def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Raise for values that torch's load_state_dict would turn into others, or cannot read."""
+    check_format(state_dict)
+    for group in state_dict["param_groups"]:
+        for name in _options.SWITCHES:
+            if name in group:
+                _options.switch(name, group[name])
+    ours, theirs = (
+        [x for group in groups for x in group["params"]]
+        for groups in (optimizer.param_groups, state_dict["param_groups"])
+    )
+    for p, key in zip(ours, theirs, strict=False):  # torch compares the lengths
+        values = state_dict["state"].get(key, {})
+        step, velocity = values.get("step", 0.0), values.get("velocity", p)
+        if not isinstance(velocity, Tensor):
+            raise ValueError(f"velocity must be a Tensor, got {reprlib.repr(velocity)}")
+        check_counter(step) if isinstance(step, Tensor) else _number_of_steps(step)
+        for name, x in (("velocity", velocity), ("step in the state", step)):
+            if isinstance(x, Tensor) and x.is_meta and not p.is_meta:
+                raise ValueError(f"{name} must have values, got a Tensor on {x.device}")
+        if velocity.is_complex() and not p.is_complex():  # torch would drop the imaginary parts
+            check_velocity(velocity, p)
 
 
 def check_shapes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:
@@ -67,6 +223,7 @@ def check_dtypes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:
 
 def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Rename the keys of another Gravity implementation's state; return other states unchanged."""
+    check_format(state_dict)
     if not any("v" in old and "velocity" not in old for old in state_dict["state"].values()):
         return state_dict  # the user may have put a "t" or "step" into a group
     steps = {
@@ -78,7 +235,14 @@ def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
     for key, old in state_dict["state"].items():
         if "v" in old and "velocity" not in old:
             new = {name: value for name, value in old.items() if name != "v"}
-            step = torch.tensor(float(steps.get(key) or 0), dtype=torch.float32)
+            step = steps.get(key)
+            step = (
+                0.0
+                if step is None
+                else step
+                if isinstance(step, Tensor)
+                else _number_of_steps(step)
+            )
             state[key] = new | {"velocity": old["v"], "step": step}
         else:
             state[key] = old
@@ -86,4 +250,4 @@ def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
         {name: value for name, value in group.items() if name not in ("t", "step")}
         for group in state_dict["param_groups"]
     ]
-    return state_dict | {"state": state, "param_groups": groups}
+    return {**state_dict, "state": state, "param_groups": groups}

@@ -13,14 +13,23 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def to_numpy(x: Tensor) -> np.ndarray:
-    """Return a tensor as a NumPy array; NumPy has no bfloat16, so that becomes float32."""
-    x = x.detach().cpu().resolve_conj()
-    return np.asarray((x.float() if x.dtype == torch.bfloat16 else x).numpy())
+    """Return a tensor as a NumPy array; bfloat16 and complex32, which NumPy lacks, get 32 bits."""
+    x = x.detach().cpu().resolve_conj().resolve_neg()
+    wider = {torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+    return np.asarray(x.to(wider.get(x.dtype, x.dtype)).numpy())
 
 
 def has_memory(x: Tensor) -> bool:
     """Return False for fake, meta and subclass tensors: kernels and graphs do not accept them."""
     return type(x.data) is Tensor and not x.is_meta
+
+
+def has_value(x: Tensor) -> bool:
+    """Return whether the host has the numbers of a tensor."""
+    try:
+        return x.is_cpu and has_memory(x) and x.data_ptr() != 0
+    except RuntimeError:  # inside torch.func
+        return False
 
 
 def max_abs(grads: list[Tensor]) -> list[Tensor]:
@@ -59,6 +68,27 @@ def is_dense(x: Tensor) -> bool:
                 return False
             size *= length
     return True
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Return whether two elements have the same memory."""
+    if x.is_contiguous():
+        return False
+    size = 0
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length > 1:
+            if stride <= size:
+                break
+            size += stride * (length - 1)
+    else:
+        return False
+    # In rare cases, such as the strides (3, 2) of a (2, 3) tensor, the places are still different.
+    places = np.zeros((), np.int64)
+    for stride, length in zip(x.stride(), x.shape, strict=True):
+        if length > 1 and not stride:
+            return x.numel() > 0
+        places = np.add.outer(places, stride * np.arange(length))
+    return len(np.unique(places)) < x.numel()
 
 
 def without_autocast(join: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:

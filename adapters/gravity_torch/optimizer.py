@@ -15,6 +15,7 @@ from torch import Tensor
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed, _fused, _paths
 from gravity_torch._items import Batch
+from gravity_torch._memory import Checks
 from gravity_torch._options import (
     DEFAULTS,
     DERIVED,
@@ -28,7 +29,13 @@ from gravity_torch._options import (
     level_of_user,
     number,
 )
-from gravity_torch._state_checks import check_state, counter, translated
+from gravity_torch._state_checks import (
+    check_given,
+    check_loaded,
+    check_state,
+    counter,
+    translated,
+)
 from gravity_torch._torch_private import check_capture, with_grad_if_differentiable
 from gravity_torch._velocity import initial_velocity
 
@@ -101,7 +108,7 @@ class Gravity(torch.optim.Optimizer):
     """
 
     _warned: frozenset[str] = frozenset()  # the warnings that it has given
-    _checks: _fused.Checks
+    _checks: Checks
     _options: Checked
     _added: list[_distributed.Added]  # for each group
 
@@ -136,7 +143,7 @@ class Gravity(torch.optim.Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        self._checks, self._options, self._added = _fused.Checks(), [], []
+        self._checks, self._options, self._added = Checks(), [], []
         super().__init__(params, checked(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -175,30 +182,39 @@ class Gravity(torch.optim.Optimizer):
         σ has no default. If the state lacks σ, the receiving group keeps its own σ. Unpickling has
         no receiving group, so σ then comes from the state's initial_lr, or else from its lr.
         """
+        is_load = "param_groups" in self.__dict__
         fixed = [
             {name: group.get(name) for name in ("velocity_std", DERIVED)}
             for group in self.__dict__.get("param_groups", ())
         ]
-        for group in state["param_groups"]:
+        given = state.get("defaults", self.__dict__.get("defaults", {}))
+        defaults = DEFAULTS | given  # an old pickle may lack some
+        options, states = [], []
+        for i, group in enumerate(state["param_groups"]):
+            new = {**defaults, **group}
+            if group.get("velocity_std") is None:
+                new.update(fixed[i] if i < len(fixed) else {"velocity_std": None})
+            new = checked(new)
+            if "initial_lr" in group:
+                checked(new | {"lr": group["initial_lr"]}, {"lr": "initial_lr"})
+            if group.get(DERIVED) is not None:
+                checked(new | {"velocity_std": group[DERIVED]}, {"velocity_std": DERIVED})
+            self._fix_velocity_std(new, new.get("initial_lr", new["lr"]))
+            options.append(new)
             for p in group["params"]:
-                values = state["state"].get(p, {})
-                if "velocity" in values:
-                    values["velocity"] = _distributed.placed(values["velocity"], p)
-                check_state(p, values, is_own="first_step" in group)
+                old = state["state"].get(p, {})
+                values = check_loaded(p, old, new, is_own="first_step" in group, copy=is_load)
+                states.append((old, values))
+        # Nothing below fails.
+        for group, new in zip(state["param_groups"], options, strict=True):
+            group.update(new)
+        for old, values in states:
+            old.update(values)
         super().__setstate__(state)
-        self._checks, self._options = _fused.Checks(), []
+        self._checks, self._options = Checks(), []
         if len(self.__dict__.get("_added", ())) != len(self.param_groups):
             self._added = list(map(_distributed.added, self.param_groups))
-        self.defaults = DEFAULTS | self.defaults  # an old pickle may lack some
-        for i, group in enumerate(self.param_groups):
-            if group.get("velocity_std") is None:
-                group.update(fixed[i] if i < len(fixed) else {"velocity_std": None})
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
-            self._fix_velocity_std(group, group.get("initial_lr", group["lr"]))
-            for p in group["params"]:
-                if "step" in (values := self.state.get(p, {})):
-                    values["step"] = counter(values["step"], p, group)  # may be a number
+        self.defaults = defaults
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, of the original Gravity code or of pytorch_optimizer.
@@ -206,18 +222,31 @@ class Gravity(torch.optim.Optimizer):
         The last two call the velocity ``v`` and keep one step count per group, as ``t`` or
         ``step``. Their checkpoints do not store σ. The receiving optimizer keeps its own σ, so
         construct it with the run's initial lr.
+
+        The tensors of the state_dict are copied, so later steps do not change them.
+
+        Raises:
+            ValueError: naming what does not fit, and its value. The optimizer is unchanged then.
         """
-        super().load_state_dict(translated(state_dict))
+        # The last hook: those of the user may translate a format.
+        hook = self.register_load_state_dict_pre_hook(check_given)
+        try:
+            super().load_state_dict(translated(state_dict))
+        finally:
+            hook.remove()
 
     def _fix_velocity_std(self, group: dict[str, Any], lr: float | Tensor) -> None:
         """Set σ of a group; warn once if a group has no σ and therefore starts from rest."""
         is_given, alpha = group["velocity_std"] is not None, group["alpha"]
-        undefined = not is_given and number(lr) == 0 and alpha != 0
+        rate = 0.0 if is_given else number(lr)
+        if rate is None:
+            raise ValueError(f"lr must have a value, or velocity_std must be given, got {lr!r}")
+        undefined = not is_given and rate == 0 and alpha != 0
         if undefined and "rest" in self._warned:
             group["velocity_std"] = 0.0
         else:
             group["velocity_std"] = hp.velocity_std(
-                number(lr),
+                rate,
                 alpha,
                 group["velocity_std"],
                 names=NAMES,
@@ -261,36 +290,53 @@ class Gravity(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: for a sparse gradient, and where `fused=True` is impossible.
-            ValueError: if a gradient or a velocity does not fit its parameter: it has another
-                shape, or only one of the two is complex. This happens if `p.data` is replaced. (The
-                kernels go by the number of elements.) Also for an option of a group that is out of
-                its range, for a counter that is negative or not finite, and for parameters that
-                were replaced by a flat tensor.
+            ValueError: if a gradient or a velocity does not fit its parameter: another shape or
+                device, a dtype of 8 bits or of integers, only one of the two complex, elements that
+                share memory. This happens if `p.data` or a state is replaced. Also for an option of
+                a group that is out of its range, for a counter that is not one number >= 0, and for
+                parameters that were replaced by a flat tensor.
 
-        After one of these errors, no parameter and no counter has changed.
+        After one of these errors, and if memory runs out before the first update, no parameter and
+        no state has changed.
         """
         check_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            plan = self._plan()
+        else:
             self._check_options()
+            created: list[tuple[Tensor, dict[str, Any]]] = []
+            try:
+                plan = self._plan(created)
+            except BaseException:
+                for p, before in created:
+                    del self.state[p]
+                    if before:
+                        self.state[p] = before
+                raise
+            for p, step in plan.counters.items():
+                self.state[p]["step"] = step
+        _paths.update(plan)
+        return loss
+
+    def _plan(self, *created: list[tuple[Tensor, dict[str, Any]]]) -> _paths.Plan:
+        """Check everything, and return what to do; list the parameters with new states."""
         batches = []
         for group in self.param_groups:
             batch = Batch(group, [], [], [], [])
-            self._init_group(*batch)
+            self._init_group(*batch, *created)
             batches.append(batch)
         shards = _distributed.shards([p for batch in batches for p in batch.params], self.state)
         if shards and any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError("`differentiable` does not support DTensor")
         # Raise only after the collective operation: the other processes wait in it for this one.
         for p, shard in shards.items():
-            if shard.p.shape != shard.velocity.shape:
+            if getattr(shard.velocity, "shape", None) != shard.p.shape:
                 check_state(p, self.state[p])
-        # Check all groups before the first parameter moves.
-        _paths.update(_paths.plan(batches, shards, self._checks))
-        return loss
+        return _paths.plan(batches, shards, self._checks)
 
     # torch.compile runs a method of this name outside the graph of `step`.
     def _init_group(
@@ -300,8 +346,12 @@ class Gravity(torch.optim.Optimizer):
         grads: list[Tensor],
         velocities: list[Tensor],
         steps: list[Tensor],
+        created: list[tuple[Tensor, dict[str, Any]]] | None = None,
     ) -> None:
-        """Collect the parameters with a gradient, and their state; create missing states."""
+        """Collect the parameters with a gradient, and their state; create missing states.
+
+        The last list gets each parameter whose state was created, and its state before.
+        """
         states, strided = self.state, torch.strided  # look them up once, outside the loop
         for i, p in enumerate(group["params"]):
             if (grad := p.grad) is not None:
@@ -313,6 +363,8 @@ class Gravity(torch.optim.Optimizer):
                 try:
                     velocity, step = state["velocity"], state["step"]
                 except KeyError:
+                    if created is not None:
+                        created.append((p, dict(state)))
                     state = self._init_state(p, group, self._position(group) + i)
                     velocity, step = state["velocity"], state["step"]
                 params.append(p)
@@ -332,13 +384,18 @@ class Gravity(torch.optim.Optimizer):
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
         """Create what a state lacks; another library may have its own keys there."""
         state: dict[str, Any] = self.state[p]
-        if "velocity" not in state:
-            draw = self._draw
-            if torch.compiler.is_compiling():  # the generator of V₀ cannot be traced
-                draw = torch.compiler.disable(draw)
-            velocity = draw(p, group, index)
-            state["velocity"] = velocity
-        state["step"] = counter(state.get("step", 0.0), p, group)
+        if torch.compiler.is_compiling():
+            # The generator of V₀ cannot be traced.
+            draw = torch.compiler.disable(self._draw)
+            step, velocity = counter(state.get("step", 0.0), p, group), state.get("velocity")
+            velocity = draw(p, group, index) if velocity is None else velocity
+        else:
+            # Tensors made in inference mode could not be changed outside of it.
+            with torch.inference_mode(mode=False):
+                step, velocity = counter(state.get("step", 0.0), p, group), state.get("velocity")
+                if "velocity" not in state:
+                    velocity = self._draw(p, group, index)
+        state["velocity"], state["step"] = velocity, step
         return state
 
     def _draw(self, p: Tensor, group: dict[str, Any], index: int) -> Tensor:

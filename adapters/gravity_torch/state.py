@@ -10,7 +10,7 @@ from torch import Tensor
 from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
-from gravity_torch._options import NAMES
+from gravity_torch._options import NAMES, number
 from gravity_torch._tensors import to_numpy
 from gravity_torch.optimizer import Gravity, first_velocity
 
@@ -104,7 +104,7 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
         values = whole["param_groups"][position]
         for name, value in state.hyperparameters.items():
             old = values[NAMES[name]]
-            values[NAMES[name]] = torch.full_like(old, value) if isinstance(old, Tensor) else value
+            values[NAMES[name]] = _rate_like(old, value) if isinstance(old, Tensor) else value
     optimizer.load_state_dict(whole)
 
 
@@ -135,8 +135,18 @@ def hyperparameters_of(group: dict[str, Any]) -> dict[str, Any]:
     """Return the hyper-parameters of a group as numbers, by the names of the core."""
     values = {name: group[own] for name, own in NAMES.items()}
     if isinstance(lr := values["learning_rate"], Tensor):
-        values["learning_rate"] = hp.as_float(to_numpy(lr).reshape(()))
+        values["learning_rate"] = hp.as_float(number(lr))
     return values
+
+
+def _rate_like(old: Tensor, value: float) -> Tensor:
+    """Return a learning rate as a tensor like the old one, in a dtype that has its value."""
+    for dtype in (old.dtype, torch.float32, torch.float64):
+        if dtype.is_floating_point and not (old.is_mps and dtype == torch.float64):
+            rate = torch.full_like(old, value, dtype=dtype)
+            if (found := number(rate)) is not None and hp.as_float(found) == value:
+                break
+    return rate
 
 
 def _name(x: Tensor) -> str:

@@ -1,5 +1,7 @@
 """gravity_torch.Gravity as a torch optimizer: training, state, arguments, errors."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -128,7 +130,8 @@ def test_the_gpu_path_has_the_bits_of_the_plain_loop(counters, dtype, options, m
     monkeypatch.setattr(_multi_tensor_gpu, "CONCATENATED", 1000)
     options = _items.Options(0.1, 0.9, options.get("weight_decay"), "maximize" in options)
     runs = []
-    for path in (_single_tensor.single_tensor, _multi_tensor_gpu.multi_tensor_gpu):
+    gpu = functools.partial(_multi_tensor_gpu.multi_tensor_gpu, lengths=_multi_tensor_gpu.Lengths())
+    for path in (_single_tensor.single_tensor, gpu):
         params = parameters((3, 4), (), (700,), (700,), (1,), (30, 50), (7,), dtype=dtype)
         params[0] = torch.nn.Parameter(params[0].detach().t().contiguous().t())
         velocities = values(params)
@@ -155,7 +158,7 @@ def test_tensors_on_an_accelerator_take_the_gpu_path(monkeypatch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     taken = []
-    monkeypatch.setattr(_multi_tensor, "multi_tensor_gpu", lambda items, _: taken.extend(items))
+    monkeypatch.setattr(_multi_tensor, "multi_tensor_gpu", lambda items, *_: taken.extend(items))
     near, far, mixed = torch.ones(3), torch.ones(3, device="meta"), torch.ones(3, device="meta")
     with FakeTensorMode():
         fake = torch.ones(3, device="cuda")
@@ -163,7 +166,7 @@ def test_tensors_on_an_accelerator_take_the_gpu_path(monkeypatch):
     items.append((mixed, mixed.clone(), mixed.double(), 1, None))
     options = _items.Options(0.1, 0.9, None, maximize=False)
     with torch.no_grad():
-        _multi_tensor.multi_tensor(items, options)
+        _multi_tensor.multi_tensor(items, options, _multi_tensor_gpu.Lengths())
     assert [item[0] is far for item in taken] == [True]
     assert (near != 1).all()
 

@@ -20,6 +20,7 @@ from gravity_torch import (  # noqa: E402
     _paths,
 )
 from gravity_torch._items import Batch  # noqa: E402
+from gravity_torch._memory import Checks  # noqa: E402
 from tests.support.programs import printed_words  # noqa: E402
 
 DTYPES = [
@@ -57,8 +58,8 @@ def taken(monkeypatch):
     """Return a list that grows with the number of tensors that the kernels update."""
     numbers, own = [], _fused_cpu.prepare
 
-    def prepare(table, groups):
-        update = own(table, groups)
+    def prepare(table, *args):
+        update = own(table, *args)
         return lambda: numbers.append(len(table.rows)) or update()
 
     monkeypatch.setattr(_fused_cpu, "prepare", prepare)
@@ -174,7 +175,7 @@ def test_no_kernel_writes_outside_the_tensors(monkeypatch, threads, dtype, size)
     counters = torch.full((3,), 5.0)
     group = Gravity([torch.nn.Parameter(p)], weight_decay=0.01).param_groups[0]
     batch = Batch(group, [p], [grad], [velocity], [counters[1]])
-    plan = _paths.plan([batch], {}, _fused.Checks())
+    plan = _paths.plan([batch], {}, Checks())
     assert plan.kernels
     assert not plan.others
     _paths.update(plan)
@@ -404,9 +405,9 @@ def without_numba(monkeypatch):
 def test_without_numba_the_default_is_foreach(monkeypatch):
     called = []
 
-    def multi_tensor(items, options):
+    def multi_tensor(items, *args):
         called.append(len(items))
-        _multi_tensor.multi_tensor(items, options)
+        _multi_tensor.multi_tensor(items, *args)
 
     loop = run(parameters(*SHAPES), foreach=False)
     monkeypatch.setattr(_paths, "multi_tensor", multi_tensor)
@@ -457,6 +458,6 @@ def test_functional_tensors_do_not_reach_a_kernel():
     wrapped = torch._to_functional_tensor(torch.ones(3))
     group = Gravity([torch.ones(3, requires_grad=True)]).param_groups[0]
     batch = Batch(group, [wrapped], [wrapped], [wrapped], [torch.tensor(0.0)])
-    tables, others = _fused.split([batch], {}, _fused.Checks())
-    assert not tables
-    assert others == [batch]
+    plan = _paths.plan([batch], {}, Checks())
+    assert not plan.kernels
+    assert len(plan.others) == 1

@@ -93,7 +93,7 @@ def compare(
     with np.errstate(all="ignore"):  # as on a GPU
         for number in range(updates):
             single_tensor([(*x[:3], x[3] + number, x[4]) for x in items], options)
-            _fused_cuda.update_group(dtypes, table, CPU, on_device, capturable, {})
+            _fused_cuda.prepare_group(dtypes, table, CPU, on_device, capturable, {})()
     assert (table == given).all()
     assert_same_bits(steps.numbers(), torch.arange(len(gradients)) % 5 + float(updates))
     for (p, grad, velocity), (w, g, v, *_) in zip(tensors, items, strict=True):
@@ -314,7 +314,7 @@ def run(
 
     table, tensors = table_and_tensors
     keep = {} if keep is None else keep
-    _fused_cuda.update_group([dtype] * 3, table, CPU, options, capturable, keep)
+    _fused_cuda.prepare_group([dtype] * 3, table, CPU, options, capturable, keep)()
     return tensors
 
 
