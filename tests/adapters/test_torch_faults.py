@@ -1,0 +1,388 @@
+"""A step or a load happens whole, or not at all: what can be refused is refused before a change."""
+
+import copy
+import gc
+import pickle
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
+
+from gravity_torch import Gravity, _multi_tensor_gpu, _paths  # noqa: E402
+from tests.support.programs import printed_words  # noqa: E402
+
+PATHS = {
+    "loop": {"foreach": False},
+    "loop, capturable": {"foreach": False, "capturable": True},
+    "default": {},
+    "default, capturable": {"capturable": True},
+    "default, rate in a tensor": {"lr": torch.tensor(0.1)},
+    "default, maximize": {"maximize": True, "weight_decay": 0.1},
+    "foreach": {"foreach": True},
+    "foreach, capturable": {"foreach": True, "capturable": True},
+    "GPU": {"foreach": True},
+    "GPU, capturable": {"foreach": True, "capturable": True},
+    "differentiable": {"differentiable": True},
+}
+SHAPE = (3, 4)
+path = pytest.mark.parametrize("path", PATHS)
+
+
+@pytest.fixture
+def run_of(path, monkeypatch):
+    """Return four parameters in two groups after a step, and their optimizer."""
+    if path.startswith("GPU"):
+        monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
+    return stepped(path)
+
+
+def stepped(path):
+    params = [torch.ones(SHAPE) for _ in range(4)]
+    if path != "differentiable":
+        params = [torch.nn.Parameter(p) for p in params]
+    optimizer = Gravity([{"params": params[:2]}, {"params": params[2:]}], **PATHS[path])
+    for p in params:
+        p.grad = torch.full(SHAPE, 0.1)
+    optimizer.step()
+    return params, optimizer
+
+
+def bits(x):
+    """Return a tensor as its bits, if it has some, and other values as text."""
+    if isinstance(x, dict):
+        return {key: bits(value) for key, value in x.items() if key != "params"}
+    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_meta:
+        return repr(x)
+    flat = x.detach().clone(memory_format=torch.contiguous_format).view(-1)
+    return str(x.dtype), flat.view(torch.uint8).tolist()
+
+
+def everything(params, optimizer):
+    """Return all that must not change."""
+    states = [bits(dict(optimizer.state[p])) for p in params if p in optimizer.state]
+    groups = [bits(group) for group in optimizer.param_groups]
+    return [bits(p) for p in params], states, groups, bits(optimizer.defaults)
+
+
+def gradient(dtype):
+    def change(p, state):
+        p.grad, p.grad_dtype = None, None
+        p.grad = torch.ones(SHAPE).to(dtype)
+
+    return change
+
+
+def state(name, make):
+    def change(p, state):
+        state[name] = make()
+
+    return change
+
+
+def inference():
+    with torch.inference_mode():
+        return torch.zeros(SHAPE)
+
+
+STEPS = {
+    "negative": lambda: torch.tensor(-5.0),
+    "nan": lambda: torch.tensor(float("nan")),
+    "None": lambda: None,
+    "text": lambda: "abc",
+    "a number": lambda: 3,
+    "two": lambda: torch.tensor([1.0, 2.0]),
+    "empty": lambda: torch.tensor([]),
+    "bool": lambda: torch.tensor(True),
+    "complex": lambda: torch.tensor(1j),
+    "sparse": lambda: torch.tensor([3.0]).to_sparse(),
+    "meta": lambda: torch.empty((), device="meta"),
+    "float8": lambda: torch.tensor(3.0).to(torch.float8_e4m3fn),
+    "NumPy": lambda: np.float32(3),
+}
+VELOCITIES = {
+    "None": lambda: None,
+    "list": lambda: [[0.0] * 4] * 3,
+    "text": lambda: "abc",
+    "NumPy": lambda: np.zeros(SHAPE, np.float32),
+    "sparse": lambda: torch.zeros(SHAPE).to_sparse(),
+    "expanded": lambda: torch.zeros(1, 1).expand(SHAPE),
+    "overlapping": lambda: torch.zeros(20).as_strided(SHAPE, (2, 1)),
+    "meta": lambda: torch.zeros(SHAPE, device="meta"),
+    "transposed": lambda: torch.zeros(4, 3),
+    "flat": lambda: torch.zeros(12),
+    "integer": lambda: torch.zeros(SHAPE, dtype=torch.int64),
+    "float8": lambda: torch.zeros(SHAPE).to(torch.float8_e4m3fn),
+    "bool": lambda: torch.zeros(SHAPE, dtype=torch.bool),
+    "complex": lambda: torch.zeros(SHAPE, dtype=torch.complex64),
+    "inference": inference,
+}
+FAULTS = {
+    **{
+        f"gradient {dtype}": (gradient(dtype), r"p\.grad must have a floating .*" + str(dtype))
+        for dtype in (torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool)
+    },
+    **{f"step {name}": (state("step", make), r"step in the state") for name, make in STEPS.items()},
+    **{
+        f"velocity {name}": (state("velocity", make), r"velocity (must|is)|and velocity must")
+        for name, make in VELOCITIES.items()
+    },
+}
+
+
+@path
+def test_a_step_is_refused_before_anything_moves(path, run_of):
+    """The fault is in the last place of the last group."""
+    params, optimizer = run_of
+    p = params[3]
+    healthy, grad = dict(optimizer.state[p]), p.grad
+    for name, (change, message) in FAULTS.items():
+        change(p, optimizer.state[p])
+        before = everything(params, optimizer)
+        with pytest.raises((ValueError, RuntimeError), match=message) as raised:
+            optimizer.step()
+        assert raised.type is ValueError or "inference" in name
+        assert everything(params, optimizer) == before, name
+        optimizer.state[p].update(healthy)
+        p.grad = None
+        p.grad_dtype = torch.float32
+        p.grad = grad
+    optimizer.step()
+    assert [int(optimizer.state[p]["step"]) for p in params] == [2] * 4
+
+
+@pytest.mark.parametrize("path", ["loop", "default", "foreach"])
+def test_a_refused_first_step_creates_no_state(path):
+    p, q = (torch.nn.Parameter(torch.ones(SHAPE)) for _ in range(2))
+    optimizer = Gravity([p, q], **PATHS[path])
+    optimizer.state[p] = {"theirs": 7}
+    p.grad = torch.ones(SHAPE)
+    gradient(torch.int64)(q, {})
+    with pytest.raises(ValueError, match=r"p\.grad must have a floating"):
+        optimizer.step()
+    assert dict(optimizer.state) == {p: {"theirs": 7}}
+    optimizer.state[p] = {"step": None}
+    with pytest.raises(ValueError, match=r"^step in the state must be finite and >= 0, got None$"):
+        optimizer.step()
+    assert dict(optimizer.state) == {p: {"step": None}}
+
+
+def test_differentiable_refuses_a_leaf_before_anything_moves():
+    p, q = torch.ones(3), torch.nn.Parameter(torch.ones(3))
+    optimizer = Gravity([p, q], differentiable=True)
+    p.grad, q.grad = torch.ones(3), torch.ones(3)
+    with pytest.raises(RuntimeError, match="`differentiable` requires parameters that are not"):
+        optimizer.step()
+    assert not optimizer.state
+    assert (p == 1).all()
+
+
+@path
+def test_a_step_in_inference_mode_makes_a_state_for_steps_outside(path, run_of):
+    params, optimizer = run_of
+    optimizer.state.clear()
+    with torch.inference_mode():
+        optimizer.step()
+    optimizer.step()
+    assert [int(optimizer.state[p]["step"]) for p in params] == [2] * 4
+
+
+def loaded(name, value):
+    return lambda state_dict: state_dict["state"][3].update({name: value})
+
+
+def grouped(name, value):
+    return lambda state_dict: state_dict["param_groups"][1].update({name: value})
+
+
+LOADS = {
+    **{
+        f"step {name}": (loaded("step", value), "step in the state")
+        for name, value in {
+            **{k: make() for k, make in STEPS.items() if k not in ("a number", "NumPy", "float8")},
+            "a bad number": -5.0,
+            "a large number": 10**400,
+            "True": True,
+        }.items()
+    },
+    **{
+        f"velocity {name}": (loaded("velocity", VELOCITIES[name]()), "velocity must|and velocity")
+        for name in VELOCITIES
+        if name not in ("expanded", "overlapping", "integer", "float8", "bool", "inference")
+    },
+    **{
+        f"{name} {value!r:.20}": (grouped(name, value), f"{name} must be")
+        for name in ("lr", "alpha", "beta", "weight_decay", "initial_lr", "velocity_std")
+        for value in ("abc", -1, float("nan"), 10**400, torch.tensor([1.0, 2.0]))
+    },
+    **{
+        f"{name} {value!r:.20}": (grouped(name, value), f"{name} must be")
+        for name in ("seed", "first_step", "foreach", "capturable", "fused", "derived_std")
+        for value in ("abc", -1, torch.tensor([1.0, 2.0]))
+    },
+    "no dict": (lambda state_dict: state_dict.update(state=None), "state must be a dict"),
+    "no state": (lambda state_dict: state_dict.pop("state"), "with state and param_groups"),
+    "no groups": (lambda state_dict: state_dict.update(param_groups={}), "param_groups must be"),
+    "a list": (lambda state_dict: state_dict["state"].update({3: [1]}), "parameter must be a dict"),
+}
+
+
+@pytest.mark.parametrize("path", ["default", "loop, capturable", "default, rate in a tensor"])
+def test_a_load_is_refused_before_anything_is_in_place(path):
+    params, optimizer = stepped(path)
+    other = stepped(path)[1]
+    other.step()
+    before, parts = everything(params, optimizer), list(map(id, optimizer.param_groups))
+    for name, (change, message) in LOADS.items():
+        state_dict = copy.deepcopy(other.state_dict())
+        change(state_dict)
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(state_dict)
+        assert everything(params, optimizer) == before, name
+        assert list(map(id, optimizer.param_groups)) == parts
+    optimizer.load_state_dict(other.state_dict())
+    optimizer.step()
+    assert int(optimizer.state[params[0]]["step"]) == 3
+
+
+def test_a_load_copies_so_the_state_dict_stays_as_it_is():
+    """One counter and one V for all parameters; V is expanded."""
+    params, optimizer = stepped("default")
+    state_dict = optimizer.state_dict()
+    counter, velocity = torch.tensor(10.0), torch.ones(1, 1).expand(SHAPE)
+    state_dict["state"] = {i: {"step": counter, "velocity": velocity} for i in range(4)}
+    optimizer.load_state_dict(state_dict)
+    for _ in range(5):
+        optimizer.step()
+    assert [int(optimizer.state[p]["step"]) for p in params] == [15] * 4
+    assert counter == 10
+    assert (velocity == 1).all()
+
+
+def test_memory_that_runs_out_moves_nothing():
+    """In a process whose address space is limited, with a tensor in which every copy counts."""
+    code = """
+import resource, sys, torch
+from gravity_torch import Gravity
+torch.set_num_threads(1)
+def pages():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+for options in ({}, {"foreach": False}, {"foreach": True}):
+    shape = (2, 1_500_000)
+    memory = torch.ones(shape).t() if options.get("foreach") else torch.ones(shape)
+    params = [torch.nn.Parameter(x) for x in (torch.ones(3), memory)]
+    optimizer = Gravity(params, **options)
+    for p in params:
+        p.grad = torch.ones(p.shape)
+    def look():
+        return [float(p.detach().sum()) for p in params], {
+            i: [float(x.sum()) for x in optimizer.state[p].values()]
+            for i, p in enumerate(params) if p in optimizer.state
+        }
+    refused = 0
+    for state in ("new", "old"):
+        before = look()
+        resource.setrlimit(resource.RLIMIT_AS, (pages() + 2**22, resource.RLIM_INFINITY))
+        try:
+            optimizer.step()
+        except (RuntimeError, MemoryError):
+            refused += 1
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+            assert look() == before, (options, state)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+        optimizer.step()
+    print(refused)
+"""
+    refused = printed_words(code)
+    assert len(refused) == 3
+    assert all(int(number) >= 1 for number in refused)  # the kernels need memory for V₀ only
+
+
+def test_the_lengths_of_the_gpu_path_are_bounded_and_die_with_the_optimizer(monkeypatch):
+    monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
+    rng = np.random.default_rng(0)
+    params = [torch.nn.Parameter(torch.ones(1 + i)) for i in range(20)]
+    optimizer = Gravity(params, foreach=True)
+    for _ in range(3 * _multi_tensor_gpu.KEPT):
+        for p in params:
+            p.grad = torch.ones_like(p) if rng.random() < 0.5 else None
+        optimizer.step()
+    lengths = optimizer._checks.lengths
+    assert len(lengths.kept) <= _multi_tensor_gpu.KEPT + 1
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert not other._checks.lengths.kept
+    table = weakref.ref(next(iter(lengths.kept.values())))
+    del lengths, optimizer, other
+    gc.collect()
+    assert table() is None
+
+
+def test_lengths_of_one_step_are_kept_however_many(monkeypatch):
+    """Dropped ones would be sent to the GPU again in every step, and the host would wait."""
+    monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
+    monkeypatch.setattr(_multi_tensor_gpu, "CONCATENATED", 2)
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(6)]
+    optimizer = Gravity([{"params": params[i : i + 2]} for i in (0, 2, 4)], foreach=True)
+    monkeypatch.setattr(_multi_tensor_gpu, "KEPT", 0)
+    lengths = optimizer._checks.lengths
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = dict(lengths.kept)
+    assert before
+    optimizer.step()
+    assert all(lengths.kept[key] is value for key, value in before.items())
+
+
+def interrupted(path, number):
+    """Step, raise KeyboardInterrupt at a line of the adapter, and return t, W and V."""
+    params, optimizer = stepped(path)
+    folder, left = str(Path(_paths.__file__).parent), number
+
+    def trace(frame, event, _):
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(folder):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        optimizer.step()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    states = [optimizer.state[p] for p in params]
+    return left <= 0, [
+        (int(s["step"]), bits(p), bits(s["velocity"])) for p, s in zip(params, states, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("path", ["default", "loop"])
+def test_ctrl_c_leaves_what_the_page_says(path):
+    """At every 13th line. In the default path, W and V move together, after t has counted."""
+    (_, first), (_, last) = interrupted(path, 1), interrupted(path, 10**9)
+    assert [x[0] for x in first] == [1] * 4
+    assert [x[0] for x in last] == [2] * 4
+    seen, number, hit = set(), 1, True
+    while hit:
+        hit, now = interrupted(path, number)
+        for a, x, b in zip(first, now, last, strict=True):
+            assert all(value in (old, new) for old, value, new in zip(a, x, b, strict=True))
+            seen.add(tuple(value == new for value, new in zip(x, b, strict=True)))
+        if path == "default":
+            assert len({x[1:] == b[1:] for x, b in zip(now, last, strict=True)}) == 1
+        number += 13
+    assert {(False, False, False), (True, True, True)} <= seen
+    if path == "default":
+        assert seen <= {(False,) * 3, (True, False, False), (True, True, True)}
+    else:
+        assert (True, False, False) not in seen  # t counts last
