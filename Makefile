@@ -28,7 +28,11 @@ ifeq ($(shell uname -sm 2>/dev/null),Linux x86_64)
 TRITON := .venv-triton/.installed
 endif
 
-.PHONY: parity test test-clients lint schemas types wheel dist matrix newest-jax mutants constraints clean
+# Options of `make hostile`, such as "--seed 1 --minutes 60".
+HOSTILE ?=
+
+.PHONY: parity test test-clients lint schemas types wheel dist matrix newest-jax mutants hostile \
+	constraints clean
 
 parity: $(VENV)/.installed
 	$(VENV)/$(BIN)/python -m gravity_conformance parity --out parity
@@ -75,6 +79,10 @@ newest-jax: $(TOOLS)/.installed
 # Changes gravity_core in one place after the other; the nearest tests must notice.
 mutants: $(MUTANTS)/.installed
 	$(MUTANTS)/$(BIN)/python .ci/mutants.py $(MODULES)
+
+# Tries faults for ten minutes; docs/reliability.md says which, and what is promised.
+hostile: $(VENV)/.installed
+	$(VENV)/$(BIN)/python -m tests.hostile $(HOSTILE)
 
 # Pins the newest releases that work together, for all Pythons in one file.
 constraints: $(TOOLS)/.installed

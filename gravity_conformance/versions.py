@@ -39,7 +39,7 @@ def versions() -> Iterator[str]:
     yield f"python: {platform.python_version()} ({platform.python_implementation()})"
     cores = f"{os.cpu_count()} CPUs, {report.platform['cpu']}"
     yield f"platform: {platform.platform()}, {cores}"
-    yield f"packages: {', '.join(_installed())}"
+    yield f"packages: {', '.join(installed())}"
     with processes(list(entry_points())) as started:
         for name, process in started.items():
             found = imported(name, process, report)
@@ -52,7 +52,8 @@ def versions() -> Iterator[str]:
                 yield report.failures[-1]
 
 
-def _installed() -> Iterator[str]:
+def installed() -> Iterator[str]:
+    """Yield the names and versions of PACKAGES that are installed."""
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             yield f"{name} {importlib.metadata.version(name)}"

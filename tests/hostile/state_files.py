@@ -1,12 +1,11 @@
 """Spoilt files of a State: each is refused with a ValueError, or gives exactly its numbers.
 
-`faults` yields spoilt files, `try_fault` loads one of them, and `run` does both for a time. Which
-numbers are right is what NumPy and json read from the same file. A violation is an AssertionError
-whose message has the name of the fault; the same seed makes the same faults.
+`faults` yields spoilt files, and `try_fault` loads one of them. Which numbers are right is what
+NumPy and json read from the same file. A violation is an AssertionError.
 """
 
+import functools
 import io
-import itertools
 import json
 import os
 import signal
@@ -18,14 +17,15 @@ import tracemalloc
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gravity_core import State
+from tests.hostile.running import Case, repeat
 
 SHAPES = {
     "float16": [(3,)],
@@ -335,60 +335,44 @@ for t in range(10**9):
 """
 
 
-def kills(random: Random, folder: Path, count: int) -> Counter[str]:
-    """Kill processes that save one file again and again; the file must stay whole.
+def kills(random: Random, folder: Path) -> Iterator[Case]:
+    """Return kills of a process that saves one file again and again, without end.
 
-    Args:
-        random: chooses the signals and the moments.
-        folder: where the file is written.
-        count: the number of processes.
-
-    Returns:
-        how many left something behind, and how many nothing; the next save has removed it.
+    The file must stay whole, and the next save must remove what was left.
     """
-    counts: Counter[str] = Counter()
     path = folder / "killed.npz"
-    for _ in range(count):
+
+    def attempt() -> str:
         command = [sys.executable, "-c", SAVING, str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
             time.sleep(random.uniform(0, 0.05))
-            process.send_signal(random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGHUP]))
+            process.send_signal(number)
         state = State.load(path)
         assert (state.velocities[0] == state.t).all(), "numbers of two saves in one file"
         left = [name for name in os.listdir(folder) if name.startswith(".gravity-")]
-        counts["left something" if left else "left nothing"] += 1
         state.save(path)
         assert os.listdir(folder) == [path.name], f"the next save left {left}"
-    return counts
+        return "whole, a file was left and removed" if left else "whole"
+
+    while True:
+        number = random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+        yield Case("kill", signal.Signals(number).name, attempt)
 
 
-def run(
-    random: Random,
-    folder: Path,
-    *,
-    seconds: float | None = None,
-    most: int | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> Counter[str]:
-    """Try spoilt files until the time or the number is up.
+def run_kills(random: Random, folder: Path, **limits: Any) -> Counter[str]:
+    """Kill saves until a limit of `running.repeat`."""
+    return repeat(kills(random, folder), **limits)
 
-    Args:
-        random: chooses the faults.
-        folder: where the file is written.
-        seconds: the time, or None for no limit.
-        most: the number of files, or None for no limit.
-        clock: what measures the time.
 
-    Returns:
-        how many files of each kind were refused and read, such as
-        ``{"flips of float32: refused": 100, …}``.
-    """
-    counts: Counter[str] = Counter()
-    end = None if seconds is None else clock() + seconds
-    for kind, fault in itertools.islice(faults(random), most):
-        counts[f"{kind}: {try_fault(fault, folder / 'spoilt.npz')}"] += 1
-        if end is not None and clock() > end:
-            break
-    return counts
+def cases(random: Random, folder: Path) -> Iterator[Case]:
+    """Return spoilt files, each with its load."""
+    path = folder / "spoilt.npz"
+    for kind, fault in faults(random):
+        yield Case(kind, fault.name, functools.partial(try_fault, fault, path))
+
+
+def run(random: Random, folder: Path, **limits: Any) -> Counter[str]:
+    """Try spoilt files until a limit of `running.repeat`."""
+    return repeat(cases(random, folder), **limits)
