@@ -96,7 +96,8 @@ def has_another_meaning(name: str, value: Any) -> bool:
     # Callables are schedules. Keras refuses arrays, which may change, and its rate is a float32.
     if callable(value) or isinstance(value, np.ndarray):
         return True
-    return isinstance(value, (int, float, Decimal)) and value > float(np.finfo(np.float32).max)
+    number = float(value) if isinstance(value, Decimal) else value
+    return isinstance(number, (int, float)) and number > float(np.finfo(np.float32).max)
 
 
 def outcome(package: Callable[[dict[str, Any]], np.ndarray], options: dict[str, Any]) -> Any:

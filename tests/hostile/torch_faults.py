@@ -81,7 +81,7 @@ def _expanded_grad(p: Tensor, random: Random) -> None:
 
 
 def _reversed_grad(p: Tensor, random: Random) -> None:
-    p.grad = torch.randn(p.shape[::-1]).to(p.dtype).permute(*range(p.ndim)[::-1])
+    p.grad = torch.randn(p.shape[::-1]).to(p.dtype).permute(tuple(range(p.ndim))[::-1])
 
 
 def _own_memory_as_grad(p: Tensor, random: Random) -> None:
