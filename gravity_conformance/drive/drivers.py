@@ -94,7 +94,8 @@ class Driver:
         """
         if how.pop("fast", False) and self.session.compiles is not None:
             how["mode"] = self.session.compiles
-        dtype = "bfloat16" if bfloat16 else weights[0].dtype.name
+        widest = max((w.dtype for w in weights), key=lambda dtype: dtype.itemsize)
+        dtype = "bfloat16" if bfloat16 else widest.name
         return self.session(self.setup(options, dtype, **how), weights)
 
 

@@ -31,6 +31,7 @@ class KerasSession(StateSession):
     """A `keras.optimizers.Optimizer` class."""
 
     compiles: ClassVar[str | None] = "fit"
+    misses: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ("keras", "tensorflow")
 
     @staticmethod
@@ -74,7 +75,7 @@ class KerasSession(StateSession):
         """Construct the optimizer and build it for variables with copies of `weights`."""
         self.setup, self._keras = setup, importlib.import_module("keras")
         with _floatx(setup.dtype):
-            self._variables = [self._keras.Variable(w, dtype=setup.dtype) for w in weights]
+            self._variables = [self._keras.Variable(w, dtype=setup.dtype_of(w)) for w in weights]
             self.optimizer = setup.shared or setup.construct()
             self.optimizer.build(self._variables)
         self._model = self._trained() if setup.mode == "fit" else None
@@ -112,9 +113,8 @@ class KerasSession(StateSession):
             tensor = self._keras.ops.cast(tensor, "float32")
         return np.array(self._keras.ops.convert_to_numpy(tensor))
 
-    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+    def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Set the learning rate, if it is given, and apply the gradients."""
-        dtype = self.setup.dtype
         if lr is not None:
             array = self.setup.array_rate
             self.optimizer.learning_rate = self._keras.ops.convert_to_tensor(lr) if array else lr
@@ -122,10 +122,11 @@ class KerasSession(StateSession):
             with _floatx(self.setup.dtype):
                 self._model.train_on_batch(tuple(g[None] for g in grads), np.zeros((1, 1)))
             return list(grads)
-        tensors = [self._keras.ops.convert_to_tensor(g, dtype=dtype) for g in grads]
+        convert = self._keras.ops.convert_to_tensor
+        tensors = [None if g is None else convert(g, dtype=self.setup.dtype_of(g)) for g in grads]
         with _floatx(self.setup.dtype):
             self._apply(tensors)
-        return [self._numpy(g) for g in tensors]
+        return [self._numpy(g) for g in tensors if g is not None]
 
     def weights(self) -> Arrays:
         """Return the variables."""

@@ -68,8 +68,10 @@ class OptaxSession(StateSession):
         self.setup, self._jax = setup, importlib.import_module("jax")
         with _x64(setup.dtype):
             self._params = self._tree(weights)
-            instead = {} if setup.schedule is None else {"learning_rate": self._schedule()}
-            if setup.array_rate:
+            instead = {}
+            if setup.schedule is not None:
+                instead = {"learning_rate": self._schedule()}
+            elif setup.array_rate:
                 instead = {"learning_rate": self._jax.numpy.asarray(setup.rate, setup.dtype)}
             self.optimizer = setup.shared or setup.construct(**instead)
             self._state = self.optimizer.init(self._params)
@@ -83,9 +85,9 @@ class OptaxSession(StateSession):
 
     def _tree(self, arrays: Sequence[np.ndarray]) -> dict[str, Any]:
         # A dict, because a state might contain a list of its own, which would look like parameters.
-        dtype = self.setup.dtype
+        asarray, dtype = self._jax.numpy.asarray, self.setup.dtype_of
         # JAX orders the leaves by key, so the keys are padded.
-        return {f"w{i:06}": self._jax.numpy.asarray(x, dtype) for i, x in enumerate(arrays)}
+        return {f"w{i:06}": asarray(x, dtype(x)) for i, x in enumerate(arrays)}
 
     def _arrays(self, tree: Mapping[str, Any]) -> Arrays:
         bfloat16 = self.setup.dtype == "bfloat16"
@@ -95,7 +97,7 @@ class OptaxSession(StateSession):
         updates, state = self.optimizer.update(grads, state, params)
         return importlib.import_module("optax").apply_updates(params, updates), state
 
-    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+    def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Update the parameters. `lr` is not used: the schedule or the constructor has the rate."""
         with _x64(self.setup.dtype):
             given = self._tree(grads)

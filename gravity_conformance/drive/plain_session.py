@@ -27,7 +27,7 @@ class PlainSession(Session):
         self._before: list[tuple[np.ndarray, bytes]] = []  # the gradients of the step before
         self._reuses = False
 
-    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+    def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Call the function for each tensor."""
         rate: Any = self.setup.options["learning_rate"] if lr is None else lr
         if self.setup.array_rate:

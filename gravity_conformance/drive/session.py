@@ -31,7 +31,7 @@ class Setup:
         found: the implementation.
         arguments: the arguments that it offers.
         options: by our names. Those that the implementation does not offer are ignored.
-        dtype: "float16", "bfloat16", "float32" or "float64".
+        dtype: "float16", "bfloat16", "float32" or "float64"; the widest of several.
         schedule: the learning rate of every step; None if it does not change.
         begun: the number of steps before the schedule starts.
         mode: how the step runs: a key of `Session.modes`, or the value of `Session.compiles`.
@@ -61,6 +61,10 @@ class Setup:
         """The learning rate of the constructor."""
         return float(self.options["learning_rate"])
 
+    def dtype_of(self, array: np.ndarray) -> str:
+        """Return the dtype that an array gets."""
+        return "bfloat16" if self.dtype == "bfloat16" else array.dtype.name
+
     def construct(self, *args: Any, **instead: Any) -> Any:
         """Call the implementation with the options; `instead` overrides some of them."""
         return self.found(*args, **self.arguments.keywords({**self.options, **instead}))
@@ -74,7 +78,8 @@ class Session(ABC):
         optimizer: the constructed object; a plain function has none.
         stateless: whether the caller keeps V and t. Then there is no V₀ and no state.
         compiles: the mode in which users compile the step; None if they do not.
-        groups: whether the optimizer has groups of parameters, and accepts None as a gradient.
+        groups: whether the optimizer has groups of parameters.
+        misses: whether the optimizer accepts None as a gradient.
         strides: whether users choose how arrays lie in memory.
         copies: whether users copy the optimizer together with its weights.
         shares: whether users apply one optimizer to several states.
@@ -86,6 +91,7 @@ class Session(ABC):
     stateless: ClassVar[bool] = False
     compiles: ClassVar[str | None] = None
     groups: ClassVar[bool] = False
+    misses: ClassVar[bool] = False
     strides: ClassVar[bool] = False
     copies: ClassVar[bool] = False
     shares: ClassVar[bool] = False
@@ -105,11 +111,14 @@ class Session(ABC):
         """Construct the optimizer for copies of `weights`."""
 
     @abstractmethod
-    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+    def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Make one step at the learning rate `lr`; None keeps the current rate, or those of groups.
 
+        With `groups`, `lr` may be a list of the rates of all groups. With `misses`, None in place
+        of a gradient means that the tensor has none.
+
         Returns:
-            The gradients, as the step left them.
+            The gradients that were given, as the step left them.
         """
 
     @abstractmethod

@@ -15,10 +15,14 @@ from gravity_conformance.drive.session import LATE, Arrays, Setup, StateSession,
 from gravity_conformance.protocol import Task, Training
 
 
+LAYOUTS = 4  # ways in which a strided tensor lies in memory
+
+
 class TorchSession(StateSession):
     """A `torch.optim.Optimizer` class; its modes are arguments of the constructor."""
 
     groups: ClassVar[bool] = True
+    misses: ClassVar[bool] = True
     strides: ClassVar[bool] = True
     copies: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ("torch",)
@@ -67,8 +71,10 @@ class TorchSession(StateSession):
         return [self._torch.nn.Parameter(self._tensor(w, i)) for i, w in enumerate(weights)]
 
     def _group(self, params: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        names = self.setup.arguments.names
-        return {"params": params} | {names[name]: x for name, x in options.items() if name in names}
+        names, own = self.setup.arguments.names, dict(options)
+        if self.setup.array_rate:
+            own["learning_rate"] = self._torch.tensor(own["learning_rate"])
+        return {"params": params} | {names[name]: x for name, x in own.items() if name in names}
 
     def _rate(self) -> dict[str, Any]:
         if not self.setup.array_rate:
@@ -87,13 +93,15 @@ class TorchSession(StateSession):
 
         One that expands may have one row in memory for all; it cannot be written to.
         """
-        tensor = self._torch.tensor(array, dtype=getattr(self._torch, self.setup.dtype))
+        tensor = self._torch.tensor(array, dtype=getattr(self._torch, self.setup.dtype_of(array)))
         if not self.setup.strided or not tensor.ndim:
             return tensor
-        if place % 3 == 0:
+        if place % LAYOUTS == 0:
             return tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
-        if place % 3 == 1:
+        if place % LAYOUTS == 1:
             return self._torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
+        if place % LAYOUTS == 2 and tensor.ndim == 4:
+            return tensor.contiguous(memory_format=self._torch.channels_last)
         return tensor[:1].expand_as(tensor) if expands and _repeats(array) else tensor
 
     def _numpy(self, tensor: Any) -> np.ndarray:
@@ -101,18 +109,23 @@ class TorchSession(StateSession):
         array = (tensor.detach().float() if bfloat16 else tensor.detach()).numpy()
         return np.array(array)
 
-    def step(self, grads: Sequence[np.ndarray], lr: float | None = None) -> Arrays:
+    def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Set the learning rate of every group, if `lr` is given, and step.
 
         A parameter whose gradient is None has none. It must not move.
         """
         own = self.setup.arguments.names.get("learning_rate", "lr")
-        for group in self.optimizer.param_groups if lr is not None else ():
-            # Torch's schedulers set "lr", whatever the constructor calls it.
+        groups = self.optimizer.param_groups if lr is not None else []
+        rates = lr if isinstance(lr, list) else [lr] * len(groups)
+        for group, rate in zip(groups, rates, strict=bool(groups)):
+            # Torch's schedulers set "lr", whatever the constructor calls it, and fill a tensor.
             name = "lr" if "lr" in group or own not in group else own
-            group[name] = self._torch.tensor(lr) if self.setup.array_rate else lr
+            if self._torch.is_tensor(group.get(name)):
+                group[name].fill_(rate)
+            else:
+                group[name] = self._torch.tensor(rate) if self.setup.array_rate else rate
         tensors = [
-            None if g is None else self._tensor(g, i // 3, expands=True)
+            None if g is None else self._tensor(g, i // LAYOUTS, expands=True)
             for i, g in enumerate(grads)
         ]
         # Every other step gives the gradients in the memory of the step before.

@@ -1,6 +1,7 @@
 """Checks beside the update: states, groups, unchanged gradients, maximize and weight decay."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import numpy as np
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
-from gravity_conformance.conform.judge.trial import Case, Group, Trial, perform_groups
+from gravity_conformance.conform.judge.together import Part, Plan
+from gravity_conformance.conform.judge.trial import Case
 
 
 def resume(subject: Subject, judge: Judge) -> Finding:
@@ -18,7 +20,7 @@ def resume(subject: Subject, judge: Judge) -> Finding:
     finding = judge.judge(_continued(subject, 17, copied=False))
     grouped = judge.findings.get("groups")
     if finding.outcome == "pass" and grouped is not None and grouped.outcome == "pass":
-        return _together(subject, judge, _grouped(subject), reload_after=4)
+        return _together(subject, judge, replace(_grouped(subject), reload_after=4))
     return finding
 
 
@@ -43,11 +45,11 @@ def groups(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.groups:
         return Finding("not applicable", "it has no groups")
     finding = _together(subject, judge, _grouped(subject))
-    finding.note = finding.note or f"they differ in {', '.join(_chosen(subject))}"
+    finding.note = finding.note or f"they differ in {', '.join(chosen(subject))}"
     return finding
 
 
-def _chosen(subject: Subject) -> dict[str, Sequence[Any]]:
+def chosen(subject: Subject) -> dict[str, Sequence[Any]]:
     """Return the options that groups may have of their own, and their values."""
     wanted: dict[str, Sequence[Any]] = {
         "learning_rate": (0.1, 0.03, 0.2, 0.05),
@@ -61,55 +63,43 @@ def _chosen(subject: Subject) -> dict[str, Sequence[Any]]:
     return {n: values for n, values in wanted.items() if names.get(n) in defaults}
 
 
-def _grouped(subject: Subject) -> list[Group]:
-    given = []
-    for k, (steps, after) in enumerate(((6, 0), (6, 0), (6, 0), (3, 3))):
-        weights, gradients = subject.normal(steps, seed=40 + k)
-        options = subject.options() | {name: values[k] for name, values in _chosen(subject).items()}
-        given.append(Group(Case(weights, gradients, options), after))
-    return given
+def _grouped(subject: Subject) -> Plan:
+    added, options, own = (0, 0, 0, 3), [], chosen(subject)
+    for k in range(len(added)):
+        options.append(subject.options() | {name: values[k] for name, values in own.items()})
+    steps = [range(after, 6) for after in added]
+    return Plan([_part(subject, 40 + k, steps[k], k) for k in range(len(added))], options, added)
+
+
+def _part(subject: Subject, seed: int, steps: Sequence[int], group: int = 0) -> Part:
+    weights, gradients = subject.normal(len(steps), seed=seed)
+    return Part(weights, dict(zip(steps, gradients, strict=True)), group)
 
 
 def missing(subject: Subject, judge: Judge) -> Finding:
-    """A tensor that has no gradient after two steps, and one that has none in between."""
-    if not subject.driver.session.groups:
+    """Tensors without a gradient: after two steps, in between, and before the third step."""
+    if not subject.driver.session.misses:
         return Finding("not applicable", "every tensor has a gradient")
-    options = subject.options()
-    if subject.offers("weight_decay"):
-        options["weight_decay"] = 0.1
-    given = []
-    for seed, steps, gap in ((44, 6, (0, 0)), (45, 2, (0, 0)), (46, 4, (2, 2))):
-        weights, gradients = subject.normal(steps, seed=seed)
-        given.append(Group(Case(weights, gradients, options), gap=gap))
-    return _together(subject, judge, given)
+    steps: Sequence[Sequence[int]] = (range(6), range(2), (0, 1, 4, 5), (2, 3, 5))
+    parts = [_part(subject, 44 + k, given) for k, given in enumerate(steps)]
+    finding = _together(subject, judge, Plan(parts, [subject.decaying]))
+    finding.note = finding.note or f"t counts the steps of each {subject.counted}"
+    return finding
 
 
-def _together(subject: Subject, judge: Judge, given: Sequence[Group], **how: Any) -> Finding:
-    """Judge each of several groups of one optimizer."""
-    how |= {"at_rest": subject.at_rest, "hidden": subject.hidden}
-    runs = perform_groups(subject.driver, given, given[0].case.options, **how)
+def _together(subject: Subject, judge: Judge, plan: Plan) -> Finding:
+    """Judge each part of a plan."""
     worst = 0.0
-    for group, run in zip(given, runs, strict=True):
-        # An optimizer may count the steps of a tensor, or its own.
-        starts = dict.fromkeys((subject.first_step, subject.first_step + group.after))
-        trials = [[Trial(group.case, run, first)] for first in starts]
-        at, length = group.gap
-        if length and all(v is not None for v, _ in run.states):
-            (whole,) = trials[0]
-            trials.append([whole.beginning(at), whole.rest(at, length)])
-        findings = [_worst([judge.found(trial) for trial in parts]) for parts in trials]
-        finding = next((f for f in findings if f.outcome == "pass"), findings[0])
+    for part, trial in zip(plan.parts, subject.together(plan), strict=True):
+        finding = judge.found(trial)
         if finding.outcome != "pass":
-            of = [f"{name} {value:g}" for name, value in group.case.options.items()]
-            of += [f"added after {group.after} steps"] if group.after else []
+            of = [f"{name} {value:g}" for name, value in trial.case.options.items()]
+            after = plan.added[part.group]
+            of += [f"added after {after} steps"] if after else []
             finding.note = "; ".join(filter(None, (f"group of {', '.join(of)}", finding.note)))
             return finding
         worst = max(worst, finding.worst or 0.0)
     return Finding("pass", "", worst)
-
-
-def _worst(findings: Sequence[Finding]) -> Finding:
-    return max(findings, key=lambda f: (f.outcome != "pass", f.worst or 0.0))
 
 
 def closure(subject: Subject, judge: Judge) -> Finding:
@@ -129,8 +119,8 @@ def gradient(subject: Subject, judge: Judge) -> Finding:
     scales: Sequence[float] = SCALES
     if subject.refused(shape=()) is None:
         shapes, scales = (*SHAPES, ()), (*SCALES, 1.0)
-    chosen = [{}, *({name: 0.1 if name == "weight_decay" else True} for name in OPTIONAL)]
-    for wanted in chosen:
+    asked = [{}, *({name: 0.1 if name == "weight_decay" else True} for name in OPTIONAL)]
+    for wanted in asked:
         if not all(map(subject.offers, wanted)):
             continue
         weights, gradients = subject.normal(4, shapes, scales, seed=18)
@@ -159,7 +149,4 @@ def weight_decay(subject: Subject, judge: Judge) -> Finding:
         return finding
     if subject.offers("maximize") and subject.refused(maximize=True) is None:
         options["maximize"] = True
-    finding = judge.judge(Case(weights, gradients, options, rates=subject.halved(12)))
-    if finding.outcome != "pass" or subject.driver.session.compiles:
-        return finding  # the check "compiled" has tensors of many sizes with weight decay
-    return judge.judge(subject.swept(subject.rng("weight-decay"), False, options))
+    return judge.judge(Case(weights, gradients, options, rates=subject.halved(12)))

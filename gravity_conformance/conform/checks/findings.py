@@ -10,7 +10,8 @@ import numpy as np
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.compare import Verdict, compare, worst
 from gravity_conformance.conform.judge.diagnosis import diagnose, how_tolerated
-from gravity_conformance.conform.judge.trial import Case, Run, Trial, perform_in_turn
+from gravity_conformance.conform.judge.perform import perform_in_turn
+from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_conformance.mutations import COARSE, MUTATIONS, REFERENCE
 
 Outcome = Literal["pass", "differs", "error", "remark", "not applicable"]
@@ -61,7 +62,7 @@ class Judge:
     def observe(self, case: Case) -> Trial:
         """Feed a case to the implementation, and note whether it overwrote a gradient."""
         run = self.subject.run(case)
-        self.touched = self.touched or _touched(case, run)
+        self.touched = self.touched or touched(case, run)
         return Trial(case, run, self.subject.first_step)
 
     def in_turn(self, cases: Sequence[Case]) -> list[Trial]:
@@ -122,7 +123,7 @@ class Judge:
         return compare(self.observe(Case(weights, gradients, self.subject.options()))).inside
 
 
-def _touched(case: Case, run: Run) -> Finding | None:
+def touched(case: Case, run: Run) -> Finding | None:
     """Return the finding on the first gradient that a step overwrote, or None."""
     for step, (grads, left) in enumerate(zip(case.gradients, run.left, strict=True), start=1):
         for i, (g, after) in enumerate(zip(grads, left, strict=True)):

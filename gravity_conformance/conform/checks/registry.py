@@ -3,7 +3,14 @@
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from gravity_conformance.conform.checks import behaviour, gradients, halves, published, start
+from gravity_conformance.conform.checks import (
+    behaviour,
+    combined,
+    gradients,
+    halves,
+    published,
+    start,
+)
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.subject import Subject
 
@@ -29,7 +36,7 @@ class Check(NamedTuple):
 
 _DOUBLE, _HALVES = ("float64",), ("float16", "bfloat16")
 
-# The check "gradient" is last, because it reports on the gradients of all others.
+# The combinations take what other checks pass. The check "gradient" is last, because it reports on the gradients of all others.
 CHECKS: dict[str, Check] = {
     "convention": Check("convention of t", start.convention),
     "v0": Check("V₀", start.v0),
@@ -38,7 +45,6 @@ CHECKS: dict[str, Check] = {
     "own-v0": Check("trajectory from its own V₀", gradients.drawn),
     "vectors": Check("published vectors", published.vectors, quick=False),
     "long": Check("long trajectory, far steps", gradients.long, quick=False),
-    "float64": Check("float64", gradients.double, "float64", _DOUBLE),
     "float64-vectors": Check(
         "published vectors in float64", published.double, "float64", _DOUBLE, quick=False
     ),
@@ -47,7 +53,6 @@ CHECKS: dict[str, Check] = {
     "half-vectors": Check(
         "published vectors in half types", published.halves, "half types", _HALVES, quick=False
     ),
-    "compiled": Check("compiled", gradients.compiled, quick=False),
     "missing": Check("a missing gradient", behaviour.missing),
     "groups": Check("groups, one added later", behaviour.groups, "several groups"),
     "closure": Check("a closure", behaviour.closure),
@@ -66,6 +71,9 @@ CHECKS: dict[str, Check] = {
     "copied": Check("copied with its weights", behaviour.copied, "copying"),
     "maximize": Check("maximize", behaviour.maximize, "maximize"),
     "weight-decay": Check("weight decay", behaviour.weight_decay, "weight decay"),
+    "combined": Check("combinations", combined.combined),
+    "compiled": Check("compiled", combined.compiled, quick=False),
+    "float64": Check("float64", combined.double, "float64", _DOUBLE),
     "gradient": Check("gradient left untouched", behaviour.gradient),
 }
 

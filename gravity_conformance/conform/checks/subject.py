@@ -22,7 +22,9 @@ from gravity_conformance.conform.checks.inputs import (
 )
 from gravity_conformance.conform.checks.writable import why_unwritable
 from gravity_conformance.conform.judge.compare import compare
-from gravity_conformance.conform.judge.trial import Case, Run, Trial, perform
+from gravity_conformance.conform.judge.perform import perform
+from gravity_conformance.conform.judge.together import COUNTED, Part, Plan, perform_together
+from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_conformance.drive.drivers import Driver
 from gravity_conformance.drive.session import Arrays
 from gravity_core import hyperparameters as hp
@@ -136,6 +138,37 @@ class Subject:
         """Feed a case to the implementation."""
         at_rest = self.at_rest and self.resting.items() <= case.options.items()
         return perform(self.driver, case, at_rest=at_rest, hidden=self.hidden)
+
+    def together(self, plan: Plan) -> list[Trial]:
+        """Feed a plan to the implementation, and return the trial of each part."""
+        return [trials[self.counted] for trials in self._together(plan)]
+
+    def _together(self, plan: Plan) -> list[dict[str, Trial]]:
+        at_rest = self.at_rest and self.resting.items() <= plan.options[0].items()
+        how: dict[str, Any] = {"at_rest": at_rest, "hidden": self.hidden}
+        return perform_together(self.driver, plan, self.first_step, **how)
+
+    @functools.cached_property
+    def counted(self) -> str:
+        """Whose steps t counts, one of `COUNTED`: a gap shows it, or a group that is added."""
+        weights, gradients = self.normal(8, ((3,),), (1.0,), seed=48)
+        chosen = [{n: gradients[n] for n in steps} for steps in (range(8), (0, 1, 4, 5, 6))]
+        groups = int(self.driver.session.groups)
+        chosen += [{n: gradients[n] for n in (3, 4, 7)}] * groups
+        if self.driver.session.misses:
+            parts = [Part(weights, given, int(k == 2)) for k, given in enumerate(chosen)]
+            for plan in (
+                Plan(parts, [self.options()] * (1 + groups), (0, 3)[: 1 + groups]),
+                Plan(parts[:2], [self.options()]),
+            ):
+                try:
+                    found = self._together(plan)
+                except ANYTHING:
+                    continue
+                for name in COUNTED:
+                    if all(compare(trials[name]).inside for trials in found):
+                        return name
+        return COUNTED[0]
 
     @functools.cached_property
     def resting(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def compare(
     before_v, before_w = target.start
     states = run.states if beside is None else beside.states
     for index, ((v, w), (exact_v, exact_w)) in enumerate(zip(states, target.states, strict=True)):
-        t, rate = run.count + index + trial.first_step, case.rate(index)
+        t, rate = trial.count(index) + trial.first_step, case.rate(index)
         assert exact_v is not None
         deviation, limit = [0.0], [0.0]
         for i, bound in enumerate(bounds):
@@ -141,7 +141,7 @@ def worst(trial: Trial) -> float:
     (before_v, before_w), greatest = run.start, 0.0
     for index, (grads, (v, w)) in enumerate(zip(case.gradients, run.states, strict=True)):
         one = Case([], [grads], case.options, rates=[case.rate(index)])
-        here = Run(run.count + index, (before_v, before_w), [])
+        here = Run(trial.count(index), (before_v, before_w), [])
         ((exact_v, exact_w),) = Trial(one, here, trial.first_step).exact.states
         sizes = Case([], [[np.abs(g) for g in grads]], {**case.options, "maximize": False})
         here = Run(here.count, ([np.abs(x) for x in before_v], before_w), [])

@@ -1,0 +1,274 @@
+"""Checks of combinations: paths that an implementation may take, and what it may forget on them.
+
+Guarantee: every pair of values of two factors occurs in a row, from the default level on. A factor
+takes part only if the implementation offers it and its own check passes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance.conform.checks import behaviour, gradients
+from gravity_conformance.conform.checks.covering import Row, covering
+from gravity_conformance.conform.checks.findings import Finding, Judge, touched
+from gravity_conformance.conform.checks.subject import Subject
+from gravity_conformance.conform.judge.compare import compare
+from gravity_conformance.conform.judge.together import Part, Plan
+from gravity_conformance.conform.judge.trial import WrongResultError
+from gravity_conformance.drive.session import Arrays, CannotWriteError
+
+_DOUBLE = "a trajectory in float64"
+_STEPS = 4
+_SMALL = ((3,), (4, 3), (2, 3, 4), (7,), (5, 2), (2, 3, 2, 2))
+
+
+def combined(subject: Subject, judge: Judge) -> Finding:
+    """Combinations of sizes, layouts, gradients, options, groups and states in float32."""
+    return _judged(subject, judge, lambda row: row["dtype"] == "float32" and not row["fast"])
+
+
+def compiled(subject: Subject, judge: Judge) -> Finding:
+    """A trajectory, many sizes and combinations, compiled as by jax.jit or Keras's trainer."""
+    finding = gradients.compiled(subject, judge)
+    if finding.outcome != "pass":
+        return finding
+    return _judged(subject, judge, lambda row: row["fast"], finding)
+
+
+def double(subject: Subject, judge: Judge) -> Finding:
+    """A trajectory in float64, and combinations in it, also beside float32."""
+    finding = gradients.double(subject, judge)
+    if finding.outcome != "pass":
+        return finding
+    judge.findings[_DOUBLE] = finding
+    wanted = _judged(
+        subject, judge, lambda row: row["dtype"] != "float32" and not row["fast"], finding
+    )
+    return wanted
+
+
+def _passes(subject: Subject, judge: Judge, name: str, check: Any) -> bool:
+    """Tell whether a check passes; it may not have run."""
+    if name not in judge.findings:
+        try:
+            judge.findings[name] = check(subject, judge)
+        except ANYTHING as error:
+            judge.findings[name] = Finding("error", one_line(error))
+    return judge.findings[name].outcome == "pass"
+
+
+def _factors(subject: Subject, judge: Judge) -> dict[str, Sequence[Any]]:
+    """Return the values of every factor that the implementation offers; the first is plain."""
+    session = subject.driver.session
+
+    def if_passes(name: str, check: Any, *values: Any) -> tuple[Any, ...]:
+        return values if _passes(subject, judge, name, check) else ()
+
+    def if_offered(name: str) -> tuple[bool, ...]:
+        value = True if name == "maximize" else 0.1
+        offered = subject.offers(name) and subject.refused(**{name: value}) is None
+        return (False, True) if offered else (False,)
+
+    betas = [0.9]
+    if subject.offers("beta") or subject.driver.stateless:
+        betas += [0.5, 0.999]
+        betas += [b for b in (0.0, 1.0) if subject.refused(beta=b) is None]
+    moving = subject.unschedulable is None
+    scalar = if_passes("0-d", gradients.scalar, "0-d")
+    double = "float64" in subject.dtypes and _passes(subject, judge, _DOUBLE, gradients.double)
+    dtypes = ("float32", "float64") if double else ("float32",)
+    missing = if_passes("missing", behaviour.missing, "some", "the first ones")
+    return {
+        "fast": (False, True) if session.compiles else (False,),
+        "size": ("small", "5,000", "2^16", "2^17", "10,000 rows", "(3n, n)", "4-d", "5-d", *scalar),
+        "tensors": (3, 1, 25, 40) if session.compiles is None else (3, 1, 25),
+        "content": ("ordinary", "zero", "zero rows", "outlier", "negative", "tiny"),
+        "dtype": (*dtypes, "mixed") if double and not subject.driver.stateless else dtypes,
+        "strided": (False, *if_passes("strides", gradients.strides, True)),
+        "beta": betas,
+        "rate": ("constant", *(("changed",) if moving else ()), *(
+            if_passes("schedule", gradients.schedule, "0 once") if moving else ())),
+        "array": (False, *if_passes("rate", gradients.rate, True)),
+        "weight_decay": if_offered("weight_decay"),
+        "maximize": if_offered("maximize"),
+        "groups": ("one", *if_passes("groups", behaviour.groups, "two", "one added later")),
+        "missing": ("none", *missing),
+        "t": ("from the start", *(() if subject.unwritable else ("far",))),
+        "state": (
+            "kept",
+            *if_passes("resume", behaviour.resume, "loaded"),
+            *(if_passes("copied", behaviour.copied, "copied")),
+        ),
+    }
+
+
+def _rows(subject: Subject, judge: Judge) -> list[Row]:
+    rng = subject.rng("combined")
+    rows = covering(rng, _factors(subject, judge), subject.level.strength)
+    return rows if subject.level.rows is None else rows[: subject.level.rows]
+
+
+def _judged(
+    subject: Subject, judge: Judge, belongs: Any, before: Finding | None = None
+) -> Finding:
+    """Judge the rows of one check; each has a generator of its own."""
+    rows, judged = _rows(subject, judge), 0
+    for i, row in enumerate(rows):
+        if not belongs(row):
+            continue
+        found = _found(subject, judge, i, row)
+        judged += found.outcome != "not applicable"
+        if found.outcome in ("pass", "not applicable"):
+            continue
+        # Which values does the difference need?
+        for name, values in _factors(subject, judge).items():
+            plain = row | {name: values[0]}
+            if plain != row and belongs(plain):
+                other = _found(subject, judge, i, plain)
+                if other.outcome == found.outcome:
+                    row, found = plain, other
+        found.note = "; ".join(filter(None, (_described(row), found.note)))
+        return found
+    if before is None and not judged:
+        return Finding("not applicable", "its state does not show V")
+    finding = before or Finding("pass")
+    finding.note = "; ".join(filter(None, (finding.note, f"{judged} combinations")))
+    return finding
+
+
+def _described(row: Row) -> str:
+    def text(name: str, value: Any) -> str:
+        return name.replace("_", " ") if value is True else f"{name.replace('_', ' ')}: {value}"
+
+    return "with " + ", ".join(text(n, value) for n, value in row.items() if value is not False)
+
+
+def _found(subject: Subject, judge: Judge, seed: int, row: Row) -> Finding:
+    """Return the finding on a row; not applicable if V of a tensor is not known."""
+    try:
+        trials = subject.together(_plan(subject, subject.rng(f"combined {seed}"), row))
+    except CannotWriteError as error:
+        return Finding("not applicable", str(error))
+    except WrongResultError as error:
+        return Finding("differs", "", None, str(error))
+    except ANYTHING as error:
+        return Finding("error", one_line(error))
+    for trial in trials:
+        judge.touched = judge.touched or touched(trial.case, trial.run)
+        if not compare(trial).inside:
+            finding = judge.found(trial, f"in the tensor of shape {trial.case.weights[0].shape}")
+            if finding.outcome == "differs":
+                return finding
+    return Finding("pass")
+
+
+def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
+    """Return what an optimizer is fed: one tensor has all values of the row, and others differ."""
+    several = row["missing"] != "none" or row["groups"] != "one"
+    number = max(row["tensors"], 4) if several else row["tensors"]
+    special = int(rng.integers(number))
+    groups = 1 if row["groups"] == "one" else 2
+    later = 2 if row["groups"] == "one added later" else 0
+    parts = []
+    for i in range(number):
+        group = i * groups // number
+        after = later * group
+        shape = _shape(row["size"], rng) if i == special else _SMALL[int(rng.integers(len(_SMALL)))]
+        content = row["content"] if i == special else None
+        dtype = row["dtype"]
+        if dtype == "mixed":
+            fit = row["fast"] and subject.driver.kind == "keras"  # whose models have one dtype
+            dtype = "float64" if fit or rng.integers(2) else "float32"
+        misses = row["missing"]
+        if i != special and (rng.integers(2) or i in (0, number - 1)):
+            misses = "none"
+        steps = {
+            "none": range(after, _STEPS + after),
+            "some": (after, after + 1, after + 3, after + 4),
+            "the first ones": range(after + 2, _STEPS + after),
+        }[misses]
+        w = np.asarray(rng.standard_normal(shape), dtype)
+        far = subject.driver.stateless or (row["t"] == "far" and not after)
+        v = [np.asarray(0.1 * rng.standard_normal(shape), dtype)] if far else None
+        given = {n: [g.astype(dtype)] for n, g in zip(steps, _gradients(rng, shape, content))}
+        parts.append(Part([w], given, group, v))
+    steps = 1 + max(n for part in parts for n in part.gradients)
+    chosen = [_options(subject, rng, row)]
+    if groups == 2:
+        chosen.append(chosen[0] | _others(subject, chosen[0]))
+    rates = None
+    if row["rate"] != "constant":
+        rates = [1.0, 0.5, 0.5, 0.25, 2.0, 1.5, 1.5][:steps]
+        rates[1 if row["rate"] == "0 once" else 0] *= 0.0 if row["rate"] == "0 once" else 1.0
+    return Plan(
+        parts,
+        chosen,
+        (0, later)[:groups],
+        rates,
+        int(2 ** rng.uniform(10, 23.9)) if row["t"] == "far" else 0,
+        None if row["state"] == "kept" else later or 2,
+        row["state"] == "copied",
+        {"strided": row["strided"], "array_rate": row["array"], "fast": row["fast"]},
+    )
+
+
+def _options(subject: Subject, rng: np.random.Generator, row: Row) -> dict[str, Any]:
+    wanted = {"beta": row["beta"]}
+    # Every dtype has 1/16, and a scheduled array must start from the constructor's rate.
+    lr = 0.0625 if row["array"] else float(rng.uniform(0.02, 0.2))
+    if "learning_rate" not in subject.driver.arguments.fixed:
+        wanted["learning_rate"] = lr
+    wanted |= {"weight_decay": float(rng.uniform(0.1, 0.5))} if row["weight_decay"] else {}
+    wanted |= {"maximize": True} if row["maximize"] else {}
+    return subject.options(**wanted)
+
+
+def _others(subject: Subject, options: dict[str, Any]) -> dict[str, Any]:
+    """Return other values of the options that a group may have of its own."""
+    other = {
+        "learning_rate": options["learning_rate"] / 2,
+        "beta": 0.75 if options["beta"] != 0.75 else 0.25,
+        "weight_decay": 0.0 if options.get("weight_decay") else 0.2,
+        "maximize": not options.get("maximize"),
+    }
+    return {name: x for name, x in other.items() if name in behaviour.chosen(subject)}
+
+
+def _shape(size: str, rng: np.random.Generator) -> tuple[int, ...]:
+    n = int(rng.integers(64, 90))
+    shapes: dict[str, tuple[int, ...]] = {
+        "0-d": (),
+        "small": (33, 17),
+        "5,000": (5_000 + n,),
+        "2^16": (2**16 + n,),
+        "2^17": (2**10 + 1, 2**7 + 1),
+        "10,000 rows": (10_000 + n, 3),
+        "(3n, n)": (3 * n, n),
+        "4-d": (32, 16, 3, 3),
+        "5-d": (3, 4, 2, 3, 5),
+    }
+    return shapes[size]
+
+
+def _gradients(
+    rng: np.random.Generator, shape: tuple[int, ...], content: str | None
+) -> Iterator[np.ndarray]:
+    """Yield gradients; from the second step on, most have the content, which None draws."""
+    kinds = ("ordinary", "zero", "zero rows", "outlier", "negative", "tiny")
+    for step in range(_STEPS):
+        kind = content if step and (step == 1 or rng.integers(2)) else "ordinary"
+        kind = kind or kinds[int(rng.integers(len(kinds)))]
+        g = np.asarray(rng.standard_normal(shape) * 10 ** rng.uniform(-1, 1))
+        if kind == "zero":
+            g = 0 * g
+        elif kind == "zero rows" and g.ndim:
+            g[np.arange(len(g)) != rng.integers(len(g))] = 0
+        elif kind == "outlier":
+            g.flat[int(rng.integers(g.size))] = 1e4 * rng.choice([-1, 1])
+        elif kind == "negative":
+            g = -np.abs(g)
+        elif kind == "tiny":
+            g = 1e-9 * g
+        yield g
