@@ -14,7 +14,6 @@ import numpy as np
 from gravity_conformance.drive.session import LATE, Arrays, Setup, StateSession, the_velocity
 from gravity_conformance.protocol import Task, Training
 
-
 LAYOUTS = 4  # ways in which a strided tensor lies in memory
 
 
@@ -73,13 +72,18 @@ class TorchSession(StateSession):
     def _group(self, params: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
         names, own = self.setup.arguments.names, dict(options)
         if self.setup.array_rate:
-            own["learning_rate"] = self._torch.tensor(own["learning_rate"])
+            own["learning_rate"] = self._array(own["learning_rate"])
         return {"params": params} | {names[name]: x for name, x in own.items() if name in names}
 
     def _rate(self) -> dict[str, Any]:
         if not self.setup.array_rate:
             return {}
-        return {"learning_rate": self._torch.tensor(self.setup.rate)}
+        return {"learning_rate": self._array(self.setup.rate)}
+
+    def _array(self, rate: float) -> Any:
+        """Return a learning rate as a tensor; in float32 unless the parameters are wider."""
+        double = self.setup.dtype == "float64"
+        return self._torch.tensor(rate, dtype=self._torch.float64 if double else None)
 
     def add(self, weights: Sequence[np.ndarray], options: Mapping[str, Any]) -> None:
         """Add a group of parameters with copies of `weights`."""
@@ -123,7 +127,7 @@ class TorchSession(StateSession):
             if self._torch.is_tensor(group.get(name)):
                 group[name].fill_(rate)
             else:
-                group[name] = self._torch.tensor(rate) if self.setup.array_rate else rate
+                group[name] = self._array(rate) if self.setup.array_rate else rate
         tensors = [
             None if g is None else self._tensor(g, i // LAYOUTS, expands=True)
             for i, g in enumerate(grads)

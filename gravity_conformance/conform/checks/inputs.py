@@ -26,7 +26,7 @@ class Level(NamedTuple):
             framework compiles every operation for every shape.
         repeats: the number of sweeps.
         listed: the number of tensors in a long list.
-        rows: the number of combinations; None means all.
+        rows: the number of combinations, and for a kind that users compile; None means all.
         strength: the number of factors of which all combinations occur.
         steps: the number of steps of a long trajectory, if t cannot be set, and if it can.
     """
@@ -36,16 +36,16 @@ class Level(NamedTuple):
     traced: int
     repeats: int
     listed: int
-    rows: int | None
+    rows: tuple[int | None, int | None]
     strength: int
     steps: tuple[int, int]
 
 
 # A counter in float16 stops at 2048, one in bfloat16 at 256.
 LEVELS = {
-    "quick": Level(11, 24, 6, 1, 35, 8, 2, (300, 20)),
-    "default": Level(17, 110, 10, 1, 1_030, None, 2, (2_200, 300)),
-    "thorough": Level(20, 200, 100, 5, 2_060, None, 3, (2_200, 2_200)),
+    "quick": Level(11, 24, 6, 1, 35, (8, 4), 2, (300, 20)),
+    "default": Level(17, 110, 10, 1, 1_030, (None, 30), 2, (2_200, 300)),
+    "thorough": Level(20, 200, 100, 5, 2_060, (None, None), 3, (2_200, 2_200)),
 }
 
 

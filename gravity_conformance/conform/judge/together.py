@@ -46,7 +46,6 @@ class Plan:
         rates: the learning rate of every step as a multiple of a group's; None if it is constant.
         count: the number of steps before the first one; only if the parts have a velocity.
         reload_after: the number of steps after which the state is saved and loaded.
-        copied: whether the optimizer is copied with its weights, and not saved and loaded.
         how: more fields of `Setup`: strided, array_rate, fast.
     """
 
@@ -56,7 +55,6 @@ class Plan:
     rates: Sequence[float] | None = None
     count: int = 0
     reload_after: int | None = None
-    copied: bool = False
     how: Mapping[str, Any] = field(default_factory=dict)
 
     def rate(self, group: int, step: int) -> float:
@@ -67,7 +65,9 @@ class Plan:
     def case(self, part: Part) -> Case:
         """Return the input of a part as a case of its own steps."""
         steps = sorted(part.gradients)
-        loads = [i for i, n in enumerate(steps) if n >= self.reload_after] if self.reload_after else []
+        loads = (
+            [i for i, n in enumerate(steps) if n >= self.reload_after] if self.reload_after else []
+        )
         return Case(
             part.weights,
             [part.gradients[n] for n in steps],
@@ -216,8 +216,7 @@ def perform_together(
     steps = 1 + max(n for part in plan.parts for n in part.gradients)
     for n in range(steps):
         if n == plan.reload_after:
-            session = under_way.session
-            under_way.session = session.copied() if plan.copied else session.reloaded()
+            under_way.session = under_way.session.reloaded()
         new = [k for k, after in enumerate(plan.added) if after == n]
         for k in new if n else ():
             tensors = [w for p in plan.parts if p.group == k for w in p.weights]
