@@ -36,7 +36,8 @@ class Check(NamedTuple):
 
 _DOUBLE, _HALVES = ("float64",), ("float16", "bfloat16")
 
-# The combinations take what other checks pass. The check "gradient" is last, because it reports on the gradients of all others.
+# Combinations take what other checks pass, so those come first. The check "gradient" is last,
+# because it reports on the gradients of all others.
 CHECKS: dict[str, Check] = {
     "convention": Check("convention of t", start.convention),
     "v0": Check("V₀", start.v0),
