@@ -36,7 +36,8 @@ class PlainSession(Session):
         # Every other step gives the gradients in the memory of the step before.
         self._before, self._reuses = [], bool(before) and not (self._reuses or self.setup.strided)
         for i, g in enumerate(grads):
-            arrays = (self._w[i], self._v[i], g.astype(self._dtype))
+            given_dtype = g.dtype if g.dtype == np.float16 else self._dtype
+            arrays = (self._w[i], self._v[i], g.astype(given_dtype))
             given = [self._laid(x, i + 3 * k) for k, x in enumerate(arrays)]
             if self._reuses and before[i][0].flags.writeable:
                 before[i][0][...] = given[2]

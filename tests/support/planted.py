@@ -355,7 +355,7 @@ def optax(rules, *, rest=False):
                     wide = jnp.promote_types(g.dtype, jnp.float32)
                     old, new = rules.coefficients(t.astype(wide), beta)
                     v = old * kept[slot].astype(wide) + new * rules.zeta(g.astype(wide), place)
-                    kept[slot] = v.astype(g.dtype)
+                    kept[slot] = v.astype(kept[slot].dtype)
                     moves.append((-rules.rate(lr) * v).astype(g.dtype))
                 else:
                     moves.append(g)

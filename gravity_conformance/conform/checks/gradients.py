@@ -201,7 +201,25 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
             return Finding("differs", f"{value} is swallowed", None, f"{first} {value}")
         whole = not np.isfinite(after).any()
         notes.append(f"{value} shows in {'its tensor' if whole else 'its elements'}")
+    if subject.driver.session.strides and (found := _nan_lost(subject)) is not None:
+        return Finding("differs", "NaN is left out of max|G|", None, found)
     return Finding("pass", "; ".join(notes))
+
+
+def _nan_lost(subject: Subject) -> str | None:
+    """Describe a finite element of a tensor whose gradient has one NaN, by its size and place.
+
+    In Keras and JAX, XLA's maximum may lose it.
+    """
+    for size in (3, 100, 5_003, 2**16 + 9):
+        for place in (0, size // 2, size - 1):
+            weights, gradients = subject.normal(1, ((size,),), (1.0,), seed=49)
+            gradients[0][0][place] = np.nan
+            _, (w,) = subject.run(Case(weights, gradients, subject.options())).states[0]
+            if (finite := np.flatnonzero(np.isfinite(w))).size:
+                where = f"W after a gradient of {size:,} elements with NaN in element [{place}]"
+                return f"{where}, element [{finite[0]}]: {w[finite[0]]:.9g}"
+    return None
 
 
 def empty(subject: Subject, judge: Judge) -> Finding:

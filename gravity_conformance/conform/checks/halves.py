@@ -17,8 +17,19 @@ Rounding = Callable[[np.ndarray], np.ndarray]
 
 
 def float16(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory in float16, and late steps, which float16 cannot count."""
-    return _half(subject, judge, lambda x: x.astype(np.float16), 8, bfloat16=False)
+    """A trajectory in float16, late steps, which it cannot count, and gradients beside float32."""
+    finding = _half(subject, judge, lambda x: x.astype(np.float16), 8, bfloat16=False)
+    if finding.outcome != "pass" or subject.driver.kind not in ("plain", "optax"):
+        return finding  # in torch and Keras, a gradient has the dtype of its weights
+    weights, gradients = subject.normal(3, seed=50)
+    half = [[g.astype(np.float16) for g in grads] for grads in gradients]
+    case = Case(weights, half, subject.options(), subject.velocity(weights))
+    wide = replace(case, gradients=[[g.astype(np.float32) for g in grads] for grads in half])
+    trial = Trial(wide, subject.run(case), subject.first_step)
+    # An update in optax may have the dtype of the gradient, so W is not judged.
+    what = "V" if subject.driver.kind == "optax" else "VW"
+    other = judge.found(trial, "float16 gradients beside float32 weights", what=what)
+    return finding if other.outcome == "pass" else other
 
 
 def bfloat16(subject: Subject, judge: Judge) -> Finding:

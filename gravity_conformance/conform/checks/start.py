@@ -100,16 +100,17 @@ _FEW = 8  # tensors whose numbers are compared at every distance
 
 def _shapes(subject: Subject) -> list[tuple[int, ...]]:
     """Return shapes of weights and biases of which no two have equal rows of numbers."""
-    largest = 2 ** min(subject.level.top, 17) + 3
+    largest = 2**18 + 1003 if subject.level.top >= 17 else 2**subject.level.top + 3
     few = [(100, 120), (largest,), (64,), (100, 120), (64,), (16, 4, 3, 3), (120,), (1000,)]
     assert len(few) == _FEW
-    return [*few, *[(16,)] * subject.level.listed]
+    return [*few, *[(16,)] * subject.level.listed, *[(1,), (2,)] * 100]
 
 
 def _abnormal(drawn: Arrays, std: float) -> str | None:
-    """Describe a quantile of the largest array, or of all arrays with a number of axes."""
+    """Describe the distribution of the largest array, of a number of axes, or of tiny arrays."""
     rest = [v for i, v in enumerate(drawn) if i != _LARGEST]
     parts = [[drawn[_LARGEST]], *([v for v in rest if v.ndim == n] for n in (1, 2))]
+    parts += [[v for v in rest if v.size == n] for n in (1, 2)]
     found = (distribution.not_normal(part, std) for part in parts)
     return next((text for text in found if text is not None), None)
 
@@ -132,16 +133,48 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
             found = distribution.dependent(v) or distribution.wrong_std(v, std)
             if found is not None:
                 return f"in three groups of two tensors: {found}"
-            session = subject.driver.start(zeros[:2], options)
-            for given in ([zeros[0], None], zeros[:2]):
-                session.step(given, _RATE)
-            if not any(w.any() for w in session.weights(slice(1, 2))):
-                return "0 in a tensor whose first gradient comes later"
+            v = _late(subject, options)
+            found = distribution.dependent(v) or distribution.wrong_std(v, std)
+            if found is not None:
+                return f"where tensors 1 to 3 have their first gradients later: {found}"
+    if subject.offers("velocity_std"):
+        for given in (0.0, 0.07):
+            if subject.refused(velocity_std=given) is None:
+                v = _drawn(subject, options | {"velocity_std": given}, [(1000,), (30, 40)])
+                if (found := distribution.wrong_std(v, given)) is not None:
+                    return f"with velocity_std={given:g}: {found}"
     return None
+
+
+def _late(subject: Subject, options: dict[str, Any]) -> Arrays:
+    """Return V₀ of four tensors. The first gradients of three come late; two are in a late group.
+
+    The state is saved and loaded before the last one has a gradient.
+    """
+    zero = np.zeros(1500, np.float32)
+    session: Any = subject.driver.start([zero, zero], options)
+    found: list[np.ndarray] = []
+    for n, given in enumerate(([zero, None], [zero, zero, zero, None], [zero] * 4)):
+        if n == 1:
+            session.add([zero, zero], options)
+        if n == 2 and subject.reloads:
+            session = session.reloaded()
+        session.step(given, _RATE)
+        of_group = n - (len(found) > 1)
+        before = {"tensor": 0, "group": of_group, "optimizer": n}[subject.counted]
+        t = subject.first_step + before
+        new = len(found) + 1 + (n == 1)
+        for w in session.weights()[len(found) : new]:
+            # W moved by η β̂ V₀.
+            found.append(-w / np.float32(_RATE * beta_hat(t, float(options["beta"]))))
+    return found
 
 
 def _seeds(subject: Subject, options: dict[str, Any]) -> str | None:
     """Draw with several seeds, and return how the numbers depend on each other, or None."""
+    twice = [_drawn(subject, options | {"seed": 0}, [(300,)]) for _ in range(2)]
+    if twice[0][0].tobytes() != twice[1][0].tobytes():
+        return "two constructions with seed=0 have different V₀"
     drawn, names = [], []
     for seed in (0, 1, 2, 3, 100, 2**31 - 1):
         for i, v in enumerate(_drawn(subject, options | {"seed": seed}, [(300,)] * 4)):

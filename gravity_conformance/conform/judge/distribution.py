@@ -11,6 +11,7 @@ import numpy as np
 
 _ERRORS = 6.5  # standard errors
 _BLOCK = 1024  # numbers
+_FEW = 8  # numbers; fewer may be equal by chance
 
 
 def wrong_std(arrays: Sequence[np.ndarray], std: float) -> str | None:
@@ -33,7 +34,7 @@ def wrong_std(arrays: Sequence[np.ndarray], std: float) -> str | None:
 
 
 def not_normal(arrays: Sequence[np.ndarray], std: float) -> str | None:
-    """Describe a quantile that too many or too few numbers of some arrays are below."""
+    """Describe a quantile that too many or too few numbers are below, or the wrong kurtosis."""
     z = np.concatenate([array.reshape(-1) for array in arrays]).astype(np.float64)
     normal = NormalDist(0, std or 1.0)
     for p in (0.001, 0.01, 0.05, 0.16, 0.3, 0.5, 0.7, 0.84, 0.95, 0.99, 0.999):
@@ -41,6 +42,10 @@ def not_normal(arrays: Sequence[np.ndarray], std: float) -> str | None:
         share = float(np.mean(z < quantile))
         if abs(share - p) > _ERRORS * (p * (1 - p) / z.size) ** 0.5:
             return f"{100 * share:.3g} % are below {quantile:.3g}, not {100 * p:.3g} %"
+    # The mean of the fourth powers of n normal numbers is 3 σ⁴, with the variance 96 σ⁸ / n.
+    kurtosis = float(np.mean((z / (std or 1.0)) ** 4))
+    if std and z.size > 10_000 and abs(kurtosis - 3) > _ERRORS * (96 / z.size) ** 0.5:
+        return f"the kurtosis is {kurtosis:.3g}, not 3"
     return None
 
 
@@ -51,6 +56,10 @@ def dependent(arrays: Sequence[np.ndarray], names: Sequence[str] | None = None) 
     """
     signed = [array.reshape(-1).astype(np.float64) for array in arrays]
     names = names or [f"tensor {i}" for i in range(len(signed))]
+    for z, name in zip(signed, names, strict=True):
+        products = (z * z[::-1])[: z.size // 2]
+        if z.size > 100 and abs(products.sum()) > (_ERRORS + 1) * np.sum(products**2) ** 0.5:
+            return f"{name}: the numbers and the same in reverse are correlated, not independent"
     absolute = [np.abs(z) - np.mean(np.abs(z)) for z in signed]
     for what, rows in (("numbers", signed), ("absolute values", absolute)):
         for i, one in enumerate(rows):
@@ -69,7 +78,7 @@ def equal(arrays: Sequence[np.ndarray], names: Sequence[str] | None = None) -> s
     """
     seen: dict[bytes, int] = {}
     for i, array in enumerate(arrays):
-        if not array.any():
+        if array.size < _FEW or not array.any():
             continue
         first = seen.setdefault(np.sort(array, axis=None).tobytes(), i)
         if first != i:
