@@ -147,18 +147,13 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
 
 
 def _late(subject: Subject, options: dict[str, Any]) -> Arrays:
-    """Return V₀ of four tensors. The first gradients of three come late; two are in a late group.
-
-    The state is saved and loaded before the last one has a gradient.
-    """
+    """Return V₀ of four tensors: the first gradients of three come late, two are in a late group."""
     zero = np.zeros(1500, np.float32)
     session: Any = subject.driver.start([zero, zero], options)
     found: list[np.ndarray] = []
     for n, given in enumerate(([zero, None], [zero, zero, zero, None], [zero] * 4)):
         if n == 1:
             session.add([zero, zero], options)
-        if n == 2 and subject.reloads:
-            session = session.reloaded()
         session.step(given, _RATE)
         of_group = n - (len(found) > 1)
         before = {"tensor": 0, "group": of_group, "optimizer": n}[subject.counted]
