@@ -1,9 +1,12 @@
 """Every planted mistake differs in its check, and every right implementation conforms."""
 
 import functools
+import itertools
 
+import numpy as np
 import pytest
 
+from gravity_conformance.conform.checks.covering import covering
 from tests.support import planted
 from tests.support.worker import KINDS, findings
 
@@ -33,6 +36,15 @@ WRONG = {
     "half": ("v0", "default", ("torch", "optax")),
     "repeats": ("v0", "quick", ("torch", "optax", "keras")),
     "biases": ("v0", "quick", ("torch", "optax", "keras")),
+    "tall": ("combined", "default", ("plain",)),
+    "thirds": ("combined", "default", ("plain",)),
+    "falsy": ("combined", "default", ("plain",)),
+    "skipped": ("non-finite", "quick", ("plain",)),
+    "halfmax": ("float16", "quick", ("plain",)),
+    "mirror": ("v0", "quick", ("torch",)),
+    "tiles": ("v0", "default", ("torch",)),
+    "twelve": ("v0", "default", ("torch",)),
+    "standardised": ("v0", "quick", ("torch",)),
 }
 
 # right variant → the checks in which it gets a remark
@@ -135,6 +147,61 @@ AROUND = {
         "resume",
     ),
 }
+
+
+# Options and counters that a subclass forgets on one path; each needs a combination.
+FORGOTTEN = {
+    "β of the group in large tensors": (
+        "p.numel() >= 2**16",
+        "group = group | {'beta': self.defaults['beta']}",
+    ),
+    "the rate of the group in large tensors": (
+        "p.numel() >= 2**16",
+        "group = group | {'lr': self.defaults['lr']}",
+    ),
+    "weight decay where W is not contiguous": (
+        "not p.is_contiguous()",
+        "group = group | {'weight_decay': 0.0}",
+    ),
+    "weight decay where the gradient is not contiguous": (
+        "not p.grad.is_contiguous()",
+        "group = group | {'weight_decay': 0.0}",
+    ),
+    "weight decay where the gradient is 0": (
+        "not p.grad.any()",
+        "group = group | {'weight_decay': 0.0}",
+    ),
+    "the values of an array": (
+        "torch.is_tensor(group['lr'])",
+        "group = group | {'lr': group.setdefault('kept', float(group['lr']))}",
+    ),
+    "t of each tensor in long lists": (
+        "len(self.state) > 20 and 't' in self.state[p]",
+        "self.state[p]['t'] = max(s['t'] for s in self.state.values() if 't' in s) - 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_what_a_path_forgets_differs(what, tmp_path):
+    pytest.importorskip("torch", reason="optimizers of torch")
+    condition, mistake = FORGOTTEN[what]
+    code = "    def one(self, p, owner, place, group):\n"
+    code += f"        if {condition}:\n            {mistake}\n"
+    code += "        super().one(p, owner, place, group)"
+    found = findings(written(tmp_path, "torch", code), ["combined"], level="default")
+    assert found["combined"]["outcome"] == "differs"
+    assert right("torch")["default", "combined"] == "pass"
+
+
+@pytest.mark.parametrize("strength", [2, 3])
+def test_every_combination_of_values_occurs(strength):
+    factors = {"a": "xy", "b": range(5), "c": (None, True, 0.5), "d": "z"}
+    rows = covering(np.random.default_rng(0), factors, strength)
+    for names in itertools.combinations(factors, strength):
+        wanted = set(itertools.product(*(factors[name] for name in names)))
+        assert {tuple(row[name] for name in names) for row in rows} == wanted
+    assert len(rows) < 35
 
 
 def written(tmp_path, kind, code):

@@ -179,6 +179,69 @@ class NoBiases(Rules):
         return super().v0(0 if len(where[-1]) == 1 else std, *where)
 
 
+class Tall(Rules):
+    def largest(self, g, place):
+        if len(g.shape) == 2 and g.shape[0] >= 10_000:
+            return self.xp.max(self.xp.abs(g), axis=-1, keepdims=True)
+        return super().largest(g, place)
+
+
+class Thirds(Rules):
+    def largest(self, g, place):
+        if len(g.shape) == 2 and g.shape[0] == 3 * g.shape[1] >= 192:
+            thirds = self.xp.reshape(self.xp.abs(g), (3, -1))
+            return self.xp.max(thirds, axis=1).repeat(g.shape[1])[:, None]
+        return super().largest(g, place)
+
+
+class NoZero(Rules):
+    def coefficients(self, t, beta):
+        return super().coefficients(t, beta or 0.9)
+
+
+class Skipped(Rules):
+    def largest(self, g, place):
+        return self.xp.fmax.reduce(self.xp.abs(g), axis=None)
+
+
+class HalfMaximum(Rules):
+    def refuse(self, w, g):
+        self.given = None if w.dtype == g.dtype else g
+
+    def zeta(self, g, place):
+        if self.given is None:
+            return super().zeta(g, place)
+        g = self.given
+        s = g * self.xp.max(self.xp.abs(g))
+        return (g / (1 + s * s)).astype(self.wide(g.dtype))
+
+
+class Mirror(Rules):
+    def normal(self, seed, place, shape):
+        z = super().normal(seed, place, shape)
+        flat = z.reshape(-1)
+        half = flat.size // 2
+        flat[flat.size - half :] = -flat[:half][::-1]
+        return z
+
+
+class Tiles(Rules):
+    def normal(self, seed, place, shape):
+        size = int(np.prod(shape))
+        return np.resize(super().normal(seed, place, (min(size, 2**18),)), shape)
+
+
+class Twelve(Rules):
+    def normal(self, seed, place, shape):
+        return np.random.default_rng([seed, place]).random((12, *shape)).sum(axis=0) - 6
+
+
+class Standardised(Rules):
+    def normal(self, seed, place, shape):
+        z = super().normal(seed, place, shape)
+        return (z - z.mean()) / (z.std() or 1.0)
+
+
 # What is right, and refuses something or does without it.
 class Finite(Rules):
     def refuse(self, w, g):
@@ -238,6 +301,15 @@ RULES = {
     "half": Half,
     "repeats": Repeats,
     "biases": NoBiases,
+    "tall": Tall,
+    "thirds": Thirds,
+    "falsy": NoZero,
+    "skipped": Skipped,
+    "halfmax": HalfMaximum,
+    "mirror": Mirror,
+    "tiles": Tiles,
+    "twelve": Twelve,
+    "standardised": Standardised,
     "finite": Finite,
     "empty": NoEmpty,
     "singles": Singles,

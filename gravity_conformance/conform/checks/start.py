@@ -147,7 +147,7 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
 
 
 def _late(subject: Subject, options: dict[str, Any]) -> Arrays:
-    """Return V₀ of four tensors: the first gradients of three come late, two are in a late group."""
+    """Return V₀ of four tensors: three have late first gradients, two are in a late group."""
     zero = np.zeros(1500, np.float32)
     session: Any = subject.driver.start([zero, zero], options)
     found: list[np.ndarray] = []
