@@ -270,7 +270,7 @@ def _gradients(
         kind = kind or kinds[int(rng.integers(len(kinds)))]
         g = np.asarray(rng.standard_normal(shape) * 10 ** rng.uniform(-1, 1))
         if kind == "zero":
-            g = 0 * g
+            g = np.zeros(shape)  # not -0: one row in memory can hold it
         elif kind == "zero rows" and g.ndim:
             g[np.arange(len(g)) != rng.integers(len(g))] = 0
         elif kind == "outlier":
