@@ -68,8 +68,8 @@ def _factors(subject: Subject, judge: Judge) -> dict[str, Sequence[Any]]:
         return values if _passes(subject, judge, name, check) else ()
 
     def if_offered(name: str) -> tuple[bool, ...]:
-        value = True if name == "maximize" else 0.1
-        offered = subject.offers(name) and subject.refused(**{name: value}) is None
+        wanted: dict[str, Any] = {name: True if name == "maximize" else 0.1}
+        offered = subject.offers(name) and subject.refused(**wanted) is None
         return (False, True) if offered else (False,)
 
     betas = [0.9]
@@ -202,14 +202,13 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
         made = _gradients(rng, shape, content)
         given = {n: [g.astype(dtype)] for n, g in zip(steps, made, strict=False)}
         parts.append(Part([w], given, group, v))
-    steps = 1 + max(n for part in parts for n in part.gradients)
+    rates = None
+    if row["rate"] != "constant":
+        last = max(n for part in parts for n in part.gradients)
+        rates = [1.0, 0.0 if row["rate"] == "0 once" else 0.5, 0.5, 0.25, 2.0, 1.5, 1.5][: last + 1]
     chosen = [_options(subject, rng, row)]
     if groups == 2:
         chosen.append(chosen[0] | _others(subject, chosen[0]))
-    rates = None
-    if row["rate"] != "constant":
-        rates = [1.0, 0.5, 0.5, 0.25, 2.0, 1.5, 1.5][:steps]
-        rates[1 if row["rate"] == "0 once" else 0] *= 0.0 if row["rate"] == "0 once" else 1.0
     return Plan(
         parts,
         chosen,
