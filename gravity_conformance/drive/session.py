@@ -19,6 +19,10 @@ LATE = "a gradient of the step before"
 T = TypeVar("T")
 
 
+class ClosureRefusedError(Exception):
+    """An implementation raised an error before it called the closure."""
+
+
 class CannotWriteError(Exception):
     """V and t cannot be written into the state of an optimizer; the message says why."""
 

@@ -71,6 +71,8 @@ def load(spec: str) -> Any:
         try:
             found = getattr(found, name)
         except ANYTHING as error:
+            if type(error) is AttributeError:  # it says the same
+                raise SpecError(f"{place} has no {attribute}") from error
             own = module.__name__
             why = one_line(error).replace(own, own.removeprefix(_PRIVATE))
             raise SpecError(f"{place} has no {attribute}: {why}") from error
@@ -224,6 +226,9 @@ def arguments(found: Any, given: Mapping[str, str]) -> Arguments:
         if value.startswith("{") and value[1:-1] in ALIASES:
             result.names[value[1:-1]] = name
             continue
+        if value.startswith("{") and value[1:-1].isidentifier():
+            known = ", ".join(f"{{{ours}}}" for ours in ALIASES)
+            raise SpecError(f"--kw {name} must be a literal or one of {known}, got {value}")
         try:
             result.extra[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -11,7 +11,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gravity_conformance.drive.session import LATE, Arrays, Setup, StateSession, the_velocity
+from gravity_conformance._guard import one_line
+from gravity_conformance.drive.session import (
+    LATE,
+    Arrays,
+    ClosureRefusedError,
+    Setup,
+    StateSession,
+    the_velocity,
+)
 from gravity_conformance.protocol import Task, Training
 
 LAYOUTS = 4  # ways in which a strided tensor lies in memory
@@ -158,8 +166,10 @@ class TorchSession(StateSession):
     def _step_with_closure(self, tensors: Sequence[Any]) -> None:
         """Step with a closure that computes the gradients; those before it are others."""
         pairs = list(zip(self._params, tensors, strict=True))
+        calls = []
 
         def closure() -> Any:
+            calls.append(1)
             self.optimizer.zero_grad()
             loss = sum((p * g).sum() for p, g in pairs)
             loss.backward()
@@ -167,8 +177,13 @@ class TorchSession(StateSession):
 
         for p, g in pairs:
             p.grad = self._torch.full_like(g, 7.0)
-        with self._torch.enable_grad():
-            self.optimizer.step(closure)
+        try:
+            with self._torch.enable_grad():
+                self.optimizer.step(closure)
+        except Exception as error:
+            if calls:
+                raise
+            raise ClosureRefusedError(one_line(error)) from error
 
     def weights(self, chosen: slice = slice(None)) -> Arrays:
         """Return the parameters."""

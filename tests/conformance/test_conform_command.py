@@ -33,7 +33,7 @@ def outcomes(report):
 @pytest.mark.parametrize(
     ("code", "attribute", "message"),
     [
-        ("", "nothing", "AttributeError: module 'odd' has no attribute 'nothing'"),
+        ("", "nothing", "odd.py has no nothing"),
         ("1 +", "right", "SyntaxError"),
         ("import not_there", "right", "ModuleNotFoundError: No module named 'not_there'"),
         ("raise SystemExit(0)", "right", "SystemExit: 0"),
@@ -51,6 +51,12 @@ def test_an_unusable_spec_gives_one_line_and_status_2(odd, code, attribute, mess
     assert message in report.error
     assert "\n" not in report.error
     assert reports.text(report).endswith(f"conform: could not run: {report.error}\n")
+
+
+def test_a_placeholder_that_is_none_of_ours_is_refused(odd):
+    report = quick(odd("", "right"), kw={"lr": "{eta}"})
+    assert report.status == 2
+    assert "--kw lr must be a literal or one of {learning_rate}, " in report.error
 
 
 @pytest.mark.parametrize("spec", ["", "odd", ":step", "odd:", "/none/odd.py:step"])

@@ -245,3 +245,11 @@ def test_a_fixed_beta_is_no_mistake(tmp_path):
     checks = ["update", "long", "schedule", "float16", "resume"]
     found = findings(written(tmp_path, "torch", code), checks)
     assert {finding["outcome"] for finding in found.values()} == {"pass"}
+
+
+def test_a_refused_closure_is_a_remark(tmp_path):
+    pytest.importorskip("torch", reason="an optimizer of torch")
+    code = "    def step(self, closure=None):\n        if closure: raise ValueError('no closure')\n"
+    found = findings(written(tmp_path, "torch", f"{code}        super().step()"), ["closure"])
+    assert found["closure"]["outcome"] == "remark"
+    assert found["closure"]["note"] == "it refuses a closure: ValueError: no closure"

@@ -11,6 +11,7 @@ from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.together import Part, Plan
 from gravity_conformance.conform.judge.trial import Case
+from gravity_conformance.drive.session import ClosureRefusedError
 
 
 def resume(subject: Subject, judge: Judge) -> Finding:
@@ -110,7 +111,10 @@ def closure(subject: Subject, judge: Judge) -> Finding:
     if not session.takes_closure:
         return Finding("not applicable", "its step takes none")
     weights, gradients = subject.normal(4, seed=47)
-    return judge.judge(Case(weights, gradients, subject.options(), closure=True))
+    try:
+        return judge.judge(Case(weights, gradients, subject.options(), closure=True))
+    except ClosureRefusedError as error:
+        return Finding("remark", f"it refuses a closure: {error}")
 
 
 def gradient(subject: Subject, judge: Judge) -> Finding:

@@ -186,8 +186,8 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
         )
         content = row["content"] if i == special else None
         dtype = row["dtype"]
-        if dtype == "mixed":
-            dtype = ("float64", "float32")[int(rng.integers(2))]
+        if dtype == "mixed":  # the first is float64, and with it a rate that is a tensor
+            dtype = ("float64", "float32")[int(rng.integers(2)) if i else 0]
         misses = row["missing"]
         if i != special and (rng.integers(2) or i in (0, number - 1)):
             misses = "none"

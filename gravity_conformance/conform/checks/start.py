@@ -171,7 +171,7 @@ def _seeds(subject: Subject, options: dict[str, Any]) -> str | None:
     if twice[0][0].tobytes() != twice[1][0].tobytes():
         return "two constructions with seed=0 have different V₀"
     drawn, names = [], []
-    for seed in (0, 1, 2, 3, 100, 2**31 - 1):
+    for seed in (0, 1, 2, 3, 100, 10**9 + 7):
         for i, v in enumerate(_drawn(subject, options | {"seed": seed}, [(300,)] * 4)):
             drawn.append(v)
             names.append(f"tensor {i} with seed {seed}")

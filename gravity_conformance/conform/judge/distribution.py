@@ -67,7 +67,8 @@ def dependent(arrays: Sequence[np.ndarray], names: Sequence[str] | None = None) 
                 shift, found = _strongest(one, other, same=i == k)
                 if found > _ERRORS + 1:
                     of = names[i] if i == k else f"{names[i]} and {names[k]}"
-                    return f"{of}: the {what} {shift} places apart are correlated, not independent"
+                    apart = f" {shift} places apart" if shift else ""
+                    return f"{of}: the {what}{apart} are correlated, not independent"
     return None
 
 

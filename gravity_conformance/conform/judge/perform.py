@@ -110,9 +110,10 @@ def _checked(name: str, arrays: Arrays, kinds: Any, step: int) -> Arrays:
         own = getattr(x, "dtype", None)
         wider = name == "V" and own is not None and own.kind == "f"
         if (np.shape(x), own) != (shape, own if wider else dtype):
+            got = type(x).__name__ if own is None else f"{own} of shape {np.shape(x)}"
             raise WrongResultError(
                 f"{name} of tensor {i} must be {dtype} of shape {shape} after step {step}, "
-                f"got {own} of shape {np.shape(x)}"
+                f"got {got}"
             )
         if type(x) is not np.ndarray:  # a masked array, for example, has its own arithmetic
             raise WrongResultError(
