@@ -124,7 +124,11 @@ def test_the_implementation_ends_with_the_command(number, tmp_path):
     noted = tmp_path / "noted"
     code = STUBBORN.replace("{hang}", str(HANG)).replace("{noted!r}", repr(str(noted)))
     (tmp_path / "odd.py").write_text(code)
-    command = [sys.executable, "-m", "gravity_conformance.conform", "odd.py:step"]
+    start = (
+        "import runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup ignores it
+    )
+    start += "runpy.run_module('gravity_conformance.conform', run_name='__main__')"
+    command = [sys.executable, "-c", start, "odd.py:step"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, encoding="utf-8")
     deadline = time.monotonic() + HANG
     while not noted.exists() and time.monotonic() < deadline:

@@ -302,6 +302,8 @@ def dies(file):
 
 for path, number in zip(sys.argv[1:], (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP), strict=True):
     if not os.fork():
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP
         _files.write({path: dies})
     assert os.waitstatus_to_exitcode(os.wait()[1]) == -number
 """

@@ -325,9 +325,12 @@ def _compare(got: State, wanted: State, fault: Fault) -> None:
 
 
 SAVING = """
-import sys
+import signal, sys
 import numpy as np
 from gravity_core import State
+
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP
 
 for t in range(10**9):
     State(t, [np.full(10**6, float(t))], {"velocity_std": 1}).save(sys.argv[1])
