@@ -118,16 +118,20 @@ class Output(NamedTuple):
         return f"{self.option} {str(self.given)!r}"
 
 
-def checked(files: Iterable[tuple[str, Path]]) -> list[Output]:
+def checked(
+    files: Iterable[tuple[str, Path]], inputs: Mapping[str, Path] | None = None
+) -> list[Output]:
     """Return the files that a command will write, checked before it runs.
 
     Missing folders are made.
 
     Args:
         files: an option and the path that it was given, for each file.
+        inputs: the files that the command reads, by what names them.
 
     Raises:
-        CouldNotError: if a file cannot be written, is standard output, or is there twice.
+        CouldNotError: if a file cannot be written, is standard output, is an input, or is there
+            twice.
     """
     found: list[Output] = []
     for option, given in files:
@@ -143,9 +147,10 @@ def checked(files: Iterable[tuple[str, Path]]) -> list[Output]:
                 f"{option} must be a file in a writable folder, got {str(given)!r}: "
                 f"{error.strerror or error}"
             ) from error
-        for other in found:
-            if _same(other.path, output.path):
-                raise CouldNotError(f"{output} must be another file than {other}")
+        others: dict[str, Path] = {str(other): other.path for other in found} | dict(inputs or {})
+        for name, other in others.items():
+            if _same(other, output.path):
+                raise CouldNotError(f"{output} must be another file than {name}")
         found.append(output)
     return found
 

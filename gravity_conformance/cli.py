@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -37,7 +37,7 @@ from gravity_conformance.parity import report as reports
 from gravity_conformance.parity import run as runner
 from gravity_conformance.parity.page import page
 from gravity_conformance.protocol import Kind
-from gravity_conformance.vectors.check import check
+from gravity_conformance.vectors.check import LARGEST, check
 from gravity_conformance.vectors.making import writing
 from gravity_conformance.versions import versions as lines_of_versions
 
@@ -172,7 +172,8 @@ def parity(
     """Train one network with every installed backend and prove that they agree."""
     chosen = _choose(names, required)
     files = [("--out", out / name) for name in reports.FILES]
-    outputs = checked(files if html is None else [*files, ("--html", html)])
+    inputs = {f"--also {spec}": Path(spec.rpartition(":")[0]) for spec in specs}
+    outputs = checked(files if html is None else [*files, ("--html", html)], inputs)
     _check_specs(specs)
     _check_installed("parity", "sklearn")
     if html is not None:
@@ -236,9 +237,10 @@ def _listed(context: click.Context, option: click.Parameter, value: str) -> tupl
     return names
 
 
-def _skipped(file: TextIO) -> list[str]:
+def _skipped(file: Path) -> list[str]:
     """Return the checks that a file lists."""
-    names = [line.partition("#")[0].strip() for line in file]
+    lines = _text("--skips", file).splitlines()
+    names = [line.partition("#")[0].strip() for line in lines]
     for number, name in enumerate(names, start=1):
         if name and name not in CHECKS:
             raise click.UsageError(
@@ -273,7 +275,7 @@ def _skipped(file: TextIO) -> list[str]:
 )
 @click.option(
     "--skips",
-    type=click.File(encoding="utf-8"),
+    type=_FILE,
     help="File with a check to leave out in each line; # starts a comment.",
 )
 @click.option(
@@ -316,7 +318,7 @@ def conform(
     first_step: str | None,
     only: tuple[str, ...],
     skip: tuple[str, ...],
-    skips: TextIO | None,
+    skips: Path | None,
     dtypes: tuple[str, ...],
     seed: int,
     level: str | None,
@@ -339,9 +341,12 @@ def conform(
         _check_installed("--html", "matplotlib")
     to_stdout = json_file == Path("-")
     files = (("--json", None if to_stdout else json_file), ("--html", html_file))
+    inputs = {"SPEC": Path(spec.rpartition(":")[0])}
+    if skips is not None:
+        inputs["--skips"] = skips
     outputs = {
         output.option: output
-        for output in checked((option, file) for option, file in files if file is not None)
+        for output in checked(((option, file) for option, file in files if file), inputs)
     }
     skip = (*skip, *(() if skips is None else _skipped(skips)))
     level = level or "default"
@@ -463,10 +468,26 @@ def _written(out: Path, force: bool) -> list[Path]:
         raise click.UsageError(cannot_write(f"--out {str(out)!r}", error)) from error
 
 
-def _explained(file: Path) -> str:
+def _text(option: str, file: Path) -> str:
+    """Return the text of a file that an option names; - is standard input."""
+    name = f"{option} {str(file)!r}"
     try:
-        with click.open_file(str(file), encoding="utf-8") as results:
-            return explain(results.read())
+        with click.open_file(str(file), "rb") as source:
+            data: bytes = source.read(LARGEST + 1)
+    except OSError as error:
+        raise click.UsageError(f"{name} cannot be read: {error.strerror or error}") from error
+    if len(data) > LARGEST:
+        raise click.UsageError(f"{name} is larger than {LARGEST:,} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{name} must be text in UTF-8: {error}") from error
+
+
+def _explained(file: Path) -> str:
+    text = _text("--explain", file)
+    try:
+        return explain(text)
     except ValueError as error:
         raise click.UsageError(f"--explain {str(file)!r}: {error}") from error
 

@@ -94,17 +94,24 @@ def destination(path: StrPath) -> str:
     Raises:
         OSError: if it is something else, or if it must not be written to.
     """
-    target = os.path.realpath(path)
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        if not os.path.basename(path):  # none, or one that ends in a slash
-            raise
-        return target
-    _check_regular(found, path)
-    # /dev/stdout may lead to a file that has no name any more.
-    if not os.path.exists(target) or not os.path.samestat(found, os.stat(target)):
-        raise io.UnsupportedOperation(errno.EINVAL, "must be a file with a name", os.fspath(path))
+    while True:
+        target = os.path.realpath(path)
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            if not os.path.basename(path):  # none, or one that ends in a slash
+                raise
+            return target
+        _check_regular(found, path)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(found, os.stat(target)):
+                break
+        # Another writer has replaced the file meanwhile, or it has no name any more: /dev/stdout
+        # may lead to such a one.
+        if os.path.samestat(found, os.stat(path)):
+            raise io.UnsupportedOperation(
+                errno.EINVAL, "must be a file with a name", os.fspath(path)
+            )
     if not os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
     return target

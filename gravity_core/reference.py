@@ -270,6 +270,7 @@ class Gravity:
                 f"params must have the {len(self.velocity)} arrays of the first step, "
                 f"got {len(params)}"
             )
+        self._check_velocity()
         velocities = spans(self.velocity or [])
         for i, (w, g) in enumerate(zip(params, grads, strict=True)):
             for name, array in ((f"params[{i}]", w), (f"grads[{i}]", g)):
@@ -301,6 +302,23 @@ class Gravity:
                 raise ValueError(
                     f"params[{i}] must not share memory with a velocity, got an array that does"
                 )
+
+    def _check_velocity(self) -> None:
+        """Raise unless V, which the user may have set, can be updated in place."""
+        for i, v in enumerate(self.velocity or []):
+            if type(v) not in (np.ndarray, np.memmap):
+                kind = type(v).__name__
+                raise TypeError(f"velocity[{i}] must be a numpy.ndarray, got {kind}")
+            if not v.flags.writeable:
+                raise ValueError(f"velocity[{i}] must be writable, got a read-only array")
+            if overlaps_itself(v):
+                raise ValueError(
+                    f"velocity[{i}] must have each element in a place of its own, got shape "
+                    f"{v.shape} with strides {v.strides}"
+                )
+        starts, ends = spans(self.velocity or [])
+        if any(start < end for start, end in zip(starts[1:], ends, strict=False)):
+            raise ValueError("the arrays of velocity must not share memory, got two that do")
 
     def minimize(
         self,

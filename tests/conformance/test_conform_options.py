@@ -1,6 +1,7 @@
 """The options of `gravity conform`: dtypes, checks left out, the seed, and what is strict."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -64,12 +65,18 @@ def test_a_refusal_of_empty_tensors_is_a_remark(tmp_path):
             "must be some of float32,float64,float16,bfloat16, got 'int8'",
         ),
         (["--skips", "skips.txt"], "--skips must list checks (see --list), got 'updat' in line 2"),
+        (["--skips", "latin.txt"], "--skips 'latin.txt' must be text in UTF-8"),
+        (["--skips", "absent.txt"], "--skips 'absent.txt' cannot be read: No such file"),
+        (["--skips", "/dev/zero"], "--skips '/dev/zero' is larger than 50,000,000 bytes"),
         (["--skip", "nothing"], "'nothing' is not one of"),
         (["--seed", "-1"], "-1 is not in the range"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_status_2(words, message, literal, tmp_path):
     (tmp_path / "skips.txt").write_text("# known\nupdat  # see the issue\n", encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    if not Path(words[1]).exists() and words[1].startswith("/dev"):
+        pytest.skip("needs /dev/zero")
     done = gravity_conform(literal, *words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr

@@ -93,6 +93,15 @@ def test_right_outputs_are_accepted(gravity, arguments):
             (*PARITY, "--out", "full", "--html", "full/parity.md"),
             "--html 'full/parity.md' must be another file than --out 'full/parity.md'",
         ),
+        (
+            ("conform", "here:step", "--json", "link"),
+            "--json 'link' must be another file than SPEC",
+        ),
+        ((*CONFORM, "--skips", "here", "--html", "here"), "must be another file than --skips"),
+        (
+            (*PARITY, "--also", "here:step", "--html", "hard"),
+            "--html 'hard' must be another file than --also here:step",
+        ),
         ((*CONFORM, "--html", "-"), "--html must be a file, got '-'"),
         ((*PARITY, "--html", "-"), "--html must be a file, got '-'"),
         ((*CONFORM, "--json", ""), "must not be empty"),

@@ -338,6 +338,23 @@ def test_two_writers_at_a_time_do_not_disturb_each_other(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
+def test_a_file_that_another_replaces_meanwhile_still_has_its_name(tmp_path, monkeypatch):
+    put(tmp_path / "a", b"old")
+    stat, calls = os.stat, []
+
+    def replaced(path, **options):
+        found = stat(path, **options)
+        calls.append(path)
+        if len(calls) == 1:
+            (tmp_path / "b").write_bytes(b"new")
+            os.replace(tmp_path / "b", tmp_path / "a")
+        return found
+
+    monkeypatch.setattr(os, "stat", replaced)
+    assert _files.destination(tmp_path / "a") == os.path.realpath(tmp_path / "a")
+    assert len(calls) > 2
+
+
 @pytest.mark.parametrize("when", ["before the lock", "at the lock"])
 def test_a_file_that_another_takes_for_dead_is_made_again(tmp_path, monkeypatch, when):
     flock, calls = fcntl.flock, []

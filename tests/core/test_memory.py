@@ -163,3 +163,25 @@ def test_too_little_memory_moves_nothing(dtype):
         optimizer.step(w, [w[1], w[0]])
     assert [x.tobytes() for x in [*w, *optimizer.velocity]] == before
     assert optimizer.count == 1
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda v: v[1].setflags(write=False),
+        lambda v: v.__setitem__(1, np.broadcast_to(np.zeros(1), (3,))),
+        lambda v: v.__setitem__(1, np.lib.stride_tricks.as_strided(v[1], (3,), (0,))),
+        lambda v: v.__setitem__(1, np.ma.masked_array(v[1])),
+        lambda v: v.__setitem__(1, v[0]),
+    ],
+    ids=["read-only", "broadcast", "one place", "masked", "shared"],
+)
+def test_a_velocity_that_cannot_be_updated_moves_nothing(spoil):
+    w = [np.ones(3), np.ones(3)]
+    optimizer = stepped(w, lambda: [x.copy() for x in w], steps=1)
+    spoil(optimizer.velocity)
+    before = [x.tobytes() for x in [*w, *optimizer.velocity]]
+    with pytest.raises((TypeError, ValueError), match="velocity"):
+        optimizer.step(w, [np.ones(3), np.ones(3)])
+    assert [x.tobytes() for x in [*w, *optimizer.velocity]] == before
+    assert optimizer.count == 1

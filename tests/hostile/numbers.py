@@ -111,7 +111,7 @@ def outcome(package: Callable[[dict[str, Any]], np.ndarray], options: dict[str, 
 
 
 def _is_within_roundings(w: np.ndarray, expected: np.ndarray, decay: float) -> bool:
-    """Return whether W − η(V + λW), as optax has it, may be (W − ηλW) − ηV."""
+    """Return whether W may be (W − ηλW) − ηV; optax has W − η(V + λW), Keras decays by W λ η."""
     # Each has four roundings in a step, of numbers that are at most |W| + ηλ|W| + η|V|. Both errors
     # grow by 1 + ηλ in the next step. |V₀| is below 5 σ, σ is at most 0.25, and |ζ| below 0.5 here.
     growth = 1 + hyperparameters.LEARNING_RATE * decay
@@ -142,7 +142,7 @@ def case(random: Random) -> Case:
                 same = w.tobytes() == expected.tobytes()
                 if not np.isfinite(expected).all():
                     same = not np.isfinite(w).all()
-                elif package == "JAX" and name == "weight_decay":
+                elif package in ("JAX", "Keras") and name == "weight_decay":
                     same = _is_within_roundings(w, expected, float(value))
                 assert same, f"{package}: {w}, NumPy: {expected}"
             return "same numbers everywhere"

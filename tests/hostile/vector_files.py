@@ -18,8 +18,8 @@ VALUES: list[Any] = [
     *([], {}, [[]], {"": 0}, {"hex": "0x1p+0"}, {"hex": [], "decimal": []}, [0] * 1000),
     *("0" * 5000, "[" * 3000),
 ]
-# Words for people, which `check` does not judge; and flags, of which a file may give fewer.
-TEXTS = ("comment", "description", "header", "algorithm", "version", "flags")
+# What `check` does not judge: words for people, numbers of tests, flags that are left out.
+TEXTS = ("comment", "description", "header", "algorithm", "version", "flags", "id")
 
 
 def small_files() -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def cases(random: Random, folder: Path) -> Iterator[Case]:
             except ValueError:
                 same = False
             assert same, "other content, and no fault was found"
-            return "only words changed"
+            return "no result changed"
 
         yield Case(kind.__name__.replace("_", " "), name, attempt)
 
