@@ -277,7 +277,7 @@ def test_other_notations_of_the_same_numbers_are_accepted(tmp_path):
         (["--check", "a.json", "--out", "b"], "takes --out DIR, --explain FILE, or --check FILE"),
         (["--explain", "a.json", "--out", "b"], "takes --out DIR, --explain FILE, or --check FILE"),
         (["--explain", "absent.json"], "--explain 'absent.json' cannot be read: No such file"),
-        (["--check", "absent.json"], "--explain 'absent.json' cannot be read: No such file"),
+        (["--check", "absent.json"], "absent.json: No such file or directory"),
         (["--check", "."], ".: Is a directory"),
         (["--out", "file"], "'file' is a file"),
         (["--out", "file/inside"], "Not a directory"),
