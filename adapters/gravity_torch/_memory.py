@@ -18,6 +18,7 @@ from torch import Tensor
 from gravity_torch._multi_tensor_gpu import Lengths
 from gravity_torch._state_checks import check_counter, check_dtypes, check_grad_kind, check_velocity
 from gravity_torch._tensors import has_memory
+from gravity_torch._torch_private import is_zero_tensor
 
 # The columns of the table of tensors: addresses, the number of elements, the address of max|G|,
 # which is 0 if the kernel is to find it, and the index of the group. The counter is a float32.
@@ -103,6 +104,7 @@ class Checks:
 
     def __init__(self) -> None:
         self.known: Known | None = None
+        self.grads: tuple[bytes, bytes] | None = None  # where the last gradients were
         self.kept: dict[Any, Any] = {}
         self.lengths = Lengths()
 
@@ -129,7 +131,10 @@ class Checks:
         if known is None or known.key != key or not is_sure:
             known = _found(key, tensors)
         self._check_grads(tensors, kinds[GRAD], known)
-        self.known = known
+        grads = tensors.rows[:, GRAD].tobytes(), tensors.contiguous[1].tobytes()
+        if known is not self.known or grads != self.grads:
+            _check_memory(tensors, GRAD, "p.grad")
+        self.known, self.grads = known, grads
         return known
 
     @staticmethod
@@ -154,6 +159,9 @@ def _found(key: tuple[Any, ...], tensors: Facts) -> Known:
     for p, velocity, step in zip(params, velocities, steps, strict=True):
         check_velocity(velocity, p)
         check_counter(step, p)
+    _check_memory(tensors, P, "the parameter")
+    _check_memory(tensors, VELOCITY, "velocity")
+    _check_memory(tensors, STEP, "step in the state")
     places = list(map(_place, params, steps))
     distinct = list(dict.fromkeys(places))
     devices = each(Tensor.get_device, params, np.int64)
@@ -188,6 +196,31 @@ def _found(key: tuple[Any, ...], tensors: Facts) -> Known:
         np.flatnonzero(counters),
         written,
     )
+
+
+def _check_memory(tensors: Facts, column: int, name: str) -> None:
+    """Raise unless each tensor of a column has memory for all of its elements."""
+    if not tensors.has_addresses:
+        return
+    xs = tensors.columns[column]
+    if not tensors.is_plain.all():  # a wrapper need not have memory of its own
+        xs = [x if type(x) in PLAIN or has_memory(x) else torch.empty(0) for x in xs]
+    sizes = each(Tensor.numel, xs, np.int64)
+    ends = sizes + each(Tensor.storage_offset, xs, np.int64)
+    ends *= each(attrgetter("itemsize"), xs, np.int64)
+    lengths = np.fromiter((x.untyped_storage().nbytes() for x in xs), np.int64, len(xs))
+    is_contiguous = each(Tensor.is_contiguous, xs)
+    for i in np.flatnonzero(~is_contiguous):
+        ends[i] = xs[i].storage_offset() * xs[i].itemsize + _extent(xs[i])
+    is_short = (ends > lengths) | (tensors.rows[:, column] == 0)
+    for i in np.flatnonzero(is_short & (sizes != 0)):
+        is_small = ends[i] > lengths[i]
+        if (is_small and has_memory(xs[i])) or is_zero_tensor(xs[i]):
+            found = lengths[i] if is_small else "no memory"
+            raise ValueError(
+                f"{name} must have memory for each of its elements, got a tensor of shape "
+                f"{tuple(xs[i].shape)}, which needs {ends[i]} bytes, with {found}"
+            )
 
 
 def _place(p: Tensor, step: Tensor) -> Place | None:

@@ -57,3 +57,9 @@ def is_flattened(p: torch.Tensor) -> bool:
     distributed = torch.distributed
     is_piece = getattr(p, "_fsdp_flattened", False)
     return bool(is_piece and distributed.is_initialized() and distributed.get_world_size() > 1)
+
+
+def is_zero_tensor(x: torch.Tensor) -> bool:
+    """Return whether x is one of autograd's tensors of zeros, which have no memory."""
+    # No public name tells it from a functional tensor, whose address is 0 as well.
+    return bool(getattr(x, "_is_zerotensor", bool)())

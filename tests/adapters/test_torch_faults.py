@@ -154,6 +154,51 @@ def test_a_step_is_refused_before_anything_moves(path, run_of):
     assert [int(optimizer.state[p]["step"]) for p in params] == [2] * 4
 
 
+def shrunk(x, size):
+    """Return a copy of a tensor whose storage has lost some of its memory."""
+    x = x.detach().clone()
+    x.untyped_storage().resize_(size)
+    return x
+
+
+MEMORY = {
+    "freed": lambda x: shrunk(x, 0),
+    "short": lambda x: shrunk(x, 40),
+    "one byte short": lambda x: shrunk(x, 47),
+    "short and transposed": lambda x: shrunk(x.t().contiguous().t(), 44),
+    "none": lambda x: torch._efficientzerotensor(x.shape),
+}
+
+
+@path
+def test_a_tensor_without_its_memory_is_refused_before_anything_moves(path, run_of):
+    """Writing to it would crash, or change what belongs to others."""
+    params, optimizer = run_of
+    p, state = params[3], optimizer.state[params[3]]
+    places = {
+        "the parameter": (p, "data"),
+        r"p\.grad": (p, "grad"),
+        "velocity": (state, "velocity"),
+        "step in the state": (state, "step"),
+    }
+    for name, (owner, key) in places.items():
+        is_state = owner is state
+        healthy = state[key] if is_state else getattr(owner, key)
+        for kind, make in MEMORY.items():
+            if name == "step in the state" and kind != "freed":
+                continue
+            value = make(healthy)
+            state.update({key: value}) if is_state else setattr(owner, key, value)
+            before = [bits(q) for q in params[:3]]
+            with pytest.raises(ValueError, match=f"^{name} must have memory for each"):
+                optimizer.step()
+            assert [bits(q) for q in params[:3]] == before, (name, kind)
+            assert [int(optimizer.state[q]["step"]) for q in params[:3]] == [1] * 3
+        state.update({key: healthy}) if is_state else setattr(owner, key, healthy)
+    optimizer.step()
+    assert [int(optimizer.state[q]["step"]) for q in params] == [2] * 4
+
+
 @pytest.mark.parametrize("path", ["loop", "default", "foreach"])
 def test_a_refused_first_step_creates_no_state(path):
     p, q = (torch.nn.Parameter(torch.ones(SHAPE)) for _ in range(2))
