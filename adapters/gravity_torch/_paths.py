@@ -179,8 +179,9 @@ def _options(group: dict[str, Any]) -> Options:
 def _as_scalar(lr: float | Tensor) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return lr
-    # Use float64, like a Python number, so that η λ is rounded once. MPS has no float64.
-    return lr.reshape(()) if lr.is_mps else lr.reshape(()).double()
+    # Use float64, like a Python number, so that η λ is rounded once. MPS has no float64. Copy: the
+    # rate counts as it was before the step, even if it shares memory with a parameter.
+    return lr.reshape(()).to(lr.dtype if lr.is_mps else torch.float64, copy=True)
 
 
 def _count(steps: list[Tensor]) -> None:

@@ -201,6 +201,24 @@ def test_one_counter_set_by_hand_is_split(options):
     assert ours == 10
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_rate_that_is_a_parameter_counts_as_it_was_before_the_step(dtype, monkeypatch):
+    def make(is_shared=True, **options):
+        rate, w = parameter(torch.tensor(0.1, dtype=dtype)), parameter(torch.ones(3, dtype=dtype))
+        optimizer = Gravity([rate, w], lr=rate.data, velocity_std=0.1, **options)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            if not is_shared:
+                optimizer.param_groups[0]["lr"] = rate.item()
+            random([rate, w], optimizer, generator)
+            optimizer.step()
+        return [rate.detach(), w.detach()]
+
+    expected = make(is_shared=False, foreach=False)
+    for found in outcomes(make, monkeypatch):
+        assert_same(expected, found)
+
+
 # Layouts, maxima and positions that a fast path may take for others.
 
 
