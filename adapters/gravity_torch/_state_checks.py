@@ -9,13 +9,15 @@ from torch import Tensor
 
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed, _options
-from gravity_torch._tensors import has_value, overlaps_itself
+from gravity_torch._tensors import has_memory, has_value, overlaps_itself
 
 # What the update can compute. complex32 is two float16.
 DTYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     | {torch.complex32, torch.complex64, torch.complex128}
 )
+
+LARGEST_T = 2**24  # the float32 counter is exact up to here
 
 
 def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
@@ -24,7 +26,7 @@ def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
     Raises:
         ValueError: unless it is one number that is finite and >= 0.
     """
-    # float32, as in torch's own optimizers, counts exactly up to 2**24. The device is explicit,
+    # float32, as in torch's own optimizers, counts exactly up to LARGEST_T. The device is explicit,
     # because the user may have set another default device. Make the tensor from a number:
     # FakeTensorMode can read the value of such a tensor.
     device = p.device if group["capturable"] else "cpu"
@@ -75,10 +77,7 @@ def check_velocity(velocity: Any, p: Tensor, *, may_overlap: bool = False) -> No
             "velocity must have the shape of its parameter, and both must be real or both complex: "
             f"expected {tuple(p.shape)} {p.dtype}, got {tuple(velocity.shape)} {velocity.dtype}"
         )
-    if velocity.dtype not in DTYPES:
-        raise ValueError(
-            f"velocity must have a floating dtype of 16 bits or more, got {velocity.dtype}"
-        )
+    _check_velocity_dtype(velocity)
     if velocity.device != p.device:
         raise ValueError(
             f"velocity must be on the device of its parameter, {p.device}, got {velocity.device}"
@@ -96,6 +95,26 @@ def check_velocity(velocity: Any, p: Tensor, *, may_overlap: bool = False) -> No
                 f"{name} must have memory for each of its elements, got a tensor of shape "
                 f"{tuple(x.shape)} with strides {x.stride()}"
             )
+
+
+def _check_velocity_dtype(velocity: Tensor) -> None:
+    if velocity.dtype not in DTYPES:
+        raise ValueError(
+            f"velocity must have a floating dtype of 16 bits or more, got {velocity.dtype}"
+        )
+
+
+def _check_fits(velocity: Tensor, p: Tensor) -> None:
+    """Raise if finite numbers of a velocity become infinite in the dtype of its parameter."""
+    v, dtype = _distributed.local(velocity.detach()), p.dtype.to_real()
+    if not has_memory(v) or v.layout is not torch.strided or not dtype.is_floating_point:
+        return
+    if torch.finfo(v.dtype).max <= torch.finfo(dtype).max:
+        return
+    v = torch.view_as_real(v.resolve_conj()) if v.is_complex() else v
+    lost = v[v.isfinite() & v.to(dtype).isinf()]
+    if lost.numel():
+        raise ValueError(f"velocity must be finite in {p.dtype}, got {lost[0].item()!r}")
 
 
 def check_counter(step: Any, p: Tensor | None = None) -> None:
@@ -194,12 +213,21 @@ def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) ->
         step, velocity = values.get("step", 0.0), values.get("velocity", p)
         if not isinstance(velocity, Tensor):
             raise ValueError(f"velocity must be a Tensor, got {reprlib.repr(velocity)}")
-        check_counter(step) if isinstance(step, Tensor) else _number_of_steps(step)
+        if isinstance(step, Tensor):
+            check_counter(step)
+            count = step.item() if has_value(step) else 0
+        else:
+            count = _number_of_steps(step)
+        if count > LARGEST_T:
+            raise ValueError(f"step in the state must be at most {LARGEST_T}, got {step!r}")
         for name, x in (("velocity", velocity), ("step in the state", step)):
             if isinstance(x, Tensor) and x.is_meta and not p.is_meta:
                 raise ValueError(f"{name} must have values, got a Tensor on {x.device}")
         if velocity.is_complex() and not p.is_complex():  # torch would drop the imaginary parts
             check_velocity(velocity, p)
+        if "velocity" in values:  # torch would convert it to the dtype of its parameter
+            _check_velocity_dtype(velocity)
+            _check_fits(velocity, p)
 
 
 def check_shapes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:

@@ -11,10 +11,9 @@ from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
 from gravity_torch._options import NAMES, number
+from gravity_torch._state_checks import LARGEST_T
 from gravity_torch._tensors import to_numpy
 from gravity_torch.optimizer import Gravity, first_velocity
-
-_LARGEST_T = 2**24  # the float32 counter is exact up to here
 
 
 def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
@@ -92,7 +91,7 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
         raise TypeError(f"state must be a gravity_core.State, got {type(state).__name__}")
     groups = _groups(optimizer, group)
     params = [(i, p) for values, start in groups for i, p in enumerate(values["params"], start)]
-    state.check([(tuple(p.shape), _name(p)) for _, p in params], largest_t=_LARGEST_T)
+    state.check([(tuple(p.shape), _name(p)) for _, p in params], largest_t=LARGEST_T)
     whole = optimizer.state_dict()
     for (i, p), v, t in zip(params, state.velocities, state.counts, strict=True):
         whole["state"][i] = {

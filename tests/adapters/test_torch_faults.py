@@ -250,14 +250,24 @@ LOADS = {
             **{k: make() for k, make in STEPS.items() if k not in ("a number", "NumPy", "float8")},
             "a bad number": -5.0,
             "a large number": 10**400,
+            "an inexact number": 2**24 + 1,
+            "an inexact tensor": torch.tensor(2**24 + 1),
             "True": True,
         }.items()
     },
     **{
         f"velocity {name}": (loaded("velocity", VELOCITIES[name]()), "velocity must|and velocity")
         for name in VELOCITIES
-        if name not in ("expanded", "overlapping", "integer", "float8", "bool", "inference")
+        if name not in ("expanded", "overlapping", "inference")
     },
+    "velocity sparse and wide": (
+        loaded("velocity", torch.zeros(SHAPE, dtype=torch.float64).to_sparse()),
+        "velocity must be dense",
+    ),
+    "velocity too large": (
+        loaded("velocity", torch.full(SHAPE, 1e39, dtype=torch.float64)),
+        r"velocity must be finite in torch\.float32, got 1e\+39",
+    ),
     **{
         f"{name} {value!r:.20}": (grouped(name, value), f"{name} must be")
         for name in ("lr", "alpha", "beta", "weight_decay", "initial_lr", "velocity_std")
@@ -291,6 +301,25 @@ def test_a_load_is_refused_before_anything_is_in_place(path):
     optimizer.load_state_dict(other.state_dict())
     optimizer.step()
     assert int(optimizer.state[params[0]]["step"]) == 3
+
+
+def test_a_load_keeps_the_largest_counter_and_numbers_that_are_not_finite():
+    params, optimizer = stepped("default")
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    velocity = torch.full(SHAPE, float("inf"), dtype=torch.float64)
+    velocity[0] = 3e38
+    state_dict["state"][3] = {"step": 2**24, "velocity": velocity}
+    optimizer.load_state_dict(state_dict)
+    state = optimizer.state[params[3]]
+    assert int(state["step"]) == 2**24
+    assert torch.equal(state["velocity"], velocity.float())
+
+
+def test_a_load_beside_frozen_integers():
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+    optimizer = Gravity([p])
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not optimizer.state
 
 
 def test_a_load_copies_so_the_state_dict_stays_as_it_is():
