@@ -100,9 +100,9 @@ def prepare_group(
     if not capturable and len(tensors):
         counters, places = _on_host(rows[:, kernels.STEP])
         counts = counters[places]
-        for count in counts[~((counts >= 0) & (counts < np.inf))]:
+        for count in counts[~((counts >= 0) & (counts < np.inf) & (counts == np.floor(counts)))]:
             check_step(float(count))
-        _set_coefficients(rows, np.floor(counts.astype(np.float64)) + options.first_step, options)
+        _set_coefficients(rows, counts.astype(np.float64) + options.first_step, options)
     block = BLOCK_BYTES // max(4, *(dtype.to_real().itemsize for dtype in dtypes))
     chunks = _chunks(rows, block)
     lr = options.lr

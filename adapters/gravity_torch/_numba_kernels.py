@@ -218,9 +218,9 @@ def set_coefficients(call, tensors, groups, weights, real):
     for i in range(call.tensor_count):
         group = groups[tensors[i, GROUP_INDEX]]
         step = np.float64(array(tensors[i, STEP], 1, np.float32)[0])
-        if not 0 <= step < np.inf:
+        if not 0 <= step < np.inf or step != np.floor(step):
             invalid += 1
-        t = np.floor(step) + group[FIRST_STEP]
+        t = step + group[FIRST_STEP]
         new = ((1 - group[BETA]) * t + 1) / (t + 2)
         weights[i, OLD] = real((group[BETA] * t + 1) / (t + 2))
         # The gradient term is odd in G: of −G, it is −ζ.

@@ -24,7 +24,7 @@ def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
     """Return a number of steps as a new tensor, which the state stores.
 
     Raises:
-        ValueError: unless it is one number that is finite and >= 0.
+        ValueError: unless it is one whole number >= 0.
     """
     # float32, as in torch's own optimizers, counts exactly up to LARGEST_T. The device is explicit,
     # because the user may have set another default device. Make the tensor from a number:
@@ -39,13 +39,14 @@ def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def _number_of_steps(value: Any) -> float:
-    """Return a number of steps as a float; raise unless it is one that is finite and >= 0."""
+    """Return a number of steps as a float; raise unless it is one that `check_step` takes."""
     try:
         number = float(value) if hp.may_be_a_number(value) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
         raise ValueError(f"step in the state must be finite and >= 0, got {reprlib.repr(value)}")
+    check_step(number)
     return number
 
 
@@ -138,9 +139,11 @@ def check_counter(step: Any, p: Tensor | None = None) -> None:
 
 
 def check_step(value: float) -> None:
-    """Raise unless a number of updates is finite and not negative."""
+    """Raise unless a number of updates is finite, not negative and whole."""
     if not 0 <= value < math.inf:
         raise ValueError(f"step in the state must be finite and >= 0, got {value!r}")
+    if value != int(value):
+        raise ValueError(f"step in the state must be a whole number, got {value!r}")
 
 
 def check_grad_kind(dtype: torch.dtype) -> None:

@@ -293,8 +293,8 @@ class Gravity(torch.optim.Optimizer):
             ValueError: if a gradient or a velocity does not fit its parameter: another shape or
                 device, a dtype of 8 bits or of integers, only one of the two complex, elements that
                 share memory. This happens if `p.data` or a state is replaced. Also for an option of
-                a group that is out of its range, for a counter that is not one number >= 0, and for
-                parameters that were replaced by a flat tensor.
+                a group that is out of its range, for a counter that is not one whole number >= 0,
+                and for parameters that were replaced by a flat tensor.
 
         After one of these errors, and if memory runs out before the first update, no parameter and
         no state has changed.

@@ -91,6 +91,7 @@ def inference():
 STEPS = {
     "negative": lambda: torch.tensor(-5.0),
     "nan": lambda: torch.tensor(float("nan")),
+    "fraction": lambda: torch.tensor(2.5),
     "None": lambda: None,
     "text": lambda: "abc",
     "a number": lambda: 3,
@@ -249,6 +250,7 @@ LOADS = {
         for name, value in {
             **{k: make() for k, make in STEPS.items() if k not in ("a number", "NumPy", "float8")},
             "a bad number": -5.0,
+            "a fraction as a number": 2.5,
             "a large number": 10**400,
             "an inexact number": 2**24 + 1,
             "an inexact tensor": torch.tensor(2**24 + 1),
