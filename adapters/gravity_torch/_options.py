@@ -87,7 +87,14 @@ def check_changes(groups: list[dict[str, Any]], before: Checked) -> Checked:
         groups: the groups of the optimizer.
         before: the result of the last call.
     """
-    now = list(map(_values, groups))
+    try:
+        now = list(map(_values, groups))
+    except KeyError as error:
+        (name,) = error.args
+        i = next(i for i, group in enumerate(groups) if name not in group)
+        raise ValueError(
+            f"{name} must be in each parameter group, got group {i} with {sorted(groups[i])}"
+        ) from None
     may_be_filled = any(isinstance(values[0], Tensor) for values in now)
     options = chain.from_iterable
     if len(now) != len(before):

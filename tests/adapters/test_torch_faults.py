@@ -200,6 +200,19 @@ def test_a_tensor_without_its_memory_is_refused_before_anything_moves(path, run_
     assert [int(optimizer.state[q]["step"]) for q in params] == [2] * 4
 
 
+def test_a_group_that_lost_an_option_is_refused_before_anything_moves():
+    params, optimizer = stepped("default")
+    group = optimizer.param_groups[1]
+    for name in set(optimizer.defaults):
+        value = group.pop(name)
+        before = everything(params, optimizer)
+        with pytest.raises(ValueError, match=f"^{name} must be in each parameter group, got group"):
+            optimizer.step()
+        assert everything(params, optimizer) == before
+        group[name] = value
+    optimizer.step()
+
+
 @pytest.mark.parametrize("path", ["loop", "default", "foreach"])
 def test_a_refused_first_step_creates_no_state(path):
     p, q = (torch.nn.Parameter(torch.ones(SHAPE)) for _ in range(2))
