@@ -253,8 +253,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
         Raises:
             ValueError: for a gradient that has another shape than its variable, or is complex where
-                the variable is real, and for a learning rate that is negative or not finite, where
-                the host has its value. No variable has changed then.
+                the variable is real. Also for a learning rate that is negative or not finite and
+                for a negative t, where the host has their values. No variable has changed then.
             TypeError: for a gradient that is no tensor of numbers; likewise.
         """
         if trainable_variables is not None:
@@ -270,6 +270,9 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         number = known(rate) if _is_tensor(rate) else None  # AutoGraph does not know :=
         if number is not None:
             hp.validate(learning_rate=number)
+        count = known(self.iterations)
+        if count is not None and count < 0:
+            raise ValueError(f"iteration must be an integer >= 0, got {count}")
         # What a running graph has to check it checks before anything moves.
         with tf.control_dependencies(late) if tf else contextlib.nullcontext():
             super().apply(grads, trainable_variables)

@@ -68,6 +68,17 @@ def test_a_bad_gradient_in_the_last_place_moves_nothing(way, options):
         assert_same(everything, before)
 
 
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_negative_t_moves_nothing(every):
+    optimizer, variables, everything = trained(gradient_accumulation_steps=every, weight_decay=0.1)
+    next(v for v in optimizer.variables if v.name == "iteration").assign(-9)
+    before = to_numpy(everything)
+    for way in WAYS:
+        with pytest.raises(ValueError, match=r"^iteration must be an integer >= 0, got -[59]$"):
+            way(optimizer, variables, [ops.ones(2), ops.ones(3)])
+        assert_same(everything, before)
+
+
 def test_integers_are_gradients():
     optimizer, variables, _ = trained(gradient_accumulation_steps=2)
     other, same, _ = trained(gradient_accumulation_steps=2)
