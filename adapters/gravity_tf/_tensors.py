@@ -105,8 +105,8 @@ _CASTS = re.compile(r"u?int\d+|b?float\d+(_\w+)?|complex\d+")  # neither bool no
 def dense(gradient: Any, variable: Any) -> Any:
     """Return a gradient as a dense tensor, with the sums of duplicate indices.
 
-    Its shape is known then, which that of a traced gradient may not be. Integers are converted to
-    the variable's dtype.
+    Its shape is known then, which that of a traced gradient may not be. It is converted to the
+    variable's dtype, because TensorFlow adds no gradients of another dtype to the accumulators.
 
     Raises:
         TypeError: for anything but numbers.
@@ -138,7 +138,7 @@ def dense(gradient: Any, variable: Any) -> Any:
         )
     if dtype.startswith("complex") and not stored_dtype(variable).startswith("complex"):
         raise ValueError(f"the gradient of {name} must be real as the variable is, got {dtype}")
-    if "int" in dtype:
+    if dtype != stored_dtype(variable):
         gradient = ops.cast(gradient, stored_dtype(variable))
     return tf.ensure_shape(gradient, shape) if tf else gradient
 

@@ -88,6 +88,17 @@ def test_integers_are_gradients():
     assert_same(variables, to_numpy(same))
 
 
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_gradients_may_have_another_dtype_than_their_variables(dtype, every):
+    optimizer, _, everything = trained(gradient_accumulation_steps=every)
+    other, _, same = trained(gradient_accumulation_steps=every)
+    for _ in range(2):
+        optimizer.apply([ops.ones(2), ops.convert_to_tensor(np.ones(3, dtype))])
+        other.apply([ops.ones(2), ops.ones(3)])
+    assert_same(everything, to_numpy(same))
+
+
 def test_gradients_and_variables_may_be_views_of_dicts():
     gradients = dict(zip("ab", tensors(arrays(1, shapes=SHAPES)), strict=True))
     variables = dict(zip("ab", make_variables(arrays(0, shapes=SHAPES)), strict=True))
