@@ -163,6 +163,8 @@ def check_loaded(variables: list[Any], values: list[Any]) -> None:
                 f"{variable.path} must be an array of numbers of shape {tuple(variable.shape)}, "
                 f"got {name} of shape {shape}"
             )
+        if name.startswith("complex") and not stored_dtype(variable).startswith("complex"):
+            raise ValueError(f"{variable.path} must be real, got {name}")
 
 
 def is_unchecked(gradient: Any) -> bool:

@@ -281,8 +281,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """Replace the optimizer's variables with those of a file; Keras calls this method.
 
         Raises:
-            ValueError: for a variable that is missing or has another shape or dtype, for a negative
-                t, or a learning rate out of its range. No variable has changed then.
+            ValueError: for a variable that is missing or has another shape or kind of dtype, or for
+                a t or a learning rate out of its range. No variable has changed then.
         """
         if len(store.keys()) == len(self.variables):  # else the base class warns, and skips them
             names = [str(i) for i in range(len(self.variables))]
@@ -307,8 +307,13 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         for variable, value in zip(self.variables, values, strict=True):
             if variable.name == "learning_rate":
                 hp.validate(learning_rate=np.asarray(value))
-            elif variable.name == "iteration" and not np.asarray(value) >= 0:
-                raise ValueError(f"iteration must be an integer >= 0, got {np.asarray(value)!r}")
+            elif variable.name == "iteration":
+                count, dtype = np.asarray(value), stored_dtype(variable)
+                is_integer = float(count).is_integer()
+                if not (is_integer and 0 <= int(count) <= np.iinfo(dtype).max):
+                    raise ValueError(
+                        f"iteration must be an integer >= 0 that fits {dtype}, got {count!r}"
+                    )
 
     def _counter(self) -> Any:
         """Return t, as an integer where the host has it."""

@@ -110,9 +110,15 @@ def test_gradients_and_variables_may_be_views_of_dicts():
 
 
 def bad_values():
+    count = r"iteration must be an integer >= 0 that fits int\d+"
     yield 3, np.ones(7, np.float32), r"w1_velocity must be .* shape \(3,\), got float32 of .*\(7,\)"
     yield 3, np.array(["a", "b", "c"]), r"w1_velocity must be an array of numbers .* got str"
-    yield 0, np.array(-5), r"iteration must be an integer >= 0, got array\(-5\)"
+    yield 0, np.array(-5), rf"{count}, got array\(-5\)"
+    yield 0, np.array(2.5), rf"{count}, got array\(2.5\)"
+    yield 0, np.array(2**63, np.uint64), rf"{count}, got"
+    if BACKEND != "tensorflow":
+        yield 0, np.array(2**31 + 5), rf"{count}, got"
+    yield 3, np.full(3, 1 + 5j), "w1_velocity must be real, got complex128"
     yield 1, np.array(-1.0), r"learning_rate must be a finite number >= 0, got array\(-1.\)"
     yield 1, np.array(np.nan), r"learning_rate must be a finite number >= 0, got array\(nan\)"
 
