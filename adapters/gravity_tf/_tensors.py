@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from gravity_core.update import max_abs_grad
@@ -141,6 +142,14 @@ def dense(gradient: Any, variable: Any) -> Any:
     if dtype != stored_dtype(variable):
         gradient = ops.cast(gradient, stored_dtype(variable))
     return tf.ensure_shape(gradient, shape) if tf else gradient
+
+
+def check_rate_fits(rate: Any, dtype: str) -> None:
+    """Raise if a finite learning rate overflows the dtype of the variable that will store it."""
+    with np.errstate(over="ignore"):
+        stored = np.asarray(rate).astype(dtype)
+    if not np.isfinite(stored):
+        raise ValueError(f"learning_rate must be finite in {dtype}, got {rate!r}")
 
 
 def check_loaded(variables: list[Any], values: list[Any]) -> None:

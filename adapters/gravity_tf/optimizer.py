@@ -33,6 +33,7 @@ from gravity_tf._tensors import (
     as_reals,
     check_loaded,
     check_moves,
+    check_rate_fits,
     dense,
     from_reals,
     is_compiling,
@@ -123,6 +124,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         is_array = isinstance(learning_rate, np.ndarray) or _is_tensor(learning_rate)
         if not (is_array or callable(learning_rate)):
             learning_rate = values["learning_rate"]
+            check_rate_fits(learning_rate, keras.config.floatx())
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self._first_rate = values["learning_rate"]
         self._has_first_schedule = isinstance(
@@ -155,7 +157,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
         Raises:
             ValueError: if the number that is assigned, or that a callable returns, is negative or
-                not finite.
+                not finite, or if the assigned one overflows the dtype that Keras stores it in.
         """
         value = super().learning_rate
         if _is_tensor(value):
@@ -166,6 +168,9 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     def learning_rate(self, value: Any) -> None:
         rate = _checked_rate(value)
         new = value if rate is None or callable(value) else rate
+        own = super().learning_rate if new is rate else None
+        if isinstance(own, keras.Variable):  # else the base class refuses a number
+            check_rate_fits(rate, stored_dtype(own))
         keras.optimizers.Optimizer.learning_rate.fset(self, new)
         self._has_first_schedule = False
         if self.built:
@@ -307,6 +312,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         for variable, value in zip(self.variables, values, strict=True):
             if variable.name == "learning_rate":
                 hp.validate(learning_rate=np.asarray(value))
+                check_rate_fits(np.asarray(value), stored_dtype(variable))
             elif variable.name == "iteration":
                 count, dtype = np.asarray(value), stored_dtype(variable)
                 is_integer = float(count).is_integer()

@@ -8,7 +8,7 @@ from keras import ops
 
 from gravity_core import State
 from gravity_core import hyperparameters as hp
-from gravity_tf._tensors import stored_dtype
+from gravity_tf._tensors import check_rate_fits, stored_dtype
 from gravity_tf.optimizer import Gravity
 
 
@@ -89,6 +89,9 @@ def import_state(optimizer: Gravity, state: State) -> None:
     state.check([(tuple(v.shape), stored_dtype(v)) for v in velocities], largest_t=largest)
     values = hp.validate(**state.hyperparameters)
     rate, decay = values.pop("learning_rate"), values.pop("weight_decay")
+    own_rate = _variable(optimizer, "learning_rate")  # None for a schedule or a callable
+    if own_rate is not None:
+        check_rate_fits(rate, stored_dtype(own_rate))
     # Make every new value first: what can fail does so before the first assignment.
     new = [(iteration, state.count * every)]
     for own, v in zip(velocities, state.velocities, strict=True):
@@ -104,7 +107,7 @@ def import_state(optimizer: Gravity, state: State) -> None:
     for name, value in values.items():
         setattr(optimizer, name, value)
     optimizer.weight_decay = decay or None
-    if _variable(optimizer, "learning_rate") is not None:  # a number, not a schedule or a callable
+    if own_rate is not None:
         optimizer.learning_rate = rate  # after velocity_std, which no rate then contradicts
     for variable, value in new:
         variable.assign(value)

@@ -120,6 +120,7 @@ def bad_values():
         yield 0, np.array(2**31 + 5), rf"{count}, got"
     yield 3, np.full(3, 1 + 5j), "w1_velocity must be real, got complex128"
     yield 1, np.array(-1.0), r"learning_rate must be a finite number >= 0, got array\(-1.\)"
+    yield 1, np.array(1e39), r"learning_rate must be finite in float32, got array\(1"
     yield 1, np.array(np.nan), r"learning_rate must be a finite number >= 0, got array\(nan\)"
 
 
@@ -239,6 +240,26 @@ def test_what_is_no_number_is_refused_by_name(bad):
             Gravity(**{name: bad})
         with pytest.raises(ValueError, match=f"^{name} must be .* got"):
             setattr(Gravity(), name, bad)
+
+
+@pytest.mark.parametrize("rate", [1e39, 1e300, np.longdouble("1e39")])
+def test_a_rate_that_overflows_the_dtype_of_keras_is_refused(rate):
+    with pytest.raises(ValueError, match=r"^learning_rate must be finite in float32, got"):
+        Gravity(rate, velocity_std=0.1)
+    optimizer, _, everything = trained()
+    before, config = to_numpy(everything), optimizer.get_config()
+    state = State(5, arrays(3, shapes=SHAPES), {"learning_rate": float(rate), "beta": 0.5})
+    for assign in (
+        lambda: setattr(optimizer, "learning_rate", rate),
+        lambda: import_state(optimizer, state),
+    ):
+        with pytest.raises(ValueError, match=r"^learning_rate must be finite in float32, got"):
+            assign()
+        assert_same(everything, before)
+        assert optimizer.get_config() == config
+    largest = float(np.finfo(np.float32).max)
+    optimizer.learning_rate = largest
+    assert float(optimizer.learning_rate) == largest
 
 
 class Falling(keras.optimizers.schedules.LearningRateSchedule):
