@@ -112,13 +112,19 @@ def dense(gradient: Any, variable: Any) -> Any:
     Raises:
         TypeError: for anything but numbers.
         ValueError: unless the gradient has the variable's shape, and is real if the variable is.
+        tf.errors.InvalidArgumentError: for an index of a row that does not exist.
     """
     if gradient is None:
         return None
     shape, name = tuple(variable.shape), getattr(variable, "path", variable.name)
     try:
         if tf and isinstance(gradient, tf.IndexedSlices):
-            values = gradient.values
+            # The sum drops rows with negative indices.
+            message = f"the gradient of {name} must have indices >= 0"
+            with tf.control_dependencies(
+                [tf.debugging.assert_non_negative(gradient.indices, message)]
+            ):
+                values = tf.identity(gradient.values)
             gradient = tf.math.unsorted_segment_sum(values, gradient.indices, shape[0])
         elif hasattr(gradient, "to_dense"):  # a tensor of torch; a dense one returns itself
             gradient = gradient.to_dense()

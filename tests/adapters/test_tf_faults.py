@@ -36,7 +36,8 @@ def test_a_shape_that_only_the_running_graph_knows_moves_nothing(built, shape):
         assert_same([*variables, *optimizer.variables], before)
 
 
-def test_an_index_out_of_range_moves_nothing(built):
+@pytest.mark.parametrize("bad", [4, -1])
+def test_an_index_out_of_range_moves_nothing(built, bad):
     optimizer, variables = built
 
     def step(index):
@@ -48,7 +49,7 @@ def test_an_index_out_of_range_moves_nothing(built):
     for way in (step, traced):
         for _ in range(5):
             with pytest.raises(tf.errors.InvalidArgumentError):
-                way(tf.constant([4]))
+                way(tf.constant([bad]))
             assert_same([*variables, *optimizer.variables], before)
 
 
