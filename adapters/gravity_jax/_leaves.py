@@ -77,6 +77,29 @@ def gradient(name: str, grad: Any, v: jax.Array) -> Any:
     return canonical(jnp.asarray(grad)) if moves(v) else jnp.zeros_like(v)
 
 
+def check_count(count: Any) -> None:
+    """Raise a TypeError unless the count of a state is an integer, traced or not."""
+    if hasattr(count, "dtype"):
+        is_integer = jnp.issubdtype(count.dtype, jnp.integer)
+    else:
+        is_integer = isinstance(count, int) and not isinstance(count, bool)
+    if not is_integer:
+        raise TypeError(f"count must be an integer, got {count!r}")
+
+
+def check_velocity(name: str, v: Any, param: Any) -> None:
+    """Raise a TypeError unless a state's velocity can move its parameter.
+
+    Args:
+        name: the place of the velocity.
+        v: the velocity.
+        param: the parameter, or None if it is not known. Then an integer velocity passes, because
+            an integer parameter has one.
+    """
+    if moves(v) or (param is not None and moves(as_array(param))):
+        _check_inexact(name, v, _dtype(v))
+
+
 def canonical(array: Any) -> Any:
     """Return an array in a dtype that JAX computes in: one made under x64 may be used outside."""
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gravity_core import State
 from gravity_core import hyperparameters as hp
-from gravity_jax._leaves import as_array, is_traced, moves
+from gravity_jax._leaves import as_array, check_count, is_traced, moves
 from gravity_jax.transform import ScaleByGravityState
 
 
@@ -32,7 +32,7 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
     Raises:
         ValueError: unless the state holds exactly one `ScaleByGravityState` with the values of one
             optimizer (no ensemble, not inside jit), or for a hyper-parameter out of its range.
-        TypeError: for a hyper-parameter that does not exist.
+        TypeError: for a hyper-parameter that does not exist, or a count that is no integer.
 
     Example:
         >>> from gravity_jax import gravity
@@ -42,6 +42,7 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
         State(t=1, first_step=1, velocities=[float32(3,)])
     """
     count, *leaves = map(as_array, jax.tree.leaves(_own_state(opt_state)))
+    check_count(count)
     _check_values(count, *leaves)
     count = int(count)
     rate = hyperparameters.get("learning_rate")

@@ -26,7 +26,15 @@ from jax.typing import ArrayLike, DTypeLike
 from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term
-from gravity_jax._leaves import canonical, gradient, is_traced, moves
+from gravity_jax._leaves import (
+    as_array,
+    canonical,
+    check_count,
+    check_velocity,
+    gradient,
+    is_traced,
+    moves,
+)
 from gravity_jax._leaves import velocity_dtype as dtype_of_velocity
 from gravity_jax._reduction import largest_magnitudes
 from gravity_jax._structure import leaves_up_to, named_leaves, stacked_axes
@@ -83,6 +91,7 @@ def scale_by_gravity(
             `update` also raises it for a gradient that is missing, superfluous or of another shape.
         TypeError: from `init` and `update`, for a parameter or a gradient that is no array of
             numbers. The messages about parameters and gradients name the place in the tree.
+            From `update`, also for a state whose count or velocity has a wrong dtype.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -123,14 +132,18 @@ def scale_by_gravity(
     def update_fn(
         updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByGravityState]:
-        del params
         if axis_name is not None and not _is_inside(axis_name):
             raise ValueError(
                 "update must be called inside a shard_map or pmap over axis_name, "
                 f"got a call outside the axis {axis_name!r}"
             )
-        named, structure = named_leaves(state.velocity, "updates")
-        named = [(name, canonical(v)) for name, v in named]
+        check_count(as_array(state.count))
+        velocities, structure = named_leaves(state.velocity, "")
+        fits = params is not None and jax.tree.structure(params) == structure
+        owners = jax.tree.leaves(params) if fits else [None] * len(velocities)
+        for (place, v), param in zip(velocities, owners, strict=True):
+            check_velocity("velocity" + place, v, param)
+        named = [("updates" + place, canonical(v)) for place, v in velocities]
         grads = [
             gradient(name, grad, v)
             for (name, v), grad in zip(named, leaves_up_to(state.velocity, updates), strict=True)
@@ -211,6 +224,7 @@ def gravity(
             `update` also raises it for a gradient that is missing, superfluous or of another shape.
         TypeError: from `init` and `update`, for a parameter or a gradient that is no array of
             numbers. The messages about parameters and gradients name the place in the tree.
+            From `update`, also for a state whose count or velocity has a wrong dtype.
 
     Source: arXiv 2101.09192, Algorithm 1.
 

@@ -12,7 +12,7 @@ optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 import jax.numpy as jnp  # noqa: E402
 
 from gravity_core import Gravity, initial_velocity  # noqa: E402
-from gravity_jax import gravity, scale_by_gravity  # noqa: E402
+from gravity_jax import ScaleByGravityState, export_state, gravity, scale_by_gravity  # noqa: E402
 
 W = np.asarray([0.25, -0.5, 1.0], np.float32)
 
@@ -22,6 +22,13 @@ def stepped(optimizer):
     w = jnp.asarray(W)
     updates, _ = optimizer.update(w, optimizer.init(w), w)
     return np.asarray(optax.apply_updates(w, updates))
+
+
+def with_own(state, **values):
+    """Return an optax state with other values in its `ScaleByGravityState`."""
+    if isinstance(state, ScaleByGravityState):
+        return state._replace(**values)
+    return (state[0]._replace(**values), *state[1:])
 
 
 KINDS = [np.float32, np.float64, np.longdouble, Decimal, Fraction, np.asarray]
@@ -99,6 +106,31 @@ def test_a_velocity_of_fewer_bits_is_refused(dtype):
     for make in (gravity, scale_by_gravity):
         with pytest.raises(ValueError, match=r"^velocity_dtype must be a floating dtype of 16 to"):
             make(velocity_dtype=dtype)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("count", [2.5, np.float32(2.5), jnp.asarray(2.5), True])
+def test_a_count_that_is_no_integer_is_refused(transform, count):
+    for make in (gravity, scale_by_gravity):
+        optimizer = make()
+        state = optimizer.init(W)
+        state = with_own(state, count=count)
+        with pytest.raises(TypeError, match=r"^count must be an integer.* got"):
+            transform(optimizer.update)(jnp.asarray(W), state, jnp.asarray(W))
+        with pytest.raises(TypeError, match=r"^count must be an integer.* got"):
+            export_state(state)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("dtype", ["int32", "bool", jnp.float8_e5m2])
+def test_a_velocity_that_cannot_move_its_parameter_is_refused(transform, dtype):
+    params = {"a": jnp.asarray(W), "b": jnp.asarray(W)}
+    for make in (gravity, scale_by_gravity):
+        optimizer = make()
+        state = optimizer.init(params)
+        state = with_own(state, velocity=params | {"b": jnp.ones(3, dtype)})
+        with pytest.raises((TypeError, ValueError), match=r"^velocity\['b'\] must be .* got"):
+            transform(optimizer.update)(params, state, params)
 
 
 def test_sigma_equals_that_of_the_reference():
