@@ -103,11 +103,12 @@ def positions(variables: list[Any]) -> Callable[[Any], int]:
 _CASTS = re.compile(r"u?int\d+|b?float\d+(_\w+)?|complex\d+")  # neither bool nor text
 
 
-def dense(gradient: Any, variable: Any) -> Any:
+def dense(gradient: Any, variable: Any, accumulates: bool = False) -> Any:
     """Return a gradient as a dense tensor, with the sums of duplicate indices.
 
-    Its shape is known then, which that of a traced gradient may not be. It is converted to the
-    variable's dtype, because TensorFlow adds no gradients of another dtype to the accumulators.
+    Its shape is known then, which that of a traced gradient may not be. Integers are converted to
+    the variable's dtype. So are all gradients that are accumulated, because TensorFlow adds none of
+    another dtype; others keep theirs, in which they may be clipped and unscaled.
 
     Raises:
         TypeError: for anything but numbers.
@@ -145,7 +146,7 @@ def dense(gradient: Any, variable: Any) -> Any:
         )
     if dtype.startswith("complex") and not stored_dtype(variable).startswith("complex"):
         raise ValueError(f"the gradient of {name} must be real as the variable is, got {dtype}")
-    if dtype != stored_dtype(variable):
+    if "int" in dtype or (accumulates and dtype != stored_dtype(variable)):
         gradient = ops.cast(gradient, stored_dtype(variable))
     return tf.ensure_shape(gradient, shape) if tf else gradient
 

@@ -269,7 +269,9 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         is_late = list(map(is_unchecked, grads))
         # V also moves in rows without a gradient, so make every gradient dense. If `grads` is
         # longer than `variables`, pass on the rest: the base class raises or ignores it.
-        grads = [*map(dense, grads, variables), *grads[len(variables) :]]
+        accumulates = bool(self.gradient_accumulation_steps)
+        pairs = zip(grads, variables, strict=False)
+        grads = [*(dense(g, v, accumulates) for g, v in pairs), *grads[len(variables) :]]
         late = list(itertools.compress(grads, is_late))
         rate = self.learning_rate  # of a schedule or a callable, too
         number = known(rate) if _is_tensor(rate) else None  # AutoGraph does not know :=

@@ -51,7 +51,9 @@ def checked(
             f"Tensor {names['learning_rate']} must be 1-element, got shape {tuple(lr.shape)}"
         )
     values = {name: group[own] for name, own in NAMES.items()}
-    values |= {name: number(values[name]) for name in _SCALARS}
+    for name in _SCALARS:
+        if (found := number(values[name])) is not None:  # else validate refuses a tensor
+            values[name] = found
     rate: Any = number(lr) if wait or is_known(lr) else None
     if rate is None and isinstance(lr, Tensor) and hp.may_be_a_number(lr):
         rate = 0.0  # its value is checked where there is one

@@ -198,7 +198,10 @@ class Gravity(torch.optim.Optimizer):
             if "initial_lr" in group:
                 checked(new | {"lr": group["initial_lr"]}, {"lr": "initial_lr"})
             if group.get(DERIVED) is not None:
-                checked(new | {"velocity_std": group[DERIVED]}, {"velocity_std": DERIVED})
+                others = {"velocity_std": DERIVED}
+                new[DERIVED] = checked(new | {"velocity_std": group[DERIVED]}, others)[
+                    "velocity_std"
+                ]
             self._fix_velocity_std(new, new.get("initial_lr", new["lr"]))
             options.append(new)
             for p in group["params"]:

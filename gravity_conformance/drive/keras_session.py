@@ -1,6 +1,7 @@
 """The sessions of `keras.optimizers.Optimizer` classes."""
 
 import importlib
+import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,7 +82,9 @@ class KerasSession(StateSession):
         self._model = self._trained() if setup.mode == "fit" else None
 
         def apply(grads: Any) -> None:
-            self.optimizer.apply(grads, self._variables)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Gradients do not exist", UserWarning)
+                self.optimizer.apply(grads, self._variables)
 
         self._apply: Any = apply
         if setup.mode in ("function", "xla"):

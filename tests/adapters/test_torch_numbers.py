@@ -95,3 +95,17 @@ def test_a_rate_in_fake_tensor_mode(options):
         with pytest.raises(ValueError, match="lr must have a value, or velocity_std must be given"):
             Gravity([p], lr=unknown)
         Gravity([p], lr=unknown, velocity_std=0.1, **options)
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta", "weight_decay", "velocity_std", "derived_std"])
+def test_a_tensor_without_a_value_is_no_option(name):
+    nothing = torch.tensor(1.0, device="meta")
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = Gravity([w])
+    state = optimizer.state_dict()
+    state["param_groups"][0][name] = nothing
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        optimizer.load_state_dict(state)
+    if name != "derived_std":
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            Gravity([w], **{name: nothing})

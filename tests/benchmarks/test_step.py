@@ -234,10 +234,11 @@ def test_compile_times_of_jax(monkeypatch):
 
 
 def test_an_unwritable_file_is_refused_before_the_timing(tmp_path):
-    arguments = ["--backend", "numpy", "--json", str(tmp_path / "none" / "step.json")]
+    (tmp_path / "file").touch()
+    arguments = ["--backend", "numpy", "--json", str(tmp_path / "file" / "step.json")]
     done = CliRunner().invoke(step.main, arguments)
     assert done.exit_code == 2
-    assert "none" in done.output
+    assert "step.json" in done.output.replace("\n", "")
 
 
 def test_extra_memory_is_the_peak_of_one_call():
