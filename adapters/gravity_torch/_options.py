@@ -52,8 +52,10 @@ def checked(
         )
     values = {name: group[own] for name, own in NAMES.items()}
     for name in _SCALARS:
-        if (found := number(values[name])) is not None:  # else validate refuses a tensor
-            values[name] = found
+        found = number(values[name])
+        if found is None and values[name] is not None:
+            raise ValueError(f"{names[name]} must be a number, got {values[name]!r}")
+        values[name] = found
     rate: Any = number(lr) if wait or is_known(lr) else None
     if rate is None and isinstance(lr, Tensor) and hp.may_be_a_number(lr):
         rate = 0.0  # its value is checked where there is one

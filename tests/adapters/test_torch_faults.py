@@ -360,7 +360,7 @@ torch.set_num_threads(1)
 def pages():
     return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 for options in ({}, {"foreach": False}, {"foreach": True}):
-    shape = (2, 1_500_000)
+    shape = (2, 5_000_000)  # malloc keeps no free memory for so large ones
     memory = torch.ones(shape).t() if options.get("foreach") else torch.ones(shape)
     params = [torch.nn.Parameter(x) for x in (torch.ones(3), memory)]
     optimizer = Gravity(params, **options)

@@ -283,6 +283,8 @@ def spoil(state: dict[str, Any], random: Random) -> str:
         group = random.choice(state["param_groups"])
         name = random.choice(list(group))
         group[name] = _number(random)
+        if name == "lr" and isinstance(group[name], Tensor) and group[name].is_meta:
+            group[name] = -1.0  # a rate that the host does not have is not read
         return f"{name} = {group[name]!r}"
     if place == "group":
         del state["param_groups"][-1]
