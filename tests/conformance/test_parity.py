@@ -378,7 +378,7 @@ def test_a_blocked_report_path_is_refused_at_once(tmp_path):
     (tmp_path / "parity.json").mkdir()
     done = gravity("parity", "--backend", "numpy", "--out", str(tmp_path))
     assert done.returncode == 2
-    assert "its parity.json is a folder" in done.stderr
+    assert "parity.json': Is a directory" in done.stderr
 
 
 def test_a_narrow_encoding_does_not_fail_the_run(tmp_path):
