@@ -100,7 +100,7 @@ class Process:
         """Return the next event.
 
         Raises:
-            EndedError: if there is none, because the process has ended or takes too long.
+            EndedError: if the process has ended, or sends none before the time is up.
         """
         try:
             event = self._events.get(timeout=self._timeout)

@@ -14,7 +14,7 @@ import numpy as np
 
 from gravity_core import hyperparameters as hp
 from gravity_core._arrays import Array, float_name
-from gravity_core._memory import meets, overlaps_itself, spans
+from gravity_core._memory import Spans, meets, overlaps_itself, spans
 from gravity_core.coefficients import beta_hat, coefficients
 from gravity_core.state import State
 from gravity_core.update import gradient_term, max_step_grad, update
@@ -270,8 +270,7 @@ class Gravity:
                 f"params must have the {len(self.velocity)} arrays of the first step, "
                 f"got {len(params)}"
             )
-        self._check_velocity()
-        velocities = spans(self.velocity or [])
+        velocities = self._check_velocity()
         for i, (w, g) in enumerate(zip(params, grads, strict=True)):
             for name, array in ((f"params[{i}]", w), (f"grads[{i}]", g)):
                 # Other subclasses have operations of their own: a masked array skips elements, and
@@ -291,34 +290,23 @@ class Gravity:
                     f"grads[{i}] must have the shape and dtype of params[{i}], {w.shape} "
                     f"{w.dtype}, got {g.shape} {g.dtype}"
                 )
-            if not w.flags.writeable:
-                raise ValueError(f"params[{i}] must be writable, got a read-only array")
-            if overlaps_itself(w):
-                raise ValueError(
-                    f"params[{i}] must have each element in a place of its own, got shape "
-                    f"{w.shape} with strides {w.strides}"
-                )
+            _check_writable(f"params[{i}]", w)
             if meets(w, velocities):
                 raise ValueError(
                     f"params[{i}] must not share memory with a velocity, got an array that does"
                 )
 
-    def _check_velocity(self) -> None:
-        """Raise unless V, which the user may have set, can be updated in place."""
+    def _check_velocity(self) -> Spans:
+        """Return the memory of V; raise unless V, which a user may set, can be updated in place."""
         for i, v in enumerate(self.velocity or []):
             if type(v) not in (np.ndarray, np.memmap):
                 kind = type(v).__name__
                 raise TypeError(f"velocity[{i}] must be a numpy.ndarray, got {kind}")
-            if not v.flags.writeable:
-                raise ValueError(f"velocity[{i}] must be writable, got a read-only array")
-            if overlaps_itself(v):
-                raise ValueError(
-                    f"velocity[{i}] must have each element in a place of its own, got shape "
-                    f"{v.shape} with strides {v.strides}"
-                )
-        starts, ends = spans(self.velocity or [])
+            _check_writable(f"velocity[{i}]", v)
+        starts, ends = memory = spans(self.velocity or [])
         if any(start < end for start, end in zip(starts[1:], ends, strict=False)):
             raise ValueError("the arrays of velocity must not share memory, got two that do")
+        return memory
 
     def minimize(
         self,
@@ -376,6 +364,17 @@ class Gravity:
             fs.append(value)
             vs.append(run.velocity[0].copy())
         return Trajectory(np.stack(xs), np.asarray(fs), np.stack(vs), traces)
+
+
+def _check_writable(name: str, array: np.ndarray) -> None:
+    """Raise unless an array can be updated in place, element by element."""
+    if not array.flags.writeable:
+        raise ValueError(f"{name} must be writable, got a read-only array")
+    if overlaps_itself(array):
+        raise ValueError(
+            f"{name} must have each element in a place of its own, got shape {array.shape} "
+            f"with strides {array.strides}"
+        )
 
 
 def _listed(name: str, arrays: Any) -> list[Any]:

@@ -6,6 +6,8 @@ must report: `RIGHT` for an act that changes no result, and else a pattern of th
 
 from typing import NamedTuple
 
+from tests.support import command
+
 RIGHT = ""
 _ENDED = "its process (ended with status|was ended by)"
 
@@ -62,22 +64,13 @@ ACTS = {
     "patches NumPy": Act("np.array_equal = np.allclose = np.isfinite = lambda *a, **k: True"),
 }
 
-RIGHT_FUNCTION = """
-import os, sys
-import numpy as np
+# A right function, and one that does an act once.
+RIGHT_FUNCTION = f"""{command.RIGHT}
 acted = []
-def right(w, v, g, t, lr, beta):
-    old, new = (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
-    dtype = w.dtype
-    w, v, g = (x.astype(np.result_type(dtype, np.float32)) for x in (w, v, g))
-    with np.errstate(all="ignore"):
-        s = g * np.max(np.abs(g), initial=0)
-        v = old * v + new * (g / (1 + s * s))
-        return (w - lr * v).astype(dtype), v.astype(dtype)
 def act():
     if not acted:
         acted.append(1)
-        {act}
+        {{act}}
 """
 
 STEP = """
