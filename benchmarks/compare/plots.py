@@ -1,0 +1,242 @@
+"""The figures of a report, as SVG: colour-blind safe, with the labels on the lines."""
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.compare.analysis import FLOOR
+from benchmarks.compare.problems import VALUE, WRONG
+from gravity_conformance._output import write
+
+Json = dict[str, Any]
+# The colours of Okabe and Ito, and a dash for each, so that no line needs its colour.
+STYLES = {
+    "gravity": ("#000000", "-"),
+    "sgd": ("#E69F00", "-"),
+    "momentum": ("#0072B2", "-"),
+    "momentum-clip": ("#56B4E9", "--"),
+    "rmsprop": ("#009E73", "-."),
+    "adam": ("#D55E00", "-"),
+    "adamw": ("#CC79A7", "--"),
+    "gravity-t0": ("#E69F00", "--"),
+    "alpha-0": ("#009E73", "-"),
+    "beta-fixed": ("#CC79A7", "-."),
+    "m-infinite": ("#D55E00", ":"),
+    "momentum-noise": ("#56B4E9", "--"),
+}
+OTHERS = ("gravity", "sgd", "momentum", "momentum-clip", "rmsprop", "adam", "adamw")
+PARTS = (
+    *("gravity", "gravity-t0", "alpha-0", "beta-fixed", "m-infinite"),
+    *("momentum", "momentum-noise"),
+)
+RC: Any = {
+    "svg.hashsalt": "gravity",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e9ed",
+    "axes.axisbelow": True,
+    "path.simplify_threshold": 0.3,
+}
+COLUMNS = 3
+GAP = 8.5  # points between two labels
+LEAST = {WRONG: 1e-3}  # what is drawn for smaller errors
+
+
+def save(report: Json, folder: Path) -> list[Path]:
+    """Draw and write all figures for which there are results; return their paths."""
+    figures = {}
+    with mpl.rc_context(RC):
+        if report["problems"]:
+            figures["curves"] = curves(report, OTHERS)
+            figures["curves-parts"] = curves(report, PARTS)
+            figures["sensitivity"] = sensitivity(report)
+            figures["profile"] = profile(report)
+            figures["table"] = table(report)
+        if report["studies"]:
+            figures["studies"] = studies(report)
+        contents: dict[Path, str | bytes | None] = {}
+        for name, figure in figures.items():
+            svg = io.BytesIO()
+            metadata = {"Date": None, "Creator": None}
+            figure.savefig(svg, format="svg", metadata=metadata, bbox_inches="tight")
+            contents[folder / f"{name}.svg"] = svg.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
+    write(contents)
+    return list(contents)
+
+
+def _panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    columns = min(COLUMNS, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    figure = Figure(figsize=(4.6 * columns, 2.9 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title, loc="left")
+    for ax in axes[len(titles) :]:
+        ax.remove()
+    figure.subplots_adjust(wspace=0.75, hspace=0.45)
+    return figure, axes[: len(titles)]
+
+
+def _label(ax: Axes, lines: Iterable[tuple[float, float, str, str]]) -> None:
+    """Write labels beside the ends of lines, given as (x, y, text, colour), without overlaps."""
+    height = ax.get_window_extent().height * 72 / ax.get_figure().dpi  # in points
+    to_axes = ax.transData + ax.transAxes.inverted()
+    wanted = sorted((to_axes.transform((x, y))[1], x, y, text, c) for x, y, text, c in lines)
+    placed = -math.inf
+    for number, (place, x, y, text, colour) in enumerate(wanted):
+        room = height - GAP * (len(wanted) - 1 - number)  # below those that are still to come
+        placed = max(placed + GAP, min(place * height, room))
+        ax.annotate(
+            text,
+            xy=(x, y),
+            xytext=(1.07, placed / height),
+            textcoords="axes fraction",
+            color=colour,
+            va="center",
+            fontsize=7.5,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 0},
+        )
+
+
+def _drawn(values: Sequence[float], measure: str) -> np.ndarray:
+    return np.maximum(np.asarray(values, float), LEAST.get(measure, FLOOR))
+
+
+def curves(report: Json, names: Sequence[str]) -> Figure:
+    """Draw the error on validation against the steps: medians, and bands between quartiles."""
+    problems = report["problems"].values()
+    figure, axes = _panels([f"{p['title']}: {p['measure']}" for p in problems])
+    for ax, problem in zip(axes, problems, strict=True):
+        ends = []
+        for name in names:
+            if name not in problem["results"]:
+                continue
+            found, (colour, dash) = problem["results"][name]["curve"], STYLES[name]
+            lower, middle, upper = (
+                _drawn(found[key], problem["measure"]) for key in ("lower", "median", "upper")
+            )
+            x = np.linspace(0, problem["steps"], len(middle))
+            ax.fill_between(x, lower, upper, color=colour, alpha=0.12, lw=0)
+            ax.plot(x, middle, color=colour, ls=dash, lw=1.4)
+            ends.append((x[-1], middle[-1], report["optimizers"][name]["title"], colour))
+        ax.set(yscale="log", xlim=(0, problem["steps"]), xlabel="step")
+        ax.axhline(problem["target"], color="#66727f", lw=0.7, ls=(0, (1, 3)))
+        _label(ax, ends)
+    return figure
+
+
+def sensitivity(report: Json) -> Figure:
+    """Draw the error on validation against the learning rate, from the tuning seeds."""
+    problems = report["problems"].values()
+    figure, axes = _panels([f"{p['title']}: {p['measure']}" for p in problems])
+    for ax, problem in zip(axes, problems, strict=True):
+        lines = []
+        for name in OTHERS:
+            if name not in problem["results"]:
+                continue
+            result, (colour, dash) = problem["results"][name], STYLES[name]
+            rates = [rate for rate, _ in result["sensitivity"]]
+            errors = _drawn([error for _, error in result["sensitivity"]], problem["measure"])
+            ax.plot(rates, errors, color=colour, ls=dash, lw=1.3, marker="o", ms=2)
+            lines.append((rates[-1], errors[-1], report["optimizers"][name]["title"], colour))
+        ax.set(xscale="log", yscale="log", xlabel="learning rate")
+        _label(ax, lines)
+    return figure
+
+
+def profile(report: Json) -> Figure:
+    """Draw the share of problems solved within a factor of the fastest."""
+    found = report["profile"]
+    figure, axes = _panels(["Gravity and others", "Gravity and its parts"])
+    for ax, names in zip(axes, (OTHERS, PARTS), strict=True):
+        lines = []
+        for name in names:
+            colour, dash = STYLES[name]
+            shares = found["shares"][name]
+            ax.step(found["factors"], shares, where="post", color=colour, ls=dash, lw=1.5)
+            lines.append(
+                (found["factors"][-1], shares[-1], report["optimizers"][name]["title"], colour)
+            )
+        ax.set(
+            xscale="log",
+            xlim=(1, found["factors"][-1]),
+            ylim=(0, 1.02),
+            xlabel="steps to the target, relative to the fastest",
+            ylabel="share of problems",
+        )
+        _label(ax, lines)
+    return figure
+
+
+def shown(error: float, measure: str) -> str:
+    """Return an error as a short text.
+
+    Example:
+        >>> shown(0.0278, WRONG), shown(2.4, ""), shown(0.00031, VALUE), shown(19.2, VALUE)
+        ('2.8 %', '2.40', '3e-04', '19')
+    """
+    if measure == WRONG:
+        return f"{100 * error:.1f} %"
+    if measure == VALUE:
+        return f"{error:.0e}" if error < 0.1 or error >= 1000 else f"{error:.2g}"
+    return f"{error:.2f}"
+
+
+def table(report: Json) -> Figure:
+    """Draw the median error on test: dark is near the best, and a star ties with the best."""
+    problems, optimizers = report["problems"], report["optimizers"]
+    figure = Figure(figsize=(1.0 * len(problems) + 2, 0.34 * len(optimizers) + 2.4))
+    ax = figure.subplots()
+    shades = np.full((len(optimizers), len(problems)), np.nan)
+    for column, problem in enumerate(problems.values()):
+        for row, name in enumerate(optimizers):
+            if (result := problem["results"].get(name)) is None:
+                continue
+            shades[row, column] = shade = result["progress"]
+            star = " *" if result["ties_with_best"] else ""
+            text = shown(result["tuned"]["median"], problem["measure"]) + star
+            colour = "white" if shade > 0.55 else "black"
+            ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5)
+    ax.imshow(shades, cmap="cividis_r", vmin=0, vmax=1, aspect="auto")
+    ax.set_xticks(
+        range(len(problems)), [p["title"] for p in problems.values()], rotation=40, ha="right"
+    )
+    ax.set_yticks(range(len(optimizers)), [o["title"] for o in optimizers.values()])
+    ax.grid(False)
+    return figure
+
+
+def studies(report: Json) -> Figure:
+    """Draw the error on test against the setting of each study, with two rates."""
+    panels = [(study, key) for study in report["studies"].values() for key in WORDS]
+    titles = [f"{study['problem']}, {WORDS[key]}" for study, key in panels]
+    figure, axes = _panels(titles)
+    for ax, (study, key) in zip(axes, panels, strict=True):
+        lines = []
+        for name in OTHERS:
+            if name not in study["results"]:
+                continue
+            colour, dash = STYLES[name]
+            medians = [found[key]["median"] for found in study["results"][name]]
+            errors = _drawn(medians, study["measure"])
+            ax.plot(study["settings"], errors, color=colour, ls=dash, lw=1.4, marker="o", ms=2.5)
+            lines.append(
+                (study["settings"][-1], errors[-1], report["optimizers"][name]["title"], colour)
+            )
+        ax.set(xscale="log", yscale="log", xlabel=study["title"], ylabel=study["measure"])
+        _label(ax, lines)
+    return figure
+
+
+WORDS = {"ordinary": "the same rate", "tuned": "the best rate"}
