@@ -16,7 +16,7 @@ from benchmarks.compare.protocol import EVALUATIONS, Study, mean_score, settled
 Json = dict[str, Any]
 CONFIDENCE = 0.95
 RESAMPLES = 5000
-FLOOR = 1e-16  # smaller values of a function count as this
+FLOOR = 1e-16  # smaller values of a function count as this, in comparisons
 ENOUGH = 0.9  # of the best progress: a rate with it works
 FACTORS = [float(f"{10 ** (k / 10):.3g}") for k in range(11)]  # of the performance profile
 
@@ -118,7 +118,11 @@ def _rounded(values: Any) -> list[float]:
 
 
 def problem_report(problem: Problem, cells: Mapping[str, Json]) -> Json:
-    """Return the report on a problem: a result for each optimizer, the best one, and its ties."""
+    """Return the report on a problem: a result for each optimizer, the best one, and its ties.
+
+    The best one has the least median; the mean decides between equal ones.
+    "progress" compares with the best tuned optimizer, also for the runs that are not tuned.
+    """
     steps = next(iter(cells.values()))["steps"]
     results: dict[str, Json] = {}
     for name, cell in cells.items():
@@ -132,15 +136,21 @@ def problem_report(problem: Problem, cells: Mapping[str, Json]) -> Json:
             "start": _median([run["start"][0] for run in cell["tuned"]]),
             "sensitivity": sensitivity,
         }
-    best = _best(results)
+    # Values of a function below FLOOR are rounding errors: none of them is better than another.
+    least_error = FLOOR if problem.measure == VALUE else 0.0
+    judged = {
+        name: np.maximum(result["tuned"]["errors"], least_error).tolist()
+        for name, result in results.items()
+    }
+    best = min(judged, key=lambda name: (_median(judged[name]), math.fsum(judged[name])))
     least = min(error for r in results.values() for _, error in r["sensitivity"])
     for name, result in results.items():
-        start, tuned = result["start"], result["tuned"]
-        best_median = results[best]["tuned"]["median"]
-        result["progress"] = progress(tuned["median"], start, best_median, measure=problem.measure)
-        result["ties_with_best"] = name == best or tie(
-            tuned["errors"], results[best]["tuned"]["errors"]
-        )
+        start = result["start"]
+        for found in (result["tuned"], result["untuned"]):
+            found["progress"] = progress(
+                found["median"], start, results[best]["tuned"]["median"], measure=problem.measure
+            )
+        result["ties_with_best"] = tie(judged[name], judged[best])
         result["decades"] = _decades(result["sensitivity"], start, least, problem.measure)
     return {
         "title": problem.title,
@@ -151,16 +161,6 @@ def problem_report(problem: Problem, cells: Mapping[str, Json]) -> Json:
         "best": best,
         "results": results,
     }
-
-
-def _best(results: Mapping[str, Json]) -> str:
-    """Return the optimizer with the least median; the mean decides between equal ones."""
-
-    def key(name: str) -> tuple[float, float]:
-        tuned = results[name]["tuned"]
-        return tuned["median"], math.fsum(tuned["errors"]) / tuned["of"]
-
-    return min(results, key=key)
 
 
 def _decades(

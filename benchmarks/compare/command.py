@@ -185,13 +185,14 @@ def write_report(folder: Path, file: Path | None, plots: Path | None) -> int:
 
 def _print(found: dict[str, Any]) -> None:
     table = Table("", *found["problems"], title="median error on test (* ties with the best)")
-    for name, optimizer in found["optimizers"].items():
-        row = []
-        for problem in found["problems"].values():
-            result = problem["results"].get(name)
-            star = "*" if result and result["ties_with_best"] else ""
-            row.append(f"{result['tuned']['median']:.3g}{star}" if result else "")
-        table.add_row(optimizer["title"], *row)
+    for key, words in (("tuned", ""), ("untuned", ", default rate")):
+        for name, optimizer in found["optimizers"].items():
+            row = []
+            for problem in found["problems"].values():
+                result = problem["results"].get(name)
+                star = "*" if result and key == "tuned" and result["ties_with_best"] else ""
+                row.append(f"{result[key]['median']:.3g}{star}" if result else "")
+            table.add_row(optimizer["title"] + words, *row)
     console = Console()
     (console if console.is_terminal else Console(width=240)).print(table)
     if found["missing"]:

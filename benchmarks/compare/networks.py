@@ -116,25 +116,24 @@ def transformer(
     return Network(shapes, forward, tuple(ones))
 
 
-def classes(outputs: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the cross-entropy, and the share of wrong answers."""
-    wrong = (outputs.detach().argmax(-1) != y).float().mean()
-    return F.cross_entropy(outputs, y), float(wrong)
+class Measure(NamedTuple):
+    """What is minimised, and what is reported; both of outputs and targets."""
+
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    error: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def nats(outputs: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the cross-entropy per character, twice."""
-    loss = F.cross_entropy(outputs.flatten(0, -2), y.flatten())
-    return loss, float(loss.detach())
+def _wrong(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (outputs.argmax(-1) != y).double().mean()
 
 
-def squares(outputs: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the mean square of the differences, twice."""
-    loss = F.mse_loss(outputs, y)
-    return loss, float(loss.detach())
+def _nats(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs.flatten(0, -2), y.flatten())
 
 
-Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, float]]
+classes = Measure(F.cross_entropy, _wrong)
+nats = Measure(_nats, _nats)
+squares = Measure(F.mse_loss, F.mse_loss)
 
 
 class Training:
@@ -143,7 +142,7 @@ class Training:
     Args:
         network: what is trained.
         data: its splits.
-        loss: the loss of a batch, and the error that is reported.
+        measure: the loss and the error of a batch.
         batch_size: examples of a batch, which come in a new order in each epoch.
         seed: any integer from 0.
         initial: the distribution of the initial weights of two dimensions and more.
@@ -157,7 +156,7 @@ class Training:
         self,
         network: Network,
         data: Data,
-        loss: Loss,
+        measure: Measure,
         batch_size: int,
         seed: int,
         *,
@@ -168,7 +167,7 @@ class Training:
         unit: float = 1.0,
     ) -> None:
         torch.set_num_threads(1)  # the runs share the cores
-        self._forward, self._data, self._loss = network.forward, data, loss
+        self._forward, self._data, self._measure = network.forward, data, measure
         self._scale, self._corrupt, self._unit = loss_scale, corrupt, unit
         self._generator = torch.Generator().manual_seed(seed)
         if weights is None:
@@ -205,23 +204,25 @@ class Training:
     def gradient(self) -> tuple[float, Tensors]:
         """Return the loss of the next batch, and its gradient."""
         x, y = next(self._batches)
-        loss, _ = self._loss(self._forward(self.weights.parts, x), y)
-        parts = list(torch.autograd.grad(self._scale * loss, self.weights.parts))
+        loss = self._measure.loss(self._forward(self.weights.parts, x), y)
+        scaled = loss if self._scale == 1 else self._scale * loss
+        parts = list(torch.autograd.grad(scaled, self.weights.parts))
         return loss.item(), Tensors(torch.cat([g.flatten() for g in parts]), parts)
 
     def score(self, split: str) -> tuple[float, float]:
         """Return the error and the loss of a split, "validation" or "test"."""
         x, y = getattr(self._data, split)
-        total_error = total_loss = 0.0
+        totals = [0.0, 0.0]
         with torch.no_grad():
             for inputs, targets in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-                loss, error = self._loss(self._forward(self.weights.parts, inputs), targets)
-                total_error += error * len(inputs)
-                total_loss += loss.item() * len(inputs)
-        return total_error / len(x) / self._unit, total_loss / len(x)
+                outputs = self._forward(self.weights.parts, inputs)
+                for i, function in enumerate((self._measure.error, self._measure.loss)):
+                    totals[i] += function(outputs, targets).item() * len(inputs)
+        error, loss = (total / len(x) for total in totals)
+        return error / self._unit, loss
 
 
-TRAINED = mlp(64, 128, 128, 10)
+TRAINED = mlp(64, 512, 512, 10)
 
 
 @functools.cache

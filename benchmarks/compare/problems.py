@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 def _trained(
     network: Callable[[Any], Any],
     data: Callable[[Any], Any],
-    loss: str,
+    measure: str,
     batch_size: int,
     **options: Any,
 ) -> Callable[..., Task]:
@@ -66,7 +66,7 @@ def _trained(
         made = {key: o(networks) if callable(o) else o for key, o in options.items()}
         arguments = {"batch_size": batch_size, **made, **study}
         return networks.Training(
-            network(networks), data(datasets), getattr(networks, loss), seed=seed, **arguments
+            network(networks), data(datasets), getattr(networks, measure), seed=seed, **arguments
         )
 
     return start
@@ -184,7 +184,7 @@ PROBLEMS = {
     "fine-tuning": Problem(
         "fine-tuning, 100 examples",
         WRONG,
-        200,
+        100,
         0.20,
         _trained(
             lambda n: n.TRAINED,
@@ -198,13 +198,15 @@ PROBLEMS = {
         "Rosenbrock", VALUE, 2000, 1e-3, _analytic("rosenbrock", [-1.2, 1.0], 0.1)
     ),
     "quadratic": Problem(
-        "ill-conditioned quadratic", VALUE, 1000, 1e-3, _analytic("quadratic", [0.0] * 11, 1.0)
+        "ill-conditioned quadratic", VALUE, 1000, 1e-3, _analytic("quadratic", [0.0] * 11, 0.1)
     ),
-    "walls": Problem("steep walls, x⁶", VALUE, 1000, 1e-3, _analytic("walls", [0.0] * 10, 2.0)),
+    "walls": Problem(
+        "steep walls, sixth powers", VALUE, 1000, 1e-3, _analytic("walls", [3.0] * 10, 0.1)
+    ),
     "transformer": Problem(
         "characters, transformer",
         NATS,
-        400,
+        600,
         2.4,
         _trained(
             lambda n: n.transformer(n.datasets.vocabulary()),

@@ -14,9 +14,10 @@ tuned. The same seed gives all optimizers the same initial weights and batches. 
 not finite has diverged: it ends, and counts as its untrained start (`settled`), as does a run that
 ends worse than it began.
 
-A problem whose runs take seconds has the smaller protocol: `SMALL`. A study (`STUDIES`) repeats
-steps 1 and 2 with it for one problem under other settings, and also reports the rate of the
-ordinary setting there. `--budget` multiplies the work, see `Plan.scaled`.
+A problem whose runs take seconds has a smaller protocol (`SMALL`): 8 rates, 1 tuning seed and 5
+fresh seeds. A study (`STUDIES`) repeats steps 1 and 2 with it for one problem under other settings,
+and also reports the rate of the ordinary setting there. `--budget` multiplies the work, see
+`Plan.scaled`.
 """
 
 import dataclasses
@@ -72,7 +73,7 @@ class Plan:
 
 
 FULL = Plan(rates=16, tuning_seeds=2, seeds=10)
-SMALL = Plan(rates=6, tuning_seeds=1, seeds=5)
+SMALL = Plan(rates=8, tuning_seeds=1, seeds=5)
 
 
 class Study(NamedTuple):

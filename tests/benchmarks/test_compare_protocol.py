@@ -190,7 +190,24 @@ def test_the_report_names_the_best_and_its_ties():
     assert 0.10 <= low < 0.14 < high <= 0.18
     assert found["results"]["sgd"]["untuned"]["median"] == 0.9
     # On the way from 1 to 0.14.
-    assert math.isclose(found["results"]["momentum"]["progress"], (1 - 0.19) / (1 - 0.14))
+    progress = found["results"]["momentum"]["tuned"]["progress"]
+    assert math.isclose(progress, (1 - 0.19) / (1 - 0.14))
+    assert found["results"]["sgd"]["tuned"]["progress"] == 1.0
+    assert math.isclose(found["results"]["sgd"]["untuned"]["progress"], 0.1 / 0.86)
+
+
+def test_values_that_are_rounding_errors_tie():
+    untuned = flat(*[1.0] * 5)
+    cells = {
+        "sgd": cell(flat(*[1e-20] * 5), untuned),
+        "adam": cell(flat(*[1e-40] * 5), untuned),
+        "momentum": cell(flat(*[1e-10] * 5), untuned),
+    }
+    problem = Problem("p", VALUE, 100, 1e-3, lambda seed: None)
+    results = analysis.problem_report(problem, cells)["results"]
+    ties = {name: result["ties_with_best"] for name, result in results.items()}
+    assert ties == {"sgd": True, "adam": True, "momentum": False}
+    assert [r["tuned"]["progress"] for r in results.values()] == [1.0, 1.0, 10 / 16]
 
 
 def test_sensitivity_counts_the_decades_of_rates_that_work():
