@@ -47,7 +47,6 @@ RC: Any = {
     "axes.axisbelow": True,
     "path.simplify_threshold": 0.3,
 }
-COLUMNS = 3
 GAP = 8.5  # points between two labels
 LEAST = {WRONG: 1e-3}  # what is drawn for smaller errors
 
@@ -75,8 +74,8 @@ def save(report: Json, folder: Path) -> list[Path]:
     return list(contents)
 
 
-def _panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    columns = min(COLUMNS, len(titles))
+def _panels(titles: Sequence[str], columns: int = 3) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, len(titles))
     rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows))
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
@@ -91,6 +90,7 @@ def _panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
 def _label(ax: Axes, lines: Iterable[tuple[float, float, str, str]]) -> None:
     """Write labels beside the ends of lines, given as (x, y, text, colour), without overlaps."""
     height = ax.get_window_extent().height * 72 / ax.get_figure().dpi  # in points
+    ax.autoscale_view()  # else the limits change when the figure is drawn
     to_axes = ax.transData + ax.transAxes.inverted()
     wanted = sorted((to_axes.transform((x, y))[1], x, y, text, c) for x, y, text, c in lines)
     placed = -math.inf
@@ -229,7 +229,7 @@ def studies(report: Json) -> Figure:
     """Draw the error on test against the setting of each study, with two rates."""
     panels = [(study, key) for study in report["studies"].values() for key in WORDS]
     titles = [f"{study['problem']}, {WORDS[key]}" for study, key in panels]
-    figure, axes = _panels(titles)
+    figure, axes = _panels(titles, columns=2)
     for ax, (study, key) in zip(axes, panels, strict=True):
         lines = []
         for name in OTHERS:
