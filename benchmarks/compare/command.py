@@ -1,6 +1,5 @@
 """The command: run the cells that are missing, and make the report."""
 
-import json
 import math
 import os
 import threading
@@ -169,13 +168,13 @@ def _end_with(parent: int) -> None:
 @click.option("--plots", type=FOLDER, help="A folder for the figures.")
 def write_report(folder: Path, file: Path | None, plots: Path | None) -> int:
     """Print what the results in FOLDER say, and write them as one JSON and as figures."""
-    from benchmarks.compare.report import report
+    from benchmarks.compare.report import as_text, report
 
     outputs = checked([] if file is None else [("--json", file)])
     found = report(folder)
     _print(found)
     for output in outputs:
-        write({output.path: json.dumps(found, indent=1, ensure_ascii=False) + "\n"})
+        write({output.path: as_text(found)})
     if plots is not None:
         from benchmarks.compare.plots import save
 

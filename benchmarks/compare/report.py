@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,8 @@ def report(folder: Path) -> Json:
     if not found and not studies:
         raise CouldNotError(f"{folder} has no results yet")
     budget = plan["budget"]
-    images = any(every[name].images for name in found)
     return {
-        "command": "python -m benchmarks.compare"
-        + (f" --budget {budget:g}" if budget != 1 else "")
-        + (" --data-dir DIR" if images else ""),
+        "command": _command(budget, [*found, *studies]),
         "date": datetime.date.today().isoformat(),
         **plan,
         "missing": missing,
@@ -59,3 +58,20 @@ def report(folder: Path) -> Json:
         "profile": analysis.profile(found, list(OPTIMIZERS)) if found else None,
         "studies": studies,
     }
+
+
+def _command(budget: float, names: list[str]) -> str:
+    """Return the command that makes the cells of these problems and studies."""
+    every = with_images(None)
+    options = [f"--budget {budget:g}"] if budget != 1 else []
+    if any(name in every and every[name].images for name in names):
+        options.append("--data-dir DIR")
+    if not {*PROBLEMS, *protocol.STUDIES} <= {*names}:
+        options += [f"--problem {name}" for name in names]
+    return " ".join(["python -m benchmarks.compare", *options])
+
+
+def as_text(found: Json) -> str:
+    """Return the report as JSON, with each list of numbers on one line."""
+    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return re.sub(r"\[[^][{}]*\]", lambda numbers: " ".join(numbers[0].split()), text)

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -138,7 +137,8 @@ def test_the_report_has_everything_on_one_page_and_no_name_of_the_machine(tmp_pa
     assert set(found["problems"]) == {"quadratic", "wine"}
     assert set(found["studies"]) == {"batch-size"}
     assert len(found["missing"]) == 13 * (len(PROBLEMS) + len(protocol.STUDIES)) - 6
-    assert found["command"] == "python -m benchmarks.compare --budget 0.0004"
+    names = "--problem wine --problem quadratic --problem batch-size"
+    assert found["command"] == f"python -m benchmarks.compare --budget 0.0004 {names}"
     assert found["cpu"]
     assert set(store.PACKAGES) == set(found["versions"])
     text = file.read_text(encoding="utf-8")
@@ -170,8 +170,8 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(tmp_path):
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert process.wait() != 0
     assert len(list(killed.glob("*/*.json"))) < 4
     for folder in (killed, whole):
         assert start(folder).wait(timeout=HANG) == 0
