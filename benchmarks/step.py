@@ -46,7 +46,7 @@ Step = Callable[[], Any]
 BACKENDS = ("numpy", "torch", "jax", "tf", "tf_jit")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PACKAGES = (
-    *("numpy", "numba", "torch", "triton", "jax", "optax", "tensorflow"),
+    *("numpy", "numba", "torch", "triton", "jax", "optax", "tensorflow", "keras"),
     *("pytorch_optimizer", "gravity-optimizer"),
 )
 

@@ -154,7 +154,7 @@ def new_report(seed: int) -> Report:
         steps=0,
         seed=seed,
         versions={"python": platform.python_version()},
-        platform={"system": platform.system(), "machine": platform.machine(), "cpu": _cpu()},
+        platform={"system": platform.system(), "machine": platform.machine(), "cpu": cpu_name()},
         date=datetime.date.today().isoformat(),
     )
 
@@ -327,7 +327,7 @@ def _check_training(training: Training, task: Task) -> None:
         raise FailedError(f"ValueError: predictions must be integers of shape {task.y_test.shape}")
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     try:
         with open("/proc/cpuinfo") as lines:
             names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
