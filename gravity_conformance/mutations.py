@@ -139,15 +139,24 @@ def _letter(t: Any, beta: Any) -> tuple[Any, Any]:
     return type(t)(old), type(t)(1 - old)
 
 
+def _long_letter(t: Any, beta: Any) -> tuple[Any, Any]:
+    old = (np.longdouble(beta) * np.longdouble(t) + 1) / (np.longdouble(t) + 2)
+    return type(t)(old), type(t)(1 - old)
+
+
 def _float32_decay(w: np.ndarray, v: np.ndarray, lr: Any, decay: Any) -> Any:
     return weights(w, v, lr, type(decay)(np.float32(decay)))
 
 
-# Two right updates leave the bound in float64. One takes Algorithm 1 literally, with 1 − β̂ as a
-# difference. The other has the weight decay of the base class of Keras optimizers.
+# Right updates leave the bound in float64 if they take Algorithm 1 literally, with 1 − β̂ as a
+# difference, or have the weight decay of the base class of Keras optimizers.
 TOLERATED = (
     Variant(
         "1 − β̂ taken as a float64 difference, which loses digits for large t", coefficients=_letter
+    ),
+    Variant(
+        "1 − β̂ taken as a longdouble difference, which loses digits for large t",
+        coefficients=_long_letter,
     ),
     Variant("λ rounded to float32, as by the base class of Keras", weights=_float32_decay),
 )

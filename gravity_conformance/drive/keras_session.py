@@ -76,7 +76,7 @@ class KerasSession(StateSession):
         """Construct the optimizer and build it for variables with copies of `weights`."""
         self.setup, self._keras = setup, importlib.import_module("keras")
         with _floatx(setup.dtype):
-            self._variables = [self._keras.Variable(w, dtype=setup.dtype_of(w)) for w in weights]
+            self._variables = [self._variable(i, w) for i, w in enumerate(weights)]
             self.optimizer = setup.shared or setup.construct()
             self.optimizer.build(self._variables)
         self._model = self._trained() if setup.mode == "fit" else None
@@ -90,6 +90,11 @@ class KerasSession(StateSession):
         if setup.mode in ("function", "xla"):
             tensorflow = importlib.import_module("tensorflow")
             self._apply = tensorflow.function(apply, jit_compile=setup.mode == "xla")
+
+    def _variable(self, index: int, w: np.ndarray) -> Any:
+        """Return a variable with the name and the path of a kernel: layers share the name."""
+        with self._keras.name_scope(f"layer_{index}"):
+            return self._keras.Variable(w, dtype=self.setup.dtype_of(w), name="kernel")
 
     def _trained(self) -> Any:
         """Return a model of the variables. Its gradients are equal to its inputs.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gravity_conformance.drive.session import LATE, Arrays, Session, Setup
+from gravity_conformance.drive.session import LATE, Arrays, Session, Setup, repeats
 
 
 class PlainSession(Session):
@@ -85,8 +85,7 @@ class PlainSession(Session):
 
 def _expanded(array: np.ndarray) -> np.ndarray:
     """Return one row that stands for all, if they are equal; it cannot be written to."""
-    repeats = len(array) > 1 and (array == array[:1]).all()
-    return np.broadcast_to(array[:1].copy(), array.shape) if repeats else array.copy()
+    return np.broadcast_to(array[:1].copy(), array.shape) if repeats(array) else array.copy()
 
 
 _LAYOUTS = (

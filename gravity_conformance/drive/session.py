@@ -189,6 +189,13 @@ class StateSession(Session):
         self.write(weights, velocity, counters)
 
 
+def repeats(array: np.ndarray) -> bool:
+    """Return whether all rows of an array are equal, so that one row in memory can hold them."""
+    if len(array) < 2 or (array != array[:1]).any():
+        return False
+    return bool((np.signbit(array) == np.signbit(array[:1])).all())  # -0 equals 0
+
+
 def the_velocity(candidates: Mapping[str, T]) -> T | None:
     """Choose V among state arrays of the parameter's shape, by name if there are several."""
     if len(candidates) == 1:

@@ -18,6 +18,7 @@ from gravity_conformance.drive.session import (
     ClosureRefusedError,
     Setup,
     StateSession,
+    repeats,
     the_velocity,
 )
 from gravity_conformance.protocol import Task, Training
@@ -114,7 +115,7 @@ class TorchSession(StateSession):
             return self._torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
         if place % LAYOUTS == 2 and tensor.ndim == 4:
             return tensor.contiguous(memory_format=self._torch.channels_last)
-        return tensor[:1].expand_as(tensor) if expands and _repeats(array) else tensor
+        return tensor[:1].expand_as(tensor) if expands and repeats(array) else tensor
 
     def _numpy(self, tensor: Any) -> np.ndarray:
         bfloat16 = tensor.dtype == self._torch.bfloat16
@@ -275,8 +276,3 @@ class TorchSession(StateSession):
         # The state of an implementation may contain any object.
         session.optimizer.load_state_dict(self._torch.load(file, weights_only=False))
         return session
-
-
-def _repeats(array: np.ndarray) -> bool:
-    """Return whether all rows of an array are equal, so that one row in memory can hold them."""
-    return bool(len(array) > 1 and (array == array[:1]).all())

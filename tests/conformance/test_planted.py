@@ -41,6 +41,10 @@ WRONG = {
     "falsy": ("combined", "default", ("plain",)),
     "skipped": ("non-finite", "quick", ("plain",)),
     "halfmax": ("float16", "quick", ("plain",)),
+    "scratch": ("float64", "default", ("plain",)),
+    "quarters": ("update", "default", ("plain",)),
+    "lanes": ("update", "default", ("plain",)),
+    "blocks": ("non-finite", "quick", ("plain",)),
     "mirror": ("v0", "quick", ("torch",)),
     "tiles": ("v0", "default", ("torch",)),
     "twelve": ("v0", "default", ("torch",)),
@@ -55,6 +59,7 @@ RIGHT = {
     "singles": ("float16", "bfloat16"),
     "literal": ("float16", "bfloat16"),
     "inside": (),
+    "longdouble": (),
     "rest": ("v0",),
 }
 # What a right variant is fed: the checks that the variants concern.
@@ -72,7 +77,7 @@ CHECKS = (
 CHECKS += ("strides", "turns", "zero", "non-finite", "empty", "0-d", "resume", "copied")
 CHECKS += ("weight-decay", "gradient")
 FEW = ("convention", "v0", "update", "non-finite", "empty")  # of optax and Keras, which are slow
-ONLY = {"literal": ("plain",), "finite": ("plain", "torch")}  # kinds
+ONLY = {"literal": ("plain",), "longdouble": ("plain",), "finite": ("plain", "torch")}  # kinds
 
 
 @functools.cache
@@ -104,7 +109,8 @@ def test_a_mistake_differs(mistake, kind):
 )
 def test_a_right_one_conforms(variant, kind):
     halves = ("float16", "bfloat16") if variant in ("singles", "literal") else ()
-    checks = [*(CHECKS if kind in ("plain", "torch") else FEW), *halves]
+    doubles = ("float64-vectors",) if variant == "longdouble" else ()
+    checks = [*(CHECKS if kind in ("plain", "torch") else FEW), *halves, *doubles]
     found = findings(f"{SPEC}:{kind}_{variant}", checks)
     outcomes = {check: finding["outcome"] for check, finding in found.items()}
     remarks = {check for check in RIGHT[variant] if outcomes[check] != "not applicable"}
@@ -139,6 +145,26 @@ AROUND = {
         "    def step(self):\n        self.late = hasattr(self, 'late')\n        super().step()",
         "v0",
     ),
+    "V₀ is 0 where the first gradient comes after a load": (
+        "    def one(self, p, *rest):\n"
+        "        if self.defaults.get('loaded') and p not in self.state: self.state[p].update("
+        "t=0, v=torch.zeros_like(p))\n        super().one(p, *rest)\n"
+        "    def load_state_dict(self, state):\n"
+        "        super().load_state_dict(state)\n        self.defaults['loaded'] = True",
+        "v0",
+    ),
+    "V₀ is 0 in half types": (
+        "    def one(self, p, *rest):\n"
+        "        if p.dtype.itemsize == 2 and p not in self.state: self.state[p].update("
+        "t=0, v=torch.zeros_like(p))\n        super().one(p, *rest)",
+        "float16",
+    ),
+    "β of the group is forgotten in half types": (
+        "    def one(self, p, owner, place, group):\n"
+        "        if p.dtype.itemsize == 2: group = group | {'beta': self.defaults['beta']}\n"
+        "        super().one(p, owner, place, group)",
+        "bfloat16",
+    ),
     "loading keeps the options": (
         "    def load_state_dict(self, state):\n"
         "        kept = [group['beta'] for group in self.param_groups]\n"
@@ -155,9 +181,9 @@ FORGOTTEN = {
         "p.numel() >= 2**16",
         "group = group | {'beta': self.defaults['beta']}",
     ),
-    "the rate of the group in large tensors": (
-        "p.numel() >= 2**16",
-        "group = group | {'lr': self.defaults['lr']}",
+    "weight decay in large tensors": (
+        "p.numel() >= 2**18",
+        "group = group | {'weight_decay': 0.0}",
     ),
     "weight decay where W is not contiguous": (
         "not p.is_contiguous()",

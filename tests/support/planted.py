@@ -93,7 +93,7 @@ class Rows(Rules):
         return super().largest(g, place)
 
 
-class Long(Rules):
+class LongList(Rules):
     def zeta(self, g, place):
         return 0 * g if place >= 320 else super().zeta(g, place)
 
@@ -242,6 +242,35 @@ class Standardised(Rules):
         return (z - z.mean()) / (z.std() or 1.0)
 
 
+class Scratch(Rules):
+    def zeta(self, g, place):
+        z = super().zeta(g, place)
+        return z.astype(np.float32).astype(z.dtype) if g.size >= 2**18 else z
+
+
+class Quarters(Rules):
+    def largest(self, g, place):
+        flat = self.flat(g)
+        whole = flat.size // 4 * 4
+        return super().largest(flat[:whole] if flat.size >= 2**17 else flat, place)
+
+
+class FirstOfTail(Rules):
+    def largest(self, g, place):
+        flat = self.flat(g)
+        lanes, rest = divmod(flat.size, 8)
+        if flat.size > 1024 and 2 <= rest <= 6:
+            flat = np.delete(flat, 8 * lanes)
+        return super().largest(flat, place)
+
+
+class BlockNaN(Rules):
+    def largest(self, g, place):
+        flat = self.flat(g)
+        blocks = (flat[i : i + 2**17] for i in range(0, flat.size, 2**17))
+        return max(super(BlockNaN, self).largest(block, place) for block in blocks)
+
+
 # What is right, and refuses something or does without it.
 class Finite(Rules):
     def refuse(self, w, g):
@@ -266,6 +295,12 @@ class Literal(Rules):
         return dtype
 
 
+class Long(Rules):
+    def coefficients(self, t, beta):
+        old = (np.longdouble(beta) * t + 1) / (np.longdouble(t) + 2)
+        return old, 1 - old
+
+
 class Inside(Rules):
     def coefficients(self, t, beta):
         if not 0 < beta < 1:
@@ -285,7 +320,7 @@ RULES = {
     "five": FiveAxes,
     "negative": Negative,
     "rows": Rows,
-    "long": Long,
+    "long": LongList,
     "least": Least,
     "most": Most,
     "minus": Minus,
@@ -310,10 +345,15 @@ RULES = {
     "tiles": Tiles,
     "twelve": Twelve,
     "standardised": Standardised,
+    "scratch": Scratch,
+    "quarters": Quarters,
+    "lanes": FirstOfTail,
+    "blocks": BlockNaN,
     "finite": Finite,
     "empty": NoEmpty,
     "singles": Singles,
     "literal": Literal,
+    "longdouble": Long,
     "inside": Inside,
     "rest": Rules,
 }

@@ -58,10 +58,7 @@ def chosen(subject: Subject) -> dict[str, Sequence[Any]]:
         "weight_decay": (0.0, 0.1, 0.05, 0.2),
         "maximize": (False, True, False, True),
     }
-    # torch keeps the options of a group if they are among the defaults.
-    defaults = subject.driver.start([np.zeros(1, np.float32)], subject.options()).optimizer.defaults
-    names = subject.driver.arguments.names
-    return {n: values for n, values in wanted.items() if names.get(n) in defaults}
+    return {name: values for name, values in wanted.items() if name in subject.of_groups}
 
 
 def _grouped(subject: Subject) -> Plan:

@@ -14,6 +14,7 @@ from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks import behaviour, gradients
 from gravity_conformance.conform.checks.covering import Row, covering
 from gravity_conformance.conform.checks.findings import Finding, Judge, touched
+from gravity_conformance.conform.checks.inputs import to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.compare import compare, worst
 from gravity_conformance.conform.judge.diagnosis import how_tolerated
@@ -50,6 +51,13 @@ def double(subject: Subject, judge: Judge) -> Finding:
     )
 
 
+def half(subject: Subject, judge: Judge, dtype: str, before: Finding) -> Finding:
+    """Combinations in a half type: each value of each factor occurs with it."""
+    # A state that is loaded may round V to the half type.
+    fixed = {"dtype": (dtype,), "fast": (False,), "state": ("kept",)}
+    return _judged(subject, judge, lambda row: True, before, fixed)
+
+
 def _passes(subject: Subject, judge: Judge, name: str, check: Any) -> bool:
     """Tell whether a check passes; it may not have run."""
     if name not in judge.findings:
@@ -80,13 +88,14 @@ def _factors(subject: Subject, judge: Judge) -> dict[str, Sequence[Any]]:
     scalar = if_passes("0-d", gradients.scalar, "0-d")
     double = "float64" in subject.dtypes and _passes(subject, judge, _DOUBLE, gradients.double)
     dtypes = ("float32", "float64") if double else ("float32",)
+    mixed = ("mixed",) if double and not subject.driver.stateless and _mixes(subject) else ()
     missing = if_passes("missing", behaviour.missing, "some", "the first ones")
     return {
         "fast": (False, False, True) if session.compiles else (False,),
-        "size": ("small", "5,000", "2^16", "2^17", "10,000 rows", "(3n, n)", "4-d", "5-d", *scalar),
+        "size": ("small", "5,000", "2^16", "2^17", "2^20", "10,000 rows", "4-d", "5-d", *scalar),
         "tensors": (3, 1, 25, 40) if session.compiles is None else (3, 1, 25),
         "content": ("ordinary", "zero", "zero rows", "outlier", "negative", "tiny"),
-        "dtype": (*dtypes, "mixed") if double and not subject.driver.stateless else dtypes,
+        "dtype": (*dtypes, *mixed),
         "strided": (False, *if_passes("strides", gradients.strides, True)),
         "beta": betas,
         "rate": (
@@ -104,12 +113,31 @@ def _factors(subject: Subject, judge: Judge) -> dict[str, Sequence[Any]]:
     }
 
 
-def _judged(subject: Subject, judge: Judge, belongs: Any, before: Finding | None = None) -> Finding:
+def _mixes(subject: Subject) -> bool:
+    """Tell whether the implementation takes float64 and float32 tensors together."""
+    weights, (grads,) = subject.normal(1, dtype=np.float64)
+    try:
+        mixed = [w.astype(np.float32) if i else w for i, w in enumerate(weights)]
+        session = subject.driver.start(mixed, subject.options())
+        session.step([g.astype(w.dtype) for g, w in zip(grads, mixed, strict=True)])
+    except ANYTHING:
+        return False
+    return True
+
+
+def _judged(
+    subject: Subject,
+    judge: Judge,
+    belongs: Any,
+    before: Finding | None = None,
+    fixed: Mapping[str, Sequence[Any]] | None = None,
+) -> Finding:
     """Judge the rows of one check; each has a generator of its own."""
-    factors = _factors(subject, judge)
+    factors = {**_factors(subject, judge), **(fixed or {})}
     rows = covering(subject.rng("combined"), factors, subject.level.strength)
     judged = 0
-    most = subject.level.rows[subject.driver.session.compiles is not None]
+    limits = subject.level.halves if fixed else subject.level.rows
+    most = limits[subject.driver.session.compiles is not None]
     for i, row in enumerate(rows[:most]):
         if not belongs(row):
             continue
@@ -147,10 +175,9 @@ def _finding(judge: Judge, wrong: Any, note: str) -> Finding:
     if isinstance(wrong, BaseException):
         return Finding("error", f"{note}; {one_line(wrong)}")
     note += f"; in the tensor of shape {wrong.case.weights[0].shape}"
-    large = wrong.size(0) > 2**14 and wrong.case.weights[0].dtype == np.float64
-    if not large:
+    # NumPy's longdouble, in which mistakes in float64 would be simulated, is slow.
+    if wrong.size(0) <= (2**14 if wrong.case.weights[0].dtype == np.float64 else 2**18):
         return judge.found(wrong, note)
-    # NumPy's longdouble, in which mistakes would be simulated, is slow.
     return Finding("differs", note, worst(wrong), compare(wrong).first)
 
 
@@ -192,15 +219,15 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
         if i != special and (rng.integers(2) or i in (0, number - 1)):
             misses = "none"
         steps = {
-            "none": range(after, _STEPS + after),
+            "none": range(after, _STEPS + later),
             "some": (after, after + 1, after + 3, after + 4),
             "the first ones": range(after + 2, _STEPS + after),
         }[misses]
-        w = np.asarray(rng.standard_normal(shape), dtype)
+        w = to_dtype(rng.standard_normal(shape), dtype)
         far = subject.driver.stateless or (row["t"] == "far" and not after)
-        v = [np.asarray(0.1 * rng.standard_normal(shape), dtype)] if far else None
-        made = _gradients(rng, shape, content)
-        given = {n: [g.astype(dtype)] for n, g in zip(steps, made, strict=False)}
+        v = [to_dtype(0.1 * rng.standard_normal(shape), dtype)] if far else None
+        made = _gradients(rng, shape, content, len(steps))
+        given = {n: [to_dtype(g, dtype)] for n, g in zip(steps, made, strict=True)}
         parts.append(Part([w], given, group, v))
     rates = None
     if row["rate"] != "constant":
@@ -216,7 +243,12 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
         rates,
         int(2 ** rng.uniform(10, 23.9)) if row["t"] == "far" else 0,
         None if row["state"] == "kept" else later or 2,
-        {"strided": row["strided"], "array_rate": row["array"], "fast": row["fast"]},
+        {
+            "strided": row["strided"],
+            "array_rate": row["array"],
+            "fast": row["fast"],
+            "bfloat16": row["dtype"] == "bfloat16",
+        },
     )
 
 
@@ -251,8 +283,8 @@ def _shape(size: str, rng: np.random.Generator) -> tuple[int, ...]:
         "5,000": (5_000 + n,),
         "2^16": (2**16 + n,),
         "2^17": (2**10 + 1, 2**7 + 1),
+        "2^20": (2**20 + n,),
         "10,000 rows": (10_000 + n, 3),
-        "(3n, n)": (3 * n, n),
         "4-d": (32, 16, 3, 3),
         "5-d": (3, 4, 2, 3, 5),
     }
@@ -260,11 +292,11 @@ def _shape(size: str, rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def _gradients(
-    rng: np.random.Generator, shape: tuple[int, ...], content: str | None
+    rng: np.random.Generator, shape: tuple[int, ...], content: str | None, steps: int
 ) -> Iterator[np.ndarray]:
     """Yield gradients; from the second step on, most have the content, which None draws."""
     kinds = ("ordinary", "zero", "zero rows", "outlier", "negative", "tiny")
-    for step in range(_STEPS):
+    for step in range(steps):
         kind = content if step and (step == 1 or rng.integers(2)) else "ordinary"
         kind = kind or kinds[int(rng.integers(len(kinds)))]
         g = np.asarray(rng.standard_normal(shape) * 10 ** rng.uniform(-1, 1))

@@ -211,7 +211,7 @@ def _nan_lost(subject: Subject) -> str | None:
 
     In Keras and JAX, XLA's maximum may lose it.
     """
-    for size in (3, 100, 5_003, 2**16 + 9):
+    for size in (3, 100, 5_003, 2**16 + 9, 2**20 + 9):
         for place in (0, size // 2, size - 1):
             weights, gradients = subject.normal(1, ((size,),), (1.0,), seed=49)
             gradients[0][0][place] = np.nan

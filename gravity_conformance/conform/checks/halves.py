@@ -1,24 +1,29 @@
 """Checks of half types. Code that computes in half precision gets a remark: the paper allows it."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from gravity_conformance.conform.checks import combined, start
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import NO_BFLOAT16, SCALES, SHAPES, has_bfloat16
+from gravity_conformance.conform.checks.inputs import (
+    NO_BFLOAT16,
+    SCALES,
+    SHAPES,
+    has_bfloat16,
+    to_dtype,
+)
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.drive.session import Arrays
 from gravity_conformance.mutations import COARSE
 
 LATE = 2_100  # steps, after which neither half type can count
 
-Rounding = Callable[[np.ndarray], np.ndarray]
-
 
 def float16(subject: Subject, judge: Judge) -> Finding:
     """A trajectory in float16, late steps, which it cannot count, and gradients beside float32."""
-    finding = _half(subject, judge, lambda x: x.astype(np.float16), 8, bfloat16=False)
+    finding = _half(subject, judge, "float16", 8)
     if finding.outcome != "pass" or subject.driver.kind not in ("plain", "optax"):
         return finding  # in torch and Keras, a gradient has the dtype of its weights
     weights, gradients = subject.normal(3, seed=50)
@@ -36,20 +41,19 @@ def bfloat16(subject: Subject, judge: Judge) -> Finding:
     """A trajectory in bfloat16, and late steps, which bfloat16 cannot count."""
     if subject.driver.stateless and not has_bfloat16():
         return Finding("not applicable", NO_BFLOAT16)
-    return _half(subject, judge, _to_bfloat16, 22, bfloat16=True)
+    return _half(subject, judge, "bfloat16", 22)
 
 
-def _half(
-    subject: Subject, judge: Judge, to_half: Rounding, seed: int, *, bfloat16: bool
-) -> Finding:
-    """Judge a trajectory in a half type. If it is right, judge three late steps of another.
+def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
+    """Judge a trajectory in a half type. If it is right, judge late steps, V₀ and combinations.
 
     The late steps use β = 1, so 1 − β̂ is small. They start from V = 0, so no rounding of V hides
     an error of 1 − β̂. If the state can be loaded, it is, and 300 steps with zero gradients follow.
     """
+    bfloat16 = dtype == "bfloat16"
     shapes, scales = (*SHAPES, (65,), (7, 3, 5)), (*SCALES, 1.0, 3.0)
     weights, gradients = subject.normal(20, shapes, scales, seed=seed)
-    weights, gradients = [to_half(w) for w in weights], [[to_half(g) for g in x] for x in gradients]
+    weights, gradients = _to_half(weights, dtype), [_to_half(g, dtype) for g in gradients]
     case = Case(weights, gradients, subject.options(), bfloat16=bfloat16)
     finding = _found(judge, judge.observe(case))
     if finding.outcome not in ("pass", "remark") or not subject.at_rest:
@@ -59,7 +63,7 @@ def _half(
         options = subject.options()
         finding.note = "; ".join(filter(None, (finding.note, f"it refuses β = 1: {why}")))
     weights, gradients = subject.normal(3, ((3,), (2,)), (1.0, 5.0), seed=25)
-    weights, gradients = [to_half(w) for w in weights], [[to_half(g) for g in x] for x in gradients]
+    weights, gradients = _to_half(weights, dtype), [_to_half(g, dtype) for g in gradients]
     v = [0 * w for w in weights]
     # A state that is loaded may have another dtype, in which t no longer grows.
     loads = not subject.driver.stateless and subject.reloads
@@ -79,7 +83,18 @@ def _half(
     if other.outcome not in ("pass", "remark"):
         return other
     finding.worst = max(other.worst or 0.0, finding.worst or 0.0)
-    return finding if finding.outcome == "remark" or other.outcome == "pass" else other
+    if "remark" in (finding.outcome, other.outcome):
+        return finding if finding.outcome == "remark" else other
+    if (found := start.wrong_half(subject, dtype)) is not None:
+        return Finding("differs", "V₀", None, found)
+    found = combined.half(subject, judge, dtype, finding)
+    if found.diagnosis == COARSE.description:
+        return Finding("remark", COARSE.description, found.worst)
+    return found
+
+
+def _to_half(arrays: Arrays, dtype: str) -> Arrays:
+    return [to_dtype(array, dtype) for array in arrays]
 
 
 def _found(judge: Judge, trial: Trial, note: str = "") -> Finding:
@@ -91,9 +106,3 @@ def _found(judge: Judge, trial: Trial, note: str = "") -> Finding:
     if finding.diagnosis == COARSE.description:
         return Finding("remark", COARSE.description, finding.worst)
     return finding
-
-
-def _to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Truncate numbers to bfloat16. The result is float32, with the last 16 bits 0."""
-    bits = np.asarray(array, np.float32).view(np.uint32)
-    return (bits & np.uint32(0xFFFF0000)).view(np.float32)

@@ -27,6 +27,7 @@ class Level(NamedTuple):
         repeats: the number of sweeps.
         listed: the number of tensors in a long list.
         rows: the number of combinations, and for a kind that users compile; None means all.
+        halves: the same for each half type.
         strength: the number of factors of which all combinations occur.
         steps: the number of steps of a long trajectory, if t cannot be set, and if it can.
     """
@@ -37,15 +38,16 @@ class Level(NamedTuple):
     repeats: int
     listed: int
     rows: tuple[int | None, int | None]
+    halves: tuple[int | None, int | None]
     strength: int
     steps: tuple[int, int]
 
 
 # A counter in float16 stops at 2048, one in bfloat16 at 256.
 LEVELS = {
-    "quick": Level(11, 24, 6, 1, 35, (8, 4), 2, (300, 20)),
-    "default": Level(17, 110, 10, 1, 1_030, (None, 30), 2, (2_200, 300)),
-    "thorough": Level(20, 200, 100, 5, 2_060, (None, None), 3, (2_200, 2_200)),
+    "quick": Level(11, 24, 6, 1, 35, (8, 4), (8, 4), 2, (300, 20)),
+    "default": Level(17, 200, 10, 1, 1_030, (None, 30), (20, 8), 2, (2_200, 300)),
+    "thorough": Level(20, 400, 100, 5, 2_060, (None, None), (None, None), 3, (2_200, 2_200)),
 }
 
 
@@ -71,8 +73,8 @@ def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, .
 
     An implementation may treat blocks, tails of vectors, numbers of axes, equal lengths or long
     lists of tensors in a way of their own. From the default level on, shapes of layers as people
-    have them and one vector of 2²⁰ + 1 elements are added. If there are more than `tensors` shapes,
-    the greatest and others by chance remain.
+    have them, one vector of 2²⁰ + 1 elements, and many lengths that leave every rest of a division
+    are added. If there are more than `tensors` shapes, the greatest and others by chance remain.
     """
     lengths = sorted({2**k + d for k in range(1, top + 1) for d in (-1, 0, 1)})
     lengths += [int(n) | 1 for n in np.exp2(rng.uniform(3, top, 8))]
@@ -82,6 +84,8 @@ def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, .
         long = int(rng.integers(1_001, 3_000))
         axes += [(long, 8), (8, long), (300, 301), (64, 32, 3, 3), (3, 3, 32, 64), (64, 32, 1, 1)]
         axes += [(20, 30, 40), (4, 8, 16, 32), (2**20 + 1,)]
+        for least, number in ((1_100, 64), (2**17, 16)):
+            lengths += (least + rng.integers(64, size=number)).tolist()
     shapes = [*((n,) for n in lengths), *axes, *[(6,)] * 8]
     greatest = max(range(len(shapes)), key=lambda i: int(np.prod(shapes[i])))
     kept = [i for i in rng.permutation(len(shapes)).tolist() if i != greatest][: tensors - 1]
@@ -94,9 +98,9 @@ def patterned(
 ) -> tuple[Arrays, list[Arrays]]:
     """Return weights and gradients in which max|G| has every sign, place and size.
 
-    In the first step, the last element of every gradient is the greatest. In the others, the place
-    is random. A gradient may have one sign, one element that is not 0, or elements of many orders
-    of magnitude.
+    In the first step, the last element of every gradient is the greatest; in the second one, one of
+    the last 16, mostly of the last few. In the others, the place is random. A gradient may have one
+    sign, one element that is not 0, or elements of many orders of magnitude.
     """
     weights = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
     gradients = []
@@ -107,12 +111,21 @@ def patterned(
             kind = int(rng.integers(5))
             many = g * 10 ** rng.uniform(-6, 3, shape)
             g = (g, -np.abs(g), np.abs(g), 0 * g, many)[kind]
-            place = g.size - 1 if step == 0 else int(rng.integers(g.size))
+            nearest = int(2 ** rng.uniform(0, 4)) if step else 1  # to the end
+            place = max(g.size - nearest, 0) if step < 2 else int(rng.integers(g.size))
             sign = -1 if kind == 1 else 1 if kind == 2 else rng.choice([-1, 1])
             g.flat[place] = sign * (3 * np.max(np.abs(g)) or 1.0)
             grads.append(np.asarray(g, dtype))
         gradients.append(grads)
     return weights, gradients
+
+
+def to_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Convert an array; bfloat16 numbers, truncated, are float32 with the last 16 bits 0."""
+    if dtype != "bfloat16":
+        return np.asarray(array, dtype)
+    bits = np.asarray(array, np.float32).view(np.uint32)
+    return np.asarray(bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def has_bfloat16() -> bool:

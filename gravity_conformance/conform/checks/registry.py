@@ -49,12 +49,7 @@ CHECKS: dict[str, Check] = {
     "float64-vectors": Check(
         "published vectors in float64", published.double, "float64", _DOUBLE, quick=False
     ),
-    "float16": Check("float16", halves.float16, "float16", _HALVES[:1], quick=False),
-    "bfloat16": Check("bfloat16", halves.bfloat16, "bfloat16", _HALVES[1:], quick=False),
-    "half-vectors": Check(
-        "published vectors in half types", published.halves, "half types", _HALVES, quick=False
-    ),
-    "missing": Check("a missing gradient", behaviour.missing),
+    "missing": Check("a missing gradient", behaviour.missing, "a missing gradient"),
     "groups": Check("groups, one added later", behaviour.groups, "several groups"),
     "closure": Check("a closure", behaviour.closure),
     "schedule": Check("scheduled learning rate", gradients.schedule),
@@ -75,6 +70,11 @@ CHECKS: dict[str, Check] = {
     "combined": Check("combinations", combined.combined),
     "compiled": Check("compiled", combined.compiled, quick=False),
     "float64": Check("float64", combined.double, "float64", _DOUBLE),
+    "float16": Check("float16", halves.float16, "float16", _HALVES[:1], quick=False),
+    "bfloat16": Check("bfloat16", halves.bfloat16, "bfloat16", _HALVES[1:], quick=False),
+    "half-vectors": Check(
+        "published vectors in half types", published.halves, "half types", _HALVES, quick=False
+    ),
     "gradient": Check("gradient left untouched", behaviour.gradient),
 }
 

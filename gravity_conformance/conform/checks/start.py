@@ -1,6 +1,7 @@
 """Checks of the start of an implementation: the first t, and V₀."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,9 @@ def v0(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", "V is the caller's")
     if subject.starts_from_rest:
         return Finding("remark", "V starts from rest: there is no argument for α or σ")
-    options = {k: v for k, v in subject.options().items() if k not in ("alpha", "velocity_std")}
-    options["learning_rate"] = 0.05
-    if subject.offers("alpha"):
-        options["alpha"] = 0.02
-    options |= subject.driver.arguments.fixed
+    options = _drawing(subject)
     alpha, lr = float(options.get("alpha", hp.ALPHA)), float(options["learning_rate"])
-    std = float(subject.driver.arguments.fixed.get("velocity_std", REFERENCE.std(alpha, lr, _RATE)))
+    std = _std(subject, options)
     shapes = _shapes(subject)
     drawn = [_drawn(subject, options, shapes) for _ in range(2)]
     measured = float(np.std(drawn[0][_LARGEST].astype(np.float64)))
@@ -93,6 +90,34 @@ def v0(subject: Subject, judge: Judge) -> Finding:
     return finding
 
 
+def wrong_half(subject: Subject, dtype: str) -> str | None:
+    """Describe a V₀ of another σ in a half type, or None."""
+    if subject.driver.stateless or subject.starts_from_rest:
+        return None
+    options = _drawing(subject)
+    zeros = [np.zeros(n, np.float32 if dtype == "bfloat16" else np.float16) for n in (1000, 300)]
+    session = subject.driver.start(zeros, options, bfloat16=dtype == "bfloat16")
+    v = _shown(subject, session, zeros, options)
+    return distribution.wrong_std(v, _std(subject, options))
+
+
+def _drawing(subject: Subject) -> dict[str, Any]:
+    """Return options with which V₀ is drawn."""
+    options = {k: v for k, v in subject.options().items() if k not in ("alpha", "velocity_std")}
+    options["learning_rate"] = 0.05
+    if subject.offers("alpha"):
+        options["alpha"] = 0.02
+    return options | subject.driver.arguments.fixed
+
+
+def _std(subject: Subject, options: Mapping[str, Any]) -> float:
+    """Return σ = α / η of a group with these options."""
+    alpha, lr = float(options.get("alpha", hp.ALPHA)), float(options["learning_rate"])
+    return float(
+        subject.driver.arguments.fixed.get("velocity_std", REFERENCE.std(alpha, lr, _RATE))
+    )
+
+
 _RATE = 0.025  # the learning rate of the first step; V₀ must not depend on it
 _LARGEST = 1
 _FEW = 8  # tensors whose numbers are compared at every distance
@@ -126,17 +151,24 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
     if subject.driver.session.groups:
         zeros = [np.zeros(300, np.float32)] * 6
         with contextlib.suppress(*ANYTHING):
-            listed = [(2, options), (2, options)]
+            own = [options, options | _another_std(subject, options), options]
+            listed = [(2, chosen) for chosen in own[:2]]
             session: Any = subject.driver.start(zeros[:4], options, groups=listed)
-            session.add(zeros[4:], options)
+            session.add(zeros[4:], own[2])
             v = _shown(subject, session, zeros, options)
-            found = distribution.dependent(v) or distribution.wrong_std(v, std)
+            found = distribution.dependent(v)
+            for k, chosen in enumerate(own):
+                of_group = v[2 * k : 2 * k + 2]
+                found = found or distribution.wrong_std(of_group, _std(subject, chosen))
             if found is not None:
                 return f"in three groups of two tensors: {found}"
-            v = _late(subject, options)
-            found = distribution.dependent(v) or distribution.wrong_std(v, std)
-            if found is not None:
-                return f"where tensors 1 to 3 have their first gradients later: {found}"
+        for loaded in (False, True) if subject.reloads else (False,):
+            with contextlib.suppress(*ANYTHING):
+                v = _late(subject, options, loaded=loaded)
+                found = distribution.dependent(v) or distribution.wrong_std(v, std)
+                if found is not None:
+                    after = ", after the state was saved and loaded" if loaded else ""
+                    return f"where tensors 1 to 3 have their first gradients later{after}: {found}"
     if subject.offers("velocity_std"):
         for given in (0.0, 0.07):
             if subject.refused(velocity_std=given) is None:
@@ -146,17 +178,25 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
     return None
 
 
-def _late(subject: Subject, options: dict[str, Any]) -> Arrays:
+def _another_std(subject: Subject, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return another α for a group, if a group may have its own."""
+    if "alpha" in subject.driver.arguments.fixed or "alpha" not in subject.of_groups:
+        return {}
+    return {"alpha": 2.5 * float(options["alpha"])}
+
+
+def _late(subject: Subject, options: dict[str, Any], *, loaded: bool) -> Arrays:
     """Return V₀ of four tensors: three have late first gradients, two are in a late group."""
     zero = np.zeros(1500, np.float32)
     session: Any = subject.driver.start([zero, zero], options)
     found: list[np.ndarray] = []
     for n, given in enumerate(([zero, None], [zero, zero, zero, None], [zero] * 4)):
         if n == 1:
+            session = session.reloaded() if loaded else session
             session.add([zero, zero], options)
         session.step(given, _RATE)
         of_group = n - (len(found) > 1)
-        before = {"tensor": 0, "group": of_group, "optimizer": n}[subject.counted]
+        before = {"tensor": 0, "optimizer": n}.get(subject.counted, of_group)
         t = subject.first_step + before
         new = len(found) + 1 + (n == 1)
         for w in session.weights()[len(found) : new]:

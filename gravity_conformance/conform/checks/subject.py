@@ -253,6 +253,14 @@ class Subject:
         return True
 
     @functools.cached_property
+    def of_groups(self) -> Collection[str]:
+        """Our names of the options that a group may have of its own."""
+        # torch keeps the options of a group if they are among the defaults.
+        session: Any = self.driver.start([np.zeros(1, np.float32)], self.options())
+        defaults, names = session.optimizer.defaults, self.driver.arguments.names
+        return {name for name, theirs in names.items() if theirs in defaults}
+
+    @functools.cached_property
     def unwritable(self) -> str | None:
         """Why V and t cannot be written into its state; None if they can."""
         if self.hidden:

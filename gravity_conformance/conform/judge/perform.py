@@ -46,12 +46,12 @@ def _steps(
 ) -> Iterator[Run]:
     """Yield the run before the first step of a case, and after every step."""
 
-    def start(weights: Arrays) -> Session:
+    def start(weights: Arrays, rates: Sequence[float] | None = case.rates) -> Session:
         return driver.start(
             weights,
             case.options,
             bfloat16=case.bfloat16,
-            schedule=case.rates,
+            schedule=rates,
             begun=case.count,
             fast=case.fast,
             strided=case.strided,
@@ -75,7 +75,9 @@ def _steps(
         v = [np.zeros_like(x) for x in case.weights]
     elif v is None:
         lr = case.rate(0)
-        session = start([0 * x for x in case.weights])
+        # A schedule counts this step, too.
+        rates = case.rates and [lr, *case.rates]
+        session = start([0 * x for x in case.weights], rates)
         session.step([0 * x for x in case.weights], lr)
         (v, w), count = look(session, 1), 1
         if v is None:

@@ -15,7 +15,7 @@ from gravity_conformance.drive.drivers import Driver
 from gravity_conformance.drive.session import Arrays, CannotWriteError
 
 # Whose steps t counts. An optimizer may choose, but it must count in one way throughout.
-COUNTED = ("tensor", "group", "optimizer")
+COUNTED = ("tensor", "group", "group with a gradient", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Plan:
         rates: the learning rate of every step as a multiple of a group's; None if it is constant.
         count: the number of steps before the first one; only if the parts have a velocity.
         reload_after: the number of steps after which the state is saved and loaded.
-        how: more fields of `Setup`: strided, array_rate, fast.
+        how: more arguments of `Driver.start`: bfloat16, strided, array_rate, fast.
     """
 
     parts: Sequence[Part]
@@ -76,6 +76,7 @@ class Plan:
             self.count,
             rates=[self.rate(part.group, n) for n in steps],
             reload_after=loads[0] if loads else None,
+            bfloat16=self.how.get("bfloat16", False),
         )
 
 
@@ -107,6 +108,7 @@ class _Together:
         self.spans: list[slice] = []
         self._latest: list[tuple[Arrays | None, Arrays]] = []
         self._made, self._begun = 0, [0] * len(plan.options)
+        self._given = [0] * len(plan.options)  # the steps in which a group had a gradient
 
     def _look(self, step: int) -> list[tuple[Arrays | None, Arrays]]:
         """Return V and W of every part under way."""
@@ -140,8 +142,12 @@ class _Together:
         unknown = [k for k in new if found[k][0] is None and not self.at_rest]
         if unknown:  # a step with zero gradients makes V known
             zeros = {k: [np.zeros_like(w) for w in self.cases[k].weights] for k in unknown}
+            if self.plan.rates is not None and not self.session.steps_at_given_rate:
+                raise CannotWriteError("its schedule would count the step that makes V known")
             self.session.step(self._listed(zeros))
             self._made += 1
+            for group in {self.plan.parts[k].group for k in unknown}:
+                self._given[group] += 1
             found = self._look(step)
             if any(found[k][0] is None for k in unknown):
                 raise CannotWriteError("its state does not show V, and V does not start from 0")
@@ -172,13 +178,16 @@ class _Together:
             own = run.count + len(run.states)
             far = self.plan.count if part.velocity is not None else 0
             of_group = far + self._made - self._begun[part.group]
-            counts = zip(COUNTED, (own, of_group, self.plan.count + self._made), strict=True)
-            for name, number in counts:
+            given_to = far + self._given[part.group]
+            numbers = own, of_group, given_to, self.plan.count + self._made
+            for name, number in zip(COUNTED, numbers, strict=True):
                 self.counts[k][name].append(number)
             run.states.append(self._latest[k])
             run.left.append([left.pop(0) for _ in part.weights])
             run.overwritten = run.overwritten or self.session.overwritten
         self._made += 1
+        for group in {parts[k].group for k in given}:
+            self._given[group] += 1
 
 
 def _still(
