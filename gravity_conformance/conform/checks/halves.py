@@ -85,8 +85,8 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
     finding.worst = max(other.worst or 0.0, finding.worst or 0.0)
     if "remark" in (finding.outcome, other.outcome):
         return finding if finding.outcome == "remark" else other
-    if (found := start.wrong_half(subject, dtype)) is not None:
-        return Finding("differs", "V₀", None, found)
+    if (wrong := start.wrong_half(subject, dtype)) is not None:
+        return Finding("differs", "V₀", None, wrong)
     found = combined.half(subject, judge, dtype, finding)
     if found.diagnosis == COARSE.description:
         return Finding("remark", COARSE.description, found.worst)
