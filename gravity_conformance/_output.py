@@ -119,7 +119,7 @@ class Output(NamedTuple):
 
 
 def checked(
-    files: Iterable[tuple[str, Path]], inputs: Mapping[str, Path] | None = None
+    files: Iterable[tuple[str, Path]], inputs: Iterable[tuple[str, Path]] = ()
 ) -> list[Output]:
     """Return the files that a command will write, checked before it runs.
 
@@ -127,13 +127,14 @@ def checked(
 
     Args:
         files: an option and the path that it was given, for each file.
-        inputs: the files that the command reads, by what names them.
+        inputs: what names a file that the command reads, and the file's path.
 
     Raises:
         CouldNotError: if a file cannot be written, is standard output, is an input, or is there
             twice.
     """
     found: list[Output] = []
+    inputs = list(inputs)
     for option, given in files:
         if given == Path("-"):
             raise CouldNotError(f"{option} must be a file, got '-'")
@@ -147,8 +148,7 @@ def checked(
                 f"{option} must be a file in a writable folder, got {str(given)!r}: "
                 f"{error.strerror or error}"
             ) from error
-        others: dict[str, Path] = {str(other): other.path for other in found} | dict(inputs or {})
-        for name, other in others.items():
+        for name, other in [*((str(o), o.path) for o in found), *inputs]:
             if _same(other, output.path):
                 raise CouldNotError(f"{output} must be another file than {name}")
         found.append(output)

@@ -31,6 +31,7 @@ from gravity_conformance.conform.checks.registry import CHECKS, selected
 from gravity_conformance.conform.checks.subject import DTYPES
 from gravity_conformance.drive.spec import KINDS, SpecError, place_and_attribute
 from gravity_conformance.drive.spec import Kind as SpecKind
+from gravity_conformance.drive.spec import files as source_files
 from gravity_conformance.explain import explain
 from gravity_conformance.parity import connection, plots
 from gravity_conformance.parity import report as reports
@@ -172,7 +173,7 @@ def parity(
     """Train one network with every installed backend and prove that they agree."""
     chosen = _choose(names, required)
     files = [("--out", out / name) for name in reports.FILES]
-    inputs = {f"--also {spec}": Path(spec.rpartition(":")[0]) for spec in specs}
+    inputs = [(f"--also {spec}", file) for spec in specs for file in source_files(spec)]
     outputs = checked(files if html is None else [*files, ("--html", html)], inputs)
     _check_specs(specs)
     _check_installed("parity", "sklearn")
@@ -341,9 +342,9 @@ def conform(
         _check_installed("--html", "matplotlib")
     to_stdout = json_file == Path("-")
     files = (("--json", None if to_stdout else json_file), ("--html", html_file))
-    inputs = {"SPEC": Path(spec.rpartition(":")[0])}
+    inputs = [("SPEC", file) for file in source_files(spec)]
     if skips is not None:
-        inputs["--skips"] = skips
+        inputs.append(("--skips", skips))
     outputs = {
         output.option: output
         for output in checked(((option, file) for option, file in files if file), inputs)

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -53,6 +53,36 @@ def place_and_attribute(spec: str) -> tuple[str, str]:
     if place.endswith(".py") and not Path(place).is_file():
         raise SpecError(f"there is no file {place}")
     return place, attribute
+
+
+def files(spec: str) -> list[Path]:
+    """Return the files that a SPEC names, without importing any of them.
+
+    A package has one for each module that leads to the named one. If a module is in the current
+    folder and installed, too, both are there.
+    """
+    place = spec.rpartition(":")[0]
+    if place.endswith(".py"):
+        return [Path(place)]
+    top, *names = place.split(".")
+    starts = (importlib.machinery.PathFinder.find_spec(top, [""]), _found(top, None))
+    return [file for start in starts for file in _files_along(start, names)]
+
+
+def _files_along(found: Any, names: list[str]) -> Iterator[Path]:
+    while found is not None:
+        if found.has_location:
+            yield Path(found.origin)
+        if not names or found.submodule_search_locations is None:
+            return
+        name, *names = names
+        found = _found(f"{found.name}.{name}", found.submodule_search_locations)
+
+
+def _found(name: str, folders: Any) -> Any:
+    """Return the spec of a module; `importlib.util.find_spec` imports the package around it."""
+    found = (finder.find_spec(name, folders) for finder in sys.meta_path)
+    return next(filter(None, found), None)
 
 
 def load(spec: str) -> Any:

@@ -87,20 +87,32 @@ def test_right_outputs_are_accepted(gravity, arguments):
             (*CONFORM, "--json", "full/../a", "--html", "a"),
             "--html 'a' must be another file than --json 'full/../a'",
         ),
-        ((*CONFORM, "--json", "here", "--html", "link"), "--html 'link' must be another file"),
+        ((*CONFORM, "--json", "pk/sub.py", "--html", "link"), "--html 'link' must be another"),
         ((*CONFORM, "--json", "here", "--html", "hard"), "--html 'hard' must be another file"),
         (
             (*PARITY, "--out", "full", "--html", "full/parity.md"),
             "--html 'full/parity.md' must be another file than --out 'full/parity.md'",
         ),
         (
-            ("conform", "here:step", "--json", "link"),
+            ("conform", "pk/sub.py:step", "--json", "link"),
             "--json 'link' must be another file than SPEC",
+        ),
+        (
+            ("conform", "pk.sub:step", "--html", "pk/__init__.py"),
+            "--html 'pk/__init__.py' must be another file than SPEC",
+        ),
+        (
+            ("conform", "pk.sub:step.of", "--json", "link"),
+            "--json 'link' must be another file than SPEC",
+        ),
+        (
+            ("conform", "installed:step", "--json", "site/installed.py"),
+            "--json 'site/installed.py' must be another file than SPEC",
         ),
         ((*CONFORM, "--skips", "here", "--html", "here"), "must be another file than --skips"),
         (
-            (*PARITY, "--also", "here:step", "--html", "hard"),
-            "--html 'hard' must be another file than --also here:step",
+            (*PARITY, "--also", "pk:step", "--html", "pk/__init__.py"),
+            "--html 'pk/__init__.py' must be another file than --also pk:step",
         ),
         ((*CONFORM, "--html", "-"), "--html must be a file, got '-'"),
         ((*PARITY, "--html", "-"), "--html must be a file, got '-'"),
@@ -118,10 +130,14 @@ def test_right_outputs_are_accepted(gravity, arguments):
     ids=str,
 )
 @posix
-def test_wrong_outputs_are_refused_before_the_run(gravity, arguments, message):
-    Path("full").mkdir()
-    Path("here").write_text("old")
-    Path("link").symlink_to("here")
+def test_wrong_outputs_are_refused_before_the_run(gravity, monkeypatch, arguments, message):
+    for folder in ("full", "pk", "site"):
+        Path(folder).mkdir()
+    files = [Path(name) for name in ("here", "pk/__init__.py", "pk/sub.py", "site/installed.py")]
+    for file in files:
+        file.write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(Path("site").resolve())
+    Path("link").symlink_to("pk/sub.py")
     os.link("here", "hard")
     os.mkfifo("pipe")
     Path("loop").symlink_to("loop")
@@ -130,7 +146,7 @@ def test_wrong_outputs_are_refused_before_the_run(gravity, arguments, message):
     assert error.count("\n") == 1
     assert message in error
     assert not is_begun(error)
-    assert Path("here").read_text() == "old"
+    assert {file.read_text() for file in files} == {"raise RuntimeError('imported')"}
 
 
 @as_root
