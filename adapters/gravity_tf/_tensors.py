@@ -153,10 +153,7 @@ def dense(gradient: Any, variable: Any, accumulates: bool = False) -> Any:
 
 def check_rate_fits(rate: Any, dtype: str) -> None:
     """Raise if a finite learning rate overflows the dtype of the variable that will store it."""
-    with np.errstate(over="ignore"):
-        stored = np.asarray(rate).astype(dtype)
-    if not np.isfinite(stored):
-        raise ValueError(f"learning_rate must be finite in {dtype}, got {rate!r}")
+    _check_fits("learning_rate", rate, dtype)
 
 
 def check_loaded(variables: list[Any], values: list[Any]) -> None:
@@ -179,8 +176,22 @@ def check_loaded(variables: list[Any], values: list[Any]) -> None:
                 f"{variable.path} must be an array of numbers of shape {tuple(variable.shape)}, "
                 f"got {name} of shape {shape}"
             )
-        if name.startswith("complex") and not stored_dtype(variable).startswith("complex"):
+        own = stored_dtype(variable)
+        if name.startswith("complex") and not own.startswith("complex"):
             raise ValueError(f"{variable.path} must be real, got {name}")
+        if isinstance(value, np.ma.MaskedArray):
+            raise ValueError(f"{variable.path} must be an array without a mask, got {value!r}")
+        if name != own:
+            _check_fits(variable.path, value, own)
+
+
+def _check_fits(name: str, value: Any, dtype: str) -> None:
+    """Raise if finite numbers become infinite in a dtype."""
+    value = ops.convert_to_numpy(value) if ops.is_tensor(value) else np.asarray(value)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost = value[np.isfinite(value) & ~np.isfinite(value.astype(dtype))]
+    if lost.size:
+        raise ValueError(f"{name} must be finite in {dtype}, got {lost.flat[0].item()!r}")
 
 
 def is_unchecked(gradient: Any) -> bool:

@@ -288,8 +288,9 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """Replace the optimizer's variables with those of a file; Keras calls this method.
 
         Raises:
-            ValueError: for a variable that is missing or has another shape or kind of dtype, or for
-                a t or a learning rate out of its range. No variable has changed then.
+            ValueError: for a variable that is missing, has another shape or kind of dtype, has a
+                mask or overflows, or for a t or a learning rate out of its range. No variable has
+                changed then.
         """
         if len(store.keys()) == len(self.variables):  # else the base class warns, and skips them
             names = [str(i) for i in range(len(self.variables))]
@@ -314,7 +315,6 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         for variable, value in zip(self.variables, values, strict=True):
             if variable.name == "learning_rate":
                 hp.validate(learning_rate=np.asarray(value))
-                check_rate_fits(np.asarray(value), stored_dtype(variable))
             elif variable.name == "iteration":
                 count, dtype = np.asarray(value), stored_dtype(variable)
                 is_integer = float(count).is_integer()

@@ -120,7 +120,10 @@ def bad_values():
         yield 0, np.array(2**31 + 5), rf"{count}, got"
     yield 3, np.full(3, 1 + 5j), "w1_velocity must be real, got complex128"
     yield 1, np.array(-1.0), r"learning_rate must be a finite number >= 0, got array\(-1.\)"
-    yield 1, np.array(1e39), r"learning_rate must be finite in float32, got array\(1"
+    yield 1, np.array(1e39), r"learning_rate must be finite in float32, got 1e\+39"
+    yield 3, np.full(3, 1e300), r"w1_velocity must be finite in float32, got 1e\+300"
+    masked = np.ma.masked_array(np.ones(3, np.float32), [True, False, False])
+    yield 3, masked, "w1_velocity must be an array without a mask, got masked_array"
     yield 1, np.array(np.nan), r"learning_rate must be a finite number >= 0, got array\(nan\)"
 
 
@@ -137,6 +140,21 @@ def test_what_cannot_be_loaded_changes_nothing(method):
         assert_same(everything, before)
     load(as_given(store))
     assert_same(optimizer.variables, list(store.values()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float16", 65_520), ("bfloat16", 3.4e38), ("complex64", 1e39j)]
+)
+def test_a_velocity_that_overflows_changes_nothing(dtype, value):
+    optimizer = Gravity()
+    optimizer.build([keras.Variable(np.zeros(2), dtype=dtype)])
+    before = to_numpy(optimizer.variables)
+    with pytest.raises(ValueError, match=f"velocity must be finite in {dtype}, got"):
+        optimizer.set_weights([*before[:-1], np.array([1, value])])
+    assert_same(optimizer.variables, before)
+    infinite = np.array([1, np.inf]).astype(before[-1].dtype)
+    optimizer.set_weights([*before[:-1], infinite])  # it is no number that was lost
+    assert_same(optimizer.variables, [*before[:-1], infinite])
 
 
 def test_a_file_without_a_variable_changes_nothing():
