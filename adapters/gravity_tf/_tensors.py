@@ -196,9 +196,10 @@ def _check_fits(name: str, value: Any, dtype: str) -> None:
 
 def is_unchecked(gradient: Any) -> bool:
     """Return whether only a running graph can check a gradient: its shape or its indices."""
-    if not tf or tf.executing_eagerly() or gradient is None:
+    if not tf or tf.executing_eagerly() or not tf.is_tensor(gradient):
         return False
-    return isinstance(gradient, tf.IndexedSlices) or not gradient.shape.is_fully_defined()
+    shape = tf.TensorShape(gradient.shape)  # Keras gives a tuple
+    return isinstance(gradient, tf.IndexedSlices) or not shape.is_fully_defined()
 
 
 def check_moves(variable: Any) -> None:

@@ -53,6 +53,31 @@ def test_an_index_out_of_range_moves_nothing(built, bad):
             assert_same([*variables, *optimizer.variables], before)
 
 
+GRADIENTS = [np.asarray, np.ndarray.tolist, keras.Variable, tf.sparse.from_dense, tf.Variable]
+
+
+@pytest.mark.parametrize("kind", GRADIENTS, ids=lambda kind: kind.__name__)
+def test_a_graph_takes_the_gradients_of_an_eager_step(built, kind):
+    optimizer, variables = built
+    everything = [*variables, *optimizer.variables]
+    before, gradient = to_numpy(everything), kind(np.ones((4, 2), np.float32))
+    optimizer.apply([gradient, gradient])
+    after = to_numpy(everything)
+    for variable, value in zip(everything, before, strict=True):
+        variable.assign(value)
+    tf.function(lambda: optimizer.apply([gradient, gradient]), autograph=False)()
+    assert_same(everything, after)
+
+
+@pytest.mark.parametrize("bad", ["x", {}, object, [1.0, "x"]], ids=str)
+def test_a_graph_refuses_what_is_no_gradient(built, bad):
+    optimizer, variables = built
+    before = to_numpy([*variables, *optimizer.variables])
+    with pytest.raises(TypeError, match=r"^the gradient of w1 must be a tensor of numbers, got"):
+        tf.function(lambda: optimizer.apply([tf.ones((4, 2)), bad]), autograph=False)()
+    assert_same([*variables, *optimizer.variables], before)
+
+
 def test_threads_may_trace_functions_of_their_own(built, monkeypatch):
     optimizer, errors = built[0], []
     together, update = threading.Barrier(2), optimizer.update_step
