@@ -7,7 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+
+from gravity_core import hyperparameters as hp
 
 MISSING = (
     "is missing: a parameter without a gradient needs zeros, or optax.masked around the "
@@ -77,14 +80,28 @@ def gradient(name: str, grad: Any, v: jax.Array) -> Any:
     return canonical(jnp.asarray(grad)) if moves(v) else jnp.zeros_like(v)
 
 
-def check_count(count: Any) -> None:
-    """Raise a TypeError unless the count of a state is an integer, traced or not."""
-    if hasattr(count, "dtype"):
-        is_integer = jnp.issubdtype(count.dtype, jnp.integer)
-    else:
-        is_integer = isinstance(count, int) and not isinstance(count, bool)
-    if not is_integer:
-        raise TypeError(f"count must be an integer, got {count!r}")
+def checked_count(count: Any) -> Any:
+    """Return the count of a state as an int32 scalar; a Python int may come from a checkpoint.
+
+    Raises:
+        TypeError: for anything but an int32 or a Python int.
+        ValueError: unless it is a scalar >= 0 that fits int32. The value of a traced count is
+            unknown.
+    """
+    # jit makes a weak int32 of an int, and under x64 a weak int64.
+    is_weak = is_traced(count) and count.weak_type and jnp.issubdtype(count.dtype, jnp.integer)
+    is_int = isinstance(count, int) or is_weak
+    is_array = isinstance(count, (jax.Array, np.ndarray, np.generic)) and count.dtype == jnp.int32
+    if not hp.may_be_a_number(count) or not (is_int or is_array):
+        raise TypeError(f"count must be an int32 scalar, got {count!r}")
+    if shape := jnp.shape(count):
+        raise ValueError(
+            f"count must be a scalar, the count of one optimizer, got shape {shape} (jax.vmap "
+            "updates an ensemble, and jax.tree.map(lambda x: x[i], opt_state) is member i)"
+        )
+    if not is_traced(count) and not 0 <= int(count) <= jnp.iinfo(jnp.int32).max:
+        raise ValueError(f"count must be an integer in [0, 2**31), got {int(count)}")
+    return jnp.asarray(count, jnp.int32) if is_int else count
 
 
 def check_velocity(name: str, v: Any, param: Any) -> None:

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gravity_core import State
 from gravity_core import hyperparameters as hp
-from gravity_jax._leaves import as_array, check_count, is_traced, moves
+from gravity_jax._leaves import as_array, checked_count, is_traced, moves
 from gravity_jax.transform import ScaleByGravityState
 
 
@@ -32,7 +32,7 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
     Raises:
         ValueError: unless the state holds exactly one `ScaleByGravityState` with the values of one
             optimizer (no ensemble, not inside jit), or for a hyper-parameter out of its range.
-        TypeError: for a hyper-parameter that does not exist, or a count that is no integer.
+        TypeError: for a hyper-parameter that does not exist, or a count that is no int32.
 
     Example:
         >>> from gravity_jax import gravity
@@ -41,10 +41,10 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
         >>> export_state(opt_state, learning_rate=0.2)
         State(t=1, first_step=1, velocities=[float32(3,)])
     """
-    count, *leaves = map(as_array, jax.tree.leaves(_own_state(opt_state)))
-    check_count(count)
-    _check_values(count, *leaves)
-    count = int(count)
+    own = _own_state(opt_state)
+    leaves = [as_array(v) for v in jax.tree.leaves(own.velocity)]
+    _check_values(*leaves)
+    count = int(_known_count(own))
     rate = hyperparameters.get("learning_rate")
     if callable(rate) and hyperparameters.get("velocity_std") is None:
         alpha = hyperparameters.get("alpha", hp.ALPHA)
@@ -83,8 +83,10 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
     """
     if not isinstance(state, State):
         raise TypeError(f"state must be a gravity_core.State, got {type(state).__name__}")
-    leaves, structure = jax.tree.flatten(_own_state(opt_state))
-    _check_values(*leaves)
+    own = _own_state(opt_state)
+    leaves, structure = jax.tree.flatten(own)
+    _check_values(*leaves[1:])
+    _known_count(own)
     moving = [i for i, v in enumerate(leaves) if i > 0 and moves(v)]  # leaves[0] is the count
     expected = [(leaves[i].shape, jnp.dtype(leaves[i].dtype).name) for i in moving]
     state.check(expected, largest_t=int(jnp.iinfo(jnp.int32).max))
@@ -118,17 +120,19 @@ def _own_state(opt_state: Any) -> ScaleByGravityState:
     return own
 
 
-def _check_values(count: Any, *velocities: Any) -> None:
-    for leaf in (count, *velocities):
+def _known_count(own: ScaleByGravityState) -> Any:
+    leaves = jax.tree.leaves(own.count)  # of a wrapper, too
+    count = checked_count(as_array(leaves[0] if len(leaves) == 1 else own.count))
+    _check_values(count)
+    return count
+
+
+def _check_values(*leaves: Any) -> None:
+    for leaf in leaves:
         if is_traced(leaf) or not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
             raise ValueError(
                 f"opt_state must hold arrays with values, outside jit, got {type(leaf).__name__}"
             )
-    if count.shape:
-        raise ValueError(
-            f"opt_state must be the state of one optimizer, got a count of shape {count.shape} "
-            "(jax.tree.map(lambda x: x[i], opt_state) is member i of an ensemble)"
-        )
 
 
 def _counts_a_schedule(node: Any) -> bool:

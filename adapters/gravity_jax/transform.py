@@ -29,8 +29,8 @@ from gravity_core.update import gradient_term
 from gravity_jax._leaves import (
     as_array,
     canonical,
-    check_count,
     check_velocity,
+    checked_count,
     gradient,
     is_traced,
     moves,
@@ -137,7 +137,7 @@ def scale_by_gravity(
                 "update must be called inside a shard_map or pmap over axis_name, "
                 f"got a call outside the axis {axis_name!r}"
             )
-        check_count(as_array(state.count))
+        count = checked_count(as_array(state.count))
         velocities, structure = named_leaves(state.velocity, "")
         fits = params is not None and jax.tree.structure(params) == structure
         owners = jax.tree.leaves(params) if fits else [None] * len(velocities)
@@ -157,13 +157,13 @@ def scale_by_gravity(
         if axis_name is not None:
             max_abs = jax.lax.pmax(max_abs, axis_name)  # one collective for all tensors
         dtypes = [working_dtype(grad.dtype, v.dtype) for grad, v in pairs]
-        weights = {d: _coefficients(state.count, first_step, beta, d) for d in set(dtypes)}
+        weights = {d: _coefficients(count, first_step, beta, d) for d in set(dtypes)}
         velocity, new = [v for _, v in named], list(grads)
         for i, pair, largest, dtype in zip(moving, pairs, max_abs, dtypes, strict=True):
             velocity[i] = _next_velocity(*pair, largest, *weights[dtype])
             new[i] = velocity[i].astype(grads[i].dtype)
         return jax.tree.unflatten(structure, new), ScaleByGravityState(
-            count=optax.safe_increment(state.count),
+            count=optax.safe_increment(count),
             velocity=jax.tree.unflatten(structure, velocity),
         )
 
@@ -403,8 +403,11 @@ def _coefficients(count: Any, first_step: Any, beta: Any, dtype: Any) -> tuple[A
     """Return (β̂, 1 − β̂), computed on the host in float64, or under jit in `dtype`."""
     if isinstance(beta, jax.Array):
         beta = beta.astype(dtype)
-    t = (count if is_traced(count) else int(count)) + first_step
-    return coefficients(t.astype(dtype) if isinstance(t, jax.Array) else t, beta)
+    if is_traced(count) or isinstance(first_step, jax.Array):
+        # The largest int32 + 1 is a uint32.
+        t = jnp.asarray(count, jnp.uint32) + jnp.asarray(first_step, jnp.uint32)
+        return coefficients(t.astype(dtype), beta)
+    return coefficients(int(count) + first_step, beta)
 
 
 def _next_velocity(

@@ -11,6 +11,7 @@ optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 
 import jax.numpy as jnp  # noqa: E402
 
+import gravity_core  # noqa: E402
 from gravity_core import ErrorBound, Gravity, initial_velocity  # noqa: E402
 from gravity_jax import ScaleByGravityState, export_state, gravity, scale_by_gravity  # noqa: E402
 
@@ -113,16 +114,58 @@ def test_a_velocity_of_fewer_bits_is_refused(dtype):
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("count", [2.5, np.float32(2.5), jnp.asarray(2.5), True])
-def test_a_count_that_is_no_integer_is_refused(transform, count):
+@pytest.mark.parametrize("count", [2.5, np.float32(2.5), jnp.uint8(255), np.uint32(3), True, None])
+def test_a_count_that_is_no_int32_is_refused(transform, count):
     for make in (gravity, scale_by_gravity):
         optimizer = make()
         state = optimizer.init(W)
         state = with_own(state, count=count)
-        with pytest.raises(TypeError, match=r"^count must be an integer.* got"):
+        with pytest.raises(TypeError, match=r"^count must be an int32 scalar, got"):
             transform(optimizer.update)(jnp.asarray(W), state, jnp.asarray(W))
-        with pytest.raises(TypeError, match=r"^count must be an integer.* got"):
+        with pytest.raises(TypeError, match=r"^count must be an int32 scalar, got"):
             export_state(state)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_the_state_of_an_ensemble_needs_vmap(transform):
+    weights, optimizer = jnp.stack([jnp.asarray(W)] * 3), gravity()
+    state = jax.vmap(optimizer.init)(weights)
+    with pytest.raises(ValueError, match=r"^count must be a scalar.*, got shape \(3,\) \(jax.vmap"):
+        transform(optimizer.update)(weights, state, weights)
+    with pytest.raises(ValueError, match=r"^count must be a scalar"):
+        export_state(state)
+    _, new = transform(jax.vmap(optimizer.update))(weights, state, weights)
+    assert new[0].count.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("count", [-1, np.int32(-2), 2**31])
+def test_a_known_count_out_of_its_range_is_refused(count):
+    state = with_own(gravity().init(W), count=count)
+    for use in (lambda s: gravity().update(jnp.asarray(W), s), export_state):
+        with pytest.raises(ValueError, match=rf"^count must be an integer in .*, got {count}$"):
+            use(state)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_python_int_is_a_count(x64):
+    with jax.enable_x64(x64):
+        optimizer = gravity()
+        state = with_own(optimizer.init(W), count=2)
+        assert export_state(state).count == 2
+        for transform in (lambda f: f, jax.jit):
+            _, new = transform(optimizer.update)(jnp.asarray(W), state)
+            assert (int(new[0].count), new[0].count.dtype) == (3, np.int32)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_the_largest_count_does_not_overflow(transform):
+    """For beta = 1 the update is V + (1 - beta_hat)(zeta - V), so that it shows the sign of t."""
+    largest, optimizer = np.int32(2**31 - 1), scale_by_gravity(beta=1.0, velocity_std=0)
+    state = optimizer.init(W)._replace(count=largest)
+    updates, _ = transform(optimizer.update)(jnp.asarray(W), state)
+    expected = gravity_core.update(np.asarray(W), np.zeros(3, np.float32), 2**31, beta=1.0)
+    # V₀ is 0, so the roundings are relative to (1 - beta_hat) zeta.
+    np.testing.assert_allclose(updates, expected, rtol=2 * ErrorBound.ROUNDINGS * 2.0**-24)
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])

@@ -58,7 +58,7 @@ def test_import_keeps_the_wrapper_of_every_leaf(make):
 def test_an_ensemble_is_exported_member_by_member():
     params = jax.tree.map(lambda x: jnp.stack([x, x]), tree(0))
     state = jax.vmap(lambda seed, p: gravity(seed=seed).init(p))(jnp.arange(2), params)
-    message = r"opt_state must be the state of one optimizer, got a count of shape \(2,\)"
+    message = r"count must be a scalar, the count of one optimizer, got shape \(2,\)"
     with pytest.raises(ValueError, match=message):
         export_state(state)
     for seed in range(2):
