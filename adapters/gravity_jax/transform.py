@@ -249,8 +249,6 @@ def gravity(
         first_step=first_step,
     )
     nominal, alpha, decay_rate, velocity_std, beta, seed, first_step = numbers.values()
-    learning_rate = learning_rate if callable(learning_rate) else nominal
-    weight_decay = weight_decay if callable(weight_decay) else decay_rate
     # Equinox compares transformations by the contents of their closures. So these hold values, no
     # functools.partial, which equals only itself, and a derived σ as an array, which is traced.
     options: dict[str, Any] = {
@@ -263,6 +261,8 @@ def gravity(
     }
     if callable(learning_rate) and velocity_std is None:
         _warn_of_warm_up(nominal, _value_at(10, learning_rate), alpha)
+    learning_rate = _checked("learning_rate", learning_rate, nominal)
+    weight_decay = _checked("weight_decay", weight_decay, decay_rate)
     # optax.inject_hyperparams constructs the optimizer again in every update. The learning rate may
     # be 0 by then, so let only `init` compute σ and warn.
     injected = isinstance(learning_rate, jax.Array) or isinstance(alpha, jax.Array)
@@ -320,11 +320,21 @@ def _value_at(step: int, value: Any) -> Any:
         return value(jnp.asarray(step, jnp.int32))
 
 
+def _checked(name: str, given: Any, number: Any) -> Any:
+    """Return a schedule whose values are checked in every update, or the number."""
+    if not callable(given):
+        return number
+    return lambda count: _numbers(**{name: given(count)})[name]
+
+
 def _warn_of_warm_up(first: Any, later: Any, alpha: Any) -> None:
     """Warn if the learning rate grows more than tenfold before V₀ has faded, in some ten steps."""
     if any(map(is_traced, (first, later, alpha))):
         return
-    first, later = hp.as_float(first), hp.as_float(later)
+    try:
+        first, later = (hp.validate(learning_rate=rate)["learning_rate"] for rate in (first, later))
+    except ValueError:  # an update with that rate raises it
+        return
     if 0 < 10 * first < later and hp.as_float(alpha) > 0:
         warnings.warn(
             f"learning_rate grows from {first:g} to {later:g} in ten steps, but the velocity "

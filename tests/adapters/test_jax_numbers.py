@@ -61,6 +61,24 @@ def test_what_is_no_number_is_refused_by_name(name):
         gravity(**{name: jnp.ones(1)})
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+@pytest.mark.parametrize("late", [-0.1, np.nan, np.inf, 1j, "x", None, np.ones(2, np.float32)])
+def test_each_value_of_a_schedule_is_checked(name, late):
+    optimizer, w = gravity(**{name: lambda count: 0.1 if count < 1 else late}), jnp.asarray(W)
+    _, state = optimizer.update(w, optimizer.init(w), w)
+    with pytest.raises(ValueError, match=f"^{name} must be a finite number >= 0, got "):
+        optimizer.update(w, state, w)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+def test_the_shape_of_a_schedule_is_checked_under_jit(name):
+    shapes: list = [()]
+    optimizer = gravity(**{name: lambda count: 0.1 * jnp.ones(shapes[0])})
+    state, shapes[0] = optimizer.init(W), 3
+    with pytest.raises(ValueError, match=rf"^{name} must be a scalar, got shape \(3,\)"):
+        jax.jit(optimizer.update)(W, state, W)
+
+
 @pytest.mark.parametrize("kind", [float, np.float32, jnp.float32])
 def test_v0_has_the_same_bits_under_x64(kind):
     with jax.enable_x64(True):
