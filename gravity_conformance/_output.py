@@ -155,6 +155,23 @@ def checked(
     return found
 
 
+def check_no_links(option: str, folder: Path, names: Iterable[str]) -> None:
+    """Raise if one of the files that a command writes to a folder is a link, or is behind one.
+
+    Only a link that the user names is followed. These names are the command's own, and a link that
+    came with the folder could lead to any file.
+
+    Raises:
+        CouldNotError: naming the option, the folder and the file.
+    """
+    real = Path(os.path.realpath(folder))
+    for name in names:
+        if Path(os.path.realpath(folder / name)) != real / name:
+            raise CouldNotError(
+                f"{option} must be a folder where {name!r} is no link, got {str(folder)!r}"
+            )
+
+
 def _same(one: Path, other: Path) -> bool:
     return one == other or (one.exists() and other.exists() and one.samefile(other))
 

@@ -13,7 +13,7 @@ import click
 import gravity_core
 from gravity_conformance import _terminal
 from gravity_conformance._guard import one_line, visible
-from gravity_conformance._output import Output, checked, write
+from gravity_conformance._output import Output, check_no_links, checked, write
 from gravity_conformance._process import check_timeout
 from gravity_conformance._status import (
     COULD_NOT,
@@ -172,6 +172,7 @@ def parity(
 ) -> int:
     """Train one network with every installed backend and prove that they agree."""
     chosen = _choose(names, required)
+    check_no_links("--out", out, reports.FILES)
     files = [("--out", out / name) for name in reports.FILES]
     inputs = [(f"--also {spec}", file) for spec in specs for file in source_files(spec)]
     outputs = checked(files if html is None else [*files, ("--html", html)], inputs)

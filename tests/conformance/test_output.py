@@ -149,6 +149,33 @@ def test_wrong_outputs_are_refused_before_the_run(gravity, monkeypatch, argument
     assert {file.read_text() for file in files} == {"raise RuntimeError('imported')"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((*PARITY, "--out", "place"), "parity.json"),
+        ((*PARITY, "--out", "place"), "parity.md"),
+        ((*PARITY, "--out", "place"), "parity.png"),
+        (("vectors", "--force", "--out", "place"), "README.md"),
+        (("vectors", "--force", "--out", "place"), "examples"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("is_there", [True, False])
+@posix
+def test_a_link_inside_a_folder_is_not_followed(gravity, arguments, name, is_there):
+    Path("place").mkdir()
+    Path("place", name).symlink_to("../elsewhere")
+    if is_there:
+        Path("elsewhere").touch()
+    error = gravity(*arguments)
+    assert error.startswith(f"gravity: --out must be a folder where '{name}")
+    assert error.endswith(" is no link, got 'place'\n")
+    assert Path("elsewhere").exists() == is_there
+    Path("link").symlink_to("place")  # the user names it, so it is followed
+    Path("place", name).unlink()
+    assert is_begun(gravity(*arguments[:-1], "link"))
+
+
 @as_root
 @pytest.mark.parametrize(
     "arguments", [(*CONFORM, "--json"), (*CONFORM, "--html"), (*PARITY, "--html")]

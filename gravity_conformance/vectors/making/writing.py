@@ -84,12 +84,14 @@ def write(out: Path, *, force: bool = False) -> list[Path]:
             replaced.
 
     Raises:
-        CouldNotError: without `force`, if the folder holds anything else than these files.
+        CouldNotError: if one of the files is a link; without `force`, if the folder holds anything
+            else than these files.
         OSError: if they cannot be written.
     """
     names = {*(f"{name}.json" for name in FILES), *COPIED, *(f"examples/{x}" for x in EXAMPLES)}
     if not force:
         _refuse(out, next(_others(out, names), None))
+    _output.check_no_links("--out", out, sorted(names))
     _output.checked(("--out", out / name) for name in sorted(names))
     contents = {out / name: text.encode("utf-8") for name, text in texts().items()}
     if not force:
