@@ -151,11 +151,6 @@ def dense(gradient: Any, variable: Any, accumulates: bool = False) -> Any:
     return tf.ensure_shape(gradient, shape) if tf else gradient
 
 
-def check_rate_fits(rate: Any, dtype: str) -> None:
-    """Raise if a finite learning rate overflows the dtype of the variable that will store it."""
-    _check_fits("learning_rate", rate, dtype)
-
-
 def check_loaded(variables: list[Any], values: list[Any]) -> None:
     """Raise unless each variable of an optimizer can take its new value.
 
@@ -182,10 +177,10 @@ def check_loaded(variables: list[Any], values: list[Any]) -> None:
         if isinstance(value, np.ma.MaskedArray):
             raise ValueError(f"{variable.path} must be an array without a mask, got {value!r}")
         if name != own:
-            _check_fits(variable.path, value, own)
+            check_fits(variable.path, value, own)
 
 
-def _check_fits(name: str, value: Any, dtype: str) -> None:
+def check_fits(name: str, value: Any, dtype: str) -> None:
     """Raise if finite numbers become infinite in a dtype."""
     value = ops.convert_to_numpy(value) if ops.is_tensor(value) else np.asarray(value)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -29,14 +29,20 @@ from gravity_core import hyperparameters as hp
 from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term, update
 from gravity_core.velocity import initial_velocity
+from gravity_tf._rates import (
+    check_known_rate,
+    check_rate_fits,
+    checked_rate,
+    exact,
+    is_schedule,
+    is_tensor,
+)
 from gravity_tf._tensors import (
     as_reals,
     check_loaded,
     check_moves,
-    check_rate_fits,
     dense,
     from_reals,
-    is_compiling,
     is_unchecked,
     known,
     max_abs,
@@ -109,7 +115,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         name: str = "gravity",
         **kwargs: Any,
     ) -> None:
-        nominal = _checked_rate(learning_rate)
+        nominal = checked_rate(learning_rate)
         decay = kwargs.get("weight_decay")
         values = hp.validate(
             learning_rate=learning_rate if nominal is None else nominal,
@@ -121,15 +127,14 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             first_step=first_step,
         )
         # Keras takes a float, and refuses an array, which may change later.
-        is_array = isinstance(learning_rate, np.ndarray) or _is_tensor(learning_rate)
+        is_array = isinstance(learning_rate, np.ndarray) or is_tensor(learning_rate)
         if not (is_array or callable(learning_rate)):
             learning_rate = values["learning_rate"]
             check_rate_fits(learning_rate, keras.config.floatx())
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self._first_rate = values["learning_rate"]
-        self._has_first_schedule = isinstance(
-            learning_rate, keras.optimizers.schedules.LearningRateSchedule
-        )
+        self._has_first_schedule = is_schedule(learning_rate)
+        self._calls_for_rate = callable(learning_rate) and not is_schedule(learning_rate)
         self._has_compared = False  # whether `_compare_rates` has warned
         self.alpha = alpha
         self.beta = beta
@@ -156,30 +161,35 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         """The learning rate of the next step; assign a number, a schedule or a callable.
 
         Raises:
-            ValueError: if the number that is assigned, or that a callable returns, is negative or
-                not finite, or if the assigned one overflows the dtype that Keras stores it in.
+            ValueError: if the number that is assigned, or that a callable returns, is negative,
+                not finite, or overflows the dtype that Keras stores a number in.
         """
         value = super().learning_rate
-        if _is_tensor(value):
-            return value
-        return _exact(hp.validate(learning_rate=value)["learning_rate"])
+        if not is_tensor(value):
+            rate = hp.validate(learning_rate=value)["learning_rate"]
+            check_rate_fits(rate, keras.config.floatx())
+            return exact(rate)
+        if self._calls_for_rate:
+            check_known_rate(value)
+        return value
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        rate = _checked_rate(value)
+        rate = checked_rate(value)
         new = value if rate is None or callable(value) else rate
         own = super().learning_rate if new is rate else None
         if isinstance(own, keras.Variable):  # else the base class refuses a number
             check_rate_fits(rate, stored_dtype(own))
         keras.optimizers.Optimizer.learning_rate.fset(self, new)
         self._has_first_schedule = False
+        self._calls_for_rate = callable(new) and not is_schedule(new)
         if self.built:
             self._compare_rates(rate)
 
     @property
     def weight_decay(self) -> Any:
         """The decoupled weight decay, >= 0; None for none."""
-        return _exact(self._decay)
+        return exact(self._decay)
 
     @weight_decay.setter
     def weight_decay(self, value: Any) -> None:
@@ -218,7 +228,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         # Build outside any tf.function. Inside, V₀ would be a constant of the graph, and a graph is
         # limited to 2 GB.
         with tf.init_scope() if tf else contextlib.nullcontext():
-            self._compare_rates(_checked_rate(super().learning_rate))
+            if self._derives_std:  # else do not call a callable
+                self._compare_rates(checked_rate(super().learning_rate))
             super().build(variables)
             self._velocities: list[Any] = [
                 None
@@ -273,10 +284,10 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         pairs = zip(grads, variables, strict=False)
         grads = [*(dense(g, v, accumulates) for g, v in pairs), *grads[len(variables) :]]
         late = list(itertools.compress(grads, is_late))
-        rate = self.learning_rate  # of a schedule or a callable, too
-        number = known(rate) if _is_tensor(rate) else None  # AutoGraph does not know :=
-        if number is not None:
-            hp.validate(learning_rate=number)
+        # The base class asks a callable once, before anything moves. To ask again would skip values
+        # of an iterator. For weight decay it asks several times, and on torch past `learning_rate`.
+        if not self._calls_for_rate or self.weight_decay is not None:
+            check_known_rate(self.learning_rate)
         count = known(self.iterations)
         if count is not None and count < 0:
             raise ValueError(f"iteration must be an integer >= 0, got {count}")
@@ -296,7 +307,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             names = [str(i) for i in range(len(self.variables))]
             if missing := [name for name in names if name not in store.keys()]:  # noqa: SIM118
                 raise ValueError(f"the stored variables must be {names}, {missing[0]} is missing")
-            self._check_loaded([store[name] for name in names])
+            self._check_loaded([_as_array(store[name]) for name in names])
         super().load_own_variables(store)
 
     def set_weights(self, weights: Any) -> None:
@@ -305,7 +316,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         Raises:
             ValueError: as `load_own_variables`.
         """
-        weights = [w if hasattr(w, "shape") else np.asarray(w) for w in weights]
+        weights = list(map(_as_array, weights))
         if self.built:  # else the base class raises
             self._check_loaded(weights)
         super().set_weights(weights)
@@ -352,7 +363,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
     def _step_by_kernel(self, gradient: Any, variable: Any, velocity: Any, lr: Any, t: Any) -> None:
         # The momentum kernel V ← V β̂ + G, W ← W − V η saves four passes over memory.
-        old, new = (ops.cast(_exact(c), lr.dtype) for c in coefficients(t, self.beta))
+        old, new = (ops.cast(exact(c), lr.dtype) for c in coefficients(t, self.beta))
         zeta = gradient_term(gradient, max_abs=max_abs(gradient, variable.shape), xp=ops)
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle, accum=velocity.handle, lr=lr, grad=new * zeta, momentum=old
@@ -383,37 +394,5 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         }
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, keras.Variable) or ops.is_tensor(value)
-
-
-def _exact(number: Any) -> Any:
-    """Return a float in the form that Keras converts to a tensor without another rounding.
-
-    Keras takes a plain float through float32 on TensorFlow, and through floatx on torch, but not an
-    np.float64. That is a float, too, so json can write it. torch.compile takes plain floats only.
-    """
-    takes = keras.backend.backend() in ("tensorflow", "torch") and not is_compiling()
-    return np.float64(number) if takes and isinstance(number, float) else number
-
-
-def _checked_rate(learning_rate: Any) -> float | None:
-    """Return a learning rate, or that of step 0, as a number; None if only a graph knows it.
-
-    Raises:
-        ValueError: if it is negative, not finite or not a number.
-    """
-    if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        start = ops.convert_to_tensor(0, dtype="int")  # a tensor, as Keras passes it
-        learning_rate = learning_rate(start)
-    elif callable(learning_rate):
-        learning_rate = learning_rate()
-    if hasattr(learning_rate, "dtype") and not isinstance(learning_rate, (np.ndarray, np.generic)):
-        try:
-            learning_rate = ops.convert_to_numpy(learning_rate)
-        except (TypeError, NotImplementedError):  # it is traced, or has no memory
-            return None
-        if learning_rate.size == 1 and hp.may_be_a_number(learning_rate):
-            learning_rate = hp.as_float(learning_rate)
-    hp.validate(learning_rate=learning_rate)
-    return hp.as_float(learning_rate)
+def _as_array(value: Any) -> Any:
+    return value if hasattr(value, "shape") else np.asarray(value)

@@ -8,7 +8,8 @@ from keras import ops
 
 from gravity_core import State
 from gravity_core import hyperparameters as hp
-from gravity_tf._tensors import check_rate_fits, stored_dtype
+from gravity_tf._rates import check_rate_fits
+from gravity_tf._tensors import stored_dtype
 from gravity_tf.optimizer import Gravity
 
 

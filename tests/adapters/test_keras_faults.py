@@ -140,6 +140,8 @@ def test_what_cannot_be_loaded_changes_nothing(method):
         assert_same(everything, before)
     load(as_given(store))
     assert_same(optimizer.variables, list(store.values()))
+    load(as_given({name: value.tolist() for name, value in store.items()}))
+    assert_same(optimizer.variables, list(store.values()))
 
 
 @pytest.mark.parametrize(
@@ -315,5 +317,5 @@ def test_decay_is_a_float64_wherever_it_comes_from():
 
 def test_torch_compiles_a_plain_decay(monkeypatch):
     """torch.compile takes no np.float64."""
-    monkeypatch.setattr("gravity_tf.optimizer.is_compiling", lambda: BACKEND == "torch")
+    monkeypatch.setattr("gravity_tf._rates.is_compiling", lambda: BACKEND == "torch")
     assert (type(Gravity(weight_decay=0.1).weight_decay) is float) == (BACKEND != "tensorflow")

@@ -1,5 +1,6 @@
 """Learning rates and other numbers that reach gravity_tf.Gravity after its construction."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -84,16 +85,32 @@ def test_a_traced_rate_is_assigned_unseen():
     assert float(optimizer.learning_rate) == 0.25
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.5}], ids=str)
-def test_a_callable_that_turns_bad_moves_nothing(options):
+@pytest.mark.parametrize("bad", [-1.0, 1e39, keras.Variable(-1.0)], ids=["-1", "1e39", "tensor"])
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.5}, {"gradient_accumulation_steps": 2}], ids=str
+)
+def test_a_callable_that_turns_bad_moves_nothing(options, bad):
     current = [0.5]
     optimizer = Gravity(lambda: current[0], **options)
     variables = run(optimizer, [1])
     before = to_numpy([*variables, *optimizer.variables])
-    current[0] = -1.0
-    with pytest.raises(ValueError, match=r"learning_rate must be .* got -1\.0"):
+    current[0] = bad
+    with pytest.raises(ValueError, match=r"learning_rate must be .* got (.*-1\.0|1e\+39)"):
         optimizer.apply([ops.convert_to_tensor(g) for g in arrays(2)])
     assert_same([*variables, *optimizer.variables], before)
+
+
+@pytest.mark.parametrize(
+    ("make", "before"),
+    [(Gravity, 2), (lambda rate: Gravity(rate, velocity_std=0.5), 1), (keras.optimizers.SGD, 0)],
+    ids=["derived", "given", "SGD"],
+)
+def test_a_step_calls_a_callable_once(make, before):
+    """Only Gravity calls it before the first step: for σ, and to compare that with the rate."""
+    calls = itertools.count()
+    optimizer = make(lambda: float(next(calls)) + 1)
+    run(optimizer, range(1, 4))
+    assert next(calls) == before + 3
 
 
 @pytest.mark.parametrize(

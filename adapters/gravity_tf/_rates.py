@@ -1,0 +1,67 @@
+"""The learning rates of Keras: numbers, tensors, schedules and callables, and their checks.
+
+Guarantee: no function here but `checked_rate` calls a callable.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from gravity_core import hyperparameters as hp
+from gravity_tf._tensors import check_fits, is_compiling, known
+
+
+def is_schedule(value: Any) -> bool:
+    """Return whether `value` is a schedule of Keras, which only computes."""
+    return isinstance(value, keras.optimizers.schedules.LearningRateSchedule)
+
+
+def is_tensor(value: Any) -> bool:
+    """Return whether `value` is a tensor or a variable."""
+    return isinstance(value, keras.Variable) or ops.is_tensor(value)
+
+
+def exact(number: Any) -> Any:
+    """Return a float in the form that Keras converts to a tensor without another rounding.
+
+    Keras takes a plain float through float32 on TensorFlow, and through floatx on torch, but not an
+    np.float64. That is a float, too, so json can write it. torch.compile takes plain floats only.
+    """
+    takes = keras.backend.backend() in ("tensorflow", "torch") and not is_compiling()
+    return np.float64(number) if takes and isinstance(number, float) else number
+
+
+def check_known_rate(rate: Any) -> None:
+    """Raise if the host has the value of a tensor, and it is negative or not finite."""
+    number = known(rate) if is_tensor(rate) else None  # AutoGraph does not know :=
+    if number is not None:
+        hp.validate(learning_rate=number)
+
+
+def checked_rate(learning_rate: Any) -> float | None:
+    """Return a learning rate, or that of step 0, as a number; None if only a graph knows it.
+
+    Raises:
+        ValueError: if it is negative, not finite or not a number.
+    """
+    if is_schedule(learning_rate):
+        start = ops.convert_to_tensor(0, dtype="int")  # a tensor, as Keras passes it
+        learning_rate = learning_rate(start)
+    elif callable(learning_rate):
+        learning_rate = learning_rate()
+    if hasattr(learning_rate, "dtype") and not isinstance(learning_rate, (np.ndarray, np.generic)):
+        try:
+            learning_rate = ops.convert_to_numpy(learning_rate)
+        except (TypeError, NotImplementedError):  # it is traced, or has no memory
+            return None
+        if learning_rate.size == 1 and hp.may_be_a_number(learning_rate):
+            learning_rate = hp.as_float(learning_rate)
+    hp.validate(learning_rate=learning_rate)
+    return hp.as_float(learning_rate)
+
+
+def check_rate_fits(rate: Any, dtype: str) -> None:
+    """Raise if a finite learning rate overflows the dtype of the variable that will store it."""
+    check_fits("learning_rate", rate, dtype)
