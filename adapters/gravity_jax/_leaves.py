@@ -44,10 +44,13 @@ def velocity_dtype(name: str, param: Any, dtype: DTypeLike | None) -> Any:
         dtype: the dtype for real floating parameters. None means their own.
 
     Raises:
-        TypeError: unless the parameter is floating, complex, integer or boolean.
+        TypeError: unless the parameter is floating, complex, integer or boolean. optax cannot
+            multiply integers of 2 or 4 bits.
     """
     own = _dtype(param)
-    if own is not None and (jnp.issubdtype(own, jnp.integer) or own == jnp.bool_):
+    if own == jnp.bool_:
+        return own
+    if own is not None and jnp.issubdtype(own, jnp.integer) and jnp.iinfo(own).bits >= 8:
         return own
     _check_inexact(name, param, own)
     if dtype is None or jnp.issubdtype(own, jnp.complexfloating):
@@ -69,7 +72,7 @@ def gradient(name: str, grad: Any, v: jax.Array) -> Any:
         if moves(v):
             raise ValueError(f"{name} {MISSING}")
         return None
-    dtype = _dtype(grad)
+    dtype = None if isinstance(grad, jax.ShapeDtypeStruct) else _dtype(grad)
     if dtype is None or moves(v):
         _check_inexact(name, grad, dtype)
     if jnp.shape(grad) != v.shape or jnp.iscomplexobj(grad) != jnp.iscomplexobj(v):
@@ -105,7 +108,7 @@ def checked_count(count: Any) -> Any:
 
 
 def check_velocity(name: str, v: Any, param: Any) -> None:
-    """Raise a TypeError unless a state's velocity can move its parameter.
+    """Raise a TypeError unless a state's velocity is an array that can move its parameter.
 
     Args:
         name: the place of the velocity.
@@ -113,6 +116,8 @@ def check_velocity(name: str, v: Any, param: Any) -> None:
         param: the parameter, or None if it is not known. Then an integer velocity passes, because
             an integer parameter has one.
     """
+    if not isinstance(v, (jax.Array, np.ndarray, np.generic)):
+        raise TypeError(f"{name} must be an array, got {v!r}")
     if moves(v) or (param is not None and moves(as_array(param))):
         _check_inexact(name, v, _dtype(v))
 

@@ -70,7 +70,7 @@ def scale_by_gravity(
 
     max|G| is the maximum over each array of the parameter tree, or over each layer of a `stacked`
     array. Under jit, V₀ and V take the sharding of the parameters, and max|G| covers all shards.
-    Integer and boolean parameters are accepted, and stay as they are.
+    Boolean parameters and integers of 8 bits or more are accepted, and stay as they are.
 
     Args:
         beta: β in [0, 1].
@@ -110,6 +110,8 @@ def scale_by_gravity(
             f"seed must be an integer in [0, 2**64), got dtype {jnp.result_type(seed)}"
         )
     _check_velocity_dtype(velocity_dtype)
+    if not isinstance(axis_name, Hashable):
+        raise ValueError(f"axis_name must be a name or a tuple of names, got {axis_name!r}")
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
         if axis_name is not None and _is_inside(axis_name):  # a shard does not know its place in V₀
@@ -189,7 +191,7 @@ def gravity(
         V₀ ~ N(0, (α/η)²);  t ← t + 1;  β̂ = (β t + 1)/(t + 2)
         ζ = G/(1 + (G max|G|)²);  V ← β̂ V + (1 − β̂) ζ;  W ← W − η (V + λ W)
 
-    Integer and boolean parameters are accepted, and stay as they are.
+    Boolean parameters and integers of 8 bits or more are accepted, and stay as they are.
 
     Args:
         learning_rate: η, a number >= 0 or an optax schedule. The standard deviation of V₀ is
@@ -379,6 +381,8 @@ def _is_inside(axis_name: Hashable) -> bool:
 
 def _check_velocity_dtype(dtype: Any) -> None:
     try:
+        if isinstance(dtype, (jax.Array, np.ndarray, np.generic)):
+            raise TypeError  # NumPy takes the dtype of an array
         name = None if dtype is None else jnp.dtype(dtype).name
     except TypeError:
         name = "no dtype"

@@ -123,7 +123,11 @@ def test_arrays_made_under_x64_are_computed_in_single_precision_outside(transfor
 
 
 @pytest.mark.parametrize(
-    "dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float4_e2m1fn, jnp.int4, np.longdouble, "x"]
+    "dtype",
+    [
+        *(jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float4_e2m1fn, jnp.int4, np.longdouble, "x"),
+        *(np.float32(0.3), jnp.float32(0.3)),
+    ],
 )
 def test_a_velocity_of_fewer_bits_is_refused(dtype):
     for make in (gravity, scale_by_gravity):
@@ -196,6 +200,33 @@ def test_a_velocity_that_cannot_move_its_parameter_is_refused(transform, dtype):
         state = with_own(state, velocity=params | {"b": jnp.ones(3, dtype)})
         with pytest.raises((TypeError, ValueError), match=r"^velocity\['b'\] must be .* got"):
             transform(optimizer.update)(params, state, params)
+
+
+@pytest.mark.parametrize("v", [[0.5, 0.5, 0.5], "x", jax.ShapeDtypeStruct((3,), np.float32)])
+def test_a_velocity_that_is_no_array_is_refused(v):
+    state = with_own(gravity().init(W), velocity=v)
+    with pytest.raises(TypeError, match=r"^velocity.* must be an array, got "):
+        gravity().update(jnp.asarray(W), state)
+
+
+def test_a_gradient_without_values_is_refused():
+    shape = jax.ShapeDtypeStruct((3,), np.float32)
+    with pytest.raises(TypeError, match=r"^updates must be a floating .* got ShapeDtypeStruct"):
+        gravity().update(shape, gravity().init(W))
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int2", "uint2"])
+def test_integers_that_optax_cannot_multiply_are_refused(dtype):
+    params = {"a": jnp.asarray(W), "n": jnp.ones(3, dtype)}
+    with pytest.raises(TypeError, match=rf"^params\['n'\] must be .* got dtype {dtype}"):
+        gravity().init(params)
+
+
+@pytest.mark.parametrize("axis_name", [["a"], np.ones(2)], ids=["list", "array"])
+def test_an_axis_name_is_hashable(axis_name):
+    for make in (gravity, scale_by_gravity):
+        with pytest.raises(ValueError, match=r"^axis_name must be a name or a tuple of names, got"):
+            make(axis_name=axis_name)
 
 
 def test_sigma_equals_that_of_the_reference():
