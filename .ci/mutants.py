@@ -1,26 +1,36 @@
-"""Change gravity_core in one place at a time, and see whether the nearest tests notice.
+"""Change the code in one place at a time, and see whether the nearest tests notice.
 
-    python .ci/mutants.py [--jobs 2] [update coefficients …]
+    python .ci/mutants.py [update coefficients …]
+    python .ci/mutants.py [--sample 100] [--seed 1] gravity_torch gravity_jax._velocity …
 
-NEAREST lists the nearest tests of each module. mutmut makes the mutants: it changes the bodies of
-functions, except of those with a decorator, and runs the tests that reach the function. This
-prints, for each module, how many mutants the tests kill, and each survivor that is not in
+Without a package, a module is one of gravity_core, and NEAREST lists its nearest tests. mutmut
+makes its mutants: it changes the bodies of functions, except of those with a decorator, and runs
+the tests that reach the function. adapter_mutants.py makes those of the adapters, which take days;
+a sample tells with which certainty how many are killed.
+
+This prints, for each module, how many mutants the tests kill, and each survivor that is not in
 equivalent_mutants.toml. The exit status is 1 if under 95 % are killed.
 """
 
 import argparse
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, groupby
 from pathlib import Path
+
+import adapter_mutants
+from scipy.stats import binomtest
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL = 0.95
+Change = tuple[str, str, str]  # the function, and the lines that are taken out and put in
 KILLED = {"killed", "timeout", "segfault"}
 NEAREST = {
     "update": ["test_update*"],
@@ -33,6 +43,8 @@ NEAREST = {
     "_arrays": ["test_arrays*"],
     "_memory": ["test_memory*"],
     "_json": ["test_json*"],
+    "_files": ["test_files*", "test_state_file*"],
+    "_npz": ["test_state_file*", "test_state_hostile*"],
 }
 CONFIGURATION = """
 [tool.mutmut]
@@ -78,7 +90,7 @@ def statuses(module: str, folder: Path, jobs: int) -> dict[str, str]:
     return dict(line.strip().rsplit(": ", 1) for line in lines if ": " in line)
 
 
-def change(folder: Path, mutant: str) -> tuple[str, str, str]:
+def change(folder: Path, mutant: str) -> Change:
     """Return the function that a mutant changes, and the lines that it takes out and puts in."""
     lines = mutmut(folder, "show", mutant).splitlines()
     out, into = (
@@ -103,35 +115,68 @@ def equivalents() -> set[tuple[str, str]]:
     }
 
 
-def survivors(folder: Path, names: Iterable[str], jobs: int) -> Iterator[tuple[str, str, str]]:
-    """Yield the changes of these mutants, without the equivalent ones."""
-    known = equivalents()
-    with ThreadPoolExecutor(jobs) as pool:
-        for function, out, into in pool.map(lambda name: change(folder, name), names):
-            if (function, into.strip()) not in known:
-                yield function, out, into
+def of_core(module: str, jobs: int) -> tuple[str, int, list[Change]]:
+    """Return the module, how many of its mutants are killed, and the changes of the others."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = statuses(module, Path(scratch), jobs)
+        living = [name for name, status in found.items() if status not in KILLED]
+        with ThreadPoolExecutor(jobs) as pool:
+            changes = list(pool.map(lambda name: change(Path(scratch), name), living))
+    return module, len(found) - len(living), changes
+
+
+def of_adapters(
+    found: list[adapter_mutants.Mutant], jobs: int, python: str
+) -> Iterator[tuple[str, int, list[Change]]]:
+    """Yield for each module how many of these mutants are killed, and the changes of the others."""
+    tested = zip(found, adapter_mutants.survive(found, jobs, python), strict=True)
+    for module, group in groupby(tested, key=lambda pair: pair[0].module):
+        pairs = list(group)
+        living = [mutant.change() for mutant, survives in pairs if survives]
+        yield module, len(pairs) - len(living), living
 
 
 def main() -> int:
-    """Test the mutants of the modules that the command line names, or of all."""
+    """Test the mutants of the modules that the command line names, or of the core."""
+    adapters = adapter_mutants.MODULES
+    packages = {module.split(".")[0] for module in adapters}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("modules", nargs="*", metavar="module", help="default: all")
-    parser.add_argument("--jobs", type=int, default=2)
-    chosen = parser.parse_args()
-    if unknown := set(chosen.modules) - set(NEAREST):
-        parser.error(f"modules must be among {', '.join(NEAREST)}, got {', '.join(unknown)}")
+    parser.add_argument("modules", nargs="*", metavar="module", help="default: gravity_core's")
+    parser.add_argument("--jobs", type=int, default=2, help="how many are tested at a time")
+    parser.add_argument("--sample", type=int, metavar="N", help="test N mutants of the adapters")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the sample")
+    parser.add_argument("--python", default=sys.executable, help="has the adapters' frameworks")
+    given = parser.parse_args()
+    if unknown := set(given.modules) - {*NEAREST, *adapters, *packages}:
+        modules = ", ".join([*NEAREST, *sorted(packages), *adapters])
+        parser.error(f"modules must be among {modules}, got {', '.join(unknown)}")
+    found = [
+        mutant
+        for module in adapters
+        if {module, module.split(".")[0]} & set(given.modules)
+        for mutant in adapter_mutants.mutants(module)
+    ]
+    if given.sample is not None and given.sample < len(found):
+        indices = random.Random(given.seed).sample(range(len(found)), given.sample)
+        found = [found[i] for i in sorted(indices)]
+    core = [module for module in given.modules or NEAREST if module in NEAREST]
+    known = equivalents()
     total = killed = 0
-    for module in chosen.modules or NEAREST:
-        with tempfile.TemporaryDirectory() as scratch:
-            found = statuses(module, Path(scratch), chosen.jobs)
-            living = [name for name, status in found.items() if status not in KILLED]
-            left = list(survivors(Path(scratch), living, chosen.jobs))
-        dead, equivalent = len(found) - len(living), len(living) - len(left)
+    for module, dead, living in chain(
+        (of_core(module, given.jobs) for module in core),
+        of_adapters(found, given.jobs, os.path.abspath(given.python)),
+    ):
+        left = [x for x in living if (x[0], x[2].strip()) not in known]
+        equivalent = len(living) - len(left)
         print(f"{module}: {dead} killed, {len(left)} survived, {equivalent} equivalent", flush=True)
         for function, out, into in left:
             print(f"  {function}\n    - {out}\n    + {into}", flush=True)
         total, killed = total + dead + len(left), killed + dead
-    print(f"{killed} of {total} killed ({killed / max(total, 1):.1%})")
+    if not total:
+        return 0
+    low, high = binomtest(killed, total).proportion_ci()
+    print(f"{killed} of {total} killed ({killed / total:.1%})", end="")
+    print(f"; of all, {low:.1%} to {high:.1%} with 95 % confidence" if given.sample else "")
     return int(killed < GOAL * total)
 
 

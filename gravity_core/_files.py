@@ -68,7 +68,7 @@ def write(contents: Mapping[StrPath, Content | None]) -> None:
                     file.flush()
                     os.fsync(file.fileno())
                 moves.append((path, target, file))
-        with _uninterrupted() if len(moves) > 1 else contextlib.nullcontext():
+        with _uninterrupted():
             for path, target, file in moves:
                 with _naming(path):
                     _move(file, target)

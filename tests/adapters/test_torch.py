@@ -297,6 +297,17 @@ def calls_of_a_step(number, layout, options):
     return calls.number
 
 
+def test_the_gpu_path_reads_nothing_from_the_device():
+    """Reading a fake tensor raises an error. On a GPU, the host would wait for the device."""
+    lengths, options = _multi_tensor_gpu.Lengths(), _items.Options(0.1, 0.9, 0.1, maximize=True)
+    with torch._subclasses.FakeTensorMode(), torch.no_grad():
+        items = [
+            (torch.ones(3), torch.ones(3), torch.ones(3), torch.ones((), dtype=torch.float64), m)
+            for m in (None, None, torch.ones(()), torch.ones(()))
+        ]
+        _multi_tensor_gpu.multi_tensor_gpu(items, options, lengths)
+
+
 @pytest.mark.parametrize("weight_decay", [None, 0.1])
 def test_the_rate_may_be_on_a_gpu_with_a_parameter_on_the_cpu(weight_decay):
     """Fake tensors check the devices of an operation without a GPU."""

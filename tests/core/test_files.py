@@ -100,6 +100,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path, kind, linked):
         with pytest.raises(OSError, match=said) as caught:
             use(asked)
         assert caught.value.filename == str(asked)
+        assert caught.value.errno == (errno.EISDIR if kind == "folder" else errno.EINVAL)
     assert stat.S_IFMT(path.stat().st_mode) == stat.S_IFMT(before.st_mode)
     assert len(names(tmp_path)) == 1 + linked
 
@@ -120,8 +121,11 @@ def test_a_pipe_without_a_name_is_refused():
 def test_a_file_that_has_lost_its_name_is_refused(tmp_path):
     with (tmp_path / "a").open("wb") as file:
         (tmp_path / "a").unlink()
-        with pytest.raises(OSError, match="must be a file with a name: '/dev/fd"):
-            _files.check_writable(f"/dev/fd/{file.fileno()}")
+        path = f"/dev/fd/{file.fileno()}"
+        for use in (_files.check_writable, _files.destination):
+            with pytest.raises(OSError, match="must be a file with a name") as caught:
+                use(path)
+            assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, path)
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o755])
@@ -160,6 +164,18 @@ def test_an_existing_file_keeps_its_owner(tmp_path):
 
 
 @as_root
+def test_the_file_of_somebody_else_may_be_written_where_all_may(tmp_path):
+    """It then belongs to the writer, who may not give files away."""
+    tmp_path.chmod(0o777)
+    put(tmp_path / "a", b"old")
+    (tmp_path / "a").chmod(0o666)
+    with nobody(tmp_path):
+        put(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert (tmp_path / "a").stat().st_uid == 65534
+
+
+@as_root
 def test_a_write_protected_file_or_folder_is_refused(tmp_path):
     open_folder, closed = tmp_path / "open", tmp_path / "closed"
     for folder in (open_folder, closed):
@@ -173,7 +189,10 @@ def test_a_write_protected_file_or_folder_is_refused(tmp_path):
         for use in (put, _files.check_writable):
             with nobody(tmp_path), pytest.raises(PermissionError) as caught:
                 use(path)
-            assert caught.value.filename == str(path)
+            assert str(caught.value) == f"[Errno 13] Permission denied: '{path}'"
+        with nobody(tmp_path), pytest.raises(PermissionError) as caught:
+            _files.destination(open_folder / "a")
+        assert str(caught.value) == f"[Errno 13] Permission denied: '{open_folder / 'a'}'"
     assert (open_folder / "a").read_bytes() == (closed / "a").read_bytes() == b"old"
 
 
@@ -193,6 +212,24 @@ def test_the_disk_has_the_content_before_the_name_and_then_the_name(tmp_path, mo
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
     put(tmp_path / "a", b"12345")
     assert done == [("file", 5), "replace", ("folder", None)]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_be_flushed_is_an_error_only_if_the_disk_fails(
+    tmp_path, monkeypatch, number
+):
+    fsync = os.fsync
+
+    def fails(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "no flush")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    fatal = number == errno.EIO
+    with pytest.raises(OSError, match="no flush") if fatal else contextlib.nullcontext():
+        put(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"new"
 
 
 def raising(error, *, after=b"half"):
@@ -324,6 +361,34 @@ def test_the_next_write_removes_what_killed_ones_left(tmp_path):
         assert len(hidden(tmp_path)) == 1 + left
         put(path)  # those of another file are that file's business
     assert names(tmp_path) == [".gravity-of-somebody", "a", "b", "c"]
+
+
+def test_a_link_with_the_name_of_what_killed_ones_left_stays(tmp_path):
+    def content(file):
+        link.append(os.path.join(tmp_path, os.path.basename(file.name)[:-1] + "x"))
+        os.symlink("victim", link[0])
+
+    link = []
+    put(tmp_path / "victim", b"precious")
+    _files.write({tmp_path / "a": content})
+    put(tmp_path / "a")
+    assert os.readlink(link[0]) == "victim"
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_a_file_is_locked_until_it_is_in_its_place(tmp_path, monkeypatch):
+    """Otherwise another process may take it for dead."""
+    replace, moved = os.replace, []
+
+    def checked(a, b):
+        with open(a, "rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        moved.append(b)
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", checked)
+    put(tmp_path / "a")
+    assert moved == [os.path.realpath(tmp_path / "a")]
 
 
 def test_two_writers_at_a_time_do_not_disturb_each_other(tmp_path):
