@@ -30,7 +30,8 @@ Calls = dict[str, tuple[float, list[str]]]
 LIMIT = 900  # seconds; a mutant whose tests take longer hangs, and is killed
 # What a process may import before it forks. TensorFlow does not survive that.
 WARM = {"gravity_torch": ["torch", "numba"], "gravity_jax": ["jax", "optax"], "gravity_tf": []}
-# The tests nearest to each module, the cheapest first: names of files in tests/adapters.
+# The tests nearest to each module, the cheapest first: names of files in tests/adapters, or
+# after the name of another folder.
 NEAREST = {
     "gravity_torch": {
         "_distributed": "torch_shared torch_flattened torch_distributed torch_distributed_state",
@@ -54,25 +55,25 @@ NEAREST = {
         "_torch_private": "torch_names torch_flattened torch_compiled torch_ecosystem",
         "_triton_kernels": "torch_fused_cuda",
         "_velocity": "torch_state torch_tensors torch_velocity_std torch_distributed",
-        "backend": "replay",
+        "backend": "conformance/versions replay",
         "diagnosis": "torch_diagnosis",
         "optimizer": "torch_groups torch_options torch_state torch_velocity_std torch torch_faults "
         "torch_names torch_checkpoint torch_ecosystem torch_flattened",
-        "state": "torch_state torch_faults export_import",
+        "state": "torch_state torch_faults export_import torch_distributed_state",
     },
     "gravity_jax": {
         "_leaves": "jax_structure jax_numbers jax_leaves jax",
         "_reduction": "jax jax_sharding jax_maximum",
         "_structure": "jax_structure jax_leaves jax jax_maximum",
-        "_velocity": "jax_numbers jax_optax jax jax_sharding",
-        "backend": "replay",
+        "_velocity": "jax_numbers jax_leaves jax_optax jax jax_sharding",
+        "backend": "conformance/versions replay",
         "state": "jax_state export_import",
         "transform": "jax_structure jax_numbers jax_leaves jax_optax jax jax_maximum "
         "jax_transformations jax_sharding jax_libraries",
     },
     "gravity_tf": {
         "_tensors": "keras keras_dtypes keras_rates keras_state tf keras_backends",
-        "backend": "replay",
+        "backend": "conformance/versions replay",
         "optimizer": "keras keras_rates keras_state keras_faults keras_base_class keras_dtypes "
         "tf_faults tf",
         "state": "keras_hand_over keras_state keras_rates export_import",
@@ -149,7 +150,8 @@ def mutants(module: str) -> list[Mutant]:
 def nearest_tests(module: str) -> list[str]:
     """Return the paths of the nearest test files, the cheapest first."""
     package, name = module.split(".")
-    return [f"tests/adapters/test_{stem}.py" for stem in NEAREST[package][name].split()]
+    parted = (test.rpartition("/") for test in NEAREST[package][name].split())
+    return [f"tests/{folder or 'adapters'}/test_{stem}.py" for folder, _, stem in parted]
 
 
 class _Runner:

@@ -223,6 +223,20 @@ def test_every_half_is_widened_and_rounded_as_torch_does(dtype):
     assert torch.equal(infinite[before.isinf()], before[before.isinf()])
 
 
+def test_a_number_above_the_largest_float16_becomes_infinite():
+    """Those below 2¹⁷ have the exponent of NaN, if it is not set apart."""
+    p = torch.nn.Parameter(torch.full((100,), 60_000, dtype=torch.float16))
+    optimizer = Gravity([p], lr=2e5, velocity_std=0.0, fused=True)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    velocity = optimizer.state[p]["velocity"].copy_(torch.linspace(-1, 1, 100))
+    optimizer.step()
+    exact = 60_000 - velocity.float() * np.float32(2e5)
+    assert (exact.abs() > 2**17).any()
+    assert ((exact > 65_520) & (exact < 2**17)).any()
+    assert torch.equal(p, exact.half())
+
+
 def test_a_replaced_gradient_velocity_or_parameter_is_seen(taken):
     def step(**options):
         (p,) = parameters((10,))
