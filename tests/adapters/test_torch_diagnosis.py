@@ -49,6 +49,8 @@ def test_a_fine_tuning_with_v0():
         table = str(diagnose(optimizer))
         assert ("pass velocity_std=0" in table) == advised
         assert "0 (2, 2000)" in table
+        head = "tensor max|G| beyond m V0 moves rms W advice"
+        assert table.splitlines()[0].split() == head.split()
 
 
 def row(weight, grad, **options):

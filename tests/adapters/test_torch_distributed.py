@@ -240,6 +240,26 @@ def test_fsdp_with_tensor_parallelism(process_groups):
         assert_same(whole, single)
 
 
+def stage(rank, world):
+    """Step a tensor that is sharded over the two processes of a stage of a pipeline."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "shards"))["shards"]
+    grad = torch.arange(4.0) * (1.0 if rank < 2 else 100.0)
+    sharded = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    whole = nn.Parameter(torch.ones(4))
+    sharded.grad, whole.grad = distribute_tensor(grad, mesh, [Shard(0)]), grad
+    for p in (sharded, whole):
+        Gravity([p], foreach=False).step()
+    return [sharded.full_tensor().detach().numpy()], [whole.detach().numpy()]
+
+
+def test_the_stages_of_a_pipeline_do_not_mix_their_maxima(process_groups):
+    for sharded, whole in process_groups.run(4, stage):
+        assert_same(sharded, whole)
+
+
 def odd_gradients(rank, world):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
