@@ -27,7 +27,8 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 # For each test the seconds that it takes, and the functions that it calls.
 Calls = dict[str, tuple[float, list[str]]]
-LIMIT = 900  # seconds; a mutant whose tests take longer hangs, and is killed
+# Seconds, and how many times as long as without a change: what takes longer hangs, and is killed.
+LONGEST, LONGER = 3600, 5
 # What a process may import before it forks. TensorFlow does not survive that.
 WARM = {"gravity_torch": ["torch", "numba"], "gravity_jax": ["jax", "optax"], "gravity_tf": []}
 # The tests nearest to each module, the cheapest first: names of files in tests/adapters, or
@@ -178,8 +179,17 @@ class _Runner:
             process.communicate()
         self.scratch.cleanup()
 
-    def status(self, package: str, tests: Sequence[str], first: Sequence[str] = ()) -> int:
-        """Run test files, some tests first, until one fails, and return pytest's status."""
+    def status(
+        self,
+        package: str,
+        tests: Sequence[str],
+        limit: int = LONGEST,
+        first: Sequence[str] | None = None,
+    ) -> int:
+        """Run test files, some tests first, until one fails, and return pytest's status.
+
+        Without `first`, what the tests call is noted, in calls.json.
+        """
         if package not in self.processes:
             self.processes[package] = subprocess.Popen(
                 [self.python, str(ROOT / ".ci/warm_pytest.py"), *WARM[package]],
@@ -196,7 +206,7 @@ class _Runner:
             )
         process = self.processes[package]
         arguments = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
-        print(json.dumps([LIMIT, first, *arguments]), file=process.stdin, flush=True)
+        print(json.dumps([limit, first, *arguments]), file=process.stdin, flush=True)
         return int(process.stdout.readline())
 
     def write(self, module: str, code: str) -> None:
@@ -211,16 +221,15 @@ class _Runner:
         tests = nearest_tests(mutant.module)
         # First those that call the function, the quickest ones of each file. The others may call it
         # in a process of their own, or when they are collected.
-        places = {test: place for place, test in enumerate(tests)}
-        callers = [
-            (places[file], seconds, name)
-            for name, (seconds, functions) in calls.items()
-            if mutant.function in functions and (file := name.split("::")[0]) in places
-        ]
-        first = [name for *_, name in sorted(callers)]
+        own = {name: call for name, call in calls.items() if name.split("::")[0] in tests}
+        limit = int(60 + LONGER * sum(seconds for seconds, _ in own.values()))
+        first = sorted(
+            (name for name, (_, functions) in own.items() if mutant.function in functions),
+            key=lambda name: (tests.index(name.split("::")[0]), own[name][0]),
+        )
         package, _ = mutant.module.split(".")
         self.write(mutant.module, mutant.code)
-        status = self.status(package, tests, first)
+        status = self.status(package, tests, limit, first)
         self.write(mutant.module, (ROOT / path(mutant.module)).read_text(encoding="utf-8"))
         if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
             raise SystemExit(f"no tests ran:\n{self.output()}")

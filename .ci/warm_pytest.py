@@ -2,10 +2,10 @@
 
     python warm_pytest.py torch numba
 
-Each line of the input is a JSON list: a limit in seconds, the names of tests that run first, and
-the arguments of pytest. The answer is a line with the status of the fork, negative for a signal. In
-the working folder, output.txt is its output, and calls.json has for each test the seconds that it
-took, and the functions that it called.
+Each line of the input is a JSON list: a limit in seconds, the names of tests that run first, or
+null, and the arguments of pytest. The answer is a line with the status of the fork, negative for a
+signal. In the working folder, output.txt is its output. After null, calls.json has for each test
+the seconds that it took, and the functions that it called.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def main() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _run(limit: int, first: list[str], arguments: list[str]) -> None:
+def _run(limit: int, first: list[str] | None, arguments: list[str]) -> None:
     status: int = pytest.ExitCode.INTERNAL_ERROR
     try:
         os.setsid()
@@ -51,7 +51,7 @@ def _run(limit: int, first: list[str], arguments: list[str]) -> None:
             os.dup2(output.fileno(), 2)
         # conftest.py and plugins of pytest, which are imported already, need no rewriting.
         arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        status = pytest.main(arguments, [_First(first) if first else _Calls()])
+        status = pytest.main(arguments, [_Calls() if first is None else _First(first)])
     except BaseException:
         traceback.print_exc()
     finally:

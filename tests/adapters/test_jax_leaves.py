@@ -170,6 +170,8 @@ TOO_SMALL = "learning_rate must not be so small that alpha / learning_rate overf
         (lambda **k: gravity(jnp.asarray(1e-7), **k), TOO_SMALL + " .* got 1e-07"),
         (lambda **k: gravity(optax.constant_schedule(1e-7), **k), TOO_SMALL),
         (lambda **k: gravity(velocity_std=2e4, **k), "^velocity_std must be .* got 20000.0"),
+        # Equal to alpha / learning_rate, but given.
+        (lambda **k: gravity(5e-7, velocity_std=0.01 / 5e-7, **k), "^velocity_std must be "),
         (lambda **k: scale_by_gravity(velocity_std=2e4, **k), "^velocity_std must be .* 20000.0"),
     ],
 )
