@@ -331,6 +331,14 @@ def test_batched_maxima_equal_separate_maxima(dtype):
     assert 0 < inf < min(nan, minus_nan)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_an_empty_shard_leaves_the_maxima_of_the_others_as_they_are(dtype):
+    grads = [torch.tensor(values, dtype=dtype) for values in ([], [0.1, -0.3])]
+    none, largest = _distributed._max_abs_bits(grads)
+    assert none.view(torch.float64) == 0
+    assert largest.view(torch.float64) == -grads[1][1].double()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
 def test_the_calls_for_the_maxima_on_a_gpu_do_not_grow_with_the_tensors(dtype):
     def calls(number):
