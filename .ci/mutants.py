@@ -45,7 +45,7 @@ NEAREST = {
     "_memory": ["test_memory*"],
     "_json": ["test_json*"],
     "_files": ["test_files*", "test_state_file*"],
-    "_npz": ["test_state_file*", "test_state_hostile*"],
+    "_npz": ["test_npz*", "test_state_file*", "test_state_hostile*"],
 }
 CONFIGURATION = """
 [tool.mutmut]

@@ -1,0 +1,98 @@
+"""gravity_core._npz: texts, headers and bounds of an archive, beside what NumPy reads."""
+
+import io
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+from gravity_core import _npz
+
+
+def saved(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file
+
+
+def members(**contents):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(f"{name}.npy", content)
+    return file
+
+
+def npy(header, numbers=b"", version=1):
+    length = len(header).to_bytes(2 * version, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header + numbers
+
+
+def text(file, longest=100):
+    return _npz.text(file, _npz.read(file)["a"], longest)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("value", ["", "plain", "\0 kept \n", "ends in X", "\ud800", "\U0001f600é"])
+def test_a_text_is_read_as_it_was_written(value, order):
+    file = saved(a=np.array(value, f"{order}U12"))
+    assert text(file) == str(np.load(io.BytesIO(file.getvalue()))["a"]) == value
+
+
+def test_the_longest_text():
+    assert text(saved(a=np.array("12345")), 5) == "12345"
+    with pytest.raises(ValueError, match=r"^a must have at most 5 characters, got 6$"):
+        text(saved(a=np.array("123456")), 5)
+
+
+def test_a_text_that_is_damaged():
+    file = saved(a=np.array("text"))
+    data = file.getvalue().replace("x".encode("utf-32-le"), "s".encode("utf-32-le"))
+    with pytest.raises(ValueError, match=r"but a is damaged: its CRC is wrong$"):
+        text(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("content", [b"", b"no array" * 20, npy(b"")[:-1], npy(b"{}\n"), npy(b"")])
+def test_a_member_that_is_no_array(content):
+    with pytest.raises(ValueError, match="without pickled objects") as caught:
+        _npz.read(members(a=content))
+    assert str(caught.value).endswith(f"'a' is no array of numbers or text: {content[:80]!r}")
+
+
+HEADER = b"{'descr': '<f8', 'fortran_order': False, 'shape': (), }"
+
+
+def test_the_longest_header_is_that_of_numpy():
+    for length in (10_000, 10_001):
+        data = members(a=npy(HEADER.ljust(length - 1) + b"\n", bytes(8), version=2)).getvalue()
+        for read in (_npz.read, lambda file: np.load(file)["a"]):
+            if length == 10_000:
+                read(io.BytesIO(data))
+                continue
+            with pytest.raises(ValueError, match=r"is no array|max_header_size"):
+                read(io.BytesIO(data))
+
+
+def test_a_header_that_ends_after_its_member():
+    content = npy(HEADER + b"\n")
+    with pytest.raises(ValueError, match="'a' is no array of numbers or text"):
+        _npz.read(members(a=content[:8] + struct.pack("<H", len(HEADER) + 3) + content[10:]))
+
+
+def test_as_many_dimensions_as_numpy_has():
+    (found,) = _npz.read(saved(a=np.ones((1,) * 64))).values()
+    assert found.shape == (1,) * 64
+
+
+def test_an_item_longer_than_a_part_is_a_part():
+    array = np.zeros(3, f"S{_npz.PART + 1}")
+    assert [part.size for part in _npz.parts(array)] == [1, 1, 1]
+
+
+def test_a_64_bit_field_that_is_missing():
+    file = saved(a=np.zeros(2))
+    data = bytearray(file.getvalue())
+    struct.pack_into("<L", data, data.index(b"PK\1\2") + 20, 2**32 - 1)
+    with pytest.raises(ValueError, match=r"a 64-bit number is missing$"):
+        _npz.read(io.BytesIO(data))
