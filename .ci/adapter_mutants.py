@@ -68,7 +68,7 @@ NEAREST = {
         "_structure": "jax_structure jax_leaves jax jax_maximum",
         "_velocity": "jax_numbers jax_leaves jax_optax jax jax_sharding",
         "backend": "conformance/versions replay",
-        "state": "jax_state export_import",
+        "state": "jax_state export_import jax_sharding",
         "transform": "jax_structure jax_numbers jax_leaves jax_optax jax jax_maximum "
         "jax_transformations jax_sharding jax_libraries",
     },

@@ -192,6 +192,12 @@ def test_an_overflowing_v0_is_refused(make, message, transform):
         assert all(jnp.isfinite(v).all() for v in jax.tree.leaves(state))
 
 
+def test_an_axis_without_places_in_v0_is_refused():
+    jax.eval_shape(gravity().init, jax.ShapeDtypeStruct((2**32,), jnp.float32))
+    with pytest.raises(ValueError, match=r"at most 2\*\*32 elements, got shape \(4294967297,\)"):
+        jax.eval_shape(gravity().init, jax.ShapeDtypeStruct((2**32 + 1,), jnp.float32))
+
+
 def test_a_traced_velocity_std_is_not_refused():
     state = jax.jit(lambda rate: gravity(rate).init(jnp.ones(3, jnp.float16)))(1e-12)
     assert jnp.isinf(state[0].velocity).any()
