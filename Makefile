@@ -11,8 +11,8 @@ TOOLS := .venv-tools
 CLIENTS := .venv-clients
 # mutmut, and NumPy without a framework.
 MUTANTS := .venv-mutants
-# Arguments of `make mutants`: modules of gravity_core, such as "update velocity", and none for all of
-# them; or of adapters, such as "--sample 100 gravity_torch".
+# Arguments of `make mutants`: modules of gravity_core, such as "update velocity", or none for all;
+# packages and modules of the adapters, such as "--sample 100 gravity_torch".
 MODULES ?=
 ifeq ($(OS),Windows_NT)
 BIN := Scripts

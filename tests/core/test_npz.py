@@ -96,3 +96,16 @@ def test_a_64_bit_field_that_is_missing():
     struct.pack_into("<L", data, data.index(b"PK\1\2") + 20, 2**32 - 1)
     with pytest.raises(ValueError, match=r"a 64-bit number is missing$"):
         _npz.read(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_fields_of_other_programs_beside_those_of_numpy(wide):
+    """Such as the time of a file."""
+    file = io.BytesIO()
+    info = zipfile.ZipInfo("a.npy")
+    info.extra = struct.pack("<2HL2H", 0x5455, 4, 7, 0x7875, 0)
+    with zipfile.ZipFile(file, "w") as archive, archive.open(info, "w", force_zip64=wide) as member:
+        member.write(npy(HEADER + b"\n", np.float64(0.5).tobytes()))
+    (found,) = _npz.read(file).values()
+    _npz.fill(file, found, array := np.zeros(()))
+    assert array == 0.5
