@@ -90,6 +90,36 @@ def test_an_item_longer_than_a_part_is_a_part():
     assert [part.size for part in _npz.parts(array)] == [1, 1, 1]
 
 
+def test_an_archive_without_arrays():
+    assert _npz.read(members()) == {}
+
+
+END = "end of the directory (a comment there is refused)"
+DAMAGE = [
+    (lambda data: data[:21], "it is too short"),
+    (lambda data: data + b"comment", f"there is no {END} where it should be"),
+    (
+        lambda data: data.replace(b"PK\1\2", b"PK\1\1"),
+        "there is no entry of the directory where it should be",
+    ),
+    (
+        lambda data: data.replace(b"PK\3\4", b"PK\3\3"),
+        "there is no header of a member where it should be",
+    ),
+    # The name, of 90 bytes, would end after the file.
+    (lambda data: data[:-45] + b"\x5a" + data[-44:], "it ends early"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
+def test_what_is_missing_is_named(damage, message):
+    data = saved(a=np.zeros(2)).getvalue()
+    assert data[-45:-43] == b"\5\0"  # the length of "a.npy" in the directory
+    with pytest.raises(ValueError, match=r"^must be an \.npz file that") as caught:
+        _npz.read(io.BytesIO(damage(data)))
+    assert str(caught.value).endswith(f"stores its arrays one after the other, but {message}")
+
+
 def test_a_64_bit_field_that_is_missing():
     file = saved(a=np.zeros(2))
     data = bytearray(file.getvalue())
