@@ -97,7 +97,7 @@ def check_changes(groups: list[dict[str, Any]], before: Checked) -> Checked:
         (name,) = error.args
         i = next(i for i, group in enumerate(groups) if name not in group)
         raise ValueError(
-            f"{name} must be in each parameter group, got group {i} with {sorted(groups[i])}"
+            f"{name} must be in each parameter group, got group {i} with {list(groups[i])}"
         ) from None
     may_be_filled = any(isinstance(values[0], Tensor) for values in now)
     options = chain.from_iterable

@@ -58,21 +58,32 @@ def check_state(
     If it is known to be Gravity's own, the first step creates what is missing. If V is going to be
     copied, it may be expanded.
     """
-    if not isinstance(state, dict):
-        raise ValueError(f"state of a parameter must be a dict, got {reprlib.repr(state)}")
+    check_is_dict(state)
     if not state or (is_own and "velocity" not in state):
         return
     if not is_own and {"step", "velocity"} - state.keys():
-        raise ValueError(f"state must have step and velocity, got {sorted(state)}")
+        raise ValueError(f"state must have step and velocity, got {list(state)}")
     check_velocity(state["velocity"], p, may_overlap=may_overlap)
+
+
+def check_is_dict(state: Any) -> None:
+    """Raise unless the state of a parameter is a dict."""
+    if not isinstance(state, dict):
+        raise ValueError(f"state of a parameter must be a dict, got {reprlib.repr(state)}")
+
+
+def check_is_dense(name: str, x: Any) -> None:
+    """Raise unless a value of a state is a dense tensor; nested ones may be strided, too."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a Tensor, got {reprlib.repr(x)}")
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "a nested Tensor" if x.is_nested else f"layout {x.layout}"
+        raise ValueError(f"{name} must be dense, got {kind}")
 
 
 def check_velocity(velocity: Any, p: Tensor, *, may_overlap: bool = False) -> None:
     """Raise unless a velocity is a dense tensor that fits its parameter."""
-    if not isinstance(velocity, Tensor):
-        raise ValueError(f"velocity must be a Tensor, got {reprlib.repr(velocity)}")
-    if velocity.layout is not torch.strided:
-        raise ValueError(f"velocity must be dense, got layout {velocity.layout}")
+    check_is_dense("velocity", velocity)
     if velocity.shape != p.shape or velocity.is_complex() != p.is_complex():
         raise ValueError(
             "velocity must have the shape of its parameter, and both must be real or both complex: "
@@ -120,13 +131,11 @@ def _check_fits(velocity: Tensor, p: Tensor) -> None:
 
 def check_counter(step: Any, p: Tensor | None = None) -> None:
     """Raise unless a counter is a tensor of one real number, on the CPU or beside its parameter."""
-    if not isinstance(step, Tensor):
-        raise ValueError(f"step in the state must be a Tensor, got {reprlib.repr(step)}")
-    is_number = step.numel() == 1 and step.layout is torch.strided and hp.may_be_a_number(step)
-    if not is_number:
+    check_is_dense("step in the state", step)
+    if step.numel() != 1 or not hp.may_be_a_number(step):
         raise ValueError(
             "step in the state must be one real number, got a Tensor of shape "
-            f"{tuple(step.shape)}, {step.dtype} and layout {step.layout}"
+            f"{tuple(step.shape)} and {step.dtype}"
         )
     if p is None:
         return
@@ -196,14 +205,17 @@ def check_format(state_dict: Any) -> None:
             f"param_groups must be a list of dicts with params, got {reprlib.repr(groups)}"
         )
     for old in state_dict["state"].values():
-        if not isinstance(old, dict):
-            raise ValueError(f"state of a parameter must be a dict, got {reprlib.repr(old)}")
+        check_is_dict(old)
 
 
 def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     """Raise for values that torch's load_state_dict would turn into others, or cannot read."""
     check_format(state_dict)
     for group in state_dict["param_groups"]:
+        if "beta" not in group:  # SGD, for example, has no state that could tell
+            raise ValueError(
+                f"param_groups must be those of a Gravity optimizer, with beta, got {list(group)}"
+            )
         for name in _options.SWITCHES:
             if name in group:
                 _options.switch(name, group[name])
@@ -214,8 +226,7 @@ def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) ->
     for p, key in zip(ours, theirs, strict=False):  # torch compares the lengths
         values = state_dict["state"].get(key, {})
         step, velocity = values.get("step", 0.0), values.get("velocity", p)
-        if not isinstance(velocity, Tensor):
-            raise ValueError(f"velocity must be a Tensor, got {reprlib.repr(velocity)}")
+        check_is_dense("velocity", velocity)
         if isinstance(step, Tensor):
             check_counter(step)
             count = step.item() if has_value(step) else 0

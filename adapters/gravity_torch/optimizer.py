@@ -31,6 +31,7 @@ from gravity_torch._options import (
 )
 from gravity_torch._state_checks import (
     check_given,
+    check_is_dict,
     check_loaded,
     check_state,
     counter,
@@ -365,7 +366,8 @@ class Gravity(torch.optim.Optimizer):
                 state = states[p]
                 try:
                     velocity, step = state["velocity"], state["step"]
-                except KeyError:
+                except (KeyError, TypeError, IndexError):
+                    check_is_dict(state)
                     if created is not None:
                         created.append((p, dict(state)))
                     state = self._init_state(p, group, self._position(group) + i)

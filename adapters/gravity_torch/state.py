@@ -11,7 +11,7 @@ from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
 from gravity_torch._options import NAMES, number
-from gravity_torch._state_checks import LARGEST_T
+from gravity_torch._state_checks import LARGEST_T, check_is_dense, check_is_dict, counter
 from gravity_torch._tensors import to_numpy
 from gravity_torch.optimizer import Gravity, first_velocity
 
@@ -55,7 +55,10 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
     for values, start in groups:
         for index, p in enumerate(values["params"], start=start):
             state = optimizer.state.get(p, {})
-            counts.append(int(state.get("step", 0)))
+            check_is_dict(state)
+            counts.append(int(counter(state.get("step", 0), p, values)))
+            if "velocity" in state:
+                check_is_dense("velocity", state["velocity"])
             v = state["velocity"] if "velocity" in state else first_velocity(p, values, index)
             velocities.append(to_numpy(_distributed.gathered(v)))
             dtypes.append(_name(v))

@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import sys
+import warnings
 import weakref
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
-from gravity_torch import Gravity, _multi_tensor_gpu, _paths  # noqa: E402
+from gravity_torch import Gravity, _multi_tensor_gpu, _paths, export_state  # noqa: E402
 from tests.support.programs import printed_words  # noqa: E402
 
 PATHS = {
@@ -55,7 +56,7 @@ def bits(x):
     """Return a tensor as its bits, if it has some, and other values as text."""
     if isinstance(x, dict):
         return {key: bits(value) for key, value in x.items() if key != "params"}
-    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_meta:
+    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_meta or x.is_nested:
         return repr(x)
     flat = x.detach().clone(memory_format=torch.contiguous_format).view(-1)
     return str(x.dtype), flat.view(torch.uint8).tolist()
@@ -88,6 +89,12 @@ def inference():
         return torch.zeros(SHAPE)
 
 
+def nested():
+    with warnings.catch_warnings(action="ignore"):  # they are in a prototype stage
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(1)])
+
+
+NO_DICTS = (None, [], [("step", 1)], "abc", 3, torch.ones(3))
 STEPS = {
     "negative": lambda: torch.tensor(-5.0),
     "nan": lambda: torch.tensor(float("nan")),
@@ -100,6 +107,7 @@ STEPS = {
     "bool": lambda: torch.tensor(True),
     "complex": lambda: torch.tensor(1j),
     "sparse": lambda: torch.tensor([3.0]).to_sparse(),
+    "nested": nested,
     "meta": lambda: torch.empty((), device="meta"),
     "float8": lambda: torch.tensor(3.0).to(torch.float8_e4m3fn),
     "NumPy": lambda: np.float32(3),
@@ -110,6 +118,7 @@ VELOCITIES = {
     "text": lambda: "abc",
     "NumPy": lambda: np.zeros(SHAPE, np.float32),
     "sparse": lambda: torch.zeros(SHAPE).to_sparse(),
+    "nested": nested,
     "expanded": lambda: torch.zeros(1, 1).expand(SHAPE),
     "overlapping": lambda: torch.zeros(20).as_strided(SHAPE, (2, 1)),
     "meta": lambda: torch.zeros(SHAPE, device="meta"),
@@ -214,6 +223,42 @@ def test_a_group_that_lost_an_option_is_refused_before_anything_moves():
 
 
 @pytest.mark.parametrize("path", ["loop", "default", "foreach"])
+def test_a_state_that_is_no_dict_is_refused_before_anything_moves(path):
+    params, optimizer = stepped(path)
+    for value in NO_DICTS:
+        optimizer.state[params[3]] = value
+        before = everything_but_the_last_state(params, optimizer)
+        for use in (optimizer.step, lambda: export_state(optimizer)):
+            with pytest.raises(ValueError, match=r"^state of a parameter must be a dict, got "):
+                use()
+        assert everything_but_the_last_state(params, optimizer) == before
+        assert optimizer.state[params[3]] is value
+
+
+def everything_but_the_last_state(params, optimizer):
+    return list(map(bits, params)), everything(params[:3], optimizer)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"step": None}, r"^step in the state must be finite and >= 0, got None$"),
+        ({"step": torch.tensor(-1.0)}, r"^step in the state must be finite and >= 0, got -1\.0$"),
+        ({"step": torch.tensor([1.0, 2.0])}, r"^step in the state must be one real number, got"),
+        (
+            {"step": torch.tensor(1.0), "velocity": [0.0]},
+            r"^velocity must be a Tensor, got \[0\.0\]",
+        ),
+    ],
+)
+def test_an_export_refuses_a_state_that_a_step_refuses(state, message):
+    params, optimizer = stepped("default")
+    optimizer.state[params[3]] = state
+    with pytest.raises(ValueError, match=message):
+        export_state(optimizer)
+
+
+@pytest.mark.parametrize("path", ["loop", "default", "foreach"])
 def test_a_refused_first_step_creates_no_state(path):
     p, q = (torch.nn.Parameter(torch.ones(SHAPE)) for _ in range(2))
     optimizer = Gravity([p, q], **PATHS[path])
@@ -257,6 +302,12 @@ def grouped(name, value):
     return lambda state_dict: state_dict["param_groups"][1].update({name: value})
 
 
+def sgd():
+    """Return a state_dict with as many parameters, whose state is empty."""
+    params = [torch.nn.Parameter(torch.ones(SHAPE)) for _ in range(4)]
+    return torch.optim.SGD([{"params": params[:2]}, {"params": params[2:]}], lr=0.5).state_dict()
+
+
 LOADS = {
     **{
         f"step {name}": (loaded("step", value), "step in the state")
@@ -296,6 +347,10 @@ LOADS = {
     "no dict": (lambda state_dict: state_dict.update(state=None), "state must be a dict"),
     "no state": (lambda state_dict: state_dict.pop("state"), "with state and param_groups"),
     "no groups": (lambda state_dict: state_dict.update(param_groups={}), "param_groups must be"),
+    "of SGD": (
+        lambda state_dict: state_dict.update(sgd()),
+        r"param_groups must be those of a Gravity optimizer, with beta, got \['lr', 'momentum'",
+    ),
     "a list": (lambda state_dict: state_dict["state"].update({3: [1]}), "parameter must be a dict"),
 }
 

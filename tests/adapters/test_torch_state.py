@@ -111,8 +111,12 @@ def test_the_state_of_another_optimizer_is_refused():
     (p,) = parameters((3,))
     other = torch.optim.SGD([p], momentum=0.9)
     run(other, [p], [0])
+    state = other.state_dict()
+    with pytest.raises(ValueError, match=r"Gravity optimizer, with beta, got \['lr', 'momentum'"):
+        Gravity([p]).load_state_dict(state)
+    state["param_groups"] = [{"lr": 0.1, "alpha": 0.01, "beta": 0.9, "params": [0]}]
     with pytest.raises(ValueError, match=r"step and velocity, got \['momentum_buffer'\]"):
-        Gravity([p]).load_state_dict(other.state_dict())
+        Gravity([p]).load_state_dict(state)
 
 
 def test_an_older_pickle_gets_the_current_defaults():
