@@ -3,6 +3,7 @@
 Guarantee: this module imports no framework; namespaces are passed in as ``xp``.
 """
 
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -129,6 +130,31 @@ def quiet(xp: Namespace, **kinds: Any) -> AbstractContextManager[Any]:
     """Return `numpy.errstate` for libraries that compute with NumPy; the others never warn."""
     # torch.compile cannot trace through numpy.errstate.
     return nullcontext() if getattr(xp, "__name__", "").endswith("torch") else np.errstate(**kinds)
+
+
+def listed(argument: str, values: Any, entries: str = "arrays, one for each tensor") -> list[Any]:
+    """Return a list of what may be iterated over, except for arrays, text and mappings.
+
+    The rows of an array, for example, would be taken for tensors, each with its own max|G| and V₀.
+
+    Raises:
+        TypeError: for everything else; the message names `argument` and what its `entries` are.
+    """
+    is_one = isinstance(values, (np.ndarray, np.generic, Mapping, str, bytes))
+    if is_one or not isinstance(values, Iterable):
+        raise TypeError(f"{argument} must be a list of {entries}, got {type(values).__name__}")
+    return list(values)
+
+
+def check_plain(argument: str, array: Any) -> None:
+    """Raise TypeError unless `array` is a NumPy array, or one that is mapped from a file.
+
+    Other subclasses have operations of their own: a masked array skips elements, and a row of a
+    matrix is a matrix.
+    """
+    if type(array) not in (np.ndarray, np.memmap):
+        kind = type(array).__name__
+        raise TypeError(f"{argument} must be a numpy.ndarray or numpy.memmap, got {kind}")
 
 
 def check_same_shape(**arrays: Array) -> None:

@@ -36,6 +36,28 @@ _KINDS = {
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 
 
+def as_text(path: object) -> str:
+    """Return a path that a user gave as text.
+
+    Raises:
+        TypeError: if it is no path. An integer is none: it would be an open file's descriptor.
+        ValueError: if it cannot be the name of a file.
+    """
+    try:
+        text = os.fsdecode(path)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"path must be a str or an os.PathLike, got {path!r}") from None
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        valid = False
+    else:
+        valid = "\0" not in text
+    if not valid:
+        raise ValueError(f"path must be a possible name of a file, got {path!r}")
+    return text
+
+
 def write(contents: Mapping[StrPath, Content | None]) -> None:
     """Write files, all of them or none.
 

@@ -5,7 +5,7 @@ It checks all arguments before it changes any, and it is deterministic. `gravity
 bounds the rounding errors of other implementations.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gravity_core import hyperparameters as hp
-from gravity_core._arrays import Array, float_name
+from gravity_core._arrays import Array, check_plain, float_name, listed
 from gravity_core._memory import Spans, meets, overlaps_itself, spans
 from gravity_core.coefficients import beta_hat, coefficients
 from gravity_core.state import State
@@ -154,7 +154,9 @@ class Gravity:
 
         Raises:
             ValueError: if V₀ would overflow the dtype of a parameter.
+            TypeError: as in `step`.
         """
+        params = _weights(params)
         for w in params:
             hp.check_velocity_std(
                 self.velocity_std,
@@ -192,9 +194,9 @@ class Gravity:
                 subclasses such as masked arrays are not), or its dtype is not floating.
             All errors are raised before any parameter or velocity has changed.
         """
-        params, grads = _listed("params", params), _listed("grads", grads)
+        params = _weights(params)
         # NumPy's 0-d arithmetic returns scalars, so the gradient of a 0-d weight may be a scalar.
-        grads = [np.asarray(g) if isinstance(g, np.generic) else g for g in grads]
+        grads = [np.asarray(g) if isinstance(g, np.generic) else g for g in listed("grads", grads)]
         self._check(params, grads)
         if self.count == 0:
             self._warn_of_first_rate()
@@ -244,12 +246,13 @@ class Gravity:
             params: the weight tensors; V must have their shapes and dtypes.
 
         Raises:
-            TypeError: for another object than a state.
+            TypeError: for another object than a state, or for parameters as in `step`.
             ValueError: if the state does not fit. The message names the first mismatch. The
                 optimizer is unchanged then.
         """
         if not isinstance(state, State):
             raise TypeError(f"state must be a gravity_core.State, got {type(state).__name__}")
+        params = _weights(params)
         state.check([(w.shape, w.dtype.name) for w in params])
         values, count = hp.validate(**state.hyperparameters), state.count
         velocity = [v.astype(w.dtype) for v, w in zip(state.velocities, params, strict=True)]
@@ -265,22 +268,16 @@ class Gravity:
             raise ValueError(
                 f"grads must have one array per parameter, {len(params)}, got {len(grads)}"
             )
+        velocities = self._check_velocity()
         if self.velocity is not None and len(params) != len(self.velocity):
             raise ValueError(
                 f"params must have the {len(self.velocity)} arrays of the first step, "
                 f"got {len(params)}"
             )
-        velocities = self._check_velocity()
         for i, (w, g) in enumerate(zip(params, grads, strict=True)):
-            for name, array in ((f"params[{i}]", w), (f"grads[{i}]", g)):
-                # Other subclasses have operations of their own: a masked array skips elements, and
-                # a row of a matrix is a matrix.
-                if type(array) not in (np.ndarray, np.memmap):
-                    kind = type(array).__name__
-                    raise TypeError(f"{name} must be a numpy.ndarray or numpy.memmap, got {kind}")
-            if self.velocity is None:
-                float_name(w if w.dtype.kind != "c" else w.real, f"params[{i}]")
-            elif (v := self.velocity[i]).shape != w.shape or v.dtype != w.dtype:
+            check_plain(f"grads[{i}]", g)
+            v = w if self.velocity is None else self.velocity[i]
+            if v.shape != w.shape or v.dtype != w.dtype:
                 raise ValueError(
                     f"params[{i}] must keep its shape and dtype, {v.shape} {v.dtype}, "
                     f"got {w.shape} {w.dtype}"
@@ -298,12 +295,11 @@ class Gravity:
 
     def _check_velocity(self) -> Spans:
         """Return the memory of V; raise unless V, which a user may set, can be updated in place."""
-        for i, v in enumerate(self.velocity or []):
-            if type(v) not in (np.ndarray, np.memmap):
-                kind = type(v).__name__
-                raise TypeError(f"velocity[{i}] must be a numpy.ndarray, got {kind}")
+        velocity = [] if self.velocity is None else listed("velocity", self.velocity)
+        for i, v in enumerate(velocity):
+            check_plain(f"velocity[{i}]", v)
             _check_writable(f"velocity[{i}]", v)
-        starts, ends = memory = spans(self.velocity or [])
+        starts, ends = memory = spans(velocity)
         if any(start < end for start, end in zip(starts[1:], ends, strict=False)):
             raise ValueError("the arrays of velocity must not share memory, got two that do")
         return memory
@@ -327,7 +323,8 @@ class Gravity:
 
         Raises:
             ValueError: for a negative `steps`, an empty `x0`, or a gradient of another shape.
-            TypeError: for a complex `x0` or gradient, or an f(x) that is not one number.
+            TypeError: for an `x0` or a gradient that is no array of real numbers, or an f(x) that
+                is not one of them.
 
         Example:
             >>> bowl = lambda x: (float(x @ x), 2 * x)
@@ -337,18 +334,25 @@ class Gravity:
         """
         if not isinstance(steps, Integral) or steps < 0:
             raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
+        if not callable(f_and_grad):
+            raise TypeError(f"f_and_grad must be a function, got {f_and_grad!r}")
         x = _real_array("x0", x0)
         if not x.size:
             raise ValueError(f"x0 must not be empty, got shape {x.shape}")
 
         def evaluate() -> tuple[float, np.ndarray]:
-            value, gradient = f_and_grad(x.copy())
+            found = f_and_grad(x.copy())
+            if not isinstance(found, (tuple, list)) or len(found) != 2:
+                raise TypeError(
+                    f"f_and_grad must return f(x) and its gradient, got {hp.shown(found)}"
+                )
+            value, gradient = found
             gradient = _real_array("the gradient", gradient).astype(x.dtype)
             if gradient.shape != x.shape:
                 raise ValueError(
                     f"the gradient must have x0's shape, {x.shape}, got {gradient.shape}"
                 )
-            return float(value), gradient
+            return _real_number("f(x)", value), gradient
 
         run = Gravity(**self._hyperparameters())
         run.init([x])
@@ -377,21 +381,38 @@ def _check_writable(name: str, array: np.ndarray) -> None:
         )
 
 
-def _listed(name: str, arrays: Any) -> list[Any]:
-    # The rows of one array would be taken for tensors, each with its own max|G| and V₀.
-    if isinstance(arrays, (np.ndarray, np.generic, Mapping, str)) or not isinstance(
-        arrays, Iterable
-    ):
-        kind = type(arrays).__name__
-        raise TypeError(f"{name} must be a list of arrays, one for each tensor, got {kind}")
-    return list(arrays)
+def _weights(params: Any) -> list[np.ndarray]:
+    """Return the parameters as a list; raise unless they are arrays of floating dtype."""
+    weights = listed("params", params)
+    for i, w in enumerate(weights):
+        check_plain(f"params[{i}]", w)
+        float_name(w if w.dtype.kind != "c" else w.real, f"params[{i}]")
+    return weights
 
 
 def _real_array(name: str, value: Any) -> np.ndarray:
-    array = np.array(value)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
-    return array if array.dtype.kind == "f" else array.astype(np.float64)
+    """Return a copy of an array of real numbers, in float64 unless it has fewer bits."""
+    try:
+        array = np.array(value)
+    except (TypeError, ValueError) as error:  # rows of different lengths, for example
+        raise TypeError(
+            f"{name} must be an array of real numbers, got {hp.shown(value)}"
+        ) from error
+    if isinstance(value, np.ma.MaskedArray) or array.dtype.kind not in "biuf":
+        kind = type(value).__name__
+        raise TypeError(
+            f"{name} must be an array of real numbers, got {kind} of dtype {array.dtype}"
+        )
+    return array if array.dtype.kind == "f" and array.itemsize <= 8 else array.astype(np.float64)
+
+
+def _real_number(name: str, value: Any) -> float:
+    try:
+        if not hp.may_be_a_number(value):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be a real number, got {hp.shown(value)}") from None
 
 
 def _as_reals(array: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import json
 import operator
 import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ import numpy as np
 
 from gravity_core import _files, _npz
 from gravity_core import hyperparameters as hp
+from gravity_core._arrays import listed
 from gravity_core._json import loads
 
 _FORMAT, _VERSION = "gravity-state", 1
@@ -96,19 +97,19 @@ class State:
         *,
         dtypes: Sequence[str] | None = None,
     ) -> None:
-        # An array would be taken for the list of its rows.
-        if isinstance(velocities, (np.ndarray, str, bytes)) or not isinstance(velocities, Iterable):
-            raise TypeError(f"velocities must be a list of arrays, got {type(velocities).__name__}")
         if not isinstance(hyperparameters, Mapping | None):
             raise TypeError(
                 f"hyperparameters must be a mapping, got {type(hyperparameters).__name__}"
             )
-        arrays = [_plain(f"velocities[{i}]", v) for i, v in enumerate(velocities)]
+        arrays = [
+            _plain(f"velocities[{i}]", v) for i, v in enumerate(listed("velocities", velocities))
+        ]
         if dtypes is None:
             dtypes = [v.dtype.name for v in arrays]
+        dtypes = listed("dtypes", dtypes, "names, one for each velocity")
         if len(dtypes) != len(arrays):
             raise ValueError(
-                f"dtypes must be one name per velocity, {len(arrays)}, got {_shown(list(dtypes))}"
+                f"dtypes must be one name per velocity, {len(arrays)}, got {_shown(dtypes)}"
             )
         copies = [
             _copied(f"velocities[{i}]", v, name)
@@ -214,10 +215,12 @@ class State:
         Raises:
             OSError: if the file cannot be written, or is not a regular one. An existing file is
                 unchanged then.
-            ValueError: if a field was changed in spite of all.
+            ValueError: if `path` cannot be the name of a file, or a field was changed in spite of
+                all.
+            TypeError: if `path` is no path.
         """
         self._check_again()
-        _files.write({path: self._write})
+        _files.write({_files.as_text(path): self._write})
 
     def _write(self, file: BinaryIO) -> None:
         header = {
@@ -246,15 +249,17 @@ class State:
         Raises:
             OSError: if the file cannot be opened, or is not a regular one.
             ValueError: if the file is not valid. The message names the file, the field and the
-                value.
+                value. Also if `path` cannot be the name of a file.
+            TypeError: if `path` is no path.
             MemoryError: if the state does not fit into the memory.
         """
+        path = _files.as_text(path)
         with _files.open_regular(path) as file:
             try:
                 state = cls.__new__(cls)
                 state._set(*_read(file))
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{os.fspath(path)}: {error}") from error
+                raise ValueError(f"{path}: {error}") from error
         return state
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gravity_core import Gravity, reference
+from gravity_core import Gravity, State, reference
 from gravity_core._memory import meets, overlaps_itself, spans
 
 BUFFER = np.arange(60.0)
@@ -115,6 +115,10 @@ def refused():
     yield "array", np.ones((2, 6)), TypeError, "params must be a list of arrays, .* got ndarray"
     yield "dict", {"w": ones.copy()}, TypeError, "params must be a list of arrays, .* got dict"
     yield "none", None, TypeError, "params must be a list of arrays, .* got NoneType"
+    yield "bytes", b"ab", TypeError, "params must be a list of arrays, .* got bytes"
+    yield "no arrays", [None], TypeError, r"params\[0\] must be a numpy.ndarray .* got NoneType"
+    yield "rows", [[1.0, 2.0]], TypeError, r"params\[0\] must be a numpy.ndarray .* got list"
+    yield "integers", [np.ones(6, int)], TypeError, r"params\[0\] must be a real floating"
     windows = np.lib.stride_tricks.as_strided(ones.copy(), (2, 3), (8, 8))
     yield "overlap", [ones.copy(), windows], ValueError, r"params\[1\] must have each element in"
 
@@ -128,11 +132,34 @@ def test_other_arrays_than_those_of_one_tensor_are_refused(params, error, messag
     assert optimizer.count == 0
     assert optimizer.velocity is None
     assert before is None or (np.asarray(params[0]) == before).all()
+    if error is TypeError:  # the others can be read
+        with pytest.raises(error, match=message):
+            optimizer.init(params)
+        with pytest.raises(error, match=message):
+            optimizer.import_state(State(1, [np.ones(6)]), params)
+        assert optimizer.count == 0
+        assert optimizer.velocity is None
     w = np.ones(3)
     with pytest.raises(TypeError, match=r"grads must be a list of arrays, .* got ndarray"):
         optimizer.step([w], np.ones((1, 3)))
     with pytest.raises(TypeError, match=r"grads\[0\] must be a numpy.ndarray or numpy.memmap"):
         optimizer.step([w], [np.ma.masked_array(w, w)])
+
+
+def test_init_takes_what_can_be_iterated_over_once():
+    optimizer = Gravity()
+    optimizer.init(np.ones(n) for n in (1, 2))
+    assert [v.shape for v in optimizer.velocity] == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("velocity", [3, "ab", {0: 1.0}, np.ones((1, 3)), [None], [[1.0] * 3]])
+def test_a_velocity_that_is_no_list_of_arrays_is_refused(velocity):
+    optimizer, w = Gravity(), np.ones(3)
+    optimizer.velocity = velocity
+    with pytest.raises(TypeError, match=r"^velocity(\[0\])? must be a (list|numpy.ndarray)"):
+        optimizer.step([w], [w])
+    assert optimizer.count == 0
+    assert (w == 1).all()
 
 
 def test_a_velocity_is_no_parameter():

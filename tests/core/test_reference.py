@@ -471,12 +471,29 @@ def test_half_types_keep_their_dtype():
         ([1j], 1, lambda x: (0.0, x), TypeError, "x0 must be an array of real numbers, got"),
         ([1.0], 1, lambda x: (0.0, x * 1j), TypeError, "the gradient must be an array of real"),
         ([1.0, 2.0], 1, lambda x: (0.0, x[:1]), ValueError, r"x0's shape, \(2,\), got \(1,\)"),
-        ([1.0, 2.0], 1, lambda x: (x, x), TypeError, "only"),
+        ([1.0, 2.0], 1, lambda x: (x, x), TypeError, r"f\(x\) must be a real number, got array"),
+        ([1.0], 1, lambda x: (None, x), TypeError, r"f\(x\) must be a real number, got None"),
+        ([1.0], 1, lambda x: ("1", x), TypeError, r"f\(x\) must be a real number, got '1'"),
+        ([1.0], 1, lambda x: (10**400, x), TypeError, r"f\(x\) must be .* integer of 1329 bits"),
+        ([1.0], 1, lambda x: (np.ma.masked, x), TypeError, r"f\(x\) must be .* got masked"),
+        ([1.0], 1, lambda x: None, TypeError, "must return f.x. and its gradient, got None"),
+        ([1.0], 1, lambda x: (1.0, x, x), TypeError, "must return f.x. and its gradient, got"),
+        ([1.0], 1, lambda x: (1.0, None), TypeError, "the gradient must be .* got NoneType"),
+        ([1.0], 1, lambda x: (1.0, "a"), TypeError, "the gradient must be .* got str"),
+        ([1.0], 1, lambda x: (1.0, np.ma.masked_array(x, [1])), TypeError, "got MaskedArray"),
+        (np.ma.masked_array([1.0]), 1, lambda x: (1.0, x), TypeError, "x0 .* got MaskedArray"),
+        ([[1.0], [2.0, 3.0]], 1, lambda x: (1.0, x), TypeError, "x0 must be an array of real"),
+        ([1.0], 1, None, TypeError, "f_and_grad must be a function, got None"),
     ],
 )
 def test_minimize_refuses_bad_arguments(x0, steps, f_and_grad, error, message):
     with pytest.raises(error, match=message):
         Gravity().minimize(f_and_grad, x0, steps)
+
+
+def test_minimize_computes_in_float64_also_from_a_long_double():
+    run = Gravity().minimize(lambda x: (1.0, x), np.ones(2, np.longdouble), steps=1)
+    assert run.x.dtype == run.v.dtype == np.float64
 
 
 def test_minimize_starts_with_the_optimizers_velocity():

@@ -29,8 +29,11 @@ from tests.support.states import same
         ((1, [], {"beta": 2}), ValueError, r"beta must be a number in \[0, 1\], got 2"),
         ((2**128, []), ValueError, r"t must be below 2\*\*128, got 3402823669"),
         ((10**5000, []), ValueError, r"t must be below 2\*\*128, got a very large int"),
-        ((1, np.ones((2, 3))), TypeError, "velocities must be a list of arrays, got ndarray"),
-        ((1, None), TypeError, "velocities must be a list of arrays, got NoneType"),
+        ((1, np.ones((2, 3))), TypeError, "velocities must be a list of arrays, .* got ndarray"),
+        ((1, None), TypeError, "velocities must be a list of arrays, .* got NoneType"),
+        ((1, {"w": 1.0}), TypeError, "velocities must be a list of arrays, .* got dict"),
+        ((1, [1.0], {}, 3), TypeError, "dtypes must be a list of names, .* got int"),
+        ((1, [1.0], {}, "float64"), TypeError, "dtypes must be a list of names, .* got str"),
         ((1, [], [1]), TypeError, "hyperparameters must be a mapping, got list"),
         (
             (1, [np.ma.masked_array([1.0, 2.0], [True, False])]),
@@ -40,8 +43,9 @@ from tests.support.states import same
     ],
 )
 def test_bad_arguments(arguments, error, message):
+    names = ("t", "velocities", "hyperparameters", "dtypes")
     with pytest.raises(error, match=message):
-        State(*arguments)
+        State(**dict(zip(names, arguments, strict=False)))
 
 
 def test_messages_list_what_is_allowed():

@@ -282,6 +282,34 @@ def test_errors_name_the_file_the_field_and_the_value(tmp_path, header, arrays, 
         State.load(path)
 
 
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        (None, TypeError, "path must be a str or an os.PathLike, got None"),
+        (0, TypeError, "path must be a str or an os.PathLike, got 0"),
+        (["a"], TypeError, "path must be a str or an os.PathLike, got .'a'."),
+        ("a\0b", ValueError, r"path must be a possible name of a file, got 'a\\x00b'"),
+        pytest.param(
+            "\ud800",
+            ValueError,
+            r"path must be a possible name of a file, got '\\ud800'",
+            marks=pytest.mark.skipif(os.name == "nt", reason="Windows has such names"),
+        ),
+    ],
+)
+def test_what_names_no_file_is_refused(path, error, message):
+    """0 would be standard input."""
+    for use in (State.load, State(1, [np.ones(1)]).save):
+        with pytest.raises(error, match=f"^{message}"):
+            use(path)
+
+
+def test_a_path_may_be_bytes(tmp_path):
+    path = tmp_path / "β.npz"
+    State(3, [np.ones(1)]).save(os.fsencode(path))
+    assert State.load(os.fsencode(path)).t == State.load(path).t == 3
+
+
 def test_a_file_that_is_not_an_archive_is_refused(tmp_path):
     path = tmp_path / "bad"
     array = io.BytesIO()
