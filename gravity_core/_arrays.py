@@ -26,7 +26,14 @@ _WIDTH = {
 
 
 def namespace(xp: Namespace | None, **arrays: Array) -> Namespace:
-    """Return `xp`, or the array-API namespace of the named arrays."""
+    """Return `xp`, or the array-API namespace of the named arrays.
+
+    Raises:
+        TypeError: for arrays of an unknown library, and for subclasses of NumPy's.
+    """
+    for name, array in arrays.items():
+        if isinstance(array, np.ndarray):
+            check_plain(name, array)
     if xp is not None:
         return xp
     try:
@@ -149,8 +156,8 @@ def listed(argument: str, values: Any, entries: str = "arrays, one for each tens
 def check_plain(argument: str, array: Any) -> None:
     """Raise TypeError unless `array` is a NumPy array, or one that is mapped from a file.
 
-    Other subclasses have operations of their own: a masked array skips elements, and a row of a
-    matrix is a matrix.
+    Other subclasses have operations of their own: a masked array skips elements, and the product of
+    two matrices is no elementwise one.
     """
     if type(array) not in (np.ndarray, np.memmap):
         kind = type(array).__name__

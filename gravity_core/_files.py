@@ -117,13 +117,17 @@ def destination(path: StrPath) -> str:
         OSError: if it is something else, or if it must not be written to.
     """
     while True:
-        target = os.path.realpath(path)
         try:
-            found = os.stat(path)
+            target, found = os.path.realpath(path), os.stat(path)
         except FileNotFoundError:
-            if not os.path.basename(path):  # none, or one that ends in a slash
+            if os.path.islink(path):
+                path = os.path.join(os.path.dirname(path), os.readlink(path))
+                continue
+            folder, name = os.path.split(path)
+            if not name:  # none, or one that ends in a slash
                 raise
-            return target
+            # Strictly: without it, ".." would leave a folder that is not there.
+            return os.path.join(os.path.realpath(folder, strict=True), name)
         _check_regular(found, path)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(found, os.stat(target)):
@@ -144,16 +148,18 @@ def open_regular(path: StrPath) -> Iterator[BinaryIO]:
     """Open a regular file for reading; refuse pipes and devices, which may have no end.
 
     Raises:
-        OSError: if it cannot be opened or is not a regular file.
+        OSError: naming the path, if it cannot be opened or is not a regular file, and while it is
+            read.
     """
 
     def opener(path: str, flags: int) -> int:
         return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # to wait for no writer
 
-    _check_regular(os.stat(path), path)  # to open some devices has effects
-    with open(path, "rb", opener=opener) as file:
-        _check_regular(os.fstat(file.fileno()), path)
-        yield file
+    with _naming(path):
+        _check_regular(os.stat(path), path)  # to open some devices has effects
+        with open(path, "rb", opener=opener) as file:
+            _check_regular(os.fstat(file.fileno()), path)
+            yield file
 
 
 def _check_regular(found: os.stat_result, path: StrPath) -> None:

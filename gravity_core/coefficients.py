@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from gravity_core.hyperparameters import BETA, may_be_a_number, shown, validate
+from gravity_core._arrays import check_plain
+from gravity_core.hyperparameters import BETA, check_number, shown, validate
 
 
 def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
@@ -37,7 +38,7 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
     Raises:
         ValueError: if β lies outside [0, 1], or t is negative or no integer. The values of arrays
             are checked if they are NumPy's; others may be traced or on a device.
-        TypeError: if t is not a number.
+        TypeError: if t is not a number, or for a subclass of NumPy's array.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -60,9 +61,7 @@ def checked_step(t: Any) -> Any:
         ValueError: for a number that is negative, no integer or too large for float64.
         TypeError: for everything but real numbers and arrays of them.
     """
-    is_number = isinstance(t, Real) or hasattr(t, "dtype") or hasattr(t, "__index__")
-    if not is_number or not may_be_a_number(t):
-        raise TypeError(f"t must be an integer >= 0, got {shown(t)}")
+    check_number("t", t, "an integer >= 0")
     if isinstance(t, np.ndarray):
         if not ((t >= 0) & (t < math.inf) & (np.trunc(t) == t)).all():
             raise ValueError(f"t must be an integer >= 0, got {t!r}")
@@ -82,6 +81,8 @@ def checked_step(t: Any) -> Any:
 
 def _checked_beta(beta: Any) -> Any:
     """Return β, a number as a Python float; only the values of NumPy's arrays are checked."""
+    if isinstance(beta, np.ndarray):
+        check_plain("beta", beta)
     if isinstance(beta, np.ndarray) and beta.ndim:
         for number in (beta.min(), beta.max()) if beta.size else ():
             validate(beta=number)

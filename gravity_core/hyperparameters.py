@@ -14,11 +14,12 @@ import statistics
 import warnings
 from collections.abc import Callable
 from decimal import ROUND_DOWN, Context
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from gravity_core._arrays import dtype_name, float_info
+from gravity_core._arrays import check_plain, dtype_name, float_info
 
 LEARNING_RATE = 0.1
 ALPHA = 0.01
@@ -59,6 +60,41 @@ def may_be_a_number(value: Any) -> bool:
         return False
     dtype = getattr(value, "dtype", None)
     return dtype is None or bool(_NUMBER_DTYPES.fullmatch(dtype_name(dtype)))
+
+
+def checked_integer(argument: str, value: Any) -> int:
+    """Return an integer >= 0 as a Python integer; raise ValueError for everything else.
+
+    Example:
+        >>> checked_integer("steps", np.int64(3))
+        3
+    """
+    try:
+        number = operator.index(value) if may_be_a_number(value) else -1
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"{argument} must be an integer >= 0, got {shown(value)}")
+    return number
+
+
+def check_number(argument: str, value: Any, requirement: str = "a real number") -> None:
+    """Raise unless `value` is a real number or an array of some, as `may_be_a_number` tells.
+
+    Raises:
+        TypeError: naming the argument and the value received.
+
+    Example:
+        >>> check_number("t", "1")
+        Traceback (most recent call last):
+        ...
+        TypeError: t must be a real number, got '1'
+    """
+    is_number = isinstance(value, Real) or hasattr(value, "dtype") or hasattr(value, "__index__")
+    if not is_number or not may_be_a_number(value):
+        raise TypeError(f"{argument} must be {requirement}, got {shown(value)}")
+    if isinstance(value, np.ndarray):
+        check_plain(argument, value)
 
 
 _LARGEST_Z = statistics.NormalDist().inv_cdf(1 - 0.5 / NORMAL_LEVELS)

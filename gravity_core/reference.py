@@ -7,7 +7,6 @@ bounds the rounding errors of other implementations.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,8 +138,11 @@ class Gravity:
         """Set an attribute; hyper-parameters are checked, and σ = α / η stands for None.
 
         Raises:
-            ValueError: naming the hyper-parameter and the value received.
+            ValueError: naming the hyper-parameter and the value received; also for a `count` that
+                is no integer >= 0.
         """
+        if name == "count":
+            value = hp.checked_integer(name, value)
         if name in hp.DEFAULTS:
             # Python numbers, because NumPy scalars would widen float32 arrays.
             value = hp.validate(**{name: value})[name]
@@ -332,8 +334,7 @@ class Gravity:
             >>> run.x.shape, bool(run.f[-1] < run.f[0])
             ((101, 2), True)
         """
-        if not isinstance(steps, Integral) or steps < 0:
-            raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
+        steps = hp.checked_integer("steps", steps)
         if not callable(f_and_grad):
             raise TypeError(f"f_and_grad must be a function, got {f_and_grad!r}")
         x = _real_array("x0", x0)

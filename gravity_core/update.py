@@ -20,7 +20,7 @@ from typing import Any
 from gravity_core import _arrays
 from gravity_core._arrays import Array, cast
 from gravity_core.coefficients import checked_step, coefficients
-from gravity_core.hyperparameters import BETA
+from gravity_core.hyperparameters import BETA, check_number
 
 
 def max_abs_grad(grad: Array, *, axes: tuple[int, ...] | None = None, xp: Any = None) -> Array:
@@ -99,6 +99,8 @@ def gradient_term(grad: Array, *, max_abs: Array | None = None, xp: Any = None) 
         [0.0, 0.2, -0.11764705882352941]
     """
     xp = _arrays.namespace(xp, grad=grad)
+    if max_abs is not None:
+        check_number("max_abs", max_abs)
     grad = cast(grad, _arrays.working_dtype(xp, grad=grad), xp)
     if 0 in grad.shape:
         return grad
@@ -127,8 +129,8 @@ def update(
 
     Raises:
         ValueError: if β lies outside [0, 1], t is negative, or the shapes differ.
-        TypeError: for integer or complex arrays, arrays of an unknown library, or a t that is no
-            number.
+        TypeError: for integer or complex arrays, arrays of an unknown library, subclasses of
+            NumPy's, or a t that is no number.
 
     Source: arXiv 2101.09192, Algorithm 1.
 
@@ -143,4 +145,5 @@ def update(
     old, new = coefficients(_arrays.float_counter(checked_step(t), dtype, xp), beta)
     zeta = gradient_term(cast(grad, dtype, xp), max_abs=max_abs, xp=xp)
     v_next = cast(old, dtype, xp) * cast(v, dtype, xp) + cast(new, dtype, xp) * zeta
+    _arrays.check_same_shape(v=v, **{"the new V, after t, beta and max_abs,": v_next})
     return cast(v_next, v.dtype, xp)

@@ -154,6 +154,39 @@ def test_a_new_file_has_the_usual_permissions(tmp_path, umask):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
+@pytest.mark.parametrize("there", ["fifo", "file", "folder", "nothing"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_path_through_a_missing_folder_is_refused(tmp_path, there, linked):
+    """As `open` refuses it: "missing/../name" is not "name"."""
+    target = tmp_path / there
+    if there == "fifo":
+        os.mkfifo(target)
+    elif there == "file":
+        target.write_bytes(b"old")
+    elif there == "folder":
+        target.mkdir()
+    path = os.path.join(tmp_path, "missing", "..", there)
+    if linked:
+        os.symlink(path, tmp_path / "link")
+        path = tmp_path / "link"
+    before = {p.name: p.lstat() for p in tmp_path.iterdir()}
+    for use in (put, _files.check_writable):
+        with pytest.raises(FileNotFoundError) as error:
+            use(path)
+        assert error.value.filename == os.fspath(path)
+    assert {p.name: p.lstat() for p in tmp_path.iterdir()} == before
+
+
+def test_links_to_what_is_not_there_yet_are_followed(tmp_path):
+    (tmp_path / "sub").mkdir()
+    os.symlink("sub/../second", tmp_path / "first")
+    os.symlink("sub/end", tmp_path / "second")
+    put(tmp_path / "first")
+    assert (tmp_path / "sub" / "end").read_bytes() == b"new"
+    assert (tmp_path / "first").is_symlink()
+    assert (tmp_path / "second").is_symlink()
+
+
 @as_root
 def test_an_existing_file_keeps_its_owner(tmp_path):
     put(tmp_path / "a", b"old")

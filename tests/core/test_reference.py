@@ -467,6 +467,7 @@ def test_half_types_keep_their_dtype():
     [
         ([1.0], -1, lambda x: (0.0, x), ValueError, "steps must be an integer >= 0, got -1"),
         ([1.0], 1.5, lambda x: (0.0, x), ValueError, "steps must be an integer >= 0, got 1.5"),
+        ([1.0], True, lambda x: (0.0, x), ValueError, "steps must be an integer >= 0, got True"),
         ([], 1, lambda x: (0.0, x), ValueError, r"x0 must not be empty, got shape \(0,\)"),
         ([1j], 1, lambda x: (0.0, x), TypeError, "x0 must be an array of real numbers, got"),
         ([1.0], 1, lambda x: (0.0, x * 1j), TypeError, "the gradient must be an array of real"),
@@ -489,6 +490,16 @@ def test_half_types_keep_their_dtype():
 def test_minimize_refuses_bad_arguments(x0, steps, f_and_grad, error, message):
     with pytest.raises(error, match=message):
         Gravity().minimize(f_and_grad, x0, steps)
+
+
+@pytest.mark.parametrize("count", ["x", 1.5, None, -1, True])
+def test_a_count_that_is_no_count_is_refused(count):
+    optimizer = Gravity()
+    with pytest.raises(ValueError, match=f"count must be an integer >= 0, got {count!r}"):
+        optimizer.count = count
+    optimizer.count = np.int64(7)
+    optimizer.step([np.ones(2)], [np.ones(2)])
+    assert optimizer.count == 8
 
 
 def test_minimize_computes_in_float64_also_from_a_long_double():

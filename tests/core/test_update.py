@@ -456,6 +456,7 @@ def test_unknown_dimensions_in_a_tensorflow_graph(compiled):
         assert (np.abs(got.astype(np.float64) - want) <= 2 * bound).all()
 
 
+MATRIX = np.ones((2, 2)).view(np.matrix)
 BAD_ARGUMENTS = [
     (
         {"v": np.zeros(3)},
@@ -475,6 +476,12 @@ BAD_ARGUMENTS = [
     ({"beta": float("nan")}, ValueError, r"beta must be .* got nan"),
     ({"grad": [1.0, 2.0]}, TypeError, "namespace of grad list, v ndarray"),
     ({"grad": "ab"}, TypeError, "namespace of grad str"),
+    ({"grad": MATRIX}, TypeError, "grad must be a numpy.ndarray .* got matrix"),
+    ({"v": np.ma.masked_array([1.0, 2.0], [0, 1])}, TypeError, "v must be .* got MaskedArray"),
+    ({"beta": np.ma.masked_array([0.5, 2.0], [0, 1])}, TypeError, "beta must .* MaskedArray"),
+    ({"beta": np.full((3, 2), 0.5)}, ValueError, r"the new V, after .* \(2,\), got \(3, 2\)"),
+    ({"t": MATRIX}, TypeError, "t must be a numpy.ndarray .* got matrix"),
+    ({"t": np.ones((3, 1))}, ValueError, r"the new V, after .* of v, \(2,\), got \(3, 2\)"),
 ]
 
 
@@ -490,6 +497,21 @@ def test_bad_arguments_are_named_with_their_value(arguments, error, message):
         update(grad, v, t, **call)
     with pytest.raises(error, match=message):
         trace(grad, v, t, **call)
+
+
+@pytest.mark.parametrize(
+    ("max_abs", "error", "message"),
+    [
+        ("1", TypeError, "max_abs must be a real number, got '1'"),
+        (1j, TypeError, "max_abs must be a real number, got 1j"),
+        (np.ma.masked, TypeError, "max_abs must be a real number, got masked"),
+        (MATRIX, TypeError, "max_abs must be a numpy.ndarray or numpy.memmap, got matrix"),
+        (np.ones((3, 1)), ValueError, r"the new V, after t, beta and max_abs, must .* \(3, 2\)"),
+    ],
+)
+def test_a_bad_maximum_is_named(max_abs, error, message):
+    with pytest.raises(error, match=message):
+        update(np.ones(2), np.ones(2), 1, max_abs=max_abs)
 
 
 def test_max_step_grad_of_an_empty_tensor():
