@@ -11,6 +11,7 @@ different placements, the step redistributes the gradient first.)
 import math
 import sys
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -91,9 +92,10 @@ def added(group: dict[str, Any]) -> Added:
     return [(id(p), p.ndim) for p in group["params"]]
 
 
-def check_not_replaced(p: Tensor, params: list[Tensor], before: Added) -> None:
+def check_not_replaced(p: Tensor, params: list[Tensor], added: list[Added], position: int) -> None:
     """Raise if flat tensors, `p` among them, have replaced the parameters of their group."""
-    known = dict(before)
+    before = added[position] if position < len(added) else []  # a group that the user has appended
+    known = dict(chain.from_iterable(added))  # also if the user has moved the group
     if p.ndim != 1 or any(q.ndim != 1 or id(q) in known for q in params):
         return
     # DeepSpeed puts one tensor in place of several; Megatron-LM and Colossal-AI one for each.

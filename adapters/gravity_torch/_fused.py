@@ -27,6 +27,7 @@ from gravity_torch._memory import (
     Known,
     P,
     each,
+    may_be_neg,
 )
 from gravity_torch._tensors import has_one_order
 
@@ -149,7 +150,8 @@ def _by_kind(fits: np.ndarray, tensors: Facts, known: Known) -> dict[tuple[Any, 
         fits &= rows[:, SIZE] == each(Tensor.numel, xs, np.int64)
     kinds: list[list[Any]] = [known.indices, *tensors.dtypes[:3]]
     distinct = [set(kind) for kind in kinds]
-    fits &= ~each(Tensor.is_neg, grads)  # memory has other numbers
+    for i in np.flatnonzero(fits & may_be_neg(rows, tensors.contiguous[GRAD])):
+        fits[i] = not grads[i].is_neg()
     if any(dtype.is_complex for dtype in set.union(*distinct[1:])):
         columns = tensors.columns[:3]
         fits &= [not any(x.is_conj() for x in xs) for xs in zip(*columns, strict=True)]

@@ -49,9 +49,7 @@ def items_of(
     maxima: list[Tensor | None],
 ) -> list[Item]:
     """Return the items of a group, with complex tensors as pairs of reals; change nothing."""
-    for p, grad, velocity in zip(params, grads, velocities, strict=True):
-        if not p.shape == velocity.shape == grad.shape:  # p.data was replaced
-            check_shapes(p, grad, velocity)
+    check_shapes(params, grads, velocities)
     first_step = group["first_step"]
     if torch.compiler.is_compiling():
         times: list[Any] = [step.double() + first_step for step in steps]
@@ -73,6 +71,12 @@ def items_of(
     for p, grad, v, t, max_abs in zip(*columns, strict=True):
         check_dtypes(p, grad, v)
         if p.is_complex():
+            for name, x in (("the parameter", p), ("velocity", v)):
+                if x.is_conj():
+                    raise ValueError(
+                        f"{name} must not be conjugated lazily (call resolve_conj), got a tensor "
+                        f"of shape {tuple(x.shape)} that is"
+                    )
             # Resolving a conjugation may copy. Only the gradient may be copied: W and V are
             # updated in place.
             grad = torch.view_as_real(grad.resolve_conj())

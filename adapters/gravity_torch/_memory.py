@@ -8,7 +8,7 @@ reference. Parameters or velocities that share memory are updated in the order o
 
 from collections.abc import Callable
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, eq
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,14 @@ import torch
 from torch import Tensor
 
 from gravity_torch._multi_tensor_gpu import Lengths
-from gravity_torch._state_checks import check_counter, check_dtypes, check_grad_kind, check_velocity
-from gravity_torch._tensors import has_memory
+from gravity_torch._state_checks import (
+    check_counter,
+    check_dtype,
+    check_dtypes,
+    check_shapes,
+    check_velocity,
+)
+from gravity_torch._tensors import has_memory, max_abs
 from gravity_torch._torch_private import is_zero_tensor
 
 # The columns of the table of tensors: addresses, the number of elements, the address of max|G|,
@@ -39,6 +45,8 @@ class Facts(NamedTuple):
     ]  # parameters, gradients, velocities and counters; of a DTensor, shards
     rows: np.ndarray  # int64, with COLUMNS columns; the last two are 0 here
     contiguous: np.ndarray  # for each parameter, gradient and velocity
+    has_known_shapes: bool  # whether the parameters have those of `Known`
+    layout: list[Any]  # of the parameters and velocities, where address and shape do not tell it
     dtypes: list[list[torch.dtype]]  # of each column
     is_plain: np.ndarray  # whether all tensors of a parameter are, so that kernels can take them
     has_addresses: bool  # otherwise all addresses are 0
@@ -54,6 +62,8 @@ class Known(NamedTuple):
     """What cannot change while the addresses of parameters and states stay the same."""
 
     key: tuple[Any, ...]
+    shapes: list[torch.Size]  # of the parameters
+    sizes: np.ndarray
     indices: list[int]  # for each parameter, the index of its place
     places: list[Place | None]  # None if the kernels cannot take it
     devices: np.ndarray
@@ -67,8 +77,11 @@ def each(ask: Callable[[Tensor], Any], tensors: list[Tensor], dtype: type = bool
     return np.fromiter(map(ask, tensors), dtype, len(tensors))
 
 
-def facts(columns: list[list[Tensor]]) -> Facts:
-    """Return the facts about the parameters, gradients, velocities and counters of a step."""
+def facts(columns: list[list[Tensor]], known: Known | None = None) -> Facts:
+    """Return the facts about the parameters, gradients, velocities and counters of a step.
+
+    What is known of the last step saves time where it still holds.
+    """
     params, _, velocities, steps = columns
     rows = np.zeros((len(params), COLUMNS), np.int64)
     is_plain = np.ones(len(params), bool)
@@ -79,17 +92,39 @@ def facts(columns: list[list[Tensor]]) -> Facts:
             check_counter(step, p)
         is_plain = np.array([set(map(type, x)) <= PLAIN for x in zip(*columns, strict=True)])
         address = _address
-    has_addresses = True
+    has_addresses, has_known_shapes, layout = True, False, []
     try:
+        has_known_shapes = known is not None and _have_shapes(params, known.shapes)
         for column, xs in zip((P, GRAD, VELOCITY, STEP), columns, strict=True):
             rows[:, column] = each(address, xs, np.int64)
         contiguous = np.array([each(Tensor.is_contiguous, xs) for xs in columns[:3]])
-    except RuntimeError:  # a wrapper of torch.func, or a sparse velocity
+        if known is not None and has_known_shapes:
+            rows[:, SIZE] = known.sizes
+        else:
+            rows[:, SIZE] = each(Tensor.numel, params, np.int64)
+        for i in np.flatnonzero(may_be_neg(rows, contiguous[0] & contiguous[2])):
+            layout += [(x.stride(), x.is_neg()) for x in (params[i], velocities[i])]
+    except RuntimeError:  # a wrapper of torch.func, or a sparse or nested velocity
         rows[:], has_addresses = 0, False
+        rows[:, SIZE] = each(Tensor.numel, params, np.int64)
         contiguous = np.zeros((3, len(params)), bool)
-    rows[:, SIZE] = each(Tensor.numel, params, np.int64)
     dtypes = [list(map(attrgetter("dtype"), xs)) for xs in columns]
-    return Facts(columns, rows, contiguous, dtypes, is_plain, has_addresses)
+    return Facts(
+        columns, rows, contiguous, has_known_shapes, layout, dtypes, is_plain, has_addresses
+    )
+
+
+def _have_shapes(xs: list[Tensor], shapes: list[torch.Size]) -> bool:
+    # A list of the shapes of `xs` would keep the garbage collector busy.
+    return len(xs) == len(shapes) and all(map(eq, map(attrgetter("shape"), xs), shapes))
+
+
+def may_be_neg(rows: np.ndarray, contiguous: np.ndarray) -> np.ndarray:
+    """Return which tensors may have another sign than their memory, or other strides than usual.
+
+    The sign differs in views of every second number, of the imaginary parts of complex numbers.
+    """
+    return ~contiguous | (rows[:, SIZE] <= 1)
 
 
 def _address(x: Tensor) -> int:
@@ -104,6 +139,7 @@ class Checks:
 
     def __init__(self) -> None:
         self.known: Known | None = None
+        self.computing: set[type] = set()  # the subclasses of tensors that have been tried
         self.grads: tuple[bytes, bytes] | None = None  # where the last gradients were
         self.kept: dict[Any, Any] = {}
         self.lengths = Lengths()
@@ -116,10 +152,11 @@ class Checks:
         """
         kinds = tuple(frozenset(dtypes) for dtypes in tensors.dtypes)
         key = (
-            tensors.rows[:, [P, VELOCITY, STEP, SIZE]].tobytes(),
+            tensors.rows[:, [P, VELOCITY, STEP]].tobytes(),
             tensors.contiguous[[0, 2]].tobytes(),
+            tensors.layout,
             each(Tensor.numel, tensors.columns[STEP], np.int64).tobytes(),
-            (kinds[P], kinds[VELOCITY], kinds[STEP]),
+            [tensors.dtypes[column] for column in (P, VELOCITY, STEP)],
         )
         dtypes = frozenset.union(*kinds[:3])
         if len({dtype.is_complex for dtype in dtypes}) > 1:
@@ -128,20 +165,40 @@ class Checks:
         known = self.known
         has_memory = tensors.rows[:, [P, VELOCITY]].all(axis=1) | (tensors.rows[:, SIZE] == 0)
         is_sure = tensors.has_addresses and has_memory.all()
-        if known is None or known.key != key or not is_sure:
+        if known is None or known.key != key or not (is_sure and tensors.has_known_shapes):
             known = _found(key, tensors)
-        self._check_grads(tensors, kinds[GRAD], known)
+        for column, name in ((P, "the parameter"), (GRAD, "p.grad")):
+            for dtype in kinds[column]:
+                check_dtype(name, dtype)
+        self._check_devices(tensors, known)
+        self._check_subclasses(tensors)
         grads = tensors.rows[:, GRAD].tobytes(), tensors.contiguous[1].tobytes()
         if known is not self.known or grads != self.grads:
+            if not _have_shapes(tensors.columns[GRAD], known.shapes):
+                check_shapes(*tensors.columns[:3])
             _check_memory(tensors, GRAD, "p.grad")
         self.known, self.grads = known, grads
         return known
 
+    def _check_subclasses(self, tensors: Facts) -> None:
+        """Raise for a subclass that refuses to compute, as MaskedTensor does; try each one once."""
+        for i in np.flatnonzero(~tensors.is_plain):
+            for column, name in ((P, "the parameter"), (GRAD, "p.grad"), (VELOCITY, "velocity")):
+                x = tensors.columns[column][i]
+                if type(x) in PLAIN or type(x) in self.computing or not x.numel():
+                    continue
+                try:
+                    max_abs([x.detach()])
+                except (TypeError, NotImplementedError, RuntimeError) as error:
+                    kind = type(x).__name__
+                    raise ValueError(
+                        f"{name} must be a tensor that torch can compute with, got a {kind}"
+                    ) from error
+                self.computing.add(type(x))
+
     @staticmethod
-    def _check_grads(tensors: Facts, dtypes: frozenset[torch.dtype], known: Known) -> None:
+    def _check_devices(tensors: Facts, known: Known) -> None:
         params, grads, *_ = tensors.columns
-        for dtype in dtypes:
-            check_grad_kind(dtype)
         elsewhere = known.devices != each(Tensor.get_device, grads, np.int64)
         if tensors.has_addresses:
             is_real = tensors.rows[:, [P, GRAD]] != 0
@@ -189,6 +246,8 @@ def _found(key: tuple[Any, ...], tensors: Facts) -> Known:
             written.append((int(device), starts[order][is_first], reach[np.r_[is_first[1:], True]]))
     return Known(
         key,
+        [p.shape for p in params],
+        tensors.rows[:, SIZE].copy(),
         list(map(distinct.index, places)),
         distinct,
         devices,

@@ -49,7 +49,7 @@ def plan(batches: list[Batch], shards: dict[Tensor, Shard], checks: _memory.Chec
         return Plan([], traced, {}, checks.lengths, None)
     params = list(chain.from_iterable(batch.params for batch in batches))
     columns = [list(chain.from_iterable(column)) for column in zip(*parts, strict=True)]
-    facts = _memory.facts(columns[:4])
+    facts = _memory.facts(columns[:4], checks.known)
     known = checks.examine(facts)
     for batch, part in zip(batches, parts, strict=True):
         _check_leaves(batch.group, part)

@@ -89,7 +89,7 @@ def check_velocity(velocity: Any, p: Tensor, *, may_overlap: bool = False) -> No
             "velocity must have the shape of its parameter, and both must be real or both complex: "
             f"expected {tuple(p.shape)} {p.dtype}, got {tuple(velocity.shape)} {velocity.dtype}"
         )
-    _check_velocity_dtype(velocity)
+    check_dtype("velocity", velocity.dtype)
     if velocity.device != p.device:
         raise ValueError(
             f"velocity must be on the device of its parameter, {p.device}, got {velocity.device}"
@@ -109,13 +109,6 @@ def check_velocity(velocity: Any, p: Tensor, *, may_overlap: bool = False) -> No
             )
 
 
-def _check_velocity_dtype(velocity: Tensor) -> None:
-    if velocity.dtype not in DTYPES:
-        raise ValueError(
-            f"velocity must have a floating dtype of 16 bits or more, got {velocity.dtype}"
-        )
-
-
 def _check_fits(velocity: Tensor, p: Tensor) -> None:
     """Raise if finite numbers of a velocity become infinite in the dtype of its parameter."""
     v, dtype = _distributed.local(velocity.detach()), p.dtype.to_real()
@@ -130,7 +123,10 @@ def _check_fits(velocity: Tensor, p: Tensor) -> None:
 
 
 def check_counter(step: Any, p: Tensor | None = None) -> None:
-    """Raise unless a counter is a tensor of one real number, on the CPU or beside its parameter."""
+    """Raise unless a counter is a tensor of one real number.
+
+    For a step with a parameter, it must be on the CPU or beside it, and count to LARGEST_T.
+    """
     check_is_dense("step in the state", step)
     if step.numel() != 1 or not hp.may_be_a_number(step):
         raise ValueError(
@@ -139,6 +135,11 @@ def check_counter(step: Any, p: Tensor | None = None) -> None:
         )
     if p is None:
         return
+    is_float, dtype = step.is_floating_point(), step.dtype
+    if (2 / torch.finfo(dtype).eps if is_float else torch.iinfo(dtype).max) < LARGEST_T:
+        raise ValueError(
+            f"step in the state must have a dtype that counts to {LARGEST_T}, got {dtype}"
+        )
     if not step.is_cpu and step.device != p.device:
         raise ValueError(
             f"step in the state must be on the CPU or on {p.device}, got a Tensor on {step.device}"
@@ -155,11 +156,19 @@ def check_step(value: float) -> None:
         raise ValueError(f"step in the state must be a whole number, got {value!r}")
 
 
-def check_grad_kind(dtype: torch.dtype) -> None:
-    """Raise for a dtype of gradients with which the update cannot be computed."""
+def check_layout(grad: Tensor) -> None:
+    """Raise unless a gradient is strided, with the error of torch's own optimizers."""
+    if grad.layout is not torch.strided:
+        kind = str(grad.layout)
+        kind = "sparse gradients" if "sparse" in kind else f"gradients of layout {kind}"
+        raise RuntimeError(f"Gravity does not support {kind}")
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """Raise for a dtype with which the update cannot be computed."""
     if dtype not in DTYPES:
         raise ValueError(
-            f"p.grad must have a floating or complex dtype of 16 bits or more, got {dtype}"
+            f"{name} must have a floating or complex dtype of 16 bits or more, got {dtype}"
         )
 
 
@@ -211,8 +220,9 @@ def check_format(state_dict: Any) -> None:
 def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     """Raise for values that torch's load_state_dict would turn into others, or cannot read."""
     check_format(state_dict)
+    has_velocities = any("velocity" in old for old in state_dict["state"].values())
     for group in state_dict["param_groups"]:
-        if "beta" not in group:  # SGD, for example, has no state that could tell
+        if "beta" not in group and not has_velocities:  # SGD, for example, may have no state
             raise ValueError(
                 f"param_groups must be those of a Gravity optimizer, with beta, got {list(group)}"
             )
@@ -240,14 +250,19 @@ def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) ->
         if velocity.is_complex() and not p.is_complex():  # torch would drop the imaginary parts
             check_velocity(velocity, p)
         if "velocity" in values:  # torch would convert it to the dtype of its parameter
-            _check_velocity_dtype(velocity)
+            check_dtype("velocity", velocity.dtype)
             _check_fits(velocity, p)
 
 
-def check_shapes(p: Tensor, grad: Tensor, velocity: Tensor) -> None:
-    """Raise unless the gradient and the velocity have the parameter's shape."""
-    check_state(p, {"step": None, "velocity": velocity})
-    if grad.shape != p.shape:
+def check_shapes(params: list[Tensor], grads: list[Tensor], velocities: list[Tensor]) -> None:
+    """Raise unless each gradient and velocity has the shape of its parameter.
+
+    They can differ if `p.data` was replaced.
+    """
+    for p, grad, velocity in zip(params, grads, velocities, strict=True):
+        if p.shape == grad.shape == velocity.shape:
+            continue
+        check_velocity(velocity, p)
         raise ValueError(
             f"p.grad must have the shape of its parameter, {tuple(p.shape)}, "
             f"got {tuple(grad.shape)}"

@@ -7,6 +7,7 @@ import numpy as np
 
 from gravity_core import beta_hat
 from gravity_torch import _distributed
+from gravity_torch._state_checks import check_layout
 from gravity_torch._tensors import to_numpy
 from gravity_torch.optimizer import Gravity
 from gravity_torch.state import check_is_gravity, hyperparameters_of
@@ -45,6 +46,10 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
     Args:
         optimizer: the optimizer. Parameters without a gradient are left out.
 
+    Raises:
+        RuntimeError: for a sparse gradient, as a step.
+        ValueError: for an option that a step refuses, and for a parameter without values.
+
     Example:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.ones(3))
@@ -55,11 +60,15 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
         0 (3,)  1e+02  100.0%  0.028  1  gradients are beyond m: take the mean of the loss, ...
     """
     check_is_gravity(optimizer)
+    optimizer._check_options()
     rows, index = [], 0
     for group in optimizer.param_groups:
         names = group.get("param_names", [None] * len(group["params"]))
         for name, p in zip(names, group["params"], strict=True):
             if p.grad is not None:
+                check_layout(p.grad)
+                if p.is_meta:
+                    raise ValueError(f"the parameter must have values, got a tensor on {p.device}")
                 w, g = (to_numpy(_distributed.gathered(x)) for x in (p, p.grad))
                 name = name or f"{index} {tuple(p.shape)}"
                 rows.append(_row(name, np.abs(w), np.abs(g), **hyperparameters_of(group)))

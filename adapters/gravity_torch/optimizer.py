@@ -30,8 +30,10 @@ from gravity_torch._options import (
     number,
 )
 from gravity_torch._state_checks import (
+    check_dtype,
     check_given,
     check_is_dict,
+    check_layout,
     check_loaded,
     check_state,
     counter,
@@ -112,6 +114,7 @@ class Gravity(torch.optim.Optimizer):
     _checks: Checks
     _options: Checked
     _added: list[_distributed.Added]  # for each group
+    _rates: dict[float, float]  # from which each σ was derived
 
     def __init__(
         self,
@@ -144,7 +147,7 @@ class Gravity(torch.optim.Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        self._checks, self._options, self._added = Checks(), [], []
+        self._checks, self._options, self._added, self._rates = Checks(), [], [], {}
         super().__init__(params, checked(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -190,6 +193,7 @@ class Gravity(torch.optim.Optimizer):
         ]
         given = state.get("defaults", self.__dict__.get("defaults", {}))
         defaults = DEFAULTS | given  # an old pickle may lack some
+        self.__dict__.setdefault("_rates", {})
         options, states = [], []
         for i, group in enumerate(state["param_groups"]):
             new = {**defaults, **group}
@@ -258,7 +262,10 @@ class Gravity(torch.optim.Optimizer):
             )
         if undefined:
             self._warned |= {"rest"}
-        group[DERIVED] = group.get(DERIVED) if is_given else group["velocity_std"]
+        if not is_given:
+            group[DERIVED] = group["velocity_std"]
+            self._rates[group[DERIVED]] = hp.as_float(rate)
+        group.setdefault(DERIVED)
         if not is_given and alpha > 1 and not undefined:
             self._warn_once(
                 "alpha",
@@ -276,8 +283,15 @@ class Gravity(torch.optim.Optimizer):
         """Check what has arrived in the groups; derive σ again where it was set to None."""
         self._options = check_changes(self.param_groups, self._options)
         for group in self.param_groups:
+            lr = group["lr"]
+            if (
+                isinstance(lr, Tensor)
+                and lr.is_meta
+                and not all(p.is_meta for p in group["params"])
+            ):
+                raise ValueError(f"lr must have a value, got {lr!r}")
             if group["velocity_std"] is None:
-                self._fix_velocity_std(group, group["lr"])
+                self._fix_velocity_std(group, lr)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -360,9 +374,7 @@ class Gravity(torch.optim.Optimizer):
         for i, p in enumerate(group["params"]):
             if (grad := p.grad) is not None:
                 if grad.layout is not strided:
-                    kind = str(grad.layout)
-                    kind = "sparse gradients" if "sparse" in kind else f"gradients of layout {kind}"
-                    raise RuntimeError(f"Gravity does not support {kind}")
+                    check_layout(grad)
                 state = states[p]
                 try:
                     velocity, step = state["velocity"], state["step"]
@@ -406,20 +418,21 @@ class Gravity(torch.optim.Optimizer):
     def _draw(self, p: Tensor, group: dict[str, Any], index: int) -> Tensor:
         """Return V₀ of a parameter at its first step."""
         position = next(i for i, other in enumerate(self.param_groups) if other is group)
-        _distributed.check_not_replaced(p, group["params"], self._added[position])
+        _distributed.check_not_replaced(p, group["params"], self._added, position)
         velocity = first_velocity(p, group, index)
-        lr, std, alpha = group["lr"], group["velocity_std"], group["alpha"]
-        # A little more than ten, because of roundings.
-        if is_derived(group) and is_known(lr) and number(lr) * std > 10.00001 * alpha:
-            if "rate" not in self._warned:
-                rate, level = hp.as_float(number(lr)), level_of_user() + 1
-                hp.warn_of_first_rate(alpha / std, rate, alpha, names=NAMES, stacklevel=level + 1)
-            self._warned |= {"rate"}
+        lr, std = group["lr"], group["velocity_std"]
+        if std and is_derived(group) and is_known(lr) and "rate" not in self._warned:
+            rate, nominal = hp.as_float(number(lr)), self._rates.get(std, group["alpha"] / std)
+            if 0 < 10.00001 * nominal < rate:  # a little more than ten, because of roundings
+                level = level_of_user() + 2
+                hp.warn_of_first_rate(nominal, rate, nominal * std, names=NAMES, stacklevel=level)
+                self._warned |= {"rate"}
         return velocity
 
 
 def first_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:
     """Return V₀ of a parameter of the group; `index` is its position among all parameters."""
+    check_dtype("the parameter", p.dtype)
     _distributed.check_whole(p)
     check_velocity_std(p, group)
     return initial_velocity(p, group["velocity_std"], group["seed"], index)

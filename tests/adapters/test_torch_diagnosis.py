@@ -110,3 +110,36 @@ def test_the_advice(weight, value, options, advice):
     found = row(weight, np.full_like(weight, value), **options)
     assert bool(found.advice) == bool(advice)
     assert advice in found.advice
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda p, group: group.update(lr=-1),
+            ValueError,
+            "lr must be a finite number >= 0, got -1",
+        ),
+        (lambda p, group: group.pop("alpha"), ValueError, "alpha must be in each parameter group"),
+        (
+            lambda p, group: setattr(p, "grad", torch.ones(3).to_sparse()),
+            RuntimeError,
+            "Gravity does not support sparse gradients",
+        ),
+    ],
+)
+def test_what_a_step_refuses_is_refused(change, error, message):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = Gravity([p])
+    p.grad = torch.ones(3)
+    change(p, optimizer.param_groups[0])
+    for use in (optimizer.step, lambda: diagnose(optimizer)):
+        with pytest.raises(error, match=message):
+            use()
+
+
+def test_parameters_without_values_are_refused():
+    p = torch.nn.Parameter(torch.ones(3, device="meta"))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="the parameter must have values, got a tensor on meta"):
+        diagnose(Gravity([p]))

@@ -111,6 +111,10 @@ STEPS = {
     "meta": lambda: torch.empty((), device="meta"),
     "float8": lambda: torch.tensor(3.0).to(torch.float8_e4m3fn),
     "NumPy": lambda: np.float32(3),
+    "bfloat16": lambda: torch.tensor(3, dtype=torch.bfloat16),
+    "float16": lambda: torch.tensor(3, dtype=torch.float16),
+    "uint8": lambda: torch.tensor(3, dtype=torch.uint8),
+    "int16": lambda: torch.tensor(3, dtype=torch.int16),
 }
 VELOCITIES = {
     "None": lambda: None,
@@ -207,6 +211,88 @@ def test_a_tensor_without_its_memory_is_refused_before_anything_moves(path, run_
         state.update({key: healthy}) if is_state else setattr(owner, key, healthy)
     optimizer.step()
     assert [int(optimizer.state[q]["step"]) for q in params] == [2] * 4
+
+
+@path
+def test_parameters_of_another_shape_are_refused_before_anything_moves(path, run_of):
+    """The number of elements stays, and so does the address."""
+    params, optimizer = run_of
+    p, healthy = params[3], params[3].data
+    for name in (r"velocity must have the shape", r"p\.grad must have the shape"):
+        p.data = healthy.view(4, 3)
+        if "grad" in name:
+            optimizer.state[p]["velocity"] = optimizer.state[p]["velocity"].view(4, 3)
+        before = everything(params, optimizer)
+        with pytest.raises(ValueError, match=f"^{name} of its parameter"):
+            optimizer.step()
+        assert everything(params, optimizer) == before
+    p.grad = p.grad.view(4, 3)
+    optimizer.step()
+    assert [int(optimizer.state[q]["step"]) for q in params] == [2] * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*MaskedTensor:UserWarning")
+@path
+def test_parameters_that_no_step_can_compute_with_are_refused(path, run_of):
+    """A dtype that arrives in `p.data`, and a gradient that refuses operations."""
+    params, optimizer = run_of
+    p, healthy, grad = params[3], params[3].data, params[3].grad
+    p.grad = torch.masked.masked_tensor(torch.ones(SHAPE), torch.ones(SHAPE, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^p\.grad must be a tensor that torch .* MaskedTensor$"):
+        optimizer.step()
+    p.data = torch.ones(SHAPE).to(torch.float8_e5m2)
+    p.grad, p.grad_dtype = None, None
+    p.grad = torch.ones(SHAPE)
+    with pytest.raises(ValueError, match=r"^the parameter must have a floating .*float8_e5m2$"):
+        optimizer.step()
+    assert [int(optimizer.state[q]["step"]) for q in params] == [1] * 4
+    assert_first_three_are(stepped(path)[0], params)
+    p.data, p.grad = healthy, grad
+    optimizer.step()
+
+
+def assert_first_three_are(expected, params):
+    assert [bits(q) for q in params[:3]] == [bits(q) for q in expected[:3]]
+
+
+def test_a_lazily_conjugated_parameter_is_refused_before_anything_moves():
+    for options in ({}, {"foreach": True}, {"foreach": False}):
+        p, q = (torch.nn.Parameter(torch.ones(3, dtype=torch.complex64)) for _ in range(2))
+        optimizer = Gravity([p, q], **options)
+        p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+        optimizer.step()
+        before = bits(p), bits(q)
+        q.data = q.data.conj()
+        with pytest.raises(ValueError, match=r"^the parameter must not be conjugated lazily"):
+            optimizer.step()
+        q.data = q.data.conj()
+        assert (bits(p), bits(q)) == before
+
+
+@path
+def test_a_rate_without_a_value_is_refused_before_a_state_is_made(path, run_of):
+    _, optimizer = run_of
+    optimizer.state.clear()
+    optimizer.param_groups[1]["lr"] = torch.empty((), device="meta")
+    with pytest.raises(ValueError, match=r"^lr must have a value, got tensor.*meta"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("path", ["loop", "default", "foreach"])
+def test_groups_that_are_appended_or_removed_by_hand(path):
+    """As torch's Adam takes them. The last group looks like a flat tensor for the first one's."""
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (4,), (5,))]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer = Gravity([{"params": [p]} for p in params[:2]], **PATHS[path])
+    optimizer.param_groups.append(optimizer.param_groups[1] | {"params": params[2:]})
+    optimizer.step()
+    assert [int(optimizer.state[p]["step"]) for p in params] == [1] * 3
+    optimizer = Gravity([{"params": [p]} for p in params[:2]], **PATHS[path])
+    del optimizer.param_groups[0]
+    optimizer.step()
+    assert [p in optimizer.state for p in params] == [False, True, False]
 
 
 def test_a_group_that_lost_an_option_is_refused_before_anything_moves():
@@ -308,11 +394,13 @@ def sgd():
     return torch.optim.SGD([{"params": params[:2]}, {"params": params[2:]}], lr=0.5).state_dict()
 
 
+# A load converts these counters; a step would stop or wrap in them, or count the wrong tensor.
+CONVERTED = ("a number", "NumPy", "float8", "bfloat16", "float16", "uint8", "int16")
 LOADS = {
     **{
         f"step {name}": (loaded("step", value), "step in the state")
         for name, value in {
-            **{k: make() for k, make in STEPS.items() if k not in ("a number", "NumPy", "float8")},
+            **{k: make() for k, make in STEPS.items() if k not in CONVERTED},
             "a bad number": -5.0,
             "a fraction as a number": 2.5,
             "a large number": 10**400,

@@ -186,6 +186,57 @@ def test_shared_memory_is_found_once_per_set_of_addresses(monkeypatch):
     assert len(found) == 2
 
 
+def imaginary(x, conjugated=False):
+    """Return a view of every second number, or of these numbers with the other sign."""
+    z = torch.view_as_complex(x.view(-1, 2))
+    return (z.conj() if conjugated else z).imag
+
+
+# Views of one memory that have the same address, size and dtype; none is contiguous.
+STRIDED = {
+    "shares memory now": [lambda x, s=s: x.as_strided((4, 4), (s, 4 * s)) for s in (1, 2)],
+    "has another sign now": [imaginary, lambda x: imaginary(x, conjugated=True)],
+    "has another sign, and one element": [
+        lambda x: imaginary(x[:2]),
+        lambda x: imaginary(x[:2], True),
+    ],
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("case", STRIDED)
+def test_a_layout_that_changes_at_one_address_is_examined_again(path, case, monkeypatch):
+    """`p.data` is replaced by another view of one memory."""
+    if path == "GPU":
+        monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
+    results = []
+    for options in (PATHS[path], {"foreach": False}):
+        memory = torch.linspace(-1, 1, 64)
+        p, q = (torch.nn.Parameter(x) for x in (memory[:0], memory[16:32]))
+        optimizer = Gravity([p, q], **options)
+        for view in STRIDED[case]:
+            p.data = view(memory)
+            for _ in range(3):
+                p.grad, q.grad = torch.full_like(p, 0.3), q.detach().clone()
+                optimizer.step()
+        results.append(memory)
+    assert_same(*results)
+
+
+def test_elements_that_share_memory_at_an_old_address_are_refused():
+    for options in ({}, {"foreach": True}, {"foreach": False}):
+        b, w = (torch.nn.Parameter(torch.ones(4, 3).t()) for _ in range(2))
+        optimizer = Gravity([b, w], **options)
+        b.grad, w.grad = torch.ones(3, 4), torch.ones(3, 4)
+        optimizer.step()
+        before = b.detach().clone()
+        w.data = w.data[:1].expand(3, 4)
+        with pytest.raises(ValueError, match="parameter must have memory for each of its elements"):
+            optimizer.step()
+        assert torch.equal(b, before)
+        assert int(optimizer.state[b]["step"]) == 1
+
+
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"foreach": False}], ids=str)
 def test_one_counter_set_by_hand_is_split(options):
     params = parameters((3,), (4,), (5,))

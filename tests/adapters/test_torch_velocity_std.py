@@ -293,6 +293,18 @@ def test_a_rate_that_sigma_is_not_derived_from(tensor, options):
     assert "pass velocity_std=0.025 for one that fits, or construct with that lr" in message
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.001, 0.1])
+def test_an_alpha_that_is_set_later_does_not_change_the_rate_of_the_start(alpha):
+    """σ comes from the alpha and the lr of the construction; only that lr counts here."""
+    (p,) = parameters((3,))
+    optimizer = Gravity([p], lr=0.05)
+    optimizer.param_groups[0]["alpha"] = alpha
+    run(optimizer, [p], [0])  # a warning is an error
+    optimizer = Gravity([p], lr=0.05)
+    optimizer.param_groups[0] |= {"alpha": alpha, "lr": 1.0}
+    assert "derived from 0.05, its value at construction: 0.2" in assert_warns_once(optimizer, [p])
+
+
 def test_a_late_first_step_of_a_parameter():
     p, late = parameters((3,), (3,))
     optimizer = Gravity([p, late], lr=0.01)
