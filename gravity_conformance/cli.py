@@ -41,6 +41,7 @@ from gravity_conformance.protocol import Kind
 from gravity_conformance.vectors.check import LARGEST, check
 from gravity_conformance.vectors.making import writing
 from gravity_conformance.versions import versions as lines_of_versions
+from gravity_core import _files
 
 
 class _Path(click.Path):
@@ -474,7 +475,8 @@ def _text(option: str, file: Path) -> str:
     """Return the text of a file that an option names; - is standard input."""
     name = f"{option} {str(file)!r}"
     try:
-        with click.open_file(str(file), "rb") as source:
+        opened = click.open_file("-", "rb") if str(file) == "-" else _files.open_input(file)
+        with opened as source:
             data: bytes = source.read(LARGEST + 1)
     except OSError as error:
         raise click.UsageError(f"{name} cannot be read: {error.strerror or error}") from error

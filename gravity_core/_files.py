@@ -162,6 +162,25 @@ def open_regular(path: StrPath) -> Iterator[BinaryIO]:
             yield file
 
 
+@contextlib.contextmanager
+def open_input(path: StrPath) -> Iterator[BinaryIO]:
+    """Open a regular file for reading, or a pipe without a name, which a shell's ``<(…)`` is.
+
+    A pipe with a name may have no writer, and opening it would wait for one.
+
+    Raises:
+        OSError: as `open_regular`.
+    """
+    with _naming(path):
+        is_pipe, target = stat.S_ISFIFO(os.stat(path).st_mode), os.path.realpath(path)
+        if not is_pipe or (os.path.exists(target) and not target.startswith("/dev/fd/")):
+            with open_regular(path) as file:
+                yield file
+        else:
+            with open(path, "rb") as file:
+                yield file
+
+
 def _check_regular(found: os.stat_result, path: StrPath) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))

@@ -16,6 +16,7 @@ from typing import Any
 from gravity_conformance.vectors import flags, read_test
 from gravity_conformance.vectors.making.answers import ANSWERS, FaultError, Json, value
 from gravity_conformance.vectors.making.notes import NOTES
+from gravity_core import _files
 from gravity_core._json import loads
 
 LARGEST = 50_000_000
@@ -31,7 +32,7 @@ def check(path: Path) -> list[str]:
         OSError: if the file cannot be read.
         ModuleNotFoundError: if jsonschema or mpmath is not installed.
     """
-    with path.open("rb") as file:
+    with _files.open_input(path) as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         return [f"is larger than {LARGEST:,} bytes, so it was not read"]

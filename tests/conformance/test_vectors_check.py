@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 
@@ -279,6 +280,8 @@ def test_other_notations_of_the_same_numbers_are_accepted(tmp_path):
         (["--explain", "absent.json"], "--explain 'absent.json' cannot be read: No such file"),
         (["--check", "absent.json"], "absent.json: No such file or directory"),
         (["--check", "."], ".: Is a directory"),
+        (["--check", "pipe"], "pipe: must be a regular file, got a pipe"),
+        (["--explain", "pipe"], "'pipe' cannot be read: must be a regular file, got a pipe"),
         (["--out", "file"], "'file' is a file"),
         (["--out", "file/inside"], "Not a directory"),
     ],
@@ -286,6 +289,10 @@ def test_other_notations_of_the_same_numbers_are_accepted(tmp_path):
 )
 def test_bad_arguments_give_one_line_and_status_2(arguments, message, tmp_path):
     (tmp_path / "file").touch()
+    if "pipe" in arguments:  # it has no writer
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("needs a named pipe")
+        os.mkfifo(tmp_path / "pipe")
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()

@@ -106,6 +106,24 @@ def test_what_is_no_regular_file_is_refused(tmp_path, kind, linked):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
+def test_an_input_may_be_a_pipe_without_a_name_and_no_other(tmp_path):
+    """`<(…)` of a shell is one; a pipe with a name may have no writer."""
+    reader, writer = os.pipe()
+    os.write(writer, b"text")
+    os.close(writer)
+    with _files.open_input(f"/dev/fd/{reader}") as file:
+        assert file.read() == b"text"
+    os.close(reader)
+    put(tmp_path / "file")
+    with _files.open_input(tmp_path / "file") as file:
+        assert file.read() == b"new"
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="must be a regular file, got a pipe") as caught:
+        _files.open_input(tmp_path / "fifo").__enter__()
+    assert caught.value.filename == str(tmp_path / "fifo")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
 def test_a_pipe_without_a_name_is_refused():
     """/dev/stdout may lead to one."""
     ends = os.pipe()
