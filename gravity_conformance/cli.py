@@ -145,6 +145,9 @@ def cli() -> None:
     help="Folder for parity.json, parity.md and parity.png.",
 )
 @click.option(
+    "--force", is_flag=True, help="Replace files of these names that no earlier run has written."
+)
+@click.option(
     "--timeout",
     default=connection.TIMEOUT,
     show_default=True,
@@ -167,13 +170,15 @@ def parity(
     steps: int | None,
     seed: int,
     out: Path,
+    force: bool,
     timeout: float,
     as_json: bool,
     html: Path | None,
 ) -> int:
     """Train one network with every installed backend and prove that they agree."""
     chosen = _choose(names, required)
-    check_no_links("--out", out, reports.FILES)
+    if not force:
+        reports.check_folder(out)
     files = [("--out", out / name) for name in reports.FILES]
     inputs = [(f"--also {spec}", file) for spec in specs for file in source_files(spec)]
     outputs = checked(files if html is None else [*files, ("--html", html)], inputs)
@@ -556,7 +561,7 @@ def _command() -> str:
     context, words = click.get_current_context(), ["gravity", "parity"]
     for option in context.command.params:
         value = context.params[str(option.name)]
-        outputs = option.name in ("out", "as_json", "html", "timeout")
+        outputs = option.name in ("out", "force", "as_json", "html", "timeout")
         if outputs or not value or value == option.get_default(context):
             continue
         for given in value if option.multiple else [value]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from gravity_conformance import _output
 from gravity_conformance._output import Line, Part, Table, finite, markdown_table
-from gravity_conformance._status import COULD_NOT, DIFFERS, RIGHT
+from gravity_conformance._status import COULD_NOT, DIFFERS, RIGHT, CouldNotError
 from gravity_conformance.parity.run import Report
+from gravity_core import _files
+from gravity_core._json import loads
 
 PICTURE = "parity.png"
 FILES = ("parity.json", "parity.md", PICTURE)
@@ -159,6 +161,29 @@ def as_json(report: Report) -> str:
     """Return the report as JSON; NaN and infinities are strings."""
     values = finite(report.to_json())
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def check_folder(out: Path) -> None:
+    """Raise if a folder holds files of the names of a report that no earlier run has written.
+
+    Raises:
+        CouldNotError: naming the folder and the file.
+    """
+    for name in FILES:
+        if (out / name).is_file() and not _is_report(out / FILES[0]):
+            raise CouldNotError(
+                f"--out must be a new folder or that of an earlier report, got {str(out)!r}, which "
+                f"holds {name!r}; --force writes there all the same"
+            )
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        with _files.open_regular(path) as file:
+            content = loads(file.read().decode("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"gravity", "replays", "trainings"} <= content.keys()
 
 
 def write(report: Report, directory: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gravity_conformance.__main__ import main
+from gravity_conformance._status import CouldNotError
 from gravity_conformance.parity import numpy_backend, plots, report
 from gravity_conformance.parity import run as parity
 from gravity_conformance.parity.digits import digits_task, loss_and_gradients
@@ -372,6 +373,25 @@ def test_the_output_of_a_backend_is_kept_out_of_the_json(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert {row["backend"] for row in json.loads(done.stdout)["replays"]} == {"talk"}
+
+
+@pytest.mark.parametrize("name", report.FILES)
+@pytest.mark.parametrize("content", ["of the user", '{"passed": true}', ""])
+def test_a_folder_with_files_of_the_user_is_refused(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CouldNotError, match=f"earlier report, got .* holds '{name}'; --force"):
+        report.check_folder(tmp_path)
+    report.write(parity.new_report(seed=0), tmp_path)  # --force
+    report.check_folder(tmp_path)
+
+
+def test_the_command_refuses_a_folder_with_files_of_the_user(tmp_path):
+    (tmp_path / "parity.md").write_text("of the user")
+    done = gravity("parity", "--backend", "numpy", "--out", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--force writes there all the same" in done.stderr
+    assert (tmp_path / "parity.md").read_text() == "of the user"
+    assert [p.name for p in tmp_path.iterdir()] == ["parity.md"]
 
 
 def test_a_blocked_report_path_is_refused_at_once(tmp_path):
