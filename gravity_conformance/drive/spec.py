@@ -48,7 +48,8 @@ def place_and_attribute(spec: str) -> tuple[str, str]:
         SpecError: if it names none, or a file that is not there.
     """
     place, colon, attribute = spec.rpartition(":")
-    if not colon or not place or not attribute:
+    is_relative = place.startswith(".") and not place.endswith(".py")  # to no package
+    if not colon or not place or not attribute or is_relative:
         raise SpecError(f"SPEC must be module:attribute or path.py:attribute, got {spec!r}")
     if place.endswith(".py") and not Path(place).is_file():
         raise SpecError(f"there is no file {place}")

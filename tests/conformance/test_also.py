@@ -214,6 +214,7 @@ def test_the_command(mine, tmp_path):
         ("no_such_module:X", "no_such_module cannot be imported: ModuleNotFoundError"),
         ("gravity_core:Nobody", "gravity_core has no Nobody"),
         ("gravity_core", "SPEC must be module:attribute or path.py:attribute"),
+        (".:step", "SPEC must be module:attribute or path.py:attribute, got '.:step'"),
         ("gravity_core:Gravity", "-> (w, v), got the class Gravity"),
     ],
 )
