@@ -1,11 +1,8 @@
 """A step or a load happens whole, or not at all: what can be refused is refused before a change."""
 
 import copy
-import gc
-import pickle
 import sys
 import warnings
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
 from gravity_torch import Gravity, _multi_tensor_gpu, _paths, export_state  # noqa: E402
-from tests.support.programs import printed_words  # noqa: E402
 
 PATHS = {
     "loop": {"foreach": False},
@@ -492,81 +488,6 @@ def test_a_load_copies_so_the_state_dict_stays_as_it_is():
     assert [int(optimizer.state[p]["step"]) for p in params] == [15] * 4
     assert counter == 10
     assert (velocity == 1).all()
-
-
-def test_memory_that_runs_out_moves_nothing():
-    """In a process whose address space is limited, with a tensor in which every copy counts."""
-    code = """
-import resource, sys, torch
-from gravity_torch import Gravity
-torch.set_num_threads(1)
-def pages():
-    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-for options in ({}, {"foreach": False}, {"foreach": True}):
-    shape = (2, 5_000_000)  # malloc keeps no free memory for so large ones
-    memory = torch.ones(shape).t() if options.get("foreach") else torch.ones(shape)
-    params = [torch.nn.Parameter(x) for x in (torch.ones(3), memory)]
-    optimizer = Gravity(params, **options)
-    for p in params:
-        p.grad = torch.ones(p.shape)
-    def look():
-        return [float(p.detach().sum()) for p in params], {
-            i: [float(x.sum()) for x in optimizer.state[p].values()]
-            for i, p in enumerate(params) if p in optimizer.state
-        }
-    refused = 0
-    for state in ("new", "old"):
-        before = look()
-        resource.setrlimit(resource.RLIMIT_AS, (pages() + 2**22, resource.RLIM_INFINITY))
-        try:
-            optimizer.step()
-        except (RuntimeError, MemoryError):
-            refused += 1
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-            assert look() == before, (options, state)
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-        optimizer.step()
-    print(refused)
-"""
-    refused = printed_words(code)
-    assert len(refused) == 3
-    assert all(int(number) >= 1 for number in refused)  # the kernels need memory for V₀ only
-
-
-def test_the_lengths_of_the_gpu_path_are_bounded_and_die_with_the_optimizer(monkeypatch):
-    monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
-    rng = np.random.default_rng(0)
-    params = [torch.nn.Parameter(torch.ones(1 + i)) for i in range(20)]
-    optimizer = Gravity(params, foreach=True)
-    for _ in range(3 * _multi_tensor_gpu.KEPT):
-        for p in params:
-            p.grad = torch.ones_like(p) if rng.random() < 0.5 else None
-        optimizer.step()
-    lengths = optimizer._checks.lengths
-    assert len(lengths.kept) <= _multi_tensor_gpu.KEPT + 1
-    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        assert not other._checks.lengths.kept
-    table = weakref.ref(next(iter(lengths.kept.values())))
-    del lengths, optimizer, other
-    gc.collect()
-    assert table() is None
-
-
-def test_lengths_of_one_step_are_kept_however_many(monkeypatch):
-    """Dropped ones would be sent to the GPU again in every step, and the host would wait."""
-    monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
-    monkeypatch.setattr(_multi_tensor_gpu, "CONCATENATED", 2)
-    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(6)]
-    optimizer = Gravity([{"params": params[i : i + 2]} for i in (0, 2, 4)], foreach=True)
-    monkeypatch.setattr(_multi_tensor_gpu, "KEPT", 0)
-    lengths = optimizer._checks.lengths
-    for p in params:
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    before = dict(lengths.kept)
-    assert before
-    optimizer.step()
-    assert all(lengths.kept[key] is value for key, value in before.items())
 
 
 def interrupted(path, number):
