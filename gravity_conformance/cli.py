@@ -177,6 +177,7 @@ def parity(
 ) -> int:
     """Train one network with every installed backend and prove that they agree."""
     chosen = _choose(names, required)
+    check_no_links("--out", out, reports.FILES)
     if not force:
         reports.check_folder(out)
     files = [("--out", out / name) for name in reports.FILES]

@@ -66,6 +66,8 @@ def files(spec: str) -> list[Path]:
     if place.endswith(".py"):
         return [Path(place)]
     top, *names = place.split(".")
+    if not top:
+        return []  # `place_and_attribute` refuses it
     starts = (importlib.machinery.PathFinder.find_spec(top, [""]), _found(top, None))
     return [file for start in starts for file in _files_along(start, names)]
 

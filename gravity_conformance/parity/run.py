@@ -328,6 +328,7 @@ def _check_training(training: Training, task: Task) -> None:
 
 
 def cpu_name() -> str:
+    """Return the name of the processor."""
     try:
         with open("/proc/cpuinfo") as lines:
             names = [line.partition(":")[2].strip() for line in lines if "model name" in line]

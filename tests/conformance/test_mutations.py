@@ -171,11 +171,13 @@ def test_zeta_in_half_precision():
 
 
 def test_tolerated_variants():
-    letter, decay = TOLERATED
+    letter, longer, decay = TOLERATED
     # The number nearest to 1000001/1000002, and its difference from 1.
     old, new = letter.coefficients(np.longdouble(10**6), np.longdouble(1))
     nearest = Fraction(round(Fraction(1000001, 1000002) * 2**53), 2**53)
     assert (Fraction(float(old)), Fraction(float(new))) == (nearest, 1 - nearest)
+    old, new = longer.coefficients(np.longdouble(10**6), np.longdouble(1))
+    assert new == 1 - old == 1 - np.longdouble(1000001) / np.longdouble(1000002)
     assert decay.weights(1.0, 0.0, 1.0, np.float64(0.1)) == 1 - 13421773 / 2**27
 
 

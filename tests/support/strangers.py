@@ -90,9 +90,8 @@ def torch(mistake):
 
     class Stranger(torch.optim.Optimizer):
         def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9, weight_decay=0.0, maximize=False):
-            super().__init__(
-                params, {"lr": lr, "alpha": alpha, "beta": beta, "weight_decay": weight_decay}
-            )
+            # Not alpha: a group has none of its own.
+            super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
             self.maximize, self.std = maximize, math.std(alpha, lr)
             self.counts = collections.defaultdict(int)
 

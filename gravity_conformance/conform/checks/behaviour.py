@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gravity_conformance._guard import one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
@@ -80,7 +81,10 @@ def missing(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", "every tensor has a gradient")
     steps: Sequence[Sequence[int]] = (range(6), range(2), (0, 1, 4, 5), (2, 3, 5))
     parts = [_part(subject, 44 + k, given) for k, given in enumerate(steps)]
-    finding = _together(subject, judge, Plan(parts, [subject.decaying]))
+    try:
+        finding = _together(subject, judge, Plan(parts, [subject.decaying]))
+    except AttributeError as error:  # it asks None for something, which is no refusal
+        return Finding("error", one_line(error))
     finding.note = finding.note or f"t counts the steps of each {subject.counted}"
     return finding
 

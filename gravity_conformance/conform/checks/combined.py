@@ -24,6 +24,7 @@ from gravity_conformance.drive.session import CannotWriteError
 
 _DOUBLE = "a trajectory in float64"
 _STEPS = 4
+_SIZES = ("small", "5,000", "2^16", "2^17", "2^20", "10,000 rows", "(3n, n)", "4-d", "5-d")
 _SMALL = ((3,), (4, 3), (2, 3, 4), (7,), (5, 2), (2, 3, 2, 2))
 
 
@@ -68,7 +69,9 @@ def _passes(subject: Subject, judge: Judge, name: str, check: Any) -> bool:
     return judge.findings[name].outcome == "pass"
 
 
-def _factors(subject: Subject, judge: Judge) -> dict[str, Sequence[Any]]:
+def _factors(
+    subject: Subject, judge: Judge, fixed: Mapping[str, Sequence[Any]]
+) -> dict[str, Sequence[Any]]:
     """Return the values of every factor that the implementation offers; the first is plain."""
     session = subject.driver.session
 
@@ -86,13 +89,14 @@ def _factors(subject: Subject, judge: Judge) -> dict[str, Sequence[Any]]:
         betas += [b for b in (0.0, 1.0) if subject.refused(beta=b) is None]
     moving = subject.unschedulable is None
     scalar = if_passes("0-d", gradients.scalar, "0-d")
-    double = "float64" in subject.dtypes and _passes(subject, judge, _DOUBLE, gradients.double)
+    double = "float64" in subject.dtypes and "dtype" not in fixed
+    double = double and _passes(subject, judge, _DOUBLE, gradients.double)
     dtypes = ("float32", "float64") if double else ("float32",)
     mixed = ("mixed",) if double and not subject.driver.stateless and _mixes(subject) else ()
     missing = if_passes("missing", behaviour.missing, "some", "the first ones")
-    return {
+    factors: dict[str, Sequence[Any]] = {
         "fast": (False, False, True) if session.compiles else (False,),
-        "size": ("small", "5,000", "2^16", "2^17", "2^20", "10,000 rows", "4-d", "5-d", *scalar),
+        "size": (*_SIZES, *scalar),
         "tensors": (3, 1, 25, 40) if session.compiles is None else (3, 1, 25),
         "content": ("ordinary", "zero", "zero rows", "outlier", "negative", "tiny"),
         "dtype": (*dtypes, *mixed),
@@ -111,6 +115,7 @@ def _factors(subject: Subject, judge: Judge) -> dict[str, Sequence[Any]]:
         "t": ("from the start", *(() if subject.unwritable else ("far",))),
         "state": ("kept", *if_passes("resume", behaviour.resume, "loaded")),
     }
+    return factors | dict(fixed)
 
 
 def _mixes(subject: Subject) -> bool:
@@ -133,7 +138,7 @@ def _judged(
     fixed: Mapping[str, Sequence[Any]] | None = None,
 ) -> Finding:
     """Judge the rows of one check; each has a generator of its own."""
-    factors = {**_factors(subject, judge), **(fixed or {})}
+    factors = _factors(subject, judge, fixed or {})
     rows = covering(subject.rng("combined"), factors, subject.level.strength)
     judged = 0
     limits = subject.level.halves if fixed else subject.level.rows
@@ -285,6 +290,7 @@ def _shape(size: str, rng: np.random.Generator) -> tuple[int, ...]:
         "2^17": (2**10 + 1, 2**7 + 1),
         "2^20": (2**20 + n,),
         "10,000 rows": (10_000 + n, 3),
+        "(3n, n)": (3 * n, n),
         "4-d": (32, 16, 3, 3),
         "5-d": (3, 4, 2, 3, 5),
     }

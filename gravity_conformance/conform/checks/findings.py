@@ -9,7 +9,7 @@ import numpy as np
 
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.compare import Verdict, compare, worst
-from gravity_conformance.conform.judge.diagnosis import diagnose, how_tolerated
+from gravity_conformance.conform.judge.diagnosis import diagnose, how_tolerated, refuted
 from gravity_conformance.conform.judge.perform import perform_in_turn
 from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_conformance.mutations import COARSE, MUTATIONS, REFERENCE
@@ -87,6 +87,7 @@ class Judge:
                 finding.note = "; ".join(filter(None, (note, tolerated)))
             else:
                 finding.outcome, finding.first = "differs", verdict.first
+                passed = None
                 if len(trial.case.weights) > _MANY:
                     wrong = sorted(verdict.wrong, key=lambda i: trial.size(i))
                     every = len(trial.case.weights)
@@ -95,8 +96,13 @@ class Judge:
                     finding.note = f"{len(wrong)} of {every} tensors {verb}, of shapes "
                     finding.note += ", ".join(map(str, shapes[:_MANY]))
                     small = [i for i in wrong[1:_MANY] if trial.size(i) <= _LARGE]
-                    trial = trial.only([*wrong[:1], *small])
-                finding.diagnosis = self.named(diagnose(trial, what=what).distinct)
+                    right = (i for i in range(every) if i not in verdict.wrong)
+                    fine = [i for i in right if trial.size(i) <= _LARGE][:_MANY]
+                    passed, trial = trial.only(fine), trial.only([*wrong[:1], *small])
+                mistakes = diagnose(trial, what=what).distinct
+                if passed is not None:  # a mistake may affect only some tensors, but is no other
+                    mistakes = [m for m in mistakes if not refuted(m, passed)]
+                finding.diagnosis = self.named(mistakes)
         elif what != "V" and any(
             d > b for d, b in zip(verdict.deviation, verdict.bound, strict=True)
         ):
