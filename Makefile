@@ -32,14 +32,18 @@ endif
 # Options of `make hostile`, such as "--seed 1 --minutes 60".
 HOSTILE ?=
 
-.PHONY: parity data test test-clients lint schemas types wheel dist matrix newest-jax mutants hostile \
-	constraints clean
+.PHONY: parity data test test-slow test-clients lint schemas types wheel dist matrix newest-jax \
+	mutants hostile constraints clean
 
 parity: $(VENV)/.installed
 	$(VENV)/$(BIN)/python -m gravity_conformance parity --out parity
 
 test: $(VENV)/.installed $(TRITON)
-	$(VENV)/$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(VENV)/$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# Keras on its other backends, the code of docs/ for frameworks, our adapters in `gravity conform`.
+test-slow: $(VENV)/.installed $(TRITON)
+	$(VENV)/$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Tests the recipes with the libraries that they are for, at their newest versions.
 test-clients: $(CLIENTS)/.installed $(TRITON)

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.limits import HANG
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).resolve().parent
 PARTS = ("", "_base_class", "_dtypes", "_faults", "_hand_over", "_rates", "_state")
 FILES = [HERE / f"test_keras{part}.py" for part in PARTS]

@@ -58,6 +58,7 @@ ENVIRONMENTS = {
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ENVIRONMENTS)
 def test_the_callers_environment(backend, tmp_path):
     pytest.importorskip(backend, reason=f"needs {backend}")

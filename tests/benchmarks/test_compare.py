@@ -22,6 +22,7 @@ KEPT = ROOT / "docs" / "compare.json"
 COMMAND = [sys.executable, "-m", "benchmarks.compare"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_problem_trains_from_its_seed_alone(name):
     def run(seed, steps):
@@ -155,6 +156,7 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_and_ends_with_the_same_bytes(tmp_path):
     chosen = ["--problem", "rosenbrock", "--budget", "0.1", "--jobs", "1"]
     for name in ("gravity", "gravity-t0", "alpha-0", "beta-fixed"):

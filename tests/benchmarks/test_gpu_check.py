@@ -24,6 +24,7 @@ SCRIPT = Path(gpu_check.__file__).with_suffix(".sh")
 TINY = ["--case", "100-groups", "--rounds", "2", "--runs", "1"]
 
 
+@pytest.mark.slow
 def test_a_rehearsal_on_a_cpu(tmp_path):
     path = tmp_path / "gpu.json"
     parts = [x for part in ("vectors", "graph", "table") for x in ("--part", part)]

@@ -47,6 +47,7 @@ def assert_same(one, other):
         assert array.tobytes() == other[0][name].tobytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("framework", PACKAGES)
 def test_a_killed_run_goes_on_bit_for_bit(framework, tmp_path):

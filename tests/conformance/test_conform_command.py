@@ -260,6 +260,7 @@ ADAPTERS = {"torch": "gravity_torch:Gravity", "jax": "gravity_jax:gravity"}
 ADAPTERS["tensorflow"] = "gravity_tf:Gravity"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ADAPTERS)
 def test_our_adapters_conform(framework):
     if importlib.util.find_spec(framework) is None:

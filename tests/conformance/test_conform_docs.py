@@ -28,6 +28,7 @@ def shown(text):
     return found
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_the_command_finds():
     if importlib.util.find_spec("pytorch_optimizer") is None:
         pytest.skip("the report is on pytorch_optimizer's Gravity")

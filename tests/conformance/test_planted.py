@@ -95,7 +95,12 @@ def right(kind):
 
 
 @pytest.mark.parametrize(
-    ("mistake", "kind"), [(m, kind) for m, (_, _, kinds) in WRONG.items() for kind in kinds]
+    ("mistake", "kind"),
+    [
+        pytest.param(m, kind, marks=[pytest.mark.slow] if level == "default" else [])
+        for m, (_, level, kinds) in WRONG.items()
+        for kind in kinds
+    ],
 )
 def test_a_mistake_differs(mistake, kind):
     check, level, _ = WRONG[mistake]
@@ -213,6 +218,7 @@ def combined_of_the_right_one():
     return findings(f"{SPEC}:torch_right", ["combined"], level="default")["combined"]["outcome"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FORGOTTEN)
 def test_what_a_path_forgets_differs(what, tmp_path):
     pytest.importorskip("torch", reason="optimizers of torch")

@@ -198,6 +198,7 @@ def run_in_one_process(page: Path, blocks: list[Block]) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "blocks"), MARKED)
 def test_code_for_a_framework_runs(page, blocks):
     absent = [module for module in blocks[0].needs if not is_there(module)]
