@@ -213,9 +213,15 @@ FORGOTTEN = {
 }
 
 
+def outcomes_of_combinations(spec):
+    """Return the outcomes of the two checks between which the combinations are divided."""
+    found = findings(spec, ["combined", "float64"], level="default")
+    return {finding["outcome"] for finding in found.values()}
+
+
 @functools.cache
 def combined_of_the_right_one():
-    return findings(f"{SPEC}:torch_right", ["combined"], level="default")["combined"]["outcome"]
+    return outcomes_of_combinations(f"{SPEC}:torch_right")
 
 
 @pytest.mark.slow
@@ -226,9 +232,8 @@ def test_what_a_path_forgets_differs(what, tmp_path):
     code = "    def one(self, p, owner, place, group):\n"
     code += f"        if {condition}:\n            {mistake}\n"
     code += "        super().one(p, owner, place, group)"
-    found = findings(written(tmp_path, "torch", code), ["combined"], level="default")
-    assert found["combined"]["outcome"] == "differs"
-    assert combined_of_the_right_one() == "pass"
+    assert "differs" in outcomes_of_combinations(written(tmp_path, "torch", code))
+    assert combined_of_the_right_one() == {"pass"}
 
 
 @pytest.mark.parametrize("strength", [2, 3])

@@ -238,9 +238,16 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
     if row["rate"] != "constant":
         last = max(n for part in parts for n in part.gradients)
         rates = [1.0, 0.0 if row["rate"] == "0 once" else 0.5, 0.5, 0.25, 2.0, 1.5, 1.5][: last + 1]
-    chosen = [_options(subject, rng, row)]
+    own = _options(subject, rng, row)
+    chosen = [own]
     if groups == 2:
-        chosen.append(chosen[0] | _others(subject, chosen[0]))
+        others = _others(subject, own)
+        # What a group does not name, it takes from the constructor.
+        plain = {"weight_decay": 0.0, "maximize": False}
+        own = {name: x for name, x in plain.items() if name in others} | own
+        chosen = [own, own | others]
+        if special * groups // number:  # the special tensor has the options of the row
+            chosen.reverse()
     return Plan(
         parts,
         chosen,
