@@ -10,6 +10,7 @@ from gravity_conformance.conform.checks.covering import covering
 from tests.support import planted
 from tests.support.worker import KINDS, findings
 
+pytestmark = pytest.mark.slow
 SPEC = planted.__file__
 
 # mistake → the check that must catch it, its level, and the kinds that have it. Frameworks that
@@ -95,12 +96,7 @@ def right(kind):
 
 
 @pytest.mark.parametrize(
-    ("mistake", "kind"),
-    [
-        pytest.param(m, kind, marks=[pytest.mark.slow] if level == "default" else [])
-        for m, (_, level, kinds) in WRONG.items()
-        for kind in kinds
-    ],
+    ("mistake", "kind"), [(m, kind) for m, (_, _, kinds) in WRONG.items() for kind in kinds]
 )
 def test_a_mistake_differs(mistake, kind):
     check, level, _ = WRONG[mistake]
@@ -224,7 +220,6 @@ def combined_of_the_right_one():
     return outcomes_of_combinations(f"{SPEC}:torch_right")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", FORGOTTEN)
 def test_what_a_path_forgets_differs(what, tmp_path):
     pytest.importorskip("torch", reason="optimizers of torch")
