@@ -103,7 +103,8 @@ def facts(columns: list[list[Tensor]], known: Known | None = None) -> Facts:
         else:
             rows[:, SIZE] = each(Tensor.numel, params, np.int64)
         for i in np.flatnonzero(may_be_neg(rows, contiguous[0] & contiguous[2])):
-            layout += [(x.stride(), x.is_neg()) for x in (params[i], velocities[i])]
+            # The address of an empty tensor does not tell its device either.
+            layout += [(x.device, x.stride(), x.is_neg()) for x in (params[i], velocities[i])]
     except RuntimeError:  # a wrapper of torch.func, or a sparse or nested velocity
         rows[:], has_addresses = 0, False
         rows[:, SIZE] = each(Tensor.numel, params, np.int64)

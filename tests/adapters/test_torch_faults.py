@@ -251,6 +251,21 @@ def assert_first_three_are(expected, params):
     assert [bits(q) for q in params[:3]] == [bits(q) for q in expected[:3]]
 
 
+@pytest.mark.parametrize("path", ["loop", "default", "foreach"])
+def test_an_empty_velocity_on_another_device_is_refused_before_anything_moves(path):
+    params = [torch.nn.Parameter(torch.ones(n)) for n in (3, 0)]
+    optimizer = Gravity(params, **PATHS[path])
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.state[params[1]]["velocity"] = torch.empty(0, device="meta")
+    before = bits(params[0])
+    with pytest.raises(ValueError, match="velocity must be on the device of its parameter"):
+        optimizer.step()
+    assert bits(params[0]) == before
+    assert int(optimizer.state[params[0]]["step"]) == 1
+
+
 def test_a_lazily_conjugated_parameter_is_refused_before_anything_moves():
     for options in ({}, {"foreach": True}, {"foreach": False}):
         p, q = (torch.nn.Parameter(torch.ones(3, dtype=torch.complex64)) for _ in range(2))
