@@ -120,6 +120,13 @@ def test_what_is_missing_is_named(damage, message):
     assert str(caught.value).endswith(f"stores its arrays one after the other, but {message}")
 
 
+def test_a_64_bit_directory_that_is_missing(monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 0)
+    data = saved(a=np.zeros(2)).getvalue().replace(b"PK\6\6", b"PK\6\5")
+    with pytest.raises(ValueError, match=r"but there is no 64-bit directory where it should be$"):
+        _npz.read(io.BytesIO(data))
+
+
 def test_a_64_bit_field_that_is_missing():
     file = saved(a=np.zeros(2))
     data = bytearray(file.getvalue())
@@ -130,12 +137,37 @@ def test_a_64_bit_field_that_is_missing():
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_fields_of_other_programs_beside_those_of_numpy(wide):
-    """Such as the time of a file."""
+    """Such as the time of a file, and a comment."""
     file = io.BytesIO()
     info = zipfile.ZipInfo("a.npy")
     info.extra = struct.pack("<2HL2H", 0x5455, 4, 7, 0x7875, 0)
-    with zipfile.ZipFile(file, "w") as archive, archive.open(info, "w", force_zip64=wide) as member:
-        member.write(npy(HEADER + b"\n", np.float64(0.5).tobytes()))
-    (found,) = _npz.read(file).values()
-    _npz.fill(file, found, array := np.zeros(()))
-    assert array == 0.5
+    info.comment = b"about a"
+    with zipfile.ZipFile(file, "w") as archive:
+        with archive.open(info, "w", force_zip64=wide) as member:
+            member.write(npy(HEADER + b"\n", np.float64(0.5).tobytes()))
+        archive.writestr("b.npy", npy(HEADER + b"\n", np.float64(0.25).tobytes()))
+    found = _npz.read(file)
+    for name, value in (("a", 0.5), ("b", 0.25)):
+        _npz.fill(file, found[name], array := np.zeros(()))
+        assert array == value
+
+
+NUMBER = npy(HEADER + b"\n", bytes(8))
+
+
+def test_a_name_outside_ascii_is_escaped():
+    assert list(_npz.read(members(é=NUMBER))) == [r"\xc3\xa9"]
+
+
+@pytest.mark.parametrize(("name", "extra", "is_read"), [(100, 1000, 1), (101, 0, 0), (5, 1001, 0)])
+def test_the_longest_name_and_fields(name, extra, is_read):
+    file = io.BytesIO()
+    info = zipfile.ZipInfo("x" * (name - 4) + ".npy")
+    info.extra = struct.pack("<2H", 7, extra - 4) + bytes(extra - 4) if extra else b""
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(info, NUMBER)
+    if is_read:
+        assert list(_npz.read(file)) == ["x" * 96]
+    else:
+        with pytest.raises(ValueError, match=f"of an array has {name} bytes, and {extra} more$"):
+            _npz.read(file)
