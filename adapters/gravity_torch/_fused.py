@@ -26,7 +26,6 @@ from gravity_torch._memory import (
     Facts,
     Known,
     P,
-    each,
     may_be_neg,
 )
 from gravity_torch._tensors import has_one_order
@@ -146,8 +145,6 @@ def _by_kind(fits: np.ndarray, tensors: Facts, known: Known) -> dict[tuple[Any, 
     rows, (params, grads, velocities, steps) = tensors.rows, tensors.columns
     fits = fits & (rows[:, STEP] != 0)
     fits &= (rows[:, SIZE] == 0) | rows[:, [P, GRAD, VELOCITY]].all(axis=1)
-    for xs in (grads, velocities):
-        fits &= rows[:, SIZE] == each(Tensor.numel, xs, np.int64)
     kinds: list[list[Any]] = [known.indices, *tensors.dtypes[:3]]
     distinct = [set(kind) for kind in kinds]
     for i in np.flatnonzero(fits & may_be_neg(rows, tensors.contiguous[GRAD])):

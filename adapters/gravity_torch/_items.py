@@ -49,9 +49,9 @@ def items_of(
     maxima: list[Tensor | None],
 ) -> list[Item]:
     """Return the items of a group, with complex tensors as pairs of reals; change nothing."""
-    check_shapes(params, grads, velocities)
     first_step = group["first_step"]
     if torch.compiler.is_compiling():
+        check_shapes(params, grads, velocities)  # otherwise, `Checks` has
         times: list[Any] = [step.double() + first_step for step in steps]
     elif group["capturable"]:  # the host must not read a counter on a GPU
         for step in steps:

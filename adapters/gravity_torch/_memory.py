@@ -45,7 +45,7 @@ class Facts(NamedTuple):
     ]  # parameters, gradients, velocities and counters; of a DTensor, shards
     rows: np.ndarray  # int64, with COLUMNS columns; the last two are 0 here
     contiguous: np.ndarray  # for each parameter, gradient and velocity
-    has_known_shapes: bool  # whether the parameters have those of `Known`
+    has_known_shapes: bool  # whether the parameters and velocities have those of `Known`
     layout: list[Any]  # of the parameters and velocities, where address and shape do not tell it
     dtypes: list[list[torch.dtype]]  # of each column
     is_plain: np.ndarray  # whether all tensors of a parameter are, so that kernels can take them
@@ -94,7 +94,9 @@ def facts(columns: list[list[Tensor]], known: Known | None = None) -> Facts:
         address = _address
     has_addresses, has_known_shapes, layout = True, False, []
     try:
-        has_known_shapes = known is not None and _have_shapes(params, known.shapes)
+        has_known_shapes = known is not None and all(
+            _have_shapes(xs, known.shapes) for xs in (params, velocities)
+        )
         for column, xs in zip((P, GRAD, VELOCITY, STEP), columns, strict=True):
             rows[:, column] = each(address, xs, np.int64)
         contiguous = np.array([each(Tensor.is_contiguous, xs) for xs in columns[:3]])
@@ -174,9 +176,9 @@ class Checks:
         self._check_devices(tensors, known)
         self._check_subclasses(tensors)
         grads = tensors.rows[:, GRAD].tobytes(), tensors.contiguous[1].tobytes()
+        if not _have_shapes(tensors.columns[GRAD], known.shapes):
+            check_shapes(*tensors.columns[:3])
         if known is not self.known or grads != self.grads:
-            if not _have_shapes(tensors.columns[GRAD], known.shapes):
-                check_shapes(*tensors.columns[:3])
             _check_memory(tensors, GRAD, "p.grad")
         self.known, self.grads = known, grads
         return known

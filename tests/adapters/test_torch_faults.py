@@ -251,6 +251,21 @@ def assert_first_three_are(expected, params):
     assert [bits(q) for q in params[:3]] == [bits(q) for q in expected[:3]]
 
 
+@path
+@pytest.mark.parametrize("name", ["p.grad", "velocity"])
+def test_another_shape_at_the_old_address_is_refused_before_anything_moves(path, name, run_of):
+    params, optimizer = run_of
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    last = params[-1]
+    (last.grad if name == "p.grad" else optimizer.state[last]["velocity"]).resize_(SHAPE[::-1])
+    before = everything(params, optimizer)
+    with pytest.raises(ValueError, match=f"^{name} must have the shape of its parameter"):
+        optimizer.step()
+    assert everything(params, optimizer) == before
+
+
 @pytest.mark.parametrize("path", ["loop", "default", "foreach"])
 def test_an_empty_velocity_on_another_device_is_refused_before_anything_moves(path):
     params = [torch.nn.Parameter(torch.ones(n)) for n in (3, 0)]
