@@ -40,7 +40,8 @@ def as_text(path: object) -> str:
     """Return a path that a user gave as text.
 
     Raises:
-        TypeError: if it is no path. An integer is none: it would be an open file's descriptor.
+        TypeError: unless it is a str, bytes or an os.PathLike. An integer would be the descriptor
+            of an open file.
         ValueError: if it cannot be the name of a file.
     """
     try:

@@ -19,7 +19,7 @@ def report(folder: Path) -> Json:
     """Return the report on all cells that are there.
 
     Raises:
-        CouldNotError: if there is none.
+        CouldNotError: if the folder has no cells.
     """
     plan, every = store.read_plan(folder), with_images(None)
     found: Json = {}

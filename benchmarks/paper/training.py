@@ -223,7 +223,7 @@ def as_csv(history: Sequence[dict[str, float]]) -> str:
 
 
 def _restored(folder: Path, settings: Settings, trainer: Trainer) -> Position:
-    """Return the position of the checkpoint, and restore its arrays; the start if there is none."""
+    """Restore the arrays of the checkpoint, and return its position; without one, the start."""
     path = folder / CHECKPOINT
     if not path.exists():
         return Position()

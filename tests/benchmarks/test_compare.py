@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch", reason="most problems are networks in torch")
 
-from benchmarks.compare import __main__ as program
+from benchmarks.command import end_with
 from benchmarks.compare import command, problems, protocol, store
 from benchmarks.compare.optimizers import OPTIMIZERS
 from benchmarks.compare.problems import PROBLEMS
@@ -78,7 +78,7 @@ def called(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["compare", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            program.run("compare", program._command)
+            end_with("benchmarks.compare", command.cli)
     return end.value.code
 
 
@@ -119,7 +119,7 @@ def test_bad_options_are_refused_with_one_line(arguments, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert not out
     assert err.count("\n") == 1
-    assert err.startswith("compare: ")
+    assert err.startswith("benchmarks.compare: ")
     assert BAD[arguments].format(tmp=tmp_path) in err
     assert not list(tmp_path.glob("new/*/*"))
 
