@@ -1,11 +1,22 @@
-"""Run a command of click: what it was asked wrongly is one line, and its status is 2."""
+"""What the commands of click share: how one runs, its options, the files it reads and writes.
 
+What a command was asked wrongly is one line, and its status is 2.
+"""
+
+import importlib.util
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
 
-from gravity_conformance._guard import clean
-from gravity_conformance._status import COULD_NOT, complain
+from gravity_conformance._guard import clean, one_line
+from gravity_conformance._output import Output, write
+from gravity_conformance._process import check_timeout
+from gravity_conformance._status import COULD_NOT, cannot_write, complain
+from gravity_conformance.vectors.check import LARGEST
+from gravity_core import _files
 
 _LONGEST = 2000  # characters of a complaint
 
@@ -26,3 +37,74 @@ def status_of(program: str, command: click.Command) -> int:
     except click.ClickException as error:
         complain(f"{program}: {clean(error.format_message(), _LONGEST)}")
         return COULD_NOT
+
+
+class OutputPath(click.Path):
+    """The path of an output; no text is no path, but an unset variable of a shell."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse no text, which would be the current folder."""
+        if value == "":
+            self.fail("must not be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = OutputPath(dir_okay=False, allow_dash=True, path_type=Path)
+
+
+def seconds(context: click.Context, option: click.Parameter, value: float) -> float:
+    """Check the value of --timeout."""
+    try:
+        return check_timeout(value)
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from error
+
+
+def is_installed(package: str) -> bool:
+    """Tell whether a package can be imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
+
+
+def check_installed(what: str, package: str) -> None:
+    """Refuse what needs a package that is not installed."""
+    if not is_installed(package):
+        raise click.UsageError(f"{what} needs {package}: pip install 'gravity-optimizer[cli]'")
+
+
+def text_of(option: str, file: Path) -> str:
+    """Return the text of a file that an option names; - is standard input."""
+    name = f"{option} {str(file)!r}"
+    try:
+        opened = click.open_file("-", "rb") if str(file) == "-" else _files.open_input(file)
+        with opened as source:
+            data: bytes = source.read(LARGEST + 1)
+    except OSError as error:
+        raise click.UsageError(f"{name} cannot be read: {error.strerror or error}") from error
+    if len(data) > LARGEST:
+        raise click.UsageError(f"{name} is larger than {LARGEST:,} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{name} must be text in UTF-8: {error}") from error
+
+
+def drawn(output: Output, draw: Callable[[], str | bytes], paths: list[Path]) -> bool:
+    """Write a file with plots and add its path, or say why that failed; return whether it is there.
+
+    A failure is that of matplotlib, its fonts or the disk. It must not lose the results.
+    """
+    try:
+        content = draw()
+    except Exception as error:
+        complain(f"gravity: {output} cannot be drawn: {one_line(error)}")
+        return False
+    try:
+        write({output.path: content})
+    except OSError as error:
+        complain(f"gravity: {cannot_write(output, error)}")
+        return False
+    paths.append(output.given)
+    return True

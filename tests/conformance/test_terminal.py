@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from gravity_conformance import _terminal
 from gravity_conformance._output import Line, Table, joined, plain
-from gravity_conformance.cli import _of_checks
 from gravity_conformance.conform import report as conform_reports
 from gravity_conformance.conform.checks.registry import CHECKS
+from gravity_conformance.conform.command import _of_checks
 from gravity_conformance.conform.runner import Report, Result
 from gravity_conformance.parity import report as parity_reports
 from gravity_conformance.parity import run as parity
