@@ -29,10 +29,13 @@ ifeq ($(shell uname -sm 2>/dev/null),Linux x86_64)
 TRITON := .venv-triton/.installed
 endif
 
+# Options of `make docs`, such as --fresh-env.
+DOCS ?=
+
 # Options of `make hostile`, such as "--seed 1 --minutes 60".
 HOSTILE ?=
 
-.PHONY: parity data test test-slow test-clients lint schemas types wheel dist matrix newest-jax \
+.PHONY: parity data test test-slow test-clients lint schemas types docs wheel dist matrix newest-jax \
 	mutants hostile constraints clean
 
 parity: $(VENV)/.installed
@@ -62,10 +65,16 @@ schemas: $(VENV)/.installed
 	$(CHECK) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(CHECK) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(CHECK) vendor.citation-file-format CITATION.cff
+	$(CHECK) vendor.readthedocs .readthedocs.yaml
 
 types: $(VENV)/.installed
 	$(VENV)/$(BIN)/python -m mypy
 	$(VENV)/$(BIN)/python -m mypy --config-file= --strict --cache-dir .mypy_cache/user tests/typing
+
+# The site, into build/docs, without a network. A warning is an error. DOCS passes options to Sphinx.
+docs: $(VENV)/.installed
+	$(VENV)/$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky \
+		--jobs 2 --quiet $(DOCS) docs build/docs
 
 wheel: $(VENV)/.installed
 	$(VENV)/$(BIN)/python .ci/check_wheel.py
@@ -95,7 +104,7 @@ hostile: $(VENV)/.installed
 
 # Pins the newest releases that work together, for all Pythons in one file.
 constraints: $(TOOLS)/.installed
-	$(TOOLS)/$(BIN)/python -m uv pip compile --quiet --universal --upgrade --prerelease disallow \
+	$(TOOLS)/$(BIN)/python -m uv pip compile --quiet --universal --upgrade --prerelease if-necessary \
 		--no-annotate --no-header --python-version 3.11 --extra dev --group tools --group mutants \
 		--output-file constraints.txt pyproject.toml
 

@@ -1,4 +1,4 @@
-"""The code blocks of the documentation's pages."""
+"""The code blocks of the documentation's pages, and the fences of Sphinx's directives."""
 
 import importlib.util
 import re
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>[\w, .]+?)(?P<alone>; alone)? -->\n+)?"
-    r"^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+    r"^```(?P<language>\w*|\{[\w-]+\}.*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 

@@ -1,0 +1,113 @@
+"""What Sphinx lacks for this site: MathML, links that leave docs/, and a check of the API pages."""
+
+import importlib
+import posixpath
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+# Pages that show a file from outside docs/. In the repository they are only a link to it.
+SHOWN = {
+    "about/changelog": "CHANGELOG.md",
+    "about/contributing": "CONTRIBUTING.md",
+    "about/security": "SECURITY.md",
+    "api/vectors": "gravity_conformance/vectors/README.md",
+}
+PACKAGES = ("gravity_core", "gravity_torch", "gravity_jax", "gravity_tf")
+LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s#:]+)(?=[)#])")
+
+
+def relinked(text: str, file: str, page: str) -> str:
+    """Return the text of `file` with the links that `page` needs in its place.
+
+    Both are paths from the repository's root. A link to a file that has a page leads to that page.
+    """
+    pages = {shown: f"docs/{name}.md" for name, shown in SHOWN.items()}
+
+    def link(found: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(file), found["path"]))
+        if not (ROOT / target).is_file():
+            return found["path"]  # no link, or a broken one: Sphinx warns
+        return posixpath.relpath(pages.get(target, target), posixpath.dirname(page))
+
+    return LINK.sub(link, text)
+
+
+def read_source(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Replace the text of a page: see `SHOWN` and `relinked`."""
+    page = f"docs/{docname}.md"
+    if not (ROOT / page).is_file():
+        return  # a notebook
+    file = SHOWN.get(docname, page)
+    text = source[0] if file == page else (ROOT / file).read_text(encoding="utf-8")
+    source[0] = relinked(text, file, page)
+
+
+def undocumented(documented: Iterable[str]) -> list[str]:
+    """Return the public names of our packages that are not among the documented ones."""
+    public = {
+        f"{package}.{name}"
+        for package in PACKAGES
+        for name in importlib.import_module(package).__all__
+    }
+    protocol = importlib.import_module("gravity_conformance.protocol")
+    public |= {
+        f"{protocol.__name__}.{name}"
+        for name, value in vars(protocol).items()
+        if getattr(value, "__module__", None) == protocol.__name__ and not name.startswith("_")
+    }
+    return sorted(public - set(documented))
+
+
+def check_names(app: Sphinx, env: Any) -> None:
+    """Warn, which `make docs` takes as an error, of every public name without an entry."""
+    for name in undocumented(env.domaindata["py"]["objects"]):
+        logger.warning("no page in docs/api has an entry for %s", name)
+
+
+def escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Make |G| and * of a docstring mean themselves, outside of backticks and examples."""
+    for i, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = re.split(r"(`[^`]*`)", line)
+            parts[::2] = [re.sub(r"[|*]", r"\\\g<0>", part) for part in parts[::2]]
+            lines[i] = "".join(parts)
+
+
+def skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Skip the fields of a named tuple, whose class describes them."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field") else None
+
+
+def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers draw themselves."""
+    block = isinstance(node, nodes.math_block)
+    # Code hosts need these two commands, and docutils lacks them.
+    tex = re.sub(r"\\(lt|gt)\b", lambda found: {"lt": "<", "gt": ">"}[found[1]], node.astext())
+    try:
+        formula = tex2mathml(tex, as_block=block)
+    except MathError as error:
+        logger.warning("not a formula: %s (%s)", node.astext(), error, location=node)
+        formula = ""
+    self.body.append(f'<div class="math">{formula}</div>\n' if block else formula)
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect all of it."""
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
+    app.connect("source-read", read_source)
+    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
+    app.connect("autodoc-skip-member", skip)
+    app.connect("env-check-consistency", check_names)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,69 @@
+"""The site's own code: links that leave docs/, docstrings, and the check of the API pages."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytest.importorskip("sphinx", reason="the site needs the extra docs")
+
+
+@pytest.fixture(scope="module")
+def pages():
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "_site" / "pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_link_leads_to_the_same_file_from_the_site(pages):
+    text = "[a](docs/state.md#the-file) [b](#here) [c](https://example.org) [d](docs/none.md)"
+    assert pages.relinked(text, "CHANGELOG.md", "docs/about/changelog.md") == (
+        "[a](../state.md#the-file) [b](#here) [c](https://example.org) [d](docs/none.md)"
+    )
+
+
+def test_a_link_to_a_shown_file_leads_to_its_page(pages):
+    text = "[a](../SECURITY.md) [b](../tests/conftest.py) [c](torch.md)"
+    assert pages.relinked(text, "docs/reliability.md", "docs/reliability.md") == (
+        "[a](about/security.md) [b](../tests/conftest.py) [c](torch.md)"
+    )
+
+
+def test_each_shown_file_has_a_page_that_links_to_it(pages):
+    for page, file in pages.SHOWN.items():
+        path = ROOT / "docs" / f"{page}.md"
+        (target,) = re.findall(r"\]\((.*?)\)", path.read_text(encoding="utf-8"))
+        assert (path.parent / target).resolve() == ROOT / file
+
+
+def test_a_name_without_an_entry_is_found(pages):
+    pytest.importorskip("torch")
+    pytest.importorskip("optax")
+    pytest.importorskip("keras")
+    names = pages.undocumented([])
+    assert {"gravity_core.update", "gravity_torch.Gravity", "gravity_jax.gravity"} < set(names)
+    assert {"gravity_tf.Gravity", "gravity_conformance.protocol.Backend"} < set(names)
+    assert "gravity_conformance.protocol.np" not in names
+    assert pages.undocumented(names) == []
+
+
+def test_bars_and_stars_of_a_docstring_stay(pages):
+    lines = ["max|G| and `|G|` and *", "    >>> a * b | c"]
+    pages.escape(None, "function", "name", None, None, lines)
+    assert lines == [r"max\|G\| and `|G|` and \*", "    >>> a * b | c"]
+
+
+def test_every_page_is_in_one_table_of_contents():
+    """The site reaches every page, so that each has a next and a previous one."""
+    docs = ROOT / "docs"
+    entries = []
+    for page in docs.rglob("*.md"):
+        for tree in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            names = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            entries += [(page.parent / f"{name}.md").resolve() for name in names]
+    assert len(entries) == len(set(entries))
+    assert set(docs.rglob("*.md")) - set(entries) == {docs / "index.md"}
