@@ -18,12 +18,12 @@ def _command() -> int:
     import importlib.util
 
     from gravity_conformance._status import CouldNotError
+    from gravity_core._install import install
 
     without_settings()
     for name in _NEEDS:
         if importlib.util.find_spec(name) is None:
-            needed = "pip install 'gravity-optimizer[cli]'"
-            raise CouldNotError(f"the command line needs {name}: {needed}")
+            raise CouldNotError(f"the command line needs {name}: {install('cli')}")
     from gravity_conformance._click import status_of
     from gravity_conformance.cli import cli
 

@@ -17,6 +17,7 @@ from gravity_conformance._process import check_timeout
 from gravity_conformance._status import COULD_NOT, cannot_write, complain
 from gravity_conformance.vectors.check import LARGEST
 from gravity_core import _files
+from gravity_core._install import install
 
 _LONGEST = 2000  # characters of a complaint
 
@@ -71,7 +72,7 @@ def is_installed(package: str) -> bool:
 def check_installed(what: str, package: str) -> None:
     """Refuse what needs a package that is not installed."""
     if not is_installed(package):
-        raise click.UsageError(f"{what} needs {package}: pip install 'gravity-optimizer[cli]'")
+        raise click.UsageError(f"{what} needs {package}: {install('cli')}")
 
 
 def text_of(option: str, file: Path) -> str:

@@ -14,6 +14,7 @@ from gravity_conformance.parity.command import parity
 from gravity_conformance.vectors.check import check
 from gravity_conformance.vectors.making import writing
 from gravity_conformance.versions import versions as lines_of_versions
+from gravity_core._install import install
 
 _STATUSES = "\n".join(f"  {status:<4} {meaning}" for status, meaning in MEANINGS.items())
 # Not a docstring, which -OO drops.
@@ -73,8 +74,7 @@ def vectors(out: Path | None, force: bool, files: tuple[Path, ...], failed: Path
         written = [] if out is None else _written(out, force)
         faults = {path: check(path) for path in files}
     except ModuleNotFoundError as error:
-        needed = "pip install 'gravity-optimizer[cli]'"
-        raise click.UsageError(f"vectors needs {error.name}: {needed}") from error
+        raise click.UsageError(f"vectors needs {error.name}: {install('cli')}") from error
     except OSError as error:
         name = error.filename or "a file"
         raise click.UsageError(f"{name}: {error.strerror or error}") from error

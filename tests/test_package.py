@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import gravity_core
+from gravity_core import _install
 
+ROOT = Path(__file__).resolve().parent.parent
 FRAMEWORKS = {"torch", "jax", "optax", "tensorflow", "keras"}
 # Each package may import the modules that its framework imports (TensorFlow imports jax if it
 # is installed).
@@ -26,7 +28,7 @@ PACKAGES = {
 
 
 def read(name):
-    return (Path(__file__).resolve().parent.parent / name).read_text(encoding="utf-8")
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def imported_after(*names):
@@ -114,3 +116,14 @@ def test_every_folder_of_tests_is_collected_but_the_clients():
     paths = tomllib.loads(read("pyproject.toml"))["tool"]["pytest"]["ini_options"]["testpaths"]
     folders = {f"tests/{path.parent.name}" for path in Path(__file__).parent.glob("*/test_*.py")}
     assert folders - set(paths) == {"tests/clients"}
+
+
+def test_every_hint_installs_an_extra_in_the_way_that_works_today():
+    works = _install.FORM.partition("{extra}")[0]
+    assert _install.install("cli").startswith("pip install '.[cli]'")
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    for name in ("adapters", "benchmarks", "gravity_conformance", "gravity_core"):
+        pages += [path for path in (ROOT / name).rglob("*.*") if path.suffix in (".py", ".md")]
+    for page in set(pages) - {Path(_install.__file__)}:
+        hints = re.findall(r"pip install '(?:gravity-optimizer|\.)\[", page.read_text("utf-8"))
+        assert set(hints) <= {works}, page

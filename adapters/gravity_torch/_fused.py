@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gravity_core._install import install
 from gravity_torch._memory import (
     GRAD,
     GROUP_INDEX,
@@ -91,10 +92,8 @@ def check(p: Tensor) -> None:
         )
     compiler, _ = _COMPILERS[p.device.type]
     if importlib.util.find_spec(compiler) is None:
-        hint = "'gravity-optimizer[torch]'" if compiler == "numba" else compiler
-        raise RuntimeError(
-            f"`fused=True` on {p.device.type} requires {compiler}: pip install {hint}"
-        )
+        hint = install("torch") if compiler == "numba" else f"pip install {compiler}"
+        raise RuntimeError(f"`fused=True` on {p.device.type} requires {compiler}: {hint}")
 
 
 def split(

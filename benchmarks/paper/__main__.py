@@ -35,6 +35,7 @@ from benchmarks.paper.training import HISTORY, Trainer, train
 from gravity_conformance import _drawing
 from gravity_conformance._output import checked, write
 from gravity_conformance._status import CouldNotError, emit
+from gravity_core._install import install
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -162,8 +163,7 @@ def trainer_for(settings: Settings, device: str) -> Trainer:
             raise
         extra = {"keras": "tensorflow"}.get(settings.framework, settings.framework)
         raise CouldNotError(
-            f"--framework {settings.framework} needs {error.name}: "
-            f"pip install 'gravity-optimizer[{extra}]'"
+            f"--framework {settings.framework} needs {error.name}: {install(extra)}"
         ) from error
     trainer: Trainer = module.Trainer(settings, weights, device)
     return trainer

@@ -24,6 +24,7 @@ from gravity_conformance.parity import report as reports
 from gravity_conformance.parity import run as runner
 from gravity_conformance.parity.page import page
 from gravity_conformance.protocol import Kind
+from gravity_core._install import install
 
 # Not a docstring, which -OO drops.
 _HELP = """\
@@ -145,7 +146,7 @@ def parity(
             picture = outputs[reports.FILES.index(reports.PICTURE)]
             drawings.append(drawn(picture, lambda: plots.picture(report), paths))
         else:
-            needed = "it needs matplotlib: pip install 'gravity-optimizer[cli]'"
+            needed = f"it needs matplotlib: {install('cli')}"
             complain(f"gravity: {reports.PICTURE} is not drawn: {needed}")
         if html is not None:
             drawings.append(drawn(outputs[-1], lambda: page(report), paths))

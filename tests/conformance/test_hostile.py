@@ -18,6 +18,7 @@ from gravity_conformance._output import Line, Table
 from gravity_conformance.conform import runner
 from gravity_conformance.conform.verdict import sentence
 from gravity_conformance.vectors import check, files
+from gravity_core._install import install
 from tests.hostile.environments import ENVIRONMENTS, run
 from tests.hostile.misbehaving import ACTS, LIES, RIGHT, backend, function, liar
 from tests.support.command import gravity, hidden, written
@@ -296,7 +297,7 @@ def test_what_needs_no_plots_works_without_matplotlib(tmp_path):
     words = ["parity", "--backend", "numpy", "--steps", "1", "--out", tmp_path / "out"]
     done = gravity(*words, "--html", tmp_path / "a.html", env=environment)
     assert done.returncode == 2
-    assert done.stderr == "gravity: --html needs matplotlib: pip install 'gravity-optimizer[cli]'\n"
+    assert done.stderr == f"gravity: --html needs matplotlib: {install('cli')}\n"
     done = gravity(*words, env=environment)
     assert done.returncode == 0
     assert "parity.png is not drawn: it needs matplotlib" in done.stderr

@@ -17,6 +17,7 @@ from gravity_conformance.parity import run as parity
 from gravity_conformance.parity.digits import digits_task, loss_and_gradients
 from gravity_conformance.parity.grading import Grade
 from gravity_conformance.protocol import Mode
+from gravity_core._install import install
 from tests.support.command import gravity, hidden
 from tests.support.limits import HANG
 from tests.support.parity import Point, compared, threads
@@ -108,9 +109,7 @@ def test_a_missing_cli_extra_is_named():
     code += "from gravity_conformance.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == (
-        "gravity: the command line needs rich: pip install 'gravity-optimizer[cli]'\n"
-    )
+    assert done.stderr == f"gravity: the command line needs rich: {install('cli')}\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")

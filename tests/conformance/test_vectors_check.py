@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gravity_conformance.vectors import files, load_vectors
 from gravity_conformance.vectors.check import check
 from gravity_conformance.vectors.making.notes import NOTES
+from gravity_core._install import install
 
 COMMAND = [sys.executable, "-m", "gravity_conformance", "vectors"]
 
@@ -321,8 +322,7 @@ def test_a_missing_dependency_is_named(module):
     command = [sys.executable, "-c", code, "vectors", "--check", path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    needed = f"gravity: vectors needs {module}: pip install 'gravity-optimizer[cli]'\n"
-    assert done.stderr == needed
+    assert done.stderr == f"gravity: vectors needs {module}: {install('cli')}\n"
 
 
 def test_checking_needs_no_plotting_or_training_package():
