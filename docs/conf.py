@@ -46,7 +46,7 @@ nb_merge_streams = True
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the signature has the types as the source writes them
+autodoc_typehints = "none"  # the arguments have their ranges in the text
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 napoleon_use_rtype = False

@@ -11,7 +11,9 @@ from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
+from sphinx_design.shared import create_component
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,13 @@ SHOWN = {
     "about/security": "SECURITY.md",
     "api/vectors": "gravity_conformance/vectors/README.md",
 }
-PACKAGES = ("gravity_core", "gravity_torch", "gravity_jax", "gravity_tf")
+PACKAGES = (
+    "gravity_core",
+    "gravity_torch",
+    "gravity_jax",
+    "gravity_tf",
+    "gravity_conformance.vectors",
+)
 LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s#:]+)(?=[)#])")
 
 
@@ -89,6 +97,30 @@ def skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) 
     return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field") else None
 
 
+class Tabs(SphinxTransform):
+    """Show the subsections of a section with the comment `<!-- tabs -->` as tabs.
+
+    On a code host they stay sections. MyST-NB runs no code cell inside a directive of tabs.
+    """
+
+    default_priority = 500
+
+    def apply(self, **kwargs: Any) -> None:
+        """Replace the subsections."""
+        for comment in list(self.document.findall(nodes.raw)):
+            if comment.astext().strip() == "<!-- tabs -->":
+                section = comment.parent
+                tabs = create_component("tab-set", ["sd-tab-set"])
+                for part in [node for node in section if isinstance(node, nodes.section)]:
+                    title, *content = part.children
+                    name = title.astext()
+                    label = nodes.rubric(name, name, classes=["sd-tab-label"], sync_id=name)
+                    panel = create_component("tab-content", ["sd-tab-content"], children=content)
+                    tabs += create_component("tab-item", ["sd-tab-item"], children=[label, panel])
+                    section.remove(part)
+                section.replace(comment, tabs)
+
+
 def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
     """Write a formula as MathML, which browsers draw themselves."""
     block = isinstance(node, nodes.math_block)
@@ -106,6 +138,7 @@ def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect all of it."""
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
+    app.add_transform(Tabs)
     app.connect("source-read", read_source)
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)

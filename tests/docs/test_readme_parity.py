@@ -1,4 +1,4 @@
-"""The README's parity section matches the output of docs/readme_parity.py."""
+"""The parity sections of the README and of docs/parity.md match docs/readme_parity.py."""
 
 import json
 import shutil
@@ -15,10 +15,17 @@ def script():
     return docs_script("readme_parity")
 
 
-def test_the_section_matches_the_stored_figures(script):
+@pytest.fixture(params=["README", "PAGE"])
+def page(request, script):
+    """The text of a page, and what writes its section."""
+    write = {"README": script.with_summary, "PAGE": script.with_tables}[request.param]
+    return getattr(script, request.param).read_text(encoding="utf-8"), write
+
+
+def test_the_section_matches_the_stored_figures(script, page):
     kept = json.loads(script.KEPT.read_text(encoding="utf-8"))
-    text = script.README.read_text(encoding="utf-8")
-    assert script.with_section(text, kept) == text
+    text, write = page
+    assert write(text, kept) == text
 
 
 def test_the_stored_run_passed_and_has_every_backend(script):
@@ -28,19 +35,30 @@ def test_the_stored_run_passed_and_has_every_backend(script):
     assert kept["command"] == "gravity parity"
 
 
-def test_a_changed_figure_is_detected(script):
+def test_a_changed_figure_is_detected(script, page):
     kept = json.loads(script.KEPT.read_text(encoding="utf-8"))
-    text = script.README.read_text(encoding="utf-8")
-    kept["replays"][1]["grade"]["worst"] += 0.01
-    assert script.with_section(text, kept) != text
+    text, write = page
+    for grade in (row["grade"] for row in kept["replays"]):
+        grade["worst"] += 0.01
+        grade["share"] += 0.01
+    assert write(text, kept) != text
     with pytest.raises(SystemExit, match="one section 'parity'"):
-        script.with_section(text + text, kept)
+        write(text + text, kept)
+
+
+def test_a_failed_run_changes_no_page(script, tmp_path):
+    run = json.loads(script.KEPT.read_text(encoding="utf-8")) | {"passed": False}
+    (tmp_path / "parity.json").write_text(json.dumps(run))
+    with pytest.raises(SystemExit, match="did not pass"):
+        script.main(tmp_path)
 
 
 def test_a_whole_run_is_copied(script, tmp_path, monkeypatch):
-    for name, path in (("README", "README.md"), ("KEPT", "kept.json"), ("PICTURE", "p.png")):
+    places = {"README": "a.md", "PAGE": "b.md", "KEPT": "kept.json", "PICTURE": "p.png"}
+    for name, path in places.items():
         monkeypatch.setattr(script, name, tmp_path / path)
-    (tmp_path / "README.md").write_text("a\n<!-- parity: x -->\nold\n<!-- /parity -->\nb\n")
+    for path in ("a.md", "b.md"):
+        (tmp_path / path).write_text("a\n<!-- parity: x -->\nold\n<!-- /parity -->\nb\n")
     run = json.loads((FOLDER / "parity.json").read_text(encoding="utf-8"))
     for row in run["replays"]:
         row["grade"]["deviation"] = [1.0] * 9 + row["grade"]["deviation"]
@@ -48,9 +66,10 @@ def test_a_whole_run_is_copied(script, tmp_path, monkeypatch):
     (tmp_path / "run" / "parity.json").write_text(json.dumps(run))
     shutil.copyfile(FOLDER / "images" / "parity.png", tmp_path / "run" / "parity.png")
     script.main(tmp_path / "run")
-    text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert text.startswith("a\n<!-- parity: x -->\n\nMeasured once on ")
-    assert text.endswith("<!-- /parity -->\nb\n")
+    for path in ("a.md", "b.md"):
+        text = (tmp_path / path).read_text(encoding="utf-8")
+        assert text.startswith("a\n<!-- parity: x -->\n\nMeasured once on ")
+        assert text.endswith("<!-- /parity -->\nb\n")
     kept = json.loads((tmp_path / "kept.json").read_text(encoding="utf-8"))
     assert {len(row["grade"]["deviation"]) for row in kept["replays"]} == {1}
-    assert script.with_section(text, kept) == text
+    assert script.with_tables(text, kept) == text
