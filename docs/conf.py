@@ -47,7 +47,6 @@ os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLA
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the arguments have their ranges in the text
-autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 

@@ -83,13 +83,31 @@ def check_names(app: Sphinx, env: Any) -> None:
         logger.warning("no page in docs/api has an entry for %s", name)
 
 
-def escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Make |G| and * of a docstring mean themselves, outside of backticks and examples."""
+def read_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Give plain text the marks of reStructuredText.
+
+    A block that is indented by four after an empty line, with formulas or code, becomes literal.
+    Elsewhere |G| and * mean themselves, outside of backticks and examples.
+    """
+    marked: list[str] = []
+    text = literal = 0  # the indents of the text above, and of the literal block; 0: none
     for i, line in enumerate(lines):
-        if not line.lstrip().startswith((">>>", "...")):
-            parts = re.split(r"(`[^`]*`)", line)
-            parts[::2] = [re.sub(r"[|*]", r"\\\g<0>", part) for part in parts[::2]]
-            lines[i] = "".join(parts)
+        indent = len(line) - len(line.lstrip())
+        if not line or line.lstrip().startswith((">>>", "...")) or 0 < literal <= indent:
+            marked.append(line)
+            continue
+        literal = indent + 1 if line.lstrip().startswith(".. ") else 0  # a directive
+        if i and not lines[i - 1] and indent >= text + 4:
+            literal = indent
+            marked += [" " * text + "::", "", line]
+            continue
+        text = indent + (2 if line.lstrip().startswith("- ") else 0)
+        parts = re.split(r"(`[^`]*`)", line)
+        parts[::2] = [re.sub(r"[|*]", r"\\\g<0>", part) for part in parts[::2]]
+        marked.append("".join(parts))
+    lines[:] = marked
 
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -140,7 +158,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.add_transform(Tabs)
     app.connect("source-read", read_source)
-    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", read_docstring, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)
     app.connect("env-check-consistency", check_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

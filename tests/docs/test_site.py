@@ -52,9 +52,18 @@ def test_a_name_without_an_entry_is_found(pages):
 
 
 def test_bars_and_stars_of_a_docstring_stay(pages):
-    lines = ["max|G| and `|G|` and *", "    >>> a * b | c"]
-    pages.escape(None, "function", "name", None, None, lines)
-    assert lines == [r"max\|G\| and `|G|` and \*", "    >>> a * b | c"]
+    lines = ["max|G| and `|G|` and *", "Example:", "    >>> a * b | c"]
+    pages.read_docstring(None, "function", "name", None, None, lines)
+    assert lines == [r"max\|G\| and `|G|` and \*", "Example:", "    >>> a * b | c"]
+
+
+def test_a_literal_block_of_a_docstring_stays(pages):
+    bound = ["      e * |V|", "      e", ""]
+    math = [".. math::", r"    \max|G|", ""]
+    lines = ["- The bound:", "", *bound, "  and |W|", "", *math, "Args:", "    x: a|b"]
+    pages.read_docstring(None, "class", "name", None, None, lines)
+    after = [r"  and \|W\|", "", *math, "Args:", r"    x: a\|b"]
+    assert lines == ["- The bound:", "", "  ::", "", *bound, *after]
 
 
 def test_every_page_is_in_one_table_of_contents():
