@@ -149,6 +149,9 @@ def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
     except MathError as error:
         logger.warning("not a formula: %s (%s)", node.astext(), error, location=node)
         formula = ""
+    # Bars of |G| are fences and no operators.
+    bar = '<mo stretchy="false" lspace="0" rspace="0">|</mo>'
+    formula = re.sub(r"<mo[^>]*>\|</mo>", bar, formula)
     self.body.append(f'<div class="math">{formula}</div>\n' if block else formula)
     raise nodes.SkipNode
 
