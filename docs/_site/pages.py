@@ -132,7 +132,7 @@ class Tabs(SphinxTransform):
                 for part in [node for node in section if isinstance(node, nodes.section)]:
                     title, *content = part.children
                     name = title.astext()
-                    label = nodes.rubric(name, name, classes=["sd-tab-label"], sync_id=name)
+                    label = nodes.rubric(name, name, classes=["sd-tab-label"])
                     panel = create_component("tab-content", ["sd-tab-content"], children=content)
                     tabs += create_component("tab-item", ["sd-tab-item"], children=[label, panel])
                     section.remove(part)

@@ -1,7 +1,10 @@
 """The site's own code: links that leave docs/, docstrings, and the check of the API pages."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,54 @@ def test_a_literal_block_of_a_docstring_stays(pages):
     pages.read_docstring(None, "class", "name", None, None, lines)
     after = [r"  and \|W\|", "", *math, "Args:", r"    x: a\|b"]
     assert lines == ["- The bound:", "", "  ::", "", *bound, *after]
+
+
+PAGE = """
+# A page
+
+## A section
+
+<!-- tabs -->
+
+### First
+
+$\\lvert g\\rvert \\lt 1$
+
+### Second
+
+FORMULA
+
+## Another section
+"""
+
+
+@pytest.mark.parametrize(("formula", "right"), [("$x^2$", True), ("$\\nosuchcommand$", False)])
+def test_a_page_with_tabs_and_formulas(formula, right, tmp_path):
+    (tmp_path / "conf.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'docs' / '_site')!r})\n"
+        'extensions = ["myst_parser", "sphinx_design", "tabs_and_formulas"]\n'
+        'html_math_renderer, myst_enable_extensions = "mathml", ["dollarmath"]\n'
+    )
+    (tmp_path / "tabs_and_formulas.py").write_text(
+        "import pages\n"
+        "def setup(app):\n"
+        "    app.add_html_math_renderer('mathml', (pages.mathml, None), (pages.mathml, None))\n"
+        "    app.add_transform(pages.Tabs)\n"
+    )
+    (tmp_path / "index.md").write_text(PAGE.replace("FORMULA", formula))
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", ".", "out"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode == 0) is right, done.stderr
+    if not right:
+        assert "not a formula" in done.stderr
+        return
+    html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    labels = re.findall(r'<label [^>]*class="sd-tab-label"[^>]*>\s*(\w+)', html)
+    assert labels == ["First", "Second"]
+    first, second = re.findall(r"<math.*?</math>", html, re.DOTALL)
+    assert "&lt;" in first
+    assert "<msup>" in second
 
 
 def test_every_page_is_in_one_table_of_contents():
