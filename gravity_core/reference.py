@@ -160,11 +160,9 @@ class Gravity:
         """
         params = _weights(params)
         for w in params:
+            rate = self._first_rate if self._derives_std else None
             hp.check_velocity_std(
-                self.velocity_std,
-                w.real.dtype.name,
-                learning_rate=self._first_rate,
-                alpha=self.alpha,
+                self.velocity_std, w.real.dtype.name, learning_rate=rate, alpha=self.alpha
             )
         self.velocity = [
             initial_velocity(w.shape, w.dtype, std=self.velocity_std, seed=self.seed, index=i)
