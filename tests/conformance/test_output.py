@@ -195,7 +195,7 @@ def test_a_file_in_a_read_only_folder_is_refused_before_the_run(gravity, argumen
     finally:
         os.seteuid(0)
     option = arguments[-1]
-    wanted = f"gravity: {option} must be a file in a writable folder, got 'closed/a': Permission"
+    wanted = f"gravity: {option} cannot write 'closed/a': Permission"
     assert error.startswith(wanted)
 
 
