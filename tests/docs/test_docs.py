@@ -219,8 +219,9 @@ def test_links_of_the_front_pages_exist(page):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page.parent.name != "recipes"],  # those name other libraries
-    ids=lambda page: page.name,
+    # recipes name what is in other libraries
+    [page for page in PAGES if page.parent.name != "recipes"],
+    ids=lambda page: str(page.relative_to(DOCS)),
 )
 def test_names_in_backticks_exist(page):
     assert unknown_names(page.read_text(encoding="utf-8")) == []
