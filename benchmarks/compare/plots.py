@@ -190,12 +190,18 @@ def shown(error: float, measure: str) -> str:
     Example:
         >>> shown(0.0278, WRONG), shown(2.4, ""), shown(0.00031, VALUE), shown(19.2, VALUE)
         ('2.8 %', '2.40', '3e-04', '19')
+        >>> shown(549.4, VALUE), shown(1e-31, VALUE)
+        ('549', '< 1e-16')
     """
     if measure == WRONG:
         return f"{100 * error:.1f} %"
-    if measure == VALUE:
-        return f"{error:.0e}" if error < 0.1 or error >= 1000 else f"{error:.2g}"
-    return f"{error:.2f}"
+    if measure != VALUE:
+        return f"{error:.2f}"
+    if error < FLOOR:
+        return f"< {FLOOR:.0e}"
+    if error < 0.1 or error >= 1000:
+        return f"{error:.0e}"
+    return f"{error:.3g}" if error >= 100 else f"{error:.2g}"
 
 
 def table(report: Json) -> Figure:
