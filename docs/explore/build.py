@@ -16,7 +16,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 VECTORS = HERE.parents[1] / "gravity_conformance" / "vectors"
 
-IMPORT = re.compile(r'^import (?:\* as (?P<all>\w+)|(?P<some>\{[^}]*\})) from "(?P<path>[^"]+)";\n', re.M)
+IMPORT = re.compile(
+    r'^import (?:\* as (?P<all>\w+)|(?P<some>\{[^}]*\})) from "(?P<path>[^"]+)";\n', re.M
+)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:const|function) (?P<name>\w+))", re.M)
 
 
@@ -67,10 +69,8 @@ def page() -> str:
     script = "\n".join(modules(HERE / "page.mjs", {}).values())
     parts = {
         '<link rel="stylesheet" href="style.css">': f"<style>\n{style}</style>",
-        '<script type="module" src="page.mjs"></script>': f'<script type="module">\n{script}</script>',
-        '<script id="vectors" type="application/json">[]</script>': (
-            f'<script id="vectors" type="application/json">{vectors()}</script>'
-        ),
+        ' src="page.mjs"></script>': f">\n{script}</script>",
+        "[]</script>": f"{vectors()}</script>",
     }
     for old, new in parts.items():
         before, after = text.split(old)  # exactly once

@@ -72,7 +72,7 @@ export function parse(hash) {
   settings.axes = choose("axes", settings.axes);
   settings.theme = choose("theme", settings.theme);
   for (const [key, text] of query) {
-    if (key in choices) continue;
+    if (Object.hasOwn(choices, key)) continue;
     if (key === "off") {
       const off = text.split(",").filter(Boolean);
       settings.off = names.filter((name) => off.includes(name));
@@ -143,7 +143,7 @@ export function shown(x) {
     return String(Number(x.toPrecision(3))).replace("-", "−");
   }
   const [digits, exponent] = x.toExponential(1).split("e");
-  return `${digits.replace("-", "−")}·${powerOfTen(Number(exponent))}`;
+  return `${digits.replace("-", "−").replace(".0", "")}·${powerOfTen(Number(exponent))}`;
 }
 
 export function powerOfTen(k) {

@@ -196,9 +196,9 @@ export function curveFigure({ settings, results }, width, tall) {
   if (!results.gravity) return text(width / 2, tall / 2, "Gravity is switched off", "muted", "middle");
   const { g, m, zeta } = results.gravity.trace[settings.n];
   const log = settings.axes === "logarithmic";
-  const box = { left: 46, right: width - 12, top: 12, bottom: tall - 36 };
+  const box = { left: 52, right: width - 20, top: 12, bottom: tall - 36 };
   const largest = Math.max(...g.map(Math.abs));
-  const edge = log ? 1000 : nice(Math.max(1.1 * largest, Math.min(3 * m, 4 * largest), 1e-6));
+  const edge = log ? 1000 : nice(Math.max(1.1 * largest, Math.min(3 * m, 4 * largest), 0.005));
   const start = log ? 0.001 : 0;
   const term = (x) => x / (1 + (x / m) * (x / m));
   const highest = log ? 10 : nice(1.15 * term(Math.min(m, edge)));
@@ -270,7 +270,7 @@ export const span = (n) => [50, 100, 200, 500, LAST].find((each) => each >= n);
 
 export function timesFigure({ settings, results }, width, tall) {
   const { n, beta } = settings;
-  const box = { left: 46, right: width - 96, bottom: tall - 22 };
+  const box = { left: 52, right: width - 96, bottom: tall - 22 };
   const last = span(n);
   const x = scaleOf(0, last, box.left, box.right);
   const strip = (tall - 22) / 4;

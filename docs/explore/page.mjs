@@ -194,7 +194,11 @@ function paintBands(surface) {
     [1, 3, 5].map((i) => parseInt(style.getPropertyValue(`--${name}`).trim().slice(i, i + 2), 16));
   const colours = { low: colour("low"), high: colour("high"), contour: colour("contour") };
   const rows = (first) => {
-    if (painted !== wanted || first >= size) return;
+    if (painted !== wanted) return; // another surface came between
+    if (first >= size) {
+      canvas.dataset.painted = wanted;
+      return;
+    }
     const end = Math.min(first + figures.ROWS, size);
     figures.paint(image.data, size, surface, colours, first, end);
     context.putImageData(image, 0, 0, 0, first, size, end - first);
@@ -232,10 +236,12 @@ function play() {
   requestAnimationFrame(frame);
 }
 
-function pause() {
+function goTo(n) {
   playing = false;
-  draw();
+  set({ n });
 }
+
+const pause = () => goTo(settings.n);
 
 // The start point
 
@@ -277,24 +283,15 @@ function listen() {
   });
 
   $("play").addEventListener("click", () => (playing ? pause() : play()));
-  $("step").addEventListener("click", () => {
-    pause();
-    set({ n: Math.min(settings.n + 1, LAST) });
-  });
-  $("reset").addEventListener("click", () => {
-    pause();
-    set({ n: 0 });
-  });
+  $("step").addEventListener("click", () => goTo(Math.min(settings.n + 1, LAST)));
+  $("reset").addEventListener("click", () => goTo(0));
   $("n").max = LAST;
-  $("n").addEventListener("input", () => {
-    pause();
-    set({ n: $("n").valueAsNumber });
-  });
+  $("n").addEventListener("input", () => goTo($("n").valueAsNumber));
   $("axes").addEventListener("change", () => set({ axes: $("axes").checked ? "linear" : "logarithmic" }));
   $("theme").addEventListener("click", () => set({ theme: theme() === "dark" ? "light" : "dark" }));
   $("defaults").addEventListener("click", () => {
     $("problems").textContent = "";
-    pause();
+    playing = false;
     set({ ...defaults(), theme: settings.theme });
   });
   $("copy").addEventListener("click", async () => {
