@@ -31,10 +31,12 @@ function set(changes) {
 }
 
 // Takes a number that was typed; one that is wrong is replaced, and reported.
-function take(key, text) {
-  const { value, problem } = checked(key, text || (ranges[key]?.none ?? ""), settings.surface);
+function take(key, input) {
+  const text = input.value || (ranges[key]?.none ?? "");
+  const { value, problem } = checked(key, text, settings.surface);
   $("problems").textContent = problem ?? "";
   set({ [key]: value });
+  input.value = value ?? "";
 }
 
 function load(hash) {
@@ -55,7 +57,7 @@ function fromSlider({ low, high, log, whole }, position) {
   return Number((low * (high / low) ** position).toPrecision(2));
 }
 
-const typing = (input) => playing && document.activeElement === input;
+const typing = (input) => document.activeElement === input;
 
 function numberField(key, { slider = true } = {}) {
   const range = () => experiment.rangeOf(key, settings.surface);
@@ -64,7 +66,7 @@ function numberField(key, { slider = true } = {}) {
   if (symbol) label.append(element("b", { textContent: symbol }), " ");
   label.append(title);
   const number = element("input", { type: "number", id: key, step: "any" });
-  number.addEventListener("change", () => take(key, number.value));
+  number.addEventListener("change", () => take(key, number));
   const field = element("div", { className: "field" }, label, number);
   const bar = element("input", { type: "range", min: 0, max: 1, step: 0.005 });
   bar.setAttribute("aria-label", [symbol, title].join(" "));
@@ -117,7 +119,7 @@ function buildControls() {
     const row = element("div", { className: "optimizer" }, label);
     if (name !== "gravity") {
       const rate = element("input", { type: "number", id: name, step: "any", min: 0 });
-      rate.addEventListener("change", () => take(name, rate.value));
+      rate.addEventListener("change", () => take(name, rate));
       row.append(element("label", { htmlFor: name, textContent: "rate" }), rate);
       rate.setAttribute("aria-label", ranges[name].title);
       sliders[name] = () => {

@@ -432,3 +432,11 @@ def test_every_optimizer_may_be_off(opened):
     assert page.text_content("#curve") == "Gravity is switched off"
     assert page.locator("#paths .trail").count() == 0
     assert settings_in(page) == {"off": "gravity,sgd,momentum,adam"}
+
+
+def test_what_is_being_typed_stays_when_the_page_is_drawn_again(opened):
+    page = opened()
+    page.fill("#rate", "0.03")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector("html[data-theme=dark]")
+    assert page.input_value("#rate") == "0.03"

@@ -143,9 +143,10 @@ def test_sgd_and_momentum_are_their_formulas(mu):
 def test_adam_is_that_of_torch():
     """Both are within the bound on rounding errors.
 
-    M is a sum over about 1/(1 − β₁) terms with three roundings each; √S has half the roundings of S,
-    a sum over about 1/(1 − β₂) terms. The sum of the sizes in M is at most (1 − β₁)/√(1 − β₂) times √S, by Cauchy and Schwarz, and so
-    is a step, in units of the rate; a few more roundings make it.
+    M is a sum over about 1/(1 − β₁) terms with three roundings each; √S has half the roundings of
+    S, a sum over about 1/(1 − β₂) terms. The sum of the sizes in M is at most (1 − β₁)/√(1 − β₂)
+    times √S, by Cauchy and Schwarz, and so is a step, in units of the rate; a few more roundings
+    make it.
     """
     torch = pytest.importorskip("torch")
     rate = 0.01
