@@ -16,7 +16,7 @@ export const ranges = {
   beta: { symbol: "β", title: "limit of β̂", low: 0, high: 1, initial: 0.9 },
   m: { symbol: "m", title: "", low: 0.01, high: 100, initial: null, none: "gradient", log: true },
   scale: { symbol: "c", title: "scale of the loss", low: 0.01, high: 100, initial: 1, log: true },
-  seed: { title: "seed of V₀", low: 0, high: 2 ** 32 - 1, initial: 0, whole: true },
+  seed: { title: "seed", low: 0, high: 2 ** 32 - 1, initial: 0, whole: true },
   n: { title: "step", low: 0, high: LAST, initial: 40, whole: true },
   sgd: { title: "rate of SGD", low: 1e-5, high: 10, initial: null, none: "auto", log: true },
   momentum: { title: "rate of momentum", low: 1e-5, high: 10, initial: null, none: "auto", log: true },
@@ -31,8 +31,8 @@ const choices = {
 
 export function rangeOf(key, surface) {
   const [left, right, bottom, top] = surfaces[surface].view;
-  if (key === "x") return { title: "x at the start", low: left, high: right };
-  if (key === "y") return { title: "y at the start", low: bottom, high: top };
+  if (key === "x") return { title: "start x", low: left, high: right };
+  if (key === "y") return { title: "start y", low: bottom, high: top };
   return ranges[key];
 }
 

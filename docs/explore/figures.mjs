@@ -313,8 +313,8 @@ export function timesFigure({ settings, results }, width, tall) {
     const { trace } = results.gravity;
     [top, bottom] = [2 * strip + 22, 3 * strip - 12];
     y = axis(top, bottom, 0, 1, [0, 0.5, 1], false, "β̂, the weight of the old velocity");
-    parts.push(line(box.left, y(beta), box.right, y(beta), "limit"));
     const at = series((i) => trace[i].beta_hat, n, y, "gravity");
+    parts.push(line(box.left, y(beta), at[0], y(beta), "limit"));
     named([{ name: "gravity", at, words: `β̂ ${shown(Number(trace[n].beta_hat.toFixed(3)))}` }], top, bottom);
 
     [top, bottom] = [3 * strip + 22, 4 * strip - 6];

@@ -91,7 +91,9 @@ function buildControls() {
     $("problems").textContent = "";
     set({ surface: $("surface").value, x, y });
   });
-  $("problem-settings").append(numberField("x"), numberField("y"), numberField("scale"));
+  const start = element("div", { className: "pair" });
+  start.append(...["x", "y"].map((key) => numberField(key, { slider: false })));
+  $("problem-settings").append(start, numberField("scale"));
 
   const follow = element("input", { type: "checkbox", id: "m-from-gradient" });
   follow.addEventListener("change", () => set({ m: follow.checked ? null : 1 }));
@@ -112,7 +114,7 @@ function buildControls() {
       const off = names.filter((each) => (each === name ? !box.checked : settings.off.includes(each)));
       set({ off });
     });
-    const sample = `<svg viewBox="0 0 34 12" aria-hidden="true"><path class="trail ${name}" d="M2 6h30"/></svg>`;
+    const sample = `<svg viewBox="0 0 26 12" aria-hidden="true"><path class="trail ${name}" d="M1 6h24"/></svg>`;
     const label = element("label");
     label.append(box, " ");
     label.insertAdjacentHTML("beforeend", `${sample} ${titles[name]}`);
@@ -128,7 +130,7 @@ function buildControls() {
       };
     }
     sliders[box.id] = () => (box.checked = !settings.off.includes(name));
-    $("share").before(row);
+    $("optimizers").append(row);
   }
 }
 

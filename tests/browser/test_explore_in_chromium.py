@@ -440,3 +440,17 @@ def test_what_is_being_typed_stays_when_the_page_is_drawn_again(opened):
     page.emulate_media(color_scheme="dark")
     page.wait_for_selector("html[data-theme=dark]")
     assert page.input_value("#rate") == "0.03"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_picture_stays_in_sight_while_the_settings_scroll(opened, width):
+    page = opened(width=width)
+    page.mouse.move(width / 2, 880)
+    page.mouse.wheel(0, 700 if width > 1000 else 1100)
+    page.wait_for_function("scrollY > 500")
+    assert page.locator("#stage").bounding_box()["y"] >= -1
+    for name in ("rate", "scale", "adam"):
+        page.locator(f"#{name}").focus()
+        box, picture = (page.locator(each).bounding_box() for each in (f"#{name}", "#stage"))
+        beside = box["x"] > picture["x"] + picture["width"]
+        assert beside or box["y"] >= picture["y"] + picture["height"], name
