@@ -6,7 +6,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from urllib.parse import parse_qs
 
 import matplotlib.image
 import numpy as np
@@ -77,12 +76,21 @@ def opened(browser, address):
     assert faults == []
 
 
-def settings_in(page):
-    """Return the settings in the address, once it has followed the controls."""
-    page.wait_for_timeout(400)  # the page waits for 300 ms
-    return {
-        key: value for key, (value,) in parse_qs(page.evaluate("location.hash.slice(1)")).items()
-    }
+def expect_settings(page, **expected):
+    """Wait until the address, which follows the controls, has these settings and no others."""
+    page.wait_for_function(
+        """expected => {
+            const found = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+            const names = Object.keys({ ...found, ...expected });
+            return names.every((name) => found[name] === expected[name]);
+        }""",
+        arg=expected,
+    )
+
+
+def expect_start(page, x, y):
+    sync_api.expect(page.locator("#x")).to_have_value(x, timeout=LONG)
+    sync_api.expect(page.locator("#y")).to_have_value(y, timeout=LONG)
 
 
 def set_range(page, selector, value):
@@ -217,7 +225,7 @@ def test_the_theme_follows_the_system_and_the_button(opened):
     page.click("#theme")
     page.wait_for_selector("html[data-theme=dark]")
     assert pixels_of(page, "#stage").mean() < light - 0.3
-    assert settings_in(page) == {"theme": "dark"}
+    expect_settings(page, theme="dark")
 
 
 def test_text_has_the_contrast_that_wcag_asks_for(opened):
@@ -248,7 +256,7 @@ def test_play_pause_step_and_reset(opened):
     paused = page.inner_text("#n-shown")
     page.wait_for_timeout(200)
     assert page.inner_text("#n-shown") == paused
-    assert settings_in(page)["n"] == paused
+    expect_settings(page, n=paused)
     page.click("#reset")
     assert page.inner_text("#n-shown") == "0"
 
@@ -278,16 +286,17 @@ def test_the_mouse_moves_the_start(opened):
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.25, steps=3)
     page.mouse.up()
-    assert (page.input_value("#x"), page.input_value("#y")) == ("1", "1")
+    expect_start(page, "1", "1")
     page.mouse.move(box["x"] + 5, box["y"] + 5)
-    assert page.input_value("#x") == "1"
+    page.click("#step")
+    expect_start(page, "1", "1")
 
 
 def test_a_finger_taps_the_start_or_drags_it(opened):
     page = opened(width=400, has_touch=True)
     box = page.locator("#stage").bounding_box()
     page.touchscreen.tap(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.75)
-    assert (page.input_value("#x"), page.input_value("#y")) == ("1", "-1")
+    expect_start(page, "1", "-1")
     assert page.locator("#start").evaluate("each => getComputedStyle(each).touchAction") == "none"
     assert page.locator("#stage").evaluate("each => getComputedStyle(each).touchAction") == "auto"
     assert page.locator("#start").bounding_box()["width"] >= 44
@@ -318,11 +327,11 @@ def test_arrow_keys_move_the_start(opened):
     page.focus("#start")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+ArrowDown")
-    assert (page.input_value("#x"), page.input_value("#y")) == ("-1.18", "0.7")
+    expect_start(page, "-1.18", "0.7")
     assert page.locator("#start").get_attribute("aria-valuetext") == "x −1.18, y 0.7"
     for _ in range(10):
         page.keyboard.press("Shift+ArrowLeft")
-    assert page.input_value("#x") == "-2"  # the edge
+    expect_start(page, "-2", "0.7")  # the edge
 
 
 def test_every_control_has_a_name_for_screen_readers(opened):
@@ -365,8 +374,7 @@ def test_an_address_gives_the_same_page_again(opened):
     page.check("#axes")
     page.get_by_role("button", name="Another V₀").click()
     set_range(page, "#n", 70)
-    found = settings_in(page)
-    assert found == {
+    found = {
         "surface": "cliff",
         "rate": "0.2",
         "beta": "0.5",
@@ -378,8 +386,9 @@ def test_an_address_gives_the_same_page_again(opened):
         "seed": "1",
         "n": "70",
     }
+    expect_settings(page, **found)
     again = opened(page.evaluate("location.hash"))
-    assert settings_in(again) == found
+    expect_settings(again, **found)
     for figure in ("paths", "slopes", "curve", "times"):
         assert again.inner_html(f"#{figure}") == page.inner_html(f"#{figure}")
     assert again.input_value("#adam") == "0.3"
@@ -431,7 +440,7 @@ def test_every_optimizer_may_be_off(opened):
         page.uncheck(f"#on-{name}")
     assert page.text_content("#curve") == "Gravity is switched off"
     assert page.locator("#paths .trail").count() == 0
-    assert settings_in(page) == {"off": "gravity,sgd,momentum,adam"}
+    expect_settings(page, off="gravity,sgd,momentum,adam")
 
 
 def test_what_is_being_typed_stays_when_the_page_is_drawn_again(opened):
