@@ -18,14 +18,14 @@ export const ranges = {
   scale: { symbol: "c", title: "scale of the loss", low: 0.01, high: 100, initial: 1, log: true },
   seed: { title: "seed", low: 0, high: 2 ** 32 - 1, initial: 0, whole: true },
   n: { title: "step", low: 0, high: LAST, initial: 40, whole: true },
-  sgd: { title: "rate of SGD", low: 1e-5, high: 10, initial: null, none: "auto", log: true },
-  momentum: { title: "rate of momentum", low: 1e-5, high: 10, initial: null, none: "auto", log: true },
-  adam: { title: "rate of Adam", low: 1e-5, high: 10, initial: null, none: "auto", log: true },
+  sgd: { title: "rate of SGD", low: 1e-5, high: 10, initial: null, none: "auto" },
+  momentum: { title: "rate of momentum", low: 1e-5, high: 10, initial: null, none: "auto" },
+  adam: { title: "rate of Adam", low: 1e-5, high: 10, initial: null, none: "auto" },
 };
 
 const choices = {
   surface: Object.keys(surfaces),
-  axes: ["logarithmic", "linear"],
+  axes: ["linear", "logarithmic"],
   theme: ["auto", "light", "dark"],
 };
 
@@ -39,7 +39,7 @@ export function rangeOf(key, surface) {
 export function defaults(surface = "bowl") {
   const [x, y] = surfaces[surface].start;
   const numbers = Object.fromEntries(Object.entries(ranges).map(([key, r]) => [key, r.initial]));
-  return { surface, x, y, ...numbers, axes: "logarithmic", theme: "auto", off: [] };
+  return { surface, x, y, ...numbers, axes: "linear", theme: "auto", off: [] };
 }
 
 // Returns the number nearest to the text that is allowed, and what was wrong with the text.
@@ -50,11 +50,13 @@ export function checked(key, text, surface) {
   if (text.trim() === none) return { value: null };
   const number = text.trim() === "" ? NaN : Number(text);
   if (!Number.isFinite(number)) {
-    return { value: fallback, problem: `${name}: “${text}” is no number. ${fallback ?? none} is used.` };
+    const problem = `${name}: “${text}” is no number. ${fallback ?? none} is used.`;
+    return { value: fallback, problem };
   }
   const value = Math.min(Math.max(whole ? Math.round(number) : number, low), high);
   if (value === number) return { value };
-  return { value, problem: `${name}: ${text} is not ${whole ? "an integer " : ""}from ${low} to ${high}. ${value} is used.` };
+  const wanted = `${whole ? "an integer " : ""}from ${low} to ${high}`;
+  return { value, problem: `${name}: ${text} is not ${wanted}. ${value} is used.` };
 }
 
 // Reads the settings from the address's part after “#”. What is wrong is replaced, and reported.
@@ -117,7 +119,8 @@ export function run(settings) {
     while (points.length <= LAST && w.every((x) => Math.abs(x) < FAR)) {
       points.push(w);
       heights.push(scale * height(surface, ...w));
-      w = step(w, surface.gradient(...w).map((x) => scale * x));
+      const g = surface.gradient(...w).map((x) => scale * x);
+      w = step(w, g);
     }
     return { points, heights, end: points.length <= LAST ? points.length : null };
   };

@@ -27,6 +27,9 @@ const line = (x1, y1, x2, y2, name) =>
 const text = (x, y, words, name = "", anchor = "start") =>
   `<text x="${x}" y="${y}" class="${name}" text-anchor="${anchor}">${words}</text>`;
 const path = (d, name) => `<path d="${d}" class="${name}"/>`;
+const circle = (x, y, r, name) => `<circle cx="${x}" cy="${y}" r="${r}" class="${name}"/>`;
+const rect = (x, y, width, tall, name) =>
+  `<rect x="${x}" y="${y}" width="${round(width)}" height="${round(tall)}" class="${name}"/>`;
 
 // Moves numbers apart until neighbours have a distance of `gap`.
 function spread(wanted, gap, low, high) {
@@ -53,7 +56,8 @@ export function nice(x) {
 
 function powersOfTen(low, high, stride = 1) {
   const ticks = [];
-  for (let k = Math.ceil(Math.log10(low)); k <= Math.log10(high) + 1e-9; k += stride) ticks.push(10 ** k);
+  const last = Math.log10(high) + 1e-9;
+  for (let k = Math.ceil(Math.log10(low)); k <= last; k += stride) ticks.push(10 ** k);
   return ticks;
 }
 
@@ -69,7 +73,7 @@ export function projection({ view: [left, right, bottom, top] }, size) {
 }
 
 export const LARGEST = 900; // pixels of the surface
-export const ROWS = 60; // that are painted in a frame
+export const ROWS = 30; // that are painted at once
 const BANDS = 14;
 
 // Fills the rows from `first` to before `end` of RGBA pixels with bands of height, and with lines
@@ -106,13 +110,8 @@ export function paint(pixels, size, surface, { low, high, contour }, first = 0, 
   }
 }
 
-function label(x, y, size, name, words) {
-  const left = x > size - 110;
-  return text(left ? x - 14 : x + 14, y, words, `name ${name}`, left ? "end" : "start");
-}
-
-// The part of the line from p to q that lies within `margin` of the picture, or null: browsers are slow
-// to dash lines of a million pixels.
+// The part of the line from p to q that lies within `margin` of the picture, or null. Browsers are
+// slow to dash lines of a million pixels.
 function cut(p, q, size, margin = 20) {
   let [start, end] = [0, 1];
   for (const k of [0, 1]) {
@@ -151,17 +150,22 @@ export function surfaceFigure({ settings, results, surface }, size) {
     const last = end === null ? settings.n : Math.min(settings.n, end - 1);
     const pixels = points.slice(0, last + 1).map(to);
     parts.push(path(trail(pixels, size), `trail ${name}`));
-    if (name === "gravity") parts.push(path(pixels.map(([x, y]) => `M${x} ${y}h0`).join(""), "dots gravity"));
+    if (name === "gravity") {
+      parts.push(path(pixels.map(([x, y]) => `M${x} ${y}h0`).join(""), "dots gravity"));
+    }
     const [x, y] = pixels.at(-1);
     const at = [clamp(x, 8, size - 8), clamp(y, 8, size - 8)];
     const seen = clamp(x, 0, size) === x && clamp(y, 0, size) === y;
     const gone = !seen || (end !== null && settings.n >= end);
     heads.push({ name, at, words: gone ? `${titles[name]} left the picture` : titles[name], gone });
   }
-  const places = spread(heads.map(({ at }) => at[1] + 5), 19, 16, size - 8);
+  const wanted = heads.map(({ at }) => at[1] + 5);
+  const places = spread(wanted, 19, 16, size - 8);
   heads.forEach(({ name, at: [x, y], words, gone }, i) => {
-    if (!gone) parts.push(`<circle cx="${x}" cy="${y}" r="${name === "gravity" ? 8 : 5}" class="head ${name}"/>`);
-    parts.push(label(x, round(places[i]), size, name, words));
+    if (!gone) parts.push(circle(x, y, name === "gravity" ? 8 : 5, `head ${name}`));
+    const left = x > size - 110;
+    const [anchor, place] = left ? ["end", x - 14] : ["start", x + 14];
+    parts.push(text(place, round(places[i]), words, `name ${name}`, anchor));
   });
   return parts.join("");
 }
@@ -182,18 +186,24 @@ export function slopesFigure({ settings, results }, width, tall) {
     const uphill = Math.sign(g[i]) || 1;
     const step = round(-uphill * reach * Math.sin((theta * Math.PI) / 90));
     const tip = 5 * Math.sign(step);
-    return (
-      line(cx - reach, ground, cx + reach, ground, "grid") +
-      `<g transform="translate(${cx} ${cy}) rotate(${round(-uphill * theta)})">` +
-      `${line(-reach, 0, reach, 0, "plane")}<circle cx="0" cy="-11" r="9.5" class="ball"/></g>` +
-      (Math.abs(step) < 2 ? "" : path(`M${cx} ${ground}h${step}m${-tip} -4l${tip} 4l${-tip} 4`, "arrow")) +
-      text(cx, round(ground + 20), `${axis}: ${Math.round(theta)}°`, theta > 45 ? "steep" : "strong", "middle")
-    );
+    const arrow = `M${cx} ${ground}h${step}m${-tip} -4l${tip} 4l${-tip} 4`;
+    const words = `${axis}: ${Math.round(theta)}°`;
+    return [
+      line(cx - reach, ground, cx + reach, ground, "grid"),
+      `<g transform="translate(${cx} ${cy}) rotate(${round(-uphill * theta)})">`,
+      line(-reach, 0, reach, 0, "plane"),
+      circle(0, -11, 9.5, "ball"),
+      "</g>",
+      path(Math.abs(step) < 2 ? "" : arrow, "arrow"),
+      text(cx, round(ground + 20), words, theta > 45 ? "steep" : "strong", "middle"),
+    ].join("");
   }).join("");
 }
 
 export function curveFigure({ settings, results }, width, tall) {
-  if (!results.gravity) return text(width / 2, tall / 2, "Gravity is switched off", "muted", "middle");
+  if (!results.gravity) {
+    return text(width / 2, tall / 2, "Gravity is switched off", "muted", "middle");
+  }
   const { g, m, zeta } = results.gravity.trace[settings.n];
   const log = settings.axes === "logarithmic";
   const box = { left: 52, right: width - 20, top: 12, bottom: tall - 36 };
@@ -211,9 +221,10 @@ export function curveFigure({ settings, results }, width, tall) {
   );
   const parts = [];
   const mx = m < edge ? inside(x(m)) : box.right;
+  const high = box.bottom - box.top;
   parts.push(
-    `<clipPath id="curve-clip"><rect x="${box.left}" y="${box.top}" width="${box.right - box.left}" height="${box.bottom - box.top}"/></clipPath>`,
-    `<rect x="${mx}" y="${box.top}" width="${round(box.right - mx)}" height="${box.bottom - box.top}" class="falling"/>`,
+    `<clipPath id="clip">${rect(box.left, box.top, box.right - box.left, high, "")}</clipPath>`,
+    rect(mx, box.top, box.right - mx, high, "falling"),
   );
   const xTicks = log ? powersOfTen(start, edge) : [0, edge / 4, edge / 2, (3 * edge) / 4, edge];
   const yTicks = log ? powersOfTen(lowest, highest) : [0, highest / 2, highest];
@@ -229,33 +240,44 @@ export function curveFigure({ settings, results }, width, tall) {
     text((box.left + box.right) / 2, tall - 4, "size of the gradient, |g|", "tick", "middle"),
     text(box.left + 6, box.top + 12, "ζ", "strong"),
   );
-  const curve = (f) => pathOf(samples.map((each) => [x(each), y(f(each))]));
+  const curve = (f, name) => path(pathOf(samples.map((each) => [x(each), y(f(each))])), name);
   parts.push(
-    `<g clip-path="url(#curve-clip)">`,
-    path(curve((each) => each), "trail sgd"),
-    path(curve(term), "trail gravity"),
+    `<g clip-path="url(#clip)">`,
+    curve((each) => each, "trail sgd"),
+    curve(term, "trail gravity"),
     m < edge ? line(mx, box.top, mx, box.bottom, "limit") : "",
     "</g>",
   );
-  const right = mx > (box.left + box.right) / 2;
-  if (m < edge && m > start) {
-    parts.push(text(mx + (right ? -6 : 6), box.bottom - 8, `m = ${shown(m)}: 45°`, "strong", right ? "end" : "start"));
+  const ends = Math.min(highest, edge); // of the line of gradient descent
+  const [side, at] =
+    x(ends) > box.right - 130
+      ? ["end", x(ends) - 12]
+      : ["start", Math.max(x(ends), box.left + 14) + 8];
+  const height = Math.max(y(ends) + (m < edge ? 12 : -8), box.top + 12);
+  parts.push(text(at, height, "gradient descent", "strong sgd", side));
+  if (m < edge && !g.some((each) => x(Math.abs(each)) > box.right - 80)) {
+    const over = y(term(samples.find((each) => x(each) > box.right - 62))) - 6;
+    const place = clamp(over, box.top + 12, box.bottom - 26);
+    parts.push(text(box.right - 2, place, "Gravity", "strong gravity", "end"));
   }
-  const marks = g.map((each, i) => [inside(x(Math.abs(each))), clamp(y(Math.abs(zeta[i])), box.top, box.bottom)]);
-  const places = spread(marks.map(([, py]) => py - 10), 17, box.top + 12, box.bottom - 6);
+  if (m < edge && m > start) {
+    const right = mx > (box.left + box.right) / 2;
+    const [anchor, place] = right ? ["end", mx - 6] : ["start", mx + 6];
+    parts.push(text(place, box.bottom - 8, `m = ${shown(m)}: 45°`, "strong", anchor));
+  }
+  const marks = g.map((each, i) => [
+    inside(x(Math.abs(each))),
+    clamp(y(Math.abs(zeta[i])), box.top, box.bottom),
+  ]);
+  const wanted = marks.map(([, py]) => py - 10);
+  const places = spread(wanted, 17, box.top + 12, box.bottom - 6);
   marks.forEach(([px, py], i) => {
     parts.push(line(px, py, px, box.bottom, "drop"));
-    parts.push(mark(AXES[i], px, py));
-    parts.push(text(px > box.right - 30 ? px - 12 : px + 11, round(places[i]), AXES[i], "strong", px > box.right - 30 ? "end" : "start"));
+    parts.push(i === 0 ? circle(px, py, 6, "mark") : rect(px - 5.5, py - 5.5, 11, 11, "mark"));
+    const [anchor, place] = px > box.right - 30 ? ["end", px - 12] : ["start", px + 11];
+    parts.push(text(place, round(places[i]), AXES[i], "strong", anchor));
   });
   return parts.join("");
-}
-
-// x is a circle, y a square.
-function mark(axis, x, y) {
-  return axis === "x"
-    ? `<circle cx="${x}" cy="${y}" r="6" class="mark"/>`
-    : `<rect x="${x - 5.5}" y="${y - 5.5}" width="11" height="11" class="mark"/>`;
 }
 
 function tickText(tick, log) {
@@ -290,7 +312,8 @@ export function timesFigure({ settings, results }, width, tall) {
     return points.at(-1);
   };
   const named = (ends, top, bottom) => {
-    const places = spread(ends.map(({ at }) => at[1] + 4), 15, top + 4, bottom + 4);
+    const wanted = ends.map(({ at }) => at[1] + 4);
+    const places = spread(wanted, 15, top + 4, bottom + 4);
     ends.forEach(({ at, words, name }, i) => {
       parts.push(text(at[0] + 6, round(places[i]), words, `name ${name}`));
     });
@@ -302,7 +325,8 @@ export function timesFigure({ settings, results }, width, tall) {
   const decade = 10 ** Math.ceil(Math.log10(highest));
   const floor = decade * 1e-6;
   let [top, bottom] = [20, 2 * strip - 14];
-  let y = axis(top, bottom, floor, decade, powersOfTen(floor, decade, 2), true, "height above the minimum");
+  const decades = powersOfTen(floor, decade, 2);
+  let y = axis(top, bottom, floor, decade, decades, true, "height above the minimum");
   const lasts = all.map(([name, { heights, end }]) => {
     const stop = end === null ? n : Math.min(n, end - 1);
     return { name, at: series((i) => heights[i], stop, y, name), words: titles[name] };
@@ -315,7 +339,8 @@ export function timesFigure({ settings, results }, width, tall) {
     y = axis(top, bottom, 0, 1, [0, 0.5, 1], false, "β̂, the weight of the old velocity");
     const at = series((i) => trace[i].beta_hat, n, y, "gravity");
     parts.push(line(box.left, y(beta), at[0], y(beta), "limit"));
-    named([{ name: "gravity", at, words: `β̂ ${shown(Number(trace[n].beta_hat.toFixed(3)))}` }], top, bottom);
+    const words = `β̂ ${shown(trace[n].beta_hat)}`;
+    named([{ name: "gravity", at, words }], top, bottom);
 
     [top, bottom] = [3 * strip + 22, 4 * strip - 6];
     const sizes = thinned(last).flatMap((i) => trace[i].before.map(Math.abs));

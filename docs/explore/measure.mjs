@@ -3,9 +3,10 @@
 //     node docs/explore/measure.mjs
 //
 // A frame here runs all optimizers anew, as after a change of a setting, and writes all figures at
-// their longest. The surface is painted only when it, the theme or the size changes, ROWS rows in a
-// frame. Times are those of the processor, so that other processes do not count; they include the
-// engine's threads that compile, mostly in the first times, and collect garbage.
+// their longest. The surface is painted only when it, the theme or the size changes, ROWS rows at
+// once, for 8 ms of each frame. Times are those of the processor, so that other processes do not
+// count. They include the engine's threads that compile, mostly in the first times, and collect
+// garbage.
 
 import { LAST, defaults, run } from "./experiment.mjs";
 import * as figures from "./figures.mjs";

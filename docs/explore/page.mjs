@@ -111,18 +111,20 @@ function buildControls() {
   for (const name of names) {
     const box = element("input", { type: "checkbox", id: `on-${name}` });
     box.addEventListener("change", () => {
-      const off = names.filter((each) => (each === name ? !box.checked : settings.off.includes(each)));
+      const off = names.filter((each) =>
+        each === name ? !box.checked : settings.off.includes(each),
+      );
       set({ off });
     });
-    const sample = `<svg viewBox="0 0 26 12" aria-hidden="true"><path class="trail ${name}" d="M1 6h24"/></svg>`;
     const label = element("label");
-    label.append(box, " ");
-    label.insertAdjacentHTML("beforeend", `${sample} ${titles[name]}`);
+    const sample = `<path class="trail ${name}" d="M1 6h24"/>`;
+    label.innerHTML = ` <svg viewBox="0 0 26 12" aria-hidden="true">${sample}</svg> ${titles[name]}`;
+    label.prepend(box);
     const row = element("div", { className: "optimizer" }, label);
     if (name !== "gravity") {
       const rate = element("input", { type: "number", id: name, step: "any", min: 0 });
       rate.addEventListener("change", () => take(name, rate));
-      row.append(element("label", { htmlFor: name, textContent: "rate" }), rate);
+      row.append(rate);
       rate.setAttribute("aria-label", ranges[name].title);
       sliders[name] = () => {
         if (!typing(rate)) rate.value = settings[name] ?? "";
@@ -138,7 +140,11 @@ function buildControls() {
 
 function drawInto(id, figure) {
   const svg = $(id);
-  svg.innerHTML = figure({ settings, results, surface: surfaces[settings.surface] }, svg.clientWidth, svg.clientHeight);
+  svg.innerHTML = figure(
+    { settings, results, surface: surfaces[settings.surface] },
+    svg.clientWidth,
+    svg.clientHeight,
+  );
 }
 
 function draw() {
@@ -151,17 +157,20 @@ function draw() {
   drawInto("curve", figures.curveFigure);
   drawInto("times", figures.timesFigure);
 
-  const [left, top] = figures.projection(surface, $("stage").clientWidth).to([settings.x, settings.y]);
+  const [left, top] = figures
+    .projection(surface, $("stage").clientWidth)
+    .to([settings.x, settings.y]);
   Object.assign($("start").style, { left: `${left}px`, top: `${top}px` });
   $("start").ariaValueNow = settings.x;
   $("start").ariaValueText = `x ${shown(settings.x)}, y ${shown(settings.y)}`;
+  [$("start").ariaValueMin, $("start").ariaValueMax] = surface.view;
   const [a, b, c, d] = surface.view.map(shown);
-  const formula = settings.scale === 1 ? surface.formula : `${shown(settings.scale)} (${surface.formula})`;
-  $("surface-note").textContent = `${formula}; x from ${a} to ${b}, y from ${c} to ${d}. Drag the ring, the start.`;
-  $("start").ariaValueMin = surface.view[0];
-  $("start").ariaValueMax = surface.view[1];
+  const formula =
+    settings.scale === 1 ? surface.formula : `${shown(settings.scale)} (${surface.formula})`;
+  $("surface-note").textContent =
+    `${formula}; x from ${a} to ${b}, y from ${c} to ${d}. Drag the ring, the start.`;
   $("surface").value = settings.surface;
-  $("axes").checked = settings.axes === "linear";
+  $("axes").checked = settings.axes === "logarithmic";
   $("n").value = settings.n;
   $("n-shown").textContent = settings.n;
   $("play").textContent = playing ? "Pause" : "Play";
@@ -182,10 +191,13 @@ function later() {
   }, 300);
 }
 
-// The surface, some rows in each frame, when it, its size or the theme has changed.
+// The surface, for some milliseconds of each frame, when it, its size or the theme has changed.
 let painted = "";
 function paintBands(surface) {
-  const size = Math.min(Math.round($("stage").clientWidth * Math.min(devicePixelRatio, 2)), figures.LARGEST);
+  const size = Math.min(
+    Math.round($("stage").clientWidth * Math.min(devicePixelRatio, 2)),
+    figures.LARGEST,
+  );
   const wanted = [settings.surface, size, theme()].join();
   if (size === 0 || wanted === painted) return;
   painted = wanted;
@@ -194,24 +206,29 @@ function paintBands(surface) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(size, size);
   const style = getComputedStyle(document.documentElement);
-  const colour = (name) =>
-    [1, 3, 5].map((i) => parseInt(style.getPropertyValue(`--${name}`).trim().slice(i, i + 2), 16));
+  const colour = (name) => {
+    const text = style.getPropertyValue(`--${name}`).trim();
+    return [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16));
+  };
   const colours = { low: colour("low"), high: colour("high"), contour: colour("contour") };
   const rows = (first) => {
     if (painted !== wanted) return; // another surface came between
-    if (first >= size) {
-      canvas.dataset.painted = wanted;
-      return;
+    const start = performance.now();
+    let done = first;
+    while (done < size && performance.now() - start < 8) {
+      const end = Math.min(done + figures.ROWS, size);
+      figures.paint(image.data, size, surface, colours, done, end);
+      done = end;
     }
-    const end = Math.min(first + figures.ROWS, size);
-    figures.paint(image.data, size, surface, colours, first, end);
-    context.putImageData(image, 0, 0, 0, first, size, end - first);
-    requestAnimationFrame(() => rows(end));
+    context.putImageData(image, 0, 0, 0, first, size, done - first);
+    if (done < size) requestAnimationFrame(() => rows(done));
+    else canvas.dataset.painted = wanted;
   };
   rows(0);
 }
 
-const theme = () => (settings.theme === "auto" ? (darkScheme.matches ? "dark" : "light") : settings.theme);
+const theme = () =>
+  settings.theme === "auto" ? (darkScheme.matches ? "dark" : "light") : settings.theme;
 
 // The clock
 
@@ -291,7 +308,9 @@ function listen() {
   $("reset").addEventListener("click", () => goTo(0));
   $("n").max = LAST;
   $("n").addEventListener("input", () => goTo($("n").valueAsNumber));
-  $("axes").addEventListener("change", () => set({ axes: $("axes").checked ? "linear" : "logarithmic" }));
+  $("axes").addEventListener("change", () =>
+    set({ axes: $("axes").checked ? "logarithmic" : "linear" }),
+  );
   $("theme").addEventListener("click", () => set({ theme: theme() === "dark" ? "light" : "dark" }));
   $("defaults").addEventListener("click", () => {
     $("problems").textContent = "";

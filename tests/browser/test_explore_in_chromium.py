@@ -193,7 +193,7 @@ def test_nothing_is_wider_than_the_screen(opened, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("hash", ["#n=0", "#n=60", "#surface=wall&n=300", "#n=1000&axes=linear"])
+@pytest.mark.parametrize("hash", ["#n=0", "#n=60", "#surface=wall&n=300", "#n=1000&axes=logarithmic"])
 def test_labels_stay_in_their_figures_and_apart(opened, width, hash):
     page = opened(hash, width)
     outside, crossed = page.evaluate(
@@ -404,7 +404,7 @@ def test_an_address_gives_the_same_page_again(opened):
         "adam": "0.3",
         "m": "1",
         "off": "momentum",
-        "axes": "linear",
+        "axes": "logarithmic",
         "seed": "1",
         "n": "70",
     }

@@ -347,7 +347,7 @@ BAD = {
     "#m=auto": "m: “auto” is no number. gradient is used.",
     "#surface=lake": "surface: “lake” is unknown. “bowl” is used.",
     "#surface=toString": "surface: “toString” is unknown. “bowl” is used.",
-    "#axes=polar": "axes: “polar” is unknown. “logarithmic” is used.",
+    "#axes=polar": "axes: “polar” is unknown. “linear” is used.",
     "#off=lion": "off: “lion” is no optimizer of this page.",
     "#color=red": "“color” is no setting of this page.",
     "#__proto__=1": "“__proto__” is no setting of this page.",
@@ -381,7 +381,7 @@ def test_the_address_has_every_setting():
         "sgd": 0.5,
         "momentum": 1e-4,
         "adam": 0.3,
-        "axes": "linear",
+        "axes": "logarithmic",
         "theme": "dark",
         "off": ["sgd", "adam"],
     }
