@@ -185,9 +185,7 @@ function later() {
   timer = setTimeout(() => {
     const hash = experiment.format(settings);
     if (hash !== location.hash.slice(1)) history.replaceState(null, "", `#${hash}`);
-    const words = experiment.summary(settings, results);
-    $("summary").textContent = words;
-    $("live").textContent = words;
+    $("summary").textContent = experiment.summary(settings, results);
   }, 300);
 }
 
@@ -272,10 +270,12 @@ function moveStart(x, y) {
   set({ x: tidy(x, left, right), y: tidy(y, bottom, top) });
 }
 
+let held = [0, 0]; // from the middle of the ring to where it is held
+
 function dragTo(event) {
   const { left, top, width } = $("stage").getBoundingClientRect();
   const { from } = figures.projection(surfaces[settings.surface], width);
-  moveStart(...from(event.clientX - left, event.clientY - top));
+  moveStart(...from(event.clientX - left - held[0], event.clientY - top - held[1]));
 }
 
 function listen() {
@@ -294,13 +294,18 @@ function listen() {
   $("stage").addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || (event.pointerType === "touch" && event.target !== start)) return;
     $("stage").setPointerCapture(event.pointerId);
+    const { left, top } = start.getBoundingClientRect();
+    const middle = [left + start.clientWidth / 2, top + start.clientHeight / 2];
+    held = event.target === start ? [event.clientX - middle[0], event.clientY - middle[1]] : [0, 0];
     dragTo(event);
   });
   $("stage").addEventListener("pointermove", (event) => {
     if ($("stage").hasPointerCapture(event.pointerId)) dragTo(event);
   });
   $("stage").addEventListener("click", (event) => {
-    if (event.target !== start) dragTo(event);
+    if (event.pointerType !== "touch" || event.target === start) return;
+    held = [0, 0];
+    dragTo(event);
   });
 
   $("play").addEventListener("click", () => (playing ? pause() : play()));

@@ -193,7 +193,9 @@ def test_nothing_is_wider_than_the_screen(opened, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("hash", ["#n=0", "#n=60", "#surface=wall&n=300", "#n=1000&axes=logarithmic"])
+@pytest.mark.parametrize(
+    "hash", ["#n=0", "#n=60", "#surface=wall&n=300", "#n=1000&axes=logarithmic"]
+)
 def test_labels_stay_in_their_figures_and_apart(opened, width, hash):
     page = opened(hash, width)
     outside, crossed = page.evaluate(
@@ -297,6 +299,17 @@ def test_the_mouse_moves_the_start(opened):
     page.mouse.move(box["x"] + 5, box["y"] + 5)
     page.click("#step")
     expect_start(page, "1", "1")
+    ring = page.locator("#start").bounding_box()  # held at its edge, it does not jump
+    page.mouse.move(ring["x"] + 5, ring["y"] + 22)
+    page.mouse.down()
+    page.mouse.up()
+    page.click("#step")
+    expect_start(page, "1", "1")
+    page.mouse.move(ring["x"] + 5, ring["y"] + 22)
+    page.mouse.down()
+    page.mouse.move(ring["x"] + 5 + box["width"] / 8, ring["y"] + 22)
+    page.mouse.up()
+    expect_start(page, "1.5", "1")
 
 
 def test_a_finger_taps_the_start_or_drags_it(opened):
@@ -374,8 +387,8 @@ def test_every_control_has_a_name_for_screen_readers(opened):
 def test_a_screen_reader_hears_what_a_change_did(opened):
     page = opened("#n=0&off=adam")
     page.click("#step")
-    page.wait_for_function("document.getElementById('live').textContent.includes('Bowl, 1 step.')")
-    live = page.locator("#live")
+    live = page.locator("#summary")
+    sync_api.expect(live).to_contain_text("Bowl, 1 step.", timeout=LONG)
     assert live.get_attribute("role") == "status"
     for words in ("Gravity is at x", "The slope is", "SGD is at", "Momentum is at"):
         assert words in live.text_content()
