@@ -326,6 +326,13 @@ def test_a_scaled_loss_changes_what_the_page_says(examples):
 
 
 @needs_node
+def test_on_the_usual_rosenbrock_function_gravity_stalls_and_sgd_diverges():
+    run = run_page("rosenbrock", scale=100)
+    assert run["sgd"]["end"] is not None
+    assert run["gravity"]["heights"][-1] > 0.8 * run["gravity"]["heights"][0]
+
+
+@needs_node
 def test_the_step_grows_up_to_m_and_falls_beyond():
     terms = [
         run_page("bowl", x=x, y=0, m=1)["gravity"]["trace"][0]["zeta"][0] for x in (0.4, 0.5, 0.6)
