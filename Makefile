@@ -9,6 +9,8 @@ VENV := .venv
 TOOLS := .venv-tools
 # The libraries of docs/recipes.
 CLIENTS := .venv-clients
+# playwright, which drives the browser of the machine.
+BROWSER := .venv-browser
 # mutmut, and NumPy without a framework.
 MUTANTS := .venv-mutants
 # Arguments of `make mutants`: modules of gravity_core, such as "update velocity", or none for all;
@@ -35,8 +37,8 @@ DOCS ?=
 # Options of `make hostile`, such as "--seed 1 --minutes 60".
 HOSTILE ?=
 
-.PHONY: parity data test test-slow test-clients lint schemas types docs wheel dist matrix newest-jax \
-	mutants hostile constraints clean
+.PHONY: parity data test test-slow test-clients docs docs-test chromium lint schemas types wheel dist \
+	matrix newest-jax mutants hostile constraints clean
 
 parity: $(VENV)/.installed
 	$(VENV)/$(BIN)/python -m gravity_conformance parity --out parity
@@ -51,6 +53,14 @@ test-slow: $(VENV)/.installed $(TRITON)
 # Tests the recipes with the libraries that they are for, at their newest versions.
 test-clients: $(CLIENTS)/.installed $(TRITON)
 	$(CLIENTS)/$(BIN)/python -m pytest -n 2 --dist worksteal tests/clients
+
+# Tests the explorable page in headless Chromium, which must be there.
+docs-test: chromium $(BROWSER)/.installed
+	PYTHONPATH=$(BROWSER) $(VENV)/$(BIN)/python -m pytest tests/browser
+
+chromium:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ echo "make docs-test needs chromium on PATH" >&2; exit 1; }
 
 lint: $(VENV)/.installed schemas
 	$(VENV)/$(BIN)/python -m ruff check .
@@ -106,6 +116,7 @@ hostile: $(VENV)/.installed
 constraints: $(TOOLS)/.installed
 	$(TOOLS)/$(BIN)/python -m uv pip compile --quiet --universal --upgrade --prerelease if-necessary \
 		--no-annotate --no-header --python-version 3.11 --extra dev --group tools --group mutants \
+		--group browser \
 		--output-file constraints.txt pyproject.toml
 
 # Reinstalls when the requirements change; recreates .venv only if its Python is unsupported.
@@ -126,6 +137,11 @@ $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(VENV)/$(BIN)/$(INSTALL) --no-deps --target .venv-triton triton
 	@touch $@
 
+$(BROWSER)/.installed: constraints.txt | $(VENV)/.installed
+	rm -rf $(BROWSER)
+	$(VENV)/$(BIN)/$(INSTALL) --target $(BROWSER) playwright
+	@touch $@
+
 $(MUTANTS)/.installed: pyproject.toml constraints.txt
 	@$(REFUSE)
 	@$(PYTHON) -m venv --clear $(MUTANTS)
@@ -139,4 +155,4 @@ $(TOOLS)/.installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(TOOLS) $(CLIENTS) $(MUTANTS) .venv-triton .nox build dist parity
+	rm -rf $(VENV) $(TOOLS) $(CLIENTS) $(MUTANTS) $(BROWSER) .venv-triton .nox build dist parity

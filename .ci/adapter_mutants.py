@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,12 +44,12 @@ NEAREST = {
         "_memory": "torch_shared torch_tensors torch_faults torch_fused_states torch_paths "
         "torch_fused",
         "_multi_tensor": "torch torch_shared torch_tensors torch_compiled torch_paths",
-        "_multi_tensor_gpu": "torch torch_shared torch_faults torch_paths",
+        "_multi_tensor_gpu": "torch torch_shared torch_faults torch_memory torch_paths",
         "_numba_kernels": "torch_paths torch_fused_states torch_fused",
         "_options": "torch_options torch_numbers torch_groups torch_velocity_std torch "
         "torch_schedulers torch_faults",
-        "_paths": "torch torch_shared torch_tensors torch_faults torch_compiled torch_paths "
-        "torch_fused",
+        "_paths": "torch torch_shared torch_tensors torch_faults torch_memory torch_compiled "
+        "torch_paths torch_fused",
         "_single_tensor": "torch torch_tensors torch_paths",
         "_state_checks": "torch_state torch_numbers torch_faults torch_fused_states "
         "torch_checkpoint torch_compiled",
@@ -73,6 +74,7 @@ NEAREST = {
         "jax_transformations jax_sharding jax_libraries",
     },
     "gravity_tf": {
+        "_rates": "keras_rates keras_state keras_hand_over keras",
         "_tensors": "keras keras_dtypes keras_rates keras_state tf keras_backends",
         "backend": "conformance/versions replay",
         "optimizer": "keras keras_rates keras_state keras_faults keras_base_class keras_dtypes "
@@ -82,6 +84,9 @@ NEAREST = {
 }
 
 MODULES = [f"{package}.{name}" for package, names in NEAREST.items() for name in names]
+found = {f"{path.parent.name}.{path.stem}" for path in ROOT.glob("adapters/*/*.py")}
+if forgotten := {name for name in found if not name.endswith("__init__")} - {*MODULES}:
+    sys.exit(f".ci/adapter_mutants.py: enter the nearest tests of {', '.join(sorted(forgotten))}")
 
 
 class _Changes(cst.CSTVisitor):

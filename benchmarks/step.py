@@ -17,6 +17,7 @@ parameters costs: each of its tiny tensors has its own.
 as the original Gravity code, whose license keeps it out of this repository.
 """
 
+import datetime
 import importlib
 import importlib.metadata
 import json
@@ -215,6 +216,7 @@ def main(
     for output in outputs:
         report = {
             "backend": backend,
+            "date": datetime.date.today().isoformat(),
             "rounds": rounds,
             "runs": runs,
             "threads": threads,

@@ -8,6 +8,7 @@ writes docs/images/*.svg. Guarantee: the same versions of NumPy and Matplotlib w
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -61,6 +62,57 @@ def worked_example(x: np.ndarray) -> tuple[float, np.ndarray]:
     """Return f and its gradient for the worked example, f(x, y) = (x² + 4 y²) / 2."""
     c = np.asarray([1.0, 4.0])
     return float(0.5 * (c * x * x).sum()), c * x
+
+
+def page_code(page: str) -> dict[str, Any]:
+    """Return the namespace of a page's code without prompts, so that a figure shows the same."""
+    text = (IMAGES.parent / page).read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if ">>>" not in code:
+            exec(code, namespace)
+    return namespace
+
+
+def ball_on_slope() -> plt.Figure:
+    """Draw the inclined plane under a weight, and the accelerations of the ball on it."""
+    angle, radius, length = np.radians(32.0), 0.34, 2.7
+    down, side = np.asarray([-np.cos(angle), -np.sin(angle)]), np.asarray([-1.0, 0.0])
+    foot, top = np.asarray([0.0, 0.0]), np.asarray([6.0, 6.0 * np.tan(angle)])
+    ball = 0.72 * top + radius * np.asarray([-np.sin(angle), np.cos(angle)])
+
+    fig, ax = plt.subplots(figsize=(7.2, 4.0))
+    ax.fill([foot[0], top[0], top[0]], [foot[1], top[1], foot[1]], color="#eef1f5", lw=0)
+    ax.plot(*np.stack([foot, top]).T, color=INK)
+    ax.plot([foot[0], top[0]], [0, 0], color=MUTED, lw=1)
+    ax.add_patch(plt.Circle(ball, radius, color="#b4bfca", ec=INK, lw=1.2, zorder=4))
+    arc = np.linspace(0, angle, 30)
+    ax.plot(1.3 * np.cos(arc), 1.3 * np.sin(arc), color=INK, lw=1.2)
+    ax.text(1.42, 0.3, r"$\theta$", fontsize=14)
+    ax.text(2.3, 0.12, r"$\tan\theta = g/m$", color=INK)
+
+    along = length * np.sin(angle) * down
+    arrows = (
+        (np.asarray([0.0, -length]), MUTED, r"$g_0$", (8, 4)),
+        (along, BLUE, r"$g_0 \sin\theta$", (-52, -10)),
+        (along[0] * -side, ORANGE, r"$g_0 \sin\theta \cos\theta$", (-72, 8)),
+    )
+    for vector, color, label, offset in arrows:
+        end = ball + vector
+        arrow = {"arrowstyle": "-|>", "color": color, "lw": 2, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", end, ball, arrowprops=arrow, zorder=5)
+        ax.annotate(label, end, offset, textcoords="offset points", color=color, fontsize=12)
+    ax.plot(*np.stack([ball + along, ball + along[0] * -side]).T, color=MUTED, lw=1, ls=":")
+
+    axis = {"arrowstyle": "-|>", "color": MUTED, "lw": 1.2}
+    ax.annotate("", (6.9, -0.5), (-0.6, -0.5), arrowprops=axis)
+    ax.annotate("", (-0.6, 4.3), (-0.6, -0.5), arrowprops=axis)
+    ax.text(6.95, -0.45, "weight, $W$", color=MUTED, ha="right", va="bottom")
+    ax.text(-0.45, 4.2, "loss", color=MUTED, va="top")
+    ax.plot([ball[0]] * 2, [-0.5, ball[1] - length], color=MUTED, lw=1, ls=":")
+    ax.set(xlim=(-0.8, 7.1), ylim=(-0.7, 4.5), aspect="equal")
+    ax.set_axis_off()
+    return fig
 
 
 def step_curve() -> plt.Figure:
@@ -190,7 +242,31 @@ def trajectory() -> plt.Figure:
     return fig
 
 
-FIGURES = (step_curve, largest_step, averaging_weight, trajectory)
+def comparison() -> plt.Figure:
+    """Draw what the page on the comparison computes: each optimizer at its best rate."""
+    page = page_code("course/comparison.md")
+    colors = {"SGD": MUTED, "momentum": GREEN, "Adam": PURPLE, "Gravity": BLUE}
+    fig, axes = plt.subplots(2, 3, figsize=(9.6, 5.6), sharex=True, sharey=True)
+    for ax, name in zip(axes.flat, page["PROBLEMS"], strict=True):
+        for optimizer, step in page["OPTIMIZERS"].items():
+            values = page["run"](step, name)
+            slowest = values.max(axis=2)
+            steps = page["arrival"](values)
+            arrives = np.isfinite(steps).any()
+            best = np.argmin(steps) if arrives else np.nanargmin(slowest[-1])
+            shown = np.unique(np.geomspace(1, len(slowest), 48).astype(int)) - 1
+            line = {"color": colors[optimizer], "lw": 2.4 if optimizer == "Gravity" else 1.5}
+            ax.loglog(shown + 1, np.maximum(slowest[shown, best], 1e-7), label=optimizer, **line)
+        ax.axhline(1e-3, color=INK, lw=0.8, ls=":")
+        ax.set(title=name, xlim=(1, 2000), ylim=(1e-5, 1e4), yticks=[1e-4, 1, 1e4])
+        ax.minorticks_off()
+    axes[0, 0].legend(loc="upper right", fontsize=9)
+    fig.supylabel("loss of the slowest start")
+    fig.supxlabel("update")
+    return fig
+
+
+FIGURES = (ball_on_slope, step_curve, largest_step, averaging_weight, trajectory, comparison)
 
 
 def compact(svg: str) -> str:

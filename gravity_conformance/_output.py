@@ -145,8 +145,7 @@ def checked(
                 raise OSError(errno.EINVAL, "standard output goes there")
         except OSError as error:
             raise CouldNotError(
-                f"{option} must be a file in a writable folder, got {str(given)!r}: "
-                f"{error.strerror or error}"
+                f"{option} cannot write {str(given)!r}: {error.strerror or error}"
             ) from error
         for name, other in [*((str(o), o.path) for o in found), *inputs]:
             if _same(other, output.path):

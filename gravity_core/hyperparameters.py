@@ -315,8 +315,8 @@ def check_velocity_std(
     Args:
         std: σ, >= 0.
         dtype: the name of the dtype of V₀; for a complex V₀, of its real part.
-        learning_rate: η. If σ = α / η, the message names this argument; otherwise it names
-            `velocity_std`.
+        learning_rate: η if σ was derived from it. If σ = α / η, the message names this argument;
+            otherwise it names `velocity_std`.
         alpha: α.
         names: as in `validate`.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gravity_core import _plot
 from gravity_core import hyperparameters as hp
 from gravity_core._arrays import Array, check_plain, float_name, listed
 from gravity_core._memory import Spans, meets, overlaps_itself, spans
@@ -62,6 +63,33 @@ class Trajectory:
     f: np.ndarray
     v: np.ndarray
     steps: list[Trace]
+
+    def plot(self, f_and_grad: Callable[[np.ndarray], Any] | None = None) -> np.ndarray:
+        """Draw the path, the loss, and m = 1 / max|G| with the largest |V|; needs matplotlib.
+
+        Two weights are drawn as a path in their plane, other numbers of weights against the update.
+        matplotlib.pyplot makes the figure: a notebook shows it, `pyplot.show()` opens a window, and
+        `axes[0].figure.savefig("run.svg")` saves it. In a notebook, a trajectory at the end of a
+        cell is shown as a table and these plots.
+
+        Args:
+            f_and_grad: the minimized function, for contours under a path of two weights.
+
+        Returns:
+            The three axes, an array of shape (3,).
+
+        Raises:
+            ModuleNotFoundError: if matplotlib is not installed.
+
+        Example:
+            >>> bowl = lambda x: (float(x @ x), 2 * x)
+            >>> run = Gravity().minimize(bowl, [0.3, -0.2], steps=100)
+            >>> axes = run.plot(bowl)  # doctest: +SKIP
+        """
+        return _plot.plot(self, f_and_grad)
+
+    def _repr_html_(self) -> str:
+        return _plot.as_html(self)
 
 
 class Gravity:
@@ -160,11 +188,9 @@ class Gravity:
         """
         params = _weights(params)
         for w in params:
+            rate = self._first_rate if self._derives_std else None
             hp.check_velocity_std(
-                self.velocity_std,
-                w.real.dtype.name,
-                learning_rate=self._first_rate,
-                alpha=self.alpha,
+                self.velocity_std, w.real.dtype.name, learning_rate=rate, alpha=self.alpha
             )
         self.velocity = [
             initial_velocity(w.shape, w.dtype, std=self.velocity_std, seed=self.seed, index=i)

@@ -112,10 +112,10 @@ def test_packages_are_typed(name):
     assert Path(spec.origin).with_name("py.typed").is_file()
 
 
-def test_every_folder_of_tests_is_collected_but_the_clients():
+def test_every_folder_of_tests_is_collected_but_those_with_targets_of_their_own():
     paths = tomllib.loads(read("pyproject.toml"))["tool"]["pytest"]["ini_options"]["testpaths"]
     folders = {f"tests/{path.parent.name}" for path in Path(__file__).parent.glob("*/test_*.py")}
-    assert folders - set(paths) == {"tests/clients"}
+    assert folders - set(paths) == {"tests/browser", "tests/clients"}
 
 
 def test_every_hint_installs_an_extra_in_the_way_that_works_today():

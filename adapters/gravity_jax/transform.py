@@ -295,7 +295,7 @@ def gravity(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        updates, state = chain.update(updates, state, params, **extra)
+        updates, state = chain.update(updates, state, params)  # no part of it takes more
         # The sum of an integer and a floating update, even 0, would be rounded.
         exact = jax.tree.map(
             lambda v, u: u if u is None or moves(v) else jnp.zeros_like(v),

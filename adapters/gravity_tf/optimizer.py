@@ -219,11 +219,9 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             return
         for variable in variables:
             check_moves(variable)
+            rate = self._first_rate if self._derives_std else None
             hp.check_velocity_std(
-                self.velocity_std,
-                stored_dtype(variable),
-                learning_rate=self._first_rate,
-                alpha=self.alpha,
+                self.velocity_std, stored_dtype(variable), learning_rate=rate, alpha=self.alpha
             )
         # Build outside any tf.function. Inside, V₀ would be a constant of the graph, and a graph is
         # limited to 2 GB.

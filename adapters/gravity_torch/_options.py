@@ -170,5 +170,5 @@ def check_velocity_std(p: Tensor, group: dict[str, Any]) -> None:
     """Raise if V₀ overflows the dtype of the parameter."""
     std, dtype = group["velocity_std"], str(p.dtype.to_real()).removeprefix("torch.")
     if std > hp.largest_velocity_std(dtype):
-        lr, alpha = number(group["lr"]), group["alpha"]
-        hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=alpha, names=NAMES)
+        lr = number(group["lr"]) if is_derived(group) else None
+        hp.check_velocity_std(std, dtype, learning_rate=lr, alpha=group["alpha"], names=NAMES)

@@ -155,10 +155,12 @@ def _reserve(work: Work) -> None:
     """
     largest: dict[torch.device, tuple[int, Tensor]] = {}
     for p, grad, velocity, _, _ in work.items:
-        n, device = p.numel(), p.device
+        if (n := p.numel()) <= SMALL:
+            continue
+        device = p.device
         if not work.is_loop and device.type == "cpu" and has_one_order(p, grad, velocity):
             n = min(n, BLOCK)
-        if n > largest.get(device, (SMALL, p))[0] and has_memory(p):
+        if n > largest.get(device, (0, p))[0] and has_memory(p):
             largest[device] = n, p
     for device, (n, p) in largest.items():
         dtype = working_dtype(p.dtype)

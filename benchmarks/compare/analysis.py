@@ -52,6 +52,27 @@ def tie(one: Sequence[float], other: Sequence[float]) -> bool:
     return low <= 0 <= high
 
 
+def compared(one: Sequence[float], other: Sequence[float], measure: str) -> str:
+    """Return how one optimizer does beside another: "better", "worse", or "tie".
+
+    Example:
+        >>> compared([0.1, 0.2], [0.2, 0.3], "nats"), compared([1e-20, 1e-18], [1e-17, 0.0], VALUE)
+        ('better', 'tie')
+    """
+    one, other = judged(one, measure), judged(other, measure)
+    if tie(one, other):
+        return "tie"
+    return "better" if _median(np.subtract(one, other).tolist()) < 0 else "worse"
+
+
+def judged(errors: Sequence[float], measure: str) -> list[float]:
+    """Return the errors as they are compared.
+
+    Values of a function below FLOOR are rounding errors: none of them is better than another.
+    """
+    return [max(error, FLOOR) if measure == VALUE else error for error in errors]
+
+
 def progress(error: float, start: float, best: float, *, measure: str) -> float:
     """Return the share of the way from the start to the best error, in [0, 1].
 
@@ -136,13 +157,8 @@ def problem_report(problem: Problem, cells: Mapping[str, Json]) -> Json:
             "start": _median([run["start"][0] for run in cell["tuned"]]),
             "sensitivity": sensitivity,
         }
-    # Values of a function below FLOOR are rounding errors: none of them is better than another.
-    least_error = FLOOR if problem.measure == VALUE else 0.0
-    judged = {
-        name: np.maximum(result["tuned"]["errors"], least_error).tolist()
-        for name, result in results.items()
-    }
-    best = min(judged, key=lambda name: (_median(judged[name]), math.fsum(judged[name])))
+    errors = {name: judged(r["tuned"]["errors"], problem.measure) for name, r in results.items()}
+    best = min(errors, key=lambda name: (_median(errors[name]), math.fsum(errors[name])))
     least = min(error for r in results.values() for _, error in r["sensitivity"])
     for name, result in results.items():
         start = result["start"]
@@ -150,7 +166,7 @@ def problem_report(problem: Problem, cells: Mapping[str, Json]) -> Json:
             found["progress"] = progress(
                 found["median"], start, results[best]["tuned"]["median"], measure=problem.measure
             )
-        result["ties_with_best"] = tie(judged[name], judged[best])
+        result["ties_with_best"] = tie(errors[name], errors[best])
         result["decades"] = _decades(result["sensitivity"], start, least, problem.measure)
     return {
         "title": problem.title,

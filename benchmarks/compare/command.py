@@ -183,16 +183,18 @@ def write_report(folder: Path, file: Path | None, plots: Path | None) -> int:
 
 
 def _print(found: dict[str, Any]) -> None:
-    table = Table("", *found["problems"], title="median error on test (* ties with the best)")
-    for key, words in (("tuned", ""), ("untuned", ", default rate")):
-        for name, optimizer in found["optimizers"].items():
-            row = []
-            for problem in found["problems"].values():
+    console = Console()
+    console = console if console.is_terminal else Console(width=200)
+    titles = [optimizer["title"] for optimizer in found["optimizers"].values()]
+    for key, words in (("tuned", "* ties with the best"), ("untuned", "at the default rate")):
+        table = Table("", *titles, title=f"median error on test ({words})")
+        for problem in found["problems"].values():
+            row = [problem["title"]]
+            for name in found["optimizers"]:
                 result = problem["results"].get(name)
                 star = "*" if result and key == "tuned" and result["ties_with_best"] else ""
                 row.append(f"{result[key]['median']:.3g}{star}" if result else "")
-            table.add_row(optimizer["title"] + words, *row)
-    console = Console()
-    (console if console.is_terminal else Console(width=240)).print(table)
+            table.add_row(*row)
+        console.print(table)
     if found["missing"]:
         click.echo(f"{len(found['missing'])} cells are missing, {found['missing'][0]} first")

@@ -21,6 +21,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 import gravity_core
+from benchmarks.drift import drift
 from gravity_core.hyperparameters import ALPHA, BETA
 from gravity_core.velocity import initial_velocity
 
@@ -120,24 +121,10 @@ def clipped(make: Make) -> Make:
     return steps
 
 
-def kick(first_step: int = 1) -> float:
-    """Return c: in the end, V₀ has moved every weight by c α times a normal number.
-
-    A velocity that only decays, V₀ β̂₁ … β̂ₙ after n steps, moves a weight by η times its sum.
-    """
-    total, left = 0.0, 1.0
-    for t in itertools.count(first_step):
-        left *= gravity_core.beta_hat(t)
-        total += left
-        if left < 1e-17 * total:
-            return total
-    raise AssertionError
-
-
 def noisy_momentum(weights: Tensors, rate: float, seed: int) -> Steps:
     """Momentum from weights that have moved as V₀ of Gravity moves them, by the same numbers."""
     w = weights.flat
-    w -= _normal(weights, kick() * ALPHA, seed)
+    w -= _normal(weights, drift(BETA, first_step=1) * ALPHA, seed)
     return momentum(weights, rate, seed)
 
 
@@ -175,7 +162,7 @@ def gravity_fixed_beta(weights: Tensors, rate: float, seed: int) -> Steps:
     far as in Gravity, and only the average of the gradients differs.
     """
     w, xp = weights.flat, array_namespace(weights.flat)
-    v = _normal(weights, ALPHA * kick() * (1 - BETA) / BETA, seed) / rate
+    v = _normal(weights, ALPHA * drift(BETA, first_step=1) * (1 - BETA) / BETA, seed) / rate
     while True:
         terms = [gravity_core.gradient_term(g, xp=xp) for g in (yield).parts]
         v = BETA * v + (1 - BETA) * xp.concat([xp.reshape(term, (-1,)) for term in terms])

@@ -4,11 +4,7 @@ Kernels are in Keras's layout. They are drawn from U(−b, b); biases are zero.
 
 - Glorot: b = √(6 / (fan in + fan out)), as the published runs.
 - He: b = √(6 / fan in).
-- Noise: Glorot, and what V₀ alone adds to each weight in the end.
-
-If the gradients were zero, Gravity would still move each weight, by −η V₀ (β̂₁ + β̂₁β̂₂ + …) in all.
-`drift` is this sum: 2.83 for t from 1, 1.91 for t from 0. With σ = α/η, the weights move by
-N(0, (drift α)²).
+- Noise: Glorot, and what V₀ alone adds to each weight in the end; see benchmarks/drift.py.
 """
 
 import math
@@ -16,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.drift import drift
 from benchmarks.paper.network import Layer
-from gravity_core import coefficients, initial_velocity
+from gravity_core import initial_velocity
 
 
 def initial_weights(layers: Sequence[Layer], seed: int, *, he: bool = False) -> list[np.ndarray]:
@@ -34,21 +31,6 @@ def initial_weights(layers: Sequence[Layer], seed: int, *, he: bool = False) -> 
         weights.append((bound * draw(-1, 1, layer.shape)).astype(np.float32))
         weights.append(np.zeros(layer.shape[-1], np.float32))
     return weights
-
-
-def drift(beta: float, first_step: int) -> float:
-    """Return by how many times −η V₀ all updates together move a weight if all gradients are zero.
-
-    Example:
-        >>> round(drift(0.9, first_step=1), 2), round(drift(0.9, first_step=0), 2)
-        (2.83, 1.91)
-    """
-    total, product, t = 0.0, 1.0, first_step
-    while product > 2**-60:
-        product *= coefficients(t, beta)[0]
-        total += product
-        t += 1
-    return total
 
 
 def with_noise(

@@ -3,6 +3,7 @@
 import importlib
 import posixpath
 import re
+import runpy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,15 @@ def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def write_explorable_page(app: Sphinx, exception: Exception | None) -> None:
+    """Put the explorable page, one file, where docs/explorable.md links it."""
+    if exception is None and app.builder.format == "html":
+        build = runpy.run_path(str(ROOT / "docs" / "explore" / "build.py"))
+        folder = Path(app.outdir) / "explore"
+        folder.mkdir(exist_ok=True)
+        (folder / "index.html").write_text(build["page"](), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect all of it."""
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
@@ -164,4 +174,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", read_docstring, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)
     app.connect("env-check-consistency", check_names)
+    app.connect("build-finished", write_explorable_page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -33,9 +33,8 @@ check could not run, 2 if nothing could be checked.
 def _listed(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
     """Return the dtypes of --dtypes."""
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
-    for name in names:
-        if name not in DTYPES:
-            raise click.BadParameter(f"must be some of {','.join(DTYPES)}, got {name!r}")
+    if not {*names} <= {*DTYPES}:
+        raise click.BadParameter(f"must be some of {','.join(DTYPES)}, got {value!r}")
     if "float32" not in names:
         raise click.BadParameter(f"must contain float32, got {value!r}")
     return names

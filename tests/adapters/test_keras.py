@@ -359,6 +359,8 @@ SMALL = "learning_rate must not be so small that alpha / learning_rate overflows
         ({"learning_rate": 1e-7}, SMALL + " .* got 1e-07$"),
         ({"learning_rate": lambda: 1e-7}, SMALL + " .* got 1e-07$"),
         ({"velocity_std": 2e4}, r"^velocity_std must be in \[0, 15100\] for V_0 .* got 20000.0$"),
+        # Equal to alpha / learning_rate, but given.
+        ({"learning_rate": 5e-7, "velocity_std": 0.01 / 5e-7}, "^velocity_std must be in "),
     ],
 )
 def test_an_overflowing_v0_is_refused(arguments, message):

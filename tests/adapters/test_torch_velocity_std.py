@@ -50,6 +50,8 @@ OVERFLOWS = [
         {"velocity_std": 2e4},
         r"velocity_std must be in \[0, 15100\] for V_0 in float16, got 20000.0",
     ),
+    # Equal to alpha / lr, but given.
+    ({"lr": 5e-7, "velocity_std": 0.01 / 5e-7}, "^velocity_std must be in "),
 ]
 
 

@@ -147,8 +147,8 @@ def test_the_report_has_everything_on_one_page_and_no_name_of_the_machine(tmp_pa
         assert secret not in text
     drawn = {path.name: path.read_bytes() for path in plots.iterdir()}
     names = ("curves", "curves-parts", "profile", "sensitivity", "studies", "table")
-    assert set(drawn) == {f"{name}.svg" for name in names}
-    assert all(svg.startswith(b"<?xml") for svg in drawn.values())
+    assert set(drawn) == {f"{name}.png" for name in names}
+    assert all(png.startswith(b"\x89PNG") for png in drawn.values())
     capsys.readouterr()
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import gravity_core
-from benchmarks.compare.optimizers import CLIP, OPTIMIZERS, Tensors, kick, started
+from benchmarks.compare.optimizers import CLIP, OPTIMIZERS, Tensors, started
+from benchmarks.drift import drift
+from gravity_core.hyperparameters import BETA
 from gravity_core.velocity import initial_velocity
 
 torch = pytest.importorskip("torch", reason="the optimizers are compared with torch's")
@@ -127,11 +129,11 @@ def test_the_controls_have_the_kick_of_gravity(name):
     np.testing.assert_allclose(moved_by_v0(name), kicked, rtol=0, atol=1000 * 2**-53 * 10)
 
 
-def test_the_kick_is_that_of_the_running_average():
+def test_the_drift_is_that_of_the_running_average():
     # The products of β̂ for 400 steps; what is left of V₀ then is below 0.9 ** 400 < 1e-18.
     for first_step in (0, 1):
         averages = [(0.9 * t + 1) / (t + 2) for t in range(first_step, first_step + 400)]
-        assert math.isclose(kick(first_step), math.fsum(np.cumprod(averages)), rel_tol=1e-14)
+        assert math.isclose(drift(BETA, first_step), math.fsum(np.cumprod(averages)), rel_tol=1e-14)
 
 
 def stated(zeta, coefficients, std):
@@ -152,7 +154,7 @@ VARIANTS = {
     "beta-fixed": (
         lambda g: g / (1 + (g * np.abs(g).max()) ** 2),
         lambda t: (0.9, 0.1),
-        kick() / 9,  # 0.9 + 0.9² + … = 9
+        drift(BETA, 1) / 9,  # 0.9 + 0.9² + … = 9
     ),
 }
 

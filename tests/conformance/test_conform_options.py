@@ -62,7 +62,7 @@ def test_a_refusal_of_empty_tensors_is_a_remark(tmp_path):
         (["--dtypes", "float64"], "must contain float32, got 'float64'"),
         (
             ["--dtypes", "float32,int8"],
-            "must be some of float32,float64,float16,bfloat16, got 'int8'",
+            "must be some of float32,float64,float16,bfloat16, got 'float32,int8'",
         ),
         (["--skips", "skips.txt"], "--skips must list checks (see --list), got 'updat' in line 2"),
         (["--skips", "latin.txt"], "--skips 'latin.txt' must be text in UTF-8"),

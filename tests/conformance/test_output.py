@@ -121,10 +121,13 @@ def test_right_outputs_are_accepted(gravity, arguments):
         ((*PARITY, "--out", ""), "must not be empty"),
         ((*PARITY, "--html", ""), "must not be empty"),
         (("vectors", "--out", ""), "must not be empty"),
-        ((*CONFORM, "--json", "pipe"), "got 'pipe': must be a regular file, got a pipe"),
-        ((*PARITY, "--html", "full"), "got 'full': Is a directory"),
-        ((*PARITY, "--html", "/dev/full"), "got '/dev/full': must be a regular file, got a device"),
-        ((*PARITY, "--out", "loop"), "got 'loop/parity.json': File exists"),
+        ((*CONFORM, "--json", "pipe"), "cannot write 'pipe': must be a regular file, got a pipe"),
+        ((*PARITY, "--html", "full"), "cannot write 'full': Is a directory"),
+        (
+            (*PARITY, "--html", "/dev/full"),
+            "cannot write '/dev/full': must be a regular file, got a device",
+        ),
+        ((*PARITY, "--out", "loop"), "cannot write 'loop/parity.json': File exists"),
         (("vectors", "--check", "a", "--force"), "--force needs --out"),
     ],
     ids=str,
@@ -195,7 +198,7 @@ def test_a_file_in_a_read_only_folder_is_refused_before_the_run(gravity, argumen
     finally:
         os.seteuid(0)
     option = arguments[-1]
-    wanted = f"gravity: {option} must be a file in a writable folder, got 'closed/a': Permission"
+    wanted = f"gravity: {option} cannot write 'closed/a': Permission"
     assert error.startswith(wanted)
 
 
@@ -298,7 +301,7 @@ def test_a_folder_of_these_files_alone_is_written_again(tmp_path, texts):
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "texts", lambda: pytest.fail("the work has begun"))
     (tmp_path / "schema.json").mkdir()
-    with pytest.raises(CouldNotError, match=r"--out must be a file .* got '.*schema.json': Is a"):
+    with pytest.raises(CouldNotError, match=r"--out cannot write '.*schema.json': Is a"):
         writing.write(tmp_path, force=True)
 
 

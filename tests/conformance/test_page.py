@@ -205,7 +205,7 @@ def test_an_unwritable_file_is_refused_before_the_run(tmp_path):
         done = gravity("parity", "--html", str(target), "--out", str(tmp_path / "out"))
         assert done.returncode == 2
         assert done.stdout == ""
-        assert done.stderr.startswith("gravity: --html must be a file in a writable folder, got ")
+        assert done.stderr.startswith("gravity: --html cannot write '")
         assert done.stderr.count("\n") == 1
 
 

@@ -53,7 +53,7 @@ def test_a_port_to_another_language_needs_only_the_readme(tmp_path):
     assert explain(text).endswith(" tests were run, and none failed. There is nothing to explain.")
 
 
-PORT, RUN = "gravity.mjs", "run_vectors.mjs"
+PORT, JUDGE = "gravity.mjs", "judge.mjs"
 LARGEST = "g.reduce((largest, x) => Math.max(largest, Math.abs(x)), 0)"
 S = "const s = fl(x * largest);"
 ZETA = "return fl(x / fl(1 + fl(s * s)));"
@@ -117,7 +117,7 @@ PLANTED = {
         "fl(fl(x - fl(lr * weight_decay * x)) - fl(rate * velocity[i]))",
     ),
     "the learning rate of the constructor is used throughout": (
-        *(RUN, "lr: step.learning_rate.decimal"),
+        *(JUDGE, "lr: step.learning_rate.decimal"),
         "lr: test.hyperparameters.learning_rate.decimal",
     ),
     "V₀ std is α, not α / η": (PORT, STD, "velocity_std ?? alpha"),

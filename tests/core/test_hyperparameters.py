@@ -206,6 +206,8 @@ def test_the_reference_refuses_an_overflowing_v0(dtype):
     for optimizer, message in (
         (Gravity(1e-7), "learning_rate must not be so small .* float16 .* got 1e-07"),
         (Gravity(velocity_std=2e4), r"velocity_std must be in \[0, 15100\] .* got 20000.0"),
+        # Equal to alpha / learning_rate, but given.
+        (Gravity(5e-7, velocity_std=0.01 / 5e-7), "^velocity_std must be in "),
     ):
         if not half:
             optimizer.step([w.copy()], [w])

@@ -19,7 +19,7 @@ def kept(script):
 
 
 def test_the_pages_have_the_kept_figures(script, kept):
-    page = (script.ROOT / "docs" / "torch.md").read_text(encoding="utf-8")
+    page = (script.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert script.tables(kept) in page
     assert script.summary(kept) in (script.ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -43,7 +43,7 @@ def test_every_figure_reaches_a_page(script, kept):
 
 def test_the_files_of_the_benchmark_become_sections(script, kept, tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
-    pages = tmp_path / "README.md", tmp_path / "docs" / "torch.md"
+    pages = tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"
     for page in pages:
         page.write_text("a\n<!-- speed: x -->\nold\n<!-- /speed -->\nb\n", encoding="utf-8")
     monkeypatch.setattr(script, "ROOT", tmp_path)

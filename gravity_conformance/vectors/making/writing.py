@@ -18,7 +18,10 @@ HEADER = [
 ]
 
 COPIED = ("schema.json", "results_schema.json", "README.md")
-EXAMPLES = ("bridge.py", "gravity.mjs", "numbers.mjs", "run_vectors.mjs", "serve.mjs")
+EXAMPLES = (
+    *("bridge.py", "gravity.mjs", "judge.mjs"),
+    *("numbers.mjs", "run_vectors.mjs", "serve.mjs"),
+)
 
 
 def document(name: str) -> Json:
