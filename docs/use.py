@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "should-i-use-gravity.md"
 REPORT = ROOT / "docs" / "compare.json"
 RIVALS = ("sgd", "momentum", "momentum-clip", "rmsprop", "adam", "adam-clip", "adamw")
+NARROW = "\u202f"  # a space at which no line breaks
 OUTLIERS = ("corrupt-batches", "heavy-tailed")
 STEEP = ("diabetes-raw", "walls", "rosenbrock")
 PARTS = ("gravity-t0", "alpha-0", "beta-fixed", "m-infinite", "momentum", "momentum-noise")
@@ -108,7 +109,7 @@ def errors(found: Comparison, names: tuple[str, ...], key: str = "tuned") -> str
         cells = []
         for name in names:
             star = "\\*" if key == "tuned" and report["results"][name]["ties_with_best"] else ""
-            cells.append(found.error(problem, name, key) + star)
+            cells.append(found.error(problem, name, key).replace(" ", NARROW) + star)
         rows.append([f"{report['title']}: {report['measure']}", *cells])
     header = [found.title(name) for name in names]
     if key == "untuned":

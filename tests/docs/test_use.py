@@ -33,7 +33,7 @@ def test_a_new_median_reaches_the_page(script, report):
     changed = copy.deepcopy(report)
     changed["problems"]["wine"]["results"]["gravity"]["tuned"]["median"] = 0.123
     after = script.sections(script.Comparison(changed))
-    assert "| wine, MLP: wrong answers | 12.3 %" in after["errors"]
+    assert f"| wine, MLP: wrong answers | 12.3{script.NARROW}%" in after["errors"]
     assert after["errors"] != before["errors"]
 
 
