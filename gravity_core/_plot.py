@@ -31,7 +31,7 @@ def plot(run: "Trajectory", function: Callable[[np.ndarray], Any] | None) -> np.
 
 def as_html(run: "Trajectory") -> str:
     """Return a trajectory as a table, with a picture if matplotlib is installed."""
-    columns = ("update", "t", "β̂", "m", "f before")
+    columns = ("update", "t", "&#946;&#770;", "m", "f before")
     lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in columns)}</tr>"]
     for n in np.unique(np.linspace(0, len(run.steps) - 1, ROWS).astype(int)) if run.steps else ():
         step = run.steps[n]
