@@ -66,7 +66,8 @@ def plan(batches: list[Batch], shards: dict[Tensor, Shard], checks: _memory.Chec
     works: list[Work] = []
     alone: list[Work] = []
     start = 0
-    for group, length in zip(groups, lengths, strict=True):
+    # Most steps leave nothing to the other paths.
+    for group, length in () if is_fused.all() else zip(groups, lengths, strict=True):
         rest = np.flatnonzero(~is_fused[start : start + length]) + start
         start += length
         if group["fused"]:
