@@ -26,7 +26,7 @@ BACKENDS = {
     "jax": ("JAX", ("jax", "optax")),
     "tf": ("TensorFlow", ("tensorflow", "keras")),
     "tf_jit": ("TensorFlow, compiled by XLA", ("tensorflow", "keras")),
-    "numpy": ("NumPy, the reference", ("numpy",)),
+    "numpy": ("NumPy, the reference", ("numpy", "torch")),
 }
 
 
@@ -101,6 +101,8 @@ def _cell(result: dict[str, Any]) -> str:
 def main(paths: list[str]) -> None:
     """Copy the reports into the pages and docs/speed.json."""
     reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    order = list(BACKENDS)
+    reports.sort(key=lambda r: (order.index(r["backend"]), r["dtype"] != "float32", r["threads"]))
     write_section(ROOT / "README.md", "speed", summary(reports))
     write_section(ROOT / "docs" / "benchmarks.md", "speed", tables(reports))
     KEPT.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
