@@ -53,13 +53,16 @@ def relinked(text: str, file: str, page: str) -> str:
 
 
 def read_source(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Replace the text of a page: see `SHOWN` and `relinked`."""
+    """Replace the text of a page: see `SHOWN` and `relinked`.
+
+    An example for doctest ends with an empty line, which its block does not show.
+    """
     page = f"docs/{docname}.md"
     if not (ROOT / page).is_file():
         return  # a notebook
     file = SHOWN.get(docname, page)
     text = source[0] if file == page else (ROOT / file).read_text(encoding="utf-8")
-    source[0] = relinked(text, file, page)
+    source[0] = relinked(text, file, page).replace("\n\n```\n", "\n```\n")
 
 
 def undocumented(documented: Iterable[str]) -> list[str]:
@@ -153,6 +156,9 @@ def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
     # Bars of |G| are fences and no operators.
     bar = '<mo stretchy="false" lspace="0" rspace="0">|</mo>'
     formula = re.sub(r"<mo[^>]*>\|</mo>", bar, formula)
+    # sin θ, not sinθ.
+    function = r'<mo form="infix" lspace="0.17em" rspace="0.17em">\1</mo>'
+    formula = re.sub(r"<mi>(sin|cos|tan|log|ln)</mi>", function, formula)
     self.body.append(f'<div class="math">{formula}</div>\n' if block else formula)
     raise nodes.SkipNode
 

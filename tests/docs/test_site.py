@@ -88,7 +88,9 @@ FORMULA
 """
 
 
-@pytest.mark.parametrize(("formula", "right"), [("$x^2$", True), ("$\\nosuchcommand$", False)])
+@pytest.mark.parametrize(
+    ("formula", "right"), [("$\\sin x^2$", True), ("$\\nosuchcommand$", False)]
+)
 def test_a_page_with_tabs_and_formulas(formula, right, tmp_path):
     (tmp_path / "conf.py").write_text(
         f"import sys; sys.path.insert(0, {str(ROOT / 'docs' / '_site')!r})\n"
@@ -115,6 +117,7 @@ def test_a_page_with_tabs_and_formulas(formula, right, tmp_path):
     first, second = re.findall(r"<math.*?</math>", html, re.DOTALL)
     assert "&lt;" in first
     assert "<msup>" in second
+    assert re.search('<mo [^>]*lspace="0.17em"[^>]*>sin</mo>', second)
 
 
 def test_every_page_is_in_one_table_of_contents():
