@@ -169,7 +169,7 @@ def write_explorable_page(app: Sphinx, exception: Exception | None) -> None:
         build = runpy.run_path(str(ROOT / "docs" / "explore" / "build.py"))
         folder = Path(app.outdir) / "explore"
         folder.mkdir(exist_ok=True)
-        (folder / "index.html").write_text(build["page"](), encoding="utf-8")
+        (folder / "index.html").write_text(build["page"](in_site=True), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

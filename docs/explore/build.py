@@ -19,6 +19,7 @@ VECTORS = HERE.parents[1] / "gravity_conformance" / "vectors"
 IMPORT = re.compile(
     r'^import (?:\* as (?P<all>\w+)|(?P<some>\{[^}]*\})) from "(?P<path>[^"]+)";\n', re.M
 )
+COURSE = re.compile(r'<a href="\.\./course/index\.html">(.*?)</a>', re.S)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:const|function) (?P<name>\w+))", re.M)
 
 
@@ -62,8 +63,8 @@ def vectors() -> str:
     return json.dumps(files, ensure_ascii=False, separators=(",", ":"))
 
 
-def page() -> str:
-    """Return the page."""
+def page(in_site: bool = False) -> str:
+    """Return the page. Its link to the course is a link in the site only."""
     text = (HERE / "index.html").read_text(encoding="utf-8")
     style = (HERE / "style.css").read_text(encoding="utf-8")
     script = "\n".join(modules(HERE / "page.mjs", {}).values())
@@ -75,7 +76,7 @@ def page() -> str:
     for old, new in parts.items():
         before, after = text.split(old)  # exactly once
         text = before + new + after
-    return text
+    return text if in_site else COURSE.sub(r"\1", text)
 
 
 if __name__ == "__main__":
