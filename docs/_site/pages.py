@@ -156,6 +156,9 @@ def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
     # Bars of |G| are fences and no operators.
     bar = '<mo stretchy="false" lspace="0" rspace="0">|</mo>'
     formula = re.sub(r"<mo[^>]*>\|</mo>", bar, formula)
+    # The index of β̂ stands beside it. docutils puts it below.
+    hat = r"<munderover>\s*(<mi>.*</mi>)\s*(<m[in]>.*</m[in]>)\s*(<mo.*ˆ</mo>)\s*</munderover>"
+    formula = re.sub(hat, r"<msub><mover>\1\3</mover>\2</msub>", formula)
     # sin θ, not sinθ.
     function = r'<mo form="infix" lspace="0.17em" rspace="0.17em">\1</mo>'
     formula = re.sub(r"<mi>(sin|cos|tan|log|ln)</mi>", function, formula)

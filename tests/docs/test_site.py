@@ -89,7 +89,7 @@ FORMULA
 
 
 @pytest.mark.parametrize(
-    ("formula", "right"), [("$\\sin x^2$", True), ("$\\nosuchcommand$", False)]
+    ("formula", "right"), [("$\\sin x^2 \\hat x_1$", True), ("$\\nosuchcommand$", False)]
 )
 def test_a_page_with_tabs_and_formulas(formula, right, tmp_path):
     (tmp_path / "conf.py").write_text(
@@ -118,6 +118,7 @@ def test_a_page_with_tabs_and_formulas(formula, right, tmp_path):
     assert "&lt;" in first
     assert "<msup>" in second
     assert re.search('<mo [^>]*lspace="0.17em"[^>]*>sin</mo>', second)
+    assert re.search(r"<msub><mover><mi>x</mi><mo[^>]*>ˆ</mo></mover><mn>1</mn></msub>", second)
 
 
 def test_every_page_is_in_one_table_of_contents():
