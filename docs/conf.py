@@ -55,4 +55,5 @@ html_theme = "furo"
 html_static_path = ["_site/static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = html_domain_indices = False  # no page leads to them; the search finds names
 html_show_sourcelink = False
