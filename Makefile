@@ -145,7 +145,7 @@ $(BROWSER)/.installed: constraints.txt | $(VENV)/.installed
 $(MUTANTS)/.installed: pyproject.toml constraints.txt
 	@$(REFUSE)
 	@$(PYTHON) -m venv --clear $(MUTANTS)
-	$(MUTANTS)/$(BIN)/$(INSTALL) --editable '.[test]' mutmut
+	$(MUTANTS)/$(BIN)/$(INSTALL) --editable '.[test]' matplotlib mutmut
 	@touch $@
 
 $(TOOLS)/.installed: constraints.txt

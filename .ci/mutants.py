@@ -41,6 +41,8 @@ NEAREST = {
     "state": ["test_state*"],
     "error_bound": ["test_error_bound*"],
     "reference": ["test_reference*", "test_memory*", "test_state*", "test_update_namespaces*"],
+    "trajectory": ["test_reference*", "test_update_namespaces*", "test_plot*"],
+    "_plot": ["test_plot*"],
     "_arrays": ["test_arrays*"],
     "_memory": ["test_memory*"],
     "_json": ["test_json*"],

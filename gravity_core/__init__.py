@@ -5,8 +5,9 @@ Guarantee: importing this package imports no framework. It needs numpy and array
 
 from gravity_core.coefficients import beta_hat, coefficients
 from gravity_core.error_bound import ErrorBound
-from gravity_core.reference import Gravity, Trace, Trajectory, trace
+from gravity_core.reference import Gravity
 from gravity_core.state import State
+from gravity_core.trajectory import Trace, Trajectory, trace
 from gravity_core.update import gradient_term, max_abs_grad, max_step_grad, update
 from gravity_core.velocity import initial_velocity
 

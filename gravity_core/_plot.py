@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from gravity_core.reference import Trajectory
+    from gravity_core.trajectory import Trajectory
 
 SIZE = (10.5, 3.4)
 ROWS = 9  # of the table in a notebook
