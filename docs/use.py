@@ -67,7 +67,7 @@ class Comparison:
         return [
             key
             for key, problem in self.problems.items()
-            if problem["best"] == name or problem["results"][name]["ties_with_best"]
+            if problem["results"][name]["ties_with_best"]
         ]
 
     def factor(self, other: str) -> tuple[float, float, float]:
