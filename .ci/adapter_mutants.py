@@ -75,7 +75,7 @@ NEAREST = {
     },
     "gravity_tf": {
         "_rates": "keras_rates keras_state keras_hand_over keras",
-        "_tensors": "keras keras_dtypes keras_rates keras_state tf keras_backends",
+        "_tensors": "keras keras_dtypes keras_rates keras_state keras_faults tf keras_backends",
         "backend": "conformance/versions replay",
         "optimizer": "keras keras_rates keras_state keras_faults keras_base_class keras_dtypes "
         "tf_faults tf",

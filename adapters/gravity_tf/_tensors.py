@@ -21,7 +21,7 @@ else:
 if keras.backend.backend() == "jax":
     from jax.core import Tracer
 if keras.backend.backend() == "torch":
-    from torch import Tensor, compiler
+    from torch import compiler
 
 _LANES = 64  # largest number of columns of the table in `max_abs`; measured
 
@@ -53,20 +53,20 @@ def known(value: Any) -> Any:
     """
     if tf and not tf.executing_eagerly():
         return None
-    tensor, backend = ops.convert_to_tensor(value), keras.backend.backend()
+    tensor = ops.convert_to_tensor(value)
+    if keras.backend.backend() == "torch":
+        try:
+            return tensor.tolist() if tensor.is_cpu and not is_compiling() else None
+        except RuntimeError:  # it is fake, or inside torch.func
+            return None
     has_value = True
     if tf:
         tensor = tf.convert_to_tensor(tensor)  # Keras returns a variable of TensorFlow as it is
         has_value = "CPU" in tensor.device
-    elif backend == "jax":
+    elif keras.backend.backend() == "jax":
         has_value = not isinstance(tensor, Tracer)
         has_value = has_value and all(device.platform == "cpu" for device in tensor.devices())
-    elif backend == "torch":
-        # Neither a fake tensor, nor one inside torch.func.
-        has_value = not is_compiling() and tensor.is_cpu and type(tensor.data) is Tensor
-    if not has_value:
-        return None
-    return tensor.tolist() if backend == "torch" else ops.convert_to_numpy(tensor)[()]
+    return ops.convert_to_numpy(tensor)[()] if has_value else None
 
 
 def as_reals(array: Any) -> Any:

@@ -68,6 +68,23 @@ def test_a_bad_gradient_in_the_last_place_moves_nothing(way, options):
         assert_same(everything, before)
 
 
+def test_messages_give_the_path_of_a_variable():
+    """Each layer may have a kernel: its name alone would not tell them apart."""
+    layer = keras.layers.Dense(2, name="head", use_bias=False)
+    layer.build((None, 3))
+    optimizer = Gravity()
+    optimizer.build(layer.trainable_variables)
+    with pytest.raises(ValueError, match=r"^the gradient of head/kernel must have the"):
+        optimizer.apply([ops.ones(4)])
+    with pytest.raises(TypeError, match=r"^the gradient of head/kernel must be a tensor"):
+        optimizer.apply([ops.ones((3, 2), "bool")])
+    rows = keras.layers.Layer(name="table").add_weight(
+        (2,), "zeros", "int32", trainable=False, name="rows"
+    )
+    with pytest.raises(TypeError, match=r"^table/rows must be floating"):
+        Gravity().build([rows])
+
+
 @pytest.mark.parametrize("every", [None, 2])
 def test_a_negative_t_moves_nothing(every):
     optimizer, variables, everything = trained(gradient_accumulation_steps=every, weight_decay=0.1)

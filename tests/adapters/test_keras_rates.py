@@ -1,5 +1,6 @@
 """Learning rates and other numbers that reach gravity_tf.Gravity after its construction."""
 
+import importlib
 import itertools
 import warnings
 
@@ -12,6 +13,7 @@ from keras import ops  # noqa: E402
 
 from gravity_core import State  # noqa: E402
 from gravity_tf import Gravity, import_state  # noqa: E402
+from gravity_tf._tensors import known, stored_dtype  # noqa: E402
 from tests.support.keras_helpers import (  # noqa: E402
     arrays,
     assert_same,
@@ -36,6 +38,37 @@ def model(optimizer):
 
 def fit(made, **options):
     made.fit(np.ones((4, 2), np.float32), np.ones((4, 1), np.float32), verbose=0, **options)
+
+
+def test_the_check_of_a_schedule_passes_what_keras_passes():
+    class Recorded(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            dtypes.append(keras.backend.standardize_dtype(step.dtype))
+            return 0.1
+
+        def get_config(self):
+            return {}
+
+    dtypes = []
+    run(optimizer := Gravity(Recorded()))
+    assert set(dtypes) == {stored_dtype(optimizer.iterations)}
+
+
+def test_a_value_inside_a_transformation_is_not_known():
+    def function(x):
+        inside.append(known(x))
+        return x
+
+    inside = []
+    x = ops.convert_to_tensor(np.float32([1.5, 2.5]))
+    if BACKEND == "torch":
+        importlib.import_module("torch").vmap(function)(x)
+    elif BACKEND == "jax":
+        importlib.import_module("jax").vmap(function)(x)
+    else:
+        importlib.import_module("tensorflow").vectorized_map(function, x)
+    assert set(inside) == {None}
+    assert known(x[1]) == 2.5
 
 
 # Bad values

@@ -135,6 +135,48 @@ def test_a_64_bit_field_that_is_missing():
         _npz.read(io.BytesIO(data))
 
 
+def test_a_field_that_claims_more_bytes_than_there_are():
+    """It ends the fields: the 64-bit field after it is none."""
+    file = saved(a=np.zeros(2))
+    data = file.getvalue()
+    entry, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    # As a signed number, this length would lead back to the field with the sizes.
+    extra = struct.pack("<2H", 7, 2**16 - 24) + struct.pack("<2H2Q", 1, 16, 144, 144)
+    directory = bytearray(data[entry:end])
+    struct.pack_into("<2L", directory, 20, 2**32 - 1, 2**32 - 1)
+    struct.pack_into("<H", directory, 30, len(extra))
+    last = bytearray(data[end:])
+    struct.pack_into("<L", last, 12, len(directory) + len(extra))
+    with pytest.raises(ValueError, match=r"a 64-bit number is missing$"):
+        _npz.read(io.BytesIO(data[:entry] + directory + extra + last))
+
+
+@pytest.mark.parametrize(("place", "is_read"), [(34, False), (36, True)], ids=["disk", "is text"])
+def test_a_member_on_another_disk(place, is_read):
+    """The number after that of the disk says whether the member is text, and is ignored."""
+    data = bytearray(saved(a=np.zeros(2)).getvalue())
+    struct.pack_into("<H", data, data.index(b"PK\1\2") + place, 1)
+    if is_read:
+        assert list(_npz.read(io.BytesIO(data))) == ["a"]
+    else:
+        with pytest.raises(ValueError, match=r"'a\.npy' is encrypted, streamed or split$"):
+            _npz.read(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("signature", "field"), [(b"PK\1\2", 16), (b"PK\5\6", 12)], ids=["arrays", "directory"]
+)
+def test_bytes_that_belong_to_nothing(signature, field):
+    """After the arrays they move the directory's start, after the directory its length."""
+    data = saved(a=np.zeros(2)).getvalue()
+    place, end = data.index(signature), data.index(b"PK\5\6")
+    last = bytearray(data[end:])
+    (number,) = struct.unpack_from("<L", last, field)
+    struct.pack_into("<L", last, field, number + 4)
+    with pytest.raises(ValueError, match=r"but its arrays and its directory do not fill it$"):
+        _npz.read(io.BytesIO(data[:place] + b"more" + data[place:end] + last))
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_fields_of_other_programs_beside_those_of_numpy(wide):
     """Such as the time of a file, and a comment."""
