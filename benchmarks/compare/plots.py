@@ -46,7 +46,7 @@ RC: Any = {
     "grid.color": "#e6e9ed",
     "axes.axisbelow": True,
 }
-GAP = 8.5  # points between two labels
+GAP = 9  # points between two labels
 LEAST = {WRONG: 1e-3}  # what is drawn for smaller errors
 
 
@@ -79,8 +79,8 @@ def _png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
-def _panels(titles: Sequence[str], columns: int = 3) -> tuple[Figure, list[Axes]]:
-    columns = min(columns, len(titles))
+def _panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    columns = min(2, len(titles))  # with three, a page shows the text too small
     rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows))
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
@@ -88,8 +88,30 @@ def _panels(titles: Sequence[str], columns: int = 3) -> tuple[Figure, list[Axes]
         ax.set_title(title, loc="left")
     for ax in axes[len(titles) :]:
         ax.remove()
-    figure.subplots_adjust(wspace=0.75, hspace=0.45)
+    figure.subplots_adjust(wspace=0.85, hspace=0.45)
     return figure, axes[: len(titles)]
+
+
+def _spread(wanted: Sequence[float], gap: float, top: float) -> np.ndarray:
+    """Return places from 0 to `top`, at least `gap` apart, next to the wanted ones, which ascend.
+
+    Of all such places, they have the least sum of squared distances from the wanted ones.
+
+    Example:
+        >>> _spread([1.0, 5.0, 5.0, 9.0], 2.0, 9.0).tolist()
+        [1.0, 4.0, 6.0, 9.0]
+        >>> _spread([0.0, 0.0, 9.0], 2.0, 8.0).tolist()
+        [0.0, 2.0, 8.0]
+    """
+    # Less the gaps below them, the places need only ascend: an isotonic regression.
+    gaps = gap * np.arange(len(wanted))
+    free = np.asarray(wanted) - gaps
+    rows = range(len(free))
+    ascending = [
+        max(min(free[low : high + 1].mean() for high in rows[i:]) for low in rows[: i + 1])
+        for i in rows
+    ]
+    return np.clip(ascending, 0, top - gaps[-1]) + gaps
 
 
 def _label(ax: Axes, lines: Iterable[tuple[float, float, str, str]]) -> None:
@@ -98,19 +120,18 @@ def _label(ax: Axes, lines: Iterable[tuple[float, float, str, str]]) -> None:
     ax.autoscale_view()  # else the limits change when the figure is drawn
     to_axes = ax.transData + ax.transAxes.inverted()
     wanted = sorted((to_axes.transform((x, y))[1], x, y, text, c) for x, y, text, c in lines)
-    placed = -math.inf
-    for number, (place, x, y, text, colour) in enumerate(wanted):
-        room = height - GAP * (len(wanted) - 1 - number)  # below those that are still to come
-        placed = max(placed + GAP, min(place * height, room))
+    places = _spread([place * height for place, *_ in wanted], GAP, height)
+    for place, (_, x, y, text, colour) in zip(places, wanted, strict=True):
+        arrow = {"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
         ax.annotate(
             text,
             xy=(x, y),
-            xytext=(1.07, placed / height),
+            xytext=(1.07, place / height),
             textcoords="axes fraction",
             color=colour,
             va="center",
             fontsize=7.5,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 0},
+            arrowprops=arrow | {"relpos": (0, 0.5)},  # to the left edge of the text
         )
 
 
@@ -240,7 +261,7 @@ def studies(report: Json) -> Figure:
     """Draw the error on test against the setting of each study, with two rates."""
     panels = [(study, key) for study in report["studies"].values() for key in WORDS]
     titles = [f"{study['problem']}, {WORDS[key]}" for study, key in panels]
-    figure, axes = _panels(titles, columns=2)
+    figure, axes = _panels(titles)
     for ax, (study, key) in zip(axes, panels, strict=True):
         lines = []
         for name in OTHERS:
