@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 COLOURS = {"gravity": "#1f5fa8", "adam": "#c8501e", "rmsprop": "#2b7a4b"}
 _CONTROLS = {"alpha0": "#6d4a9c", "he": "#a3195b", "noise": "#8a6d00"}
 _MUTED = "#66727f"
+_Label = tuple[float, float, str, str]  # where a curve ends: epoch, error; its name and colour
 _EPOCHS = (1, 2, 5, 10, 20, 50, 100)
 _ERRORS = (0.5, 1, 2, 5, 10, 20, 30, 50, 70, 100)  # in per cent
+_FEW_ERRORS = (0.5, 1, 2, 5, 10, 20, 50, 100)
 MARK = "*"  # of the mislabelled run
 
 
@@ -227,16 +229,17 @@ def figure(runs: Sequence[Ours]) -> "Figure":
             axes.set(
                 xscale="log",
                 yscale="log",
-                xlim=(1, 500),  # room for the labels
+                xlim=(1, 600),  # room for the labels
                 title=f"{DATASETS[dataset][0]}, {architecture.upper()}",
             )
             axes.minorticks_off()
             axes.set_xticks(_EPOCHS, [str(epoch) for epoch in _EPOCHS])
         low, high = zip(*(axes.get_ylim() for axes in row), strict=True)
         for axes, texts in zip(row, labels, strict=True):
-            axes.set_yticks(_ERRORS, [f"{error:g} %" for error in _ERRORS])
-            axes.set_ylim(min(low), max(high))
-            _label(axes, texts)
+            errors = _ERRORS if max(high) < 20 * min(low) else _FEW_ERRORS
+            axes.set_yticks(errors, [f"{error:g} %" for error in errors])
+            axes.set_ylim(0.95 * min(low), max(high))  # room for the label of two lines
+            _label(axes, *texts)
         row[0].set_ylabel("test error")
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
@@ -245,9 +248,9 @@ def figure(runs: Sequence[Ours]) -> "Figure":
 
 def _panel(
     axes: "Axes", theirs: Sequence[Run], mine: Sequence[Ours]
-) -> list[tuple[float, str, str]]:
-    """Draw the curves of one data set and network; return the end, name and colour of each."""
-    labels = []
+) -> tuple[list[_Label], list[_Label]]:
+    """Draw the curves of one data set and network; return the labels of the published and ours."""
+    published, again = [], []
     for run in theirs:
         errors = [100 - 100 * accuracy for accuracy in run.val_accuracy]
         colour, text = COLOURS[run.optimizer], OPTIMIZERS[run.optimizer]
@@ -256,7 +259,7 @@ def _panel(
             style["ls"] = (0, (1.5, 1.5))
             text, colour = f"{text}{MARK}\n(coarse labels)", _MUTED
         axes.plot(range(1, run.epochs + 1), errors, color=colour, **style)
-        labels.append((errors[-1], text, colour))
+        published.append((run.epochs, errors[-1], text, colour))
     for own in mine:
         settings = own.settings
         colour = _CONTROLS.get(settings.ablation or "", COLOURS[settings.optimizer])
@@ -265,17 +268,31 @@ def _panel(
         errors = [100 - 100 * line["val_accuracy"] for line in lines]
         axes.plot(epochs, errors, color=colour, lw=2.4, marker="o", ms=3.5)
         if lines:
-            text, at = f"{settings.title}, again", (epochs[-1], errors[-1])
-            axes.annotate(text, at, (5, 4), textcoords="offset points", color=colour, size=9)
-    return labels
+            again.append((epochs[-1], errors[-1], f"{settings.title}, again", colour))
+    return published, again
 
 
-def _label(axes: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
-    """Write the names of the published runs beside the ends of their curves."""
+def _label(axes: "Axes", published: Sequence[_Label], again: Sequence[_Label]) -> None:
+    """Write names beside the ends of the published curves, and above the ends of ours."""
     low, high = axes.get_ylim()
-    places = _apart([math.log(end / low) / math.log(high / low) for end, *_ in labels], 0.075)
-    for place, (_, text, colour) in zip(places, labels, strict=True):
-        axes.text(0.75, place, text, transform=axes.transAxes, color=colour, va="center", size=9)
+
+    def places(labels: Sequence[_Label], above: float) -> list[float]:
+        ends = [math.log(end / low) / math.log(high / low) for _, end, *_ in labels]
+        return _apart([end + above for end in ends], 0.075)
+
+    for place, (_, _, text, colour) in zip(places(published, 0), published, strict=True):
+        axes.text(0.73, place, text, transform=axes.transAxes, color=colour, va="center", size=9)
+    for place, (epoch, end, text, colour) in zip(places(again, 0.07), again, strict=True):
+        axes.annotate(
+            text,
+            xy=(epoch, end),
+            xytext=(1.3 * epoch, place),
+            textcoords=("data", "axes fraction"),
+            color=colour,
+            va="center",
+            size=9,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5)},
+        )
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
