@@ -143,6 +143,44 @@ class Tabs(SphinxTransform):
                 section.replace(comment, tabs)
 
 
+class LongCells(SphinxTransform):
+    """Give cells of tables with several words the class "long".
+
+    Where a table is wider than the page, browsers break their lines after each word.
+    """
+
+    default_priority = 500
+
+    def apply(self, **kwargs: Any) -> None:
+        """Add the class."""
+        for cell in self.document.findall(nodes.entry):
+            if len(cell.astext()) > 24:
+                cell["classes"].append("long")
+
+
+class Unbroken(SphinxTransform):
+    """Keep a formula on one line with the marks that touch it, such as brackets and commas.
+
+    Browsers break lines on both sides of MathML.
+    """
+
+    default_priority = 500
+
+    def apply(self, **kwargs: Any) -> None:
+        """Put each such formula and its marks into a span."""
+        for formula in list(self.document.findall(nodes.math)):
+            parent = formula.parent
+            place = parent.index(formula)
+            parts: list[nodes.Node] = [formula]
+            for beside, marks in ((place + 1, r"^[^\s\w]+"), (place - 1, r"[^\s\w]+$")):
+                text = parent[beside] if 0 <= beside < len(parent) else None
+                if isinstance(text, nodes.Text) and (found := re.search(marks, text)):
+                    parent[beside] = nodes.Text(text[: found.start()] + text[found.end() :])
+                    parts.insert(len(parts) if beside > place else 0, nodes.Text(found[0]))
+            if len(parts) > 1:
+                parent[place] = nodes.inline("", "", *parts, classes=["unbroken"])
+
+
 def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
     """Write a formula as MathML, which browsers draw themselves."""
     block = isinstance(node, nodes.math_block)
@@ -178,7 +216,8 @@ def write_explorable_page(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect all of it."""
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
-    app.add_transform(Tabs)
+    for transform in (Tabs, LongCells, Unbroken):
+        app.add_transform(transform)
     app.connect("source-read", read_source)
     app.connect("autodoc-process-docstring", read_docstring, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)

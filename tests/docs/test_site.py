@@ -85,6 +85,12 @@ $\\lvert g\\rvert \\lt 1$
 FORMULA
 
 ## Another section
+
+Some ($x$), $y$ and $-z$.
+
+| head | head |
+|---|---|
+| a cell with quite a few words | short |
 """
 
 
@@ -101,7 +107,8 @@ def test_a_page_with_tabs_and_formulas(formula, right, tmp_path):
         "import pages\n"
         "def setup(app):\n"
         "    app.add_html_math_renderer('mathml', (pages.mathml, None), (pages.mathml, None))\n"
-        "    app.add_transform(pages.Tabs)\n"
+        "    for transform in (pages.Tabs, pages.LongCells, pages.Unbroken):\n"
+        "        app.add_transform(transform)\n"
     )
     (tmp_path / "index.md").write_text(PAGE.replace("FORMULA", formula))
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", ".", "out"]
@@ -114,11 +121,16 @@ def test_a_page_with_tabs_and_formulas(formula, right, tmp_path):
     html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     labels = re.findall(r'<label [^>]*class="sd-tab-label"[^>]*>\s*(\w+)', html)
     assert labels == ["First", "Second"]
-    first, second = re.findall(r"<math.*?</math>", html, re.DOTALL)
+    first, second, *others = re.findall(r"<math.*?</math>", html, re.DOTALL)
     assert "&lt;" in first
     assert "<msup>" in second
     assert re.search('<mo [^>]*lspace="0.17em"[^>]*>sin</mo>', second)
     assert re.search(r"<msub><mover><mi>x</mi><mo[^>]*>ˆ</mo></mover><mn>1</mn></msub>", second)
+    unbroken = re.findall(r'<span class="unbroken">(.*?)<math.*?</math>(.*?)</span>', html, re.S)
+    assert unbroken == [("(", "),"), ("", ".")]
+    assert len(others) == 3
+    (cell,) = re.findall(r"<td[^>]*long[^>]*>\s*<p>(.*?)</p>", html)
+    assert cell == "a cell with quite a few words"
 
 
 def test_every_page_is_in_one_table_of_contents():
