@@ -31,6 +31,11 @@ STEEP = ("diabetes-raw", "walls", "rosenbrock")
 PARTS = ("gravity-t0", "alpha-0", "beta-fixed", "m-infinite", "momentum", "momentum-noise")
 
 
+def written(error: float, measure: str) -> str:
+    """Return an error as a text in which no line breaks."""
+    return shown(error, measure).replace(" ", NARROW)
+
+
 class Comparison:
     """The report of benchmarks.compare, as sentences and tables."""
 
@@ -52,7 +57,7 @@ class Comparison:
     def error(self, problem: str, name: str, key: str = "tuned") -> str:
         """Return the median error on test as text."""
         found = self.problems[problem]
-        return shown(found["results"][name][key]["median"], found["measure"])
+        return written(found["results"][name][key]["median"], found["measure"])
 
     def beside(self, other: str, name: str = "gravity") -> dict[str, list[str]]:
         """Return the problems on which an optimizer is better than another, ties, or is worse."""
@@ -109,7 +114,7 @@ def errors(found: Comparison, names: tuple[str, ...], key: str = "tuned") -> str
         cells = []
         for name in names:
             star = "\\*" if key == "tuned" and report["results"][name]["ties_with_best"] else ""
-            cells.append(found.error(problem, name, key).replace(" ", NARROW) + star)
+            cells.append(found.error(problem, name, key) + star)
         rows.append([f"{report['title']}: {report['measure']}", *cells])
     header = [found.title(name) for name in names]
     if key == "untuned":
@@ -136,11 +141,11 @@ def loss_scale(found: Comparison) -> str:
     study = found.report["studies"]["loss-scale"]
     rows = []
     for name in ("gravity", *RIVALS):
-        cells = [shown(r["ordinary"]["median"], study["measure"]) for r in study["results"][name]]
+        cells = [written(r["ordinary"]["median"], study["measure"]) for r in study["results"][name]]
         rows.append([found.title(name), *cells])
     at = study["settings"].index(100)
     best = {name: runs[at]["tuned"]["median"] for name, runs in study["results"].items()}
-    gravity, momentum = (shown(best[name], study["measure"]) for name in ("gravity", "momentum"))
+    gravity, momentum = (written(best[name], study["measure"]) for name in ("gravity", "momentum"))
     sentence = claimed(
         best["gravity"] > 3 * best["momentum"],
         f"With a rate of its own for a factor of 100, momentum SGD comes to {momentum}. For "
