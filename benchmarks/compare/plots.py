@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks.compare.analysis import FLOOR
 from benchmarks.compare.problems import VALUE, WRONG
+from benchmarks.labels import spread
 from gravity_conformance._output import write
 
 Json = dict[str, Any]
@@ -92,35 +93,13 @@ def _panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
     return figure, axes[: len(titles)]
 
 
-def _spread(wanted: Sequence[float], gap: float, top: float) -> np.ndarray:
-    """Return places from 0 to `top`, at least `gap` apart, next to the wanted ones, which ascend.
-
-    Of all such places, they have the least sum of squared distances from the wanted ones.
-
-    Example:
-        >>> _spread([1.0, 5.0, 5.0, 9.0], 2.0, 9.0).tolist()
-        [1.0, 4.0, 6.0, 9.0]
-        >>> _spread([0.0, 0.0, 9.0], 2.0, 8.0).tolist()
-        [0.0, 2.0, 8.0]
-    """
-    # Less the gaps below them, the places need only ascend: an isotonic regression.
-    gaps = gap * np.arange(len(wanted))
-    free = np.asarray(wanted) - gaps
-    rows = range(len(free))
-    ascending = [
-        max(min(free[low : high + 1].mean() for high in rows[i:]) for low in rows[: i + 1])
-        for i in rows
-    ]
-    return np.clip(ascending, 0, top - gaps[-1]) + gaps
-
-
 def _label(ax: Axes, lines: Iterable[tuple[float, float, str, str]]) -> None:
     """Write labels beside the ends of lines, given as (x, y, text, colour), without overlaps."""
     height = ax.get_window_extent().height * 72 / ax.get_figure().dpi  # in points
     ax.autoscale_view()  # else the limits change when the figure is drawn
     to_axes = ax.transData + ax.transAxes.inverted()
     wanted = sorted((to_axes.transform((x, y))[1], x, y, text, c) for x, y, text, c in lines)
-    places = _spread([place * height for place, *_ in wanted], GAP, height)
+    places = spread([place * height for place, *_ in wanted], GAP, height)
     for place, (_, x, y, text, colour) in zip(places, wanted, strict=True):
         arrow = {"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
         ax.annotate(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.labels import spread
 from benchmarks.paper.published import (
     DATASETS,
     OPTIMIZERS,
@@ -278,11 +279,12 @@ def _label(axes: "Axes", published: Sequence[_Label], again: Sequence[_Label]) -
 
     def places(labels: Sequence[_Label], above: float) -> list[float]:
         ends = [math.log(end / low) / math.log(high / low) for _, end, *_ in labels]
-        return _apart([end + above for end in ends], 0.075)
+        edge = 0.05  # no text lies on the frame
+        return [edge + x for x in spread([end + above - edge for end in ends], 0.075, 1 - 2 * edge)]
 
     for place, (_, _, text, colour) in zip(places(published, 0), published, strict=True):
         axes.text(0.73, place, text, transform=axes.transAxes, color=colour, va="center", size=9)
-    for place, (epoch, end, text, colour) in zip(places(again, 0.07), again, strict=True):
+    for place, (epoch, end, text, colour) in zip(places(again, 0.16), again, strict=True):
         axes.annotate(
             text,
             xy=(epoch, end),
@@ -293,17 +295,3 @@ def _label(axes: "Axes", published: Sequence[_Label], again: Sequence[_Label]) -
             size=9,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5)},
         )
-
-
-def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Return places in the same order that are at least `gap` apart, each moved up at most.
-
-    Example:
-        >>> _apart([0.5, 0.1, 0.45], gap=0.1)
-        [0.55, 0.1, 0.45]
-    """
-    found = list(places)
-    previous = -math.inf
-    for index in sorted(range(len(places)), key=places.__getitem__):
-        previous = found[index] = max(places[index], round(previous + gap, 6))
-    return found
