@@ -130,31 +130,45 @@ class ErrorBound:
             learning_rate: η of this step.
             beta: β.
             weight_decay: λ.
+
+        The arrays are of NumPy, real, of the shape of W.
+
+        Raises:
+            TypeError: for anything but an array of real floating-point numbers.
+            ValueError: for an array of another shape, or a number out of its range. The bound is
+                unchanged then.
         """
-        old, new = coefficients(t, beta)
-        g = np.abs(grad.astype(np.float64))
-        w_size = np.abs(w.astype(np.float64)) + 2 * self.w
-        self.scale = old * np.abs(v.astype(np.float64)) + new * np.abs(gradient_term(g))
+        numbers = hp.validate(learning_rate=learning_rate, beta=beta, weight_decay=weight_decay)
+        learning_rate, weight_decay = numbers["learning_rate"], numbers["weight_decay"]
+        old, new = coefficients(t, numbers["beta"])
+        g, v_size, v_next_size, w_size, w_next_size = (
+            self._size(name, x)
+            for name, x in (
+                *(("grad", grad), ("v", v), ("v_next", v_next)),
+                *(("w", w), ("w_next", w_next)),
+            )
+        )
+        scale = old * v_size + new * np.abs(gradient_term(g))
         # S uses the reference's V. The computed V may differ from it by twice the bound.
-        local = _gamma(self.ROUNDINGS + 1, self.unit) * (self.scale + 2 * old * self.v)
-        self.v = old * self.v + local + absolute_error(g, self._computed)
-        v_size = np.abs(v_next.astype(np.float64))
+        local = _gamma(self.ROUNDINGS + 1, self.unit) * (scale + 2 * old * self.v)
+        v_error = old * self.v + local + absolute_error(g, self._computed)
         # One operation on W may be flushed to zero.
         tiny, unit = self._computed.smallest_normal, max(self._stored.unit, self.unit)
         if self._rounded_once:
             # Rounding a subnormal number changes it by up to half of the smallest one.
             tiny = tiny + unit * self._stored.smallest_normal
             # Solve e_V = e + u (|V| + 2 e_V) + tiny for e_V; e is the error of the computation.
-            self.v = (self.v + unit * v_size + tiny) / (1 - 2 * unit)
+            v_error = (v_error + unit * v_next_size + tiny) / (1 - 2 * unit)
 
-        size = v_size + 2 * self.v
+        size = v_next_size + 2 * v_error
+        w_size = w_size + 2 * self.w
         move = learning_rate * size
         decay = learning_rate * weight_decay
         shrink = decay * w_size
-        after = np.abs(w_next.astype(np.float64)) + 2 * self.w + move + shrink
-        self.w = (
+        after = w_next_size + 2 * self.w + move + shrink
+        w_error = (
             (1 + decay) * self.w
-            + learning_rate * self.v
+            + learning_rate * v_error
             # η λ W has up to five roundings. η V has two, and the sum has one. Two units of
             # `after` cover these three, because it includes η V and the sum. With decay there is
             # one more sum, which may round η V again.
@@ -163,6 +177,16 @@ class ErrorBound:
             # η, λ and W may be flushed to zero, too.
             + (3 + size + decay + (learning_rate + weight_decay) * w_size) * tiny
         )
+        self.scale, self.v, self.w = scale, v_error, w_error
+
+    def _size(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Return the absolute values of an array in float64; raise unless it fits W."""
+        if not isinstance(x, (np.ndarray, np.generic)):
+            raise TypeError(f"{name} must be a NumPy array, got {type(x).__name__}")
+        float_info(x.dtype, name)
+        if x.shape != self.w.shape:
+            raise ValueError(f"{name} must have the shape of w, {self.w.shape}, got {x.shape}")
+        return np.asarray(np.abs(x.astype(np.float64)))
 
 
 def _gamma(k: int, unit: float) -> float:

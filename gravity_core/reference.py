@@ -5,6 +5,7 @@ It checks all arguments before it changes any, and it is deterministic. `gravity
 bounds the rounding errors of other implementations.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -110,6 +111,10 @@ class Gravity:
                 self._derives_std = value is None
                 value = hp.velocity_std(self._first_rate, self.alpha, value, stacklevel=4)
         super().__setattr__(name, value)
+
+    def __copy__(self) -> "Gravity":
+        """Return a copy with velocities of its own: a step changes them in place."""
+        return copy.deepcopy(self)
 
     def init(self, params: Sequence[np.ndarray]) -> None:
         """Draw V₀ for `params`. The first `step` does this if you have not.

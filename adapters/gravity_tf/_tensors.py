@@ -193,8 +193,9 @@ def is_unchecked(gradient: Any) -> bool:
     """Return whether only a running graph can check a gradient: its shape or its indices."""
     if not tf or tf.executing_eagerly() or not tf.is_tensor(gradient):
         return False
-    shape = tf.TensorShape(gradient.shape)  # Keras gives a tuple
-    return isinstance(gradient, tf.IndexedSlices) or not shape.is_fully_defined()
+    if isinstance(gradient, tf.IndexedSlices):
+        return True
+    return not tf.TensorShape(gradient.shape).is_fully_defined()  # Keras gives a tuple
 
 
 def check_moves(variable: Any) -> None:

@@ -126,9 +126,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             seed=seed,
             first_step=first_step,
         )
-        # Keras takes a float, and refuses an array, which may change later.
-        is_array = isinstance(learning_rate, np.ndarray) or is_tensor(learning_rate)
-        if not (is_array or callable(learning_rate)):
+        # Keras takes a float, and refuses a tensor, which may change later.
+        if not (is_tensor(learning_rate) or callable(learning_rate)):
             learning_rate = values["learning_rate"]
             check_rate_fits(learning_rate, keras.config.floatx())
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)

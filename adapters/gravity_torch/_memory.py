@@ -160,6 +160,7 @@ class Checks:
             tensors.layout,
             each(Tensor.numel, tensors.columns[STEP], np.int64).tobytes(),
             [tensors.dtypes[column] for column in (P, VELOCITY, STEP)],
+            torch.is_inference_mode_enabled(),
         )
         dtypes = frozenset.union(*kinds[:3])
         if len({dtype.is_complex for dtype in dtypes}) > 1:

@@ -106,7 +106,7 @@ def _move(
     if maximize:
         grads = list(torch._foreach_neg(grads))
     s = torch._foreach_mul(grads, m)
-    torch._foreach_mul_(s, s)
+    s = torch._foreach_mul(s, s)  # in place, forward derivatives would read the new s
     torch._foreach_add_(s, [one] * len(s) if isinstance(one, Tensor) else one)
     zeta = torch._foreach_div(grads, s)
     del s, grads

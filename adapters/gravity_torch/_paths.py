@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gravity_core import hyperparameters as hp
 from gravity_torch import _fused, _memory
 from gravity_torch._distributed import Shard
 from gravity_torch._items import Batch, Item, Options, items_of
 from gravity_torch._multi_tensor import BLOCK, multi_tensor
 from gravity_torch._multi_tensor_gpu import Lengths
+from gravity_torch._options import number
 from gravity_torch._single_tensor import single_tensor, update_item
-from gravity_torch._tensors import has_memory, has_one_order, working_dtype
+from gravity_torch._tensors import has_memory, has_one_order, has_value, working_dtype
 
 # How many copies of a tensor, in the dtype to compute in, an update holds at most.
 LOOP_COPIES, FOREACH_COPIES = 6, 3
@@ -66,6 +68,8 @@ def plan(batches: list[Batch], shards: dict[Tensor, Shard], checks: _memory.Chec
     works: list[Work] = []
     alone: list[Work] = []
     start = 0
+    # torch.func.vmap has no rule for operations on lists.
+    is_wrapped = not facts.has_addresses
     # Most steps leave nothing to the other paths.
     for group, length in () if is_fused.all() else zip(groups, lengths, strict=True):
         rest = np.flatnonzero(~is_fused[start : start + length]) + start
@@ -76,16 +80,20 @@ def plan(batches: list[Batch], shards: dict[Tensor, Shard], checks: _memory.Chec
         for is_alone, found in ((False, works), (True, alone)):
             if len(chosen := rest[known.alone[rest] == is_alone]):
                 chosen_part = [[column[i] for i in chosen] for column in columns]
-                found.append(_work(group, chosen_part, is_alone=is_alone))
+                is_loop = is_alone or (is_wrapped and group["foreach"] is None)
+                found.append(_work(group, chosen_part, is_loop=is_loop))
     options = [_options(group) for group in groups] if tables else []
     kernels = [
         _fused.runner(table.device.type).prepare(table, options, checks.kept) for table in tables
     ]
     for work in works + alone:
         _reserve(work)
-    for table in tables:
-        # Kernels do not mark p as changed, so autograd would accept a stale graph.
-        torch.autograd.graph.increment_version([params[i] for i in table.indices])
+    # Kernels do not mark what they change, and the other paths mark only the shard of a DTensor, so
+    # autograd would accept a stale graph.
+    changed = [params[i] for table in tables for i in table.indices]
+    for p, shard in shards.items():
+        changed += [p, shard.p]
+    torch.autograd.graph.increment_version(changed)
     return Plan(kernels, works + alone, counters, checks.lengths, columns)
 
 
@@ -143,8 +151,8 @@ def _check_leaves(group: dict[str, Any], part: tuple[list[Any], ...]) -> None:
                 )
 
 
-def _work(group: dict[str, Any], part: Any, *, is_alone: bool = False) -> Work:
-    is_loop = is_alone or group["foreach"] is False or group["differentiable"]
+def _work(group: dict[str, Any], part: Any, *, is_loop: bool = False) -> Work:
+    is_loop = is_loop or group["foreach"] is False or group["differentiable"]
     return Work(items_of(group, *part), _options(group), part[3], bool(is_loop))
 
 
@@ -182,6 +190,8 @@ def _options(group: dict[str, Any]) -> Options:
 def _as_scalar(lr: float | Tensor) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return lr
+    if not (torch.compiler.is_compiling() or lr.requires_grad) and has_value(lr):
+        return hp.as_float(number(lr))  # the same number as at every other entrance
     # Use float64, like a Python number, so that η λ is rounded once. MPS has no float64. Copy: the
     # rate counts as it was before the step, even if it shares memory with a parameter.
     return lr.reshape(()).to(lr.dtype if lr.is_mps else torch.float64, copy=True)

@@ -233,8 +233,15 @@ def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) ->
         [x for group in groups for x in group["params"]]
         for groups in (optimizer.param_groups, state_dict["param_groups"])
     )
+    for key, values in state_dict["state"].items():
+        if {"step", "velocity"} & values.keys() and key not in theirs:
+            raise ValueError(f"state must have keys that are in params, got {key!r}")
+    if len(set(theirs)) < len(theirs):
+        raise ValueError(f"params must have each key once, got {theirs}")
     for p, key in zip(ours, theirs, strict=False):  # torch compares the lengths
         values = state_dict["state"].get(key, {})
+        if len({"step", "velocity"} & values.keys()) == 1:
+            raise ValueError(f"state must have step and velocity, or neither, got {list(values)}")
         step, velocity = values.get("step", 0.0), values.get("velocity", p)
         check_is_dense("velocity", velocity)
         if isinstance(step, Tensor):

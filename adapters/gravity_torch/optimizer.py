@@ -401,6 +401,8 @@ class Gravity(torch.optim.Optimizer):
     def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
         """Create what a state lacks; another library may have its own keys there."""
         state: dict[str, Any] = self.state[p]
+        if {"velocity", "step"} <= state.keys():  # another thread was first
+            return state
         if torch.compiler.is_compiling():
             # The generator of V₀ cannot be traced.
             draw = torch.compiler.disable(self._draw)
@@ -412,7 +414,12 @@ class Gravity(torch.optim.Optimizer):
                 step, velocity = counter(state.get("step", 0.0), p, group), state.get("velocity")
                 if "velocity" not in state:
                     velocity = self._draw(p, group, index)
-        state["velocity"], state["step"] = velocity, step
+        if state.get("step") is None and not torch.compiler.is_compiling():
+            # Another thread may create the state at the same time.
+            state.setdefault("velocity", velocity)
+            state.setdefault("step", step)
+        else:
+            state["velocity"], state["step"] = velocity, step
         return state
 
     def _draw(self, p: Tensor, group: dict[str, Any], index: int) -> Tensor:

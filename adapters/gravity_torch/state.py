@@ -97,7 +97,8 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
     state.check([(tuple(p.shape), _name(p)) for _, p in params], largest_t=LARGEST_T)
     whole = optimizer.state_dict()
     for (i, p), v, t in zip(params, state.velocities, state.counts, strict=True):
-        whole["state"][i] = {
+        # Another library may have its own keys there.
+        whole["state"][i] = whole["state"].get(i, {}) | {
             "step": torch.tensor(float(t), dtype=torch.float32),
             "velocity": _like(p, v),
         }

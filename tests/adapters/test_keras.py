@@ -182,9 +182,13 @@ def test_a_bad_number_is_not_assigned():
 
 def test_variables_are_refused_as_learning_rates():
     """A variable would be read once, and later changes would be lost."""
-    for rate in (keras.Variable(0.1, trainable=False), ops.convert_to_tensor(0.1), np.asarray(0.1)):
+    for rate in (keras.Variable(0.1, trainable=False), ops.convert_to_tensor(0.1)):
         with pytest.raises(ValueError, match="`learning_rate` should be float"):
             Gravity(rate)
+
+
+def test_an_array_of_no_dimension_is_a_number():
+    assert Gravity(np.asarray(np.float32(0.3))).velocity_std == 0.01 / 0.3
 
 
 def test_a_schedule_is_followed_step_by_step():

@@ -116,7 +116,8 @@ def check(path, groups, steps, seed=0):
                     group["lr"].fill_(lr)
                 else:
                     group["lr"] = lr
-                rates.append(float(group["lr"]))
+                # A float32 stands for its shortest decimal, which is how NumPy writes it.
+                rates.append(float(str(np.asarray(group["lr"])[()])))
             grads = {}
             for i, (p, kind, group, reference) in enumerate(members):
                 p.grad = None

@@ -63,6 +63,61 @@ def test_a_state_of_other_shapes_is_refused_before_any_change(sizes):
     assert torch.equal(after["state"][0]["velocity"], before["state"][0]["velocity"])
 
 
+def without(name):
+    def damage(state_dict):
+        del state_dict["state"][1][name]
+
+    return damage
+
+
+def as_after_json(state_dict):
+    state_dict["state"] = {str(key): value for key, value in state_dict["state"].items()}
+
+
+def of_an_unknown_parameter(state_dict):
+    state_dict["state"][7] = state_dict["state"].pop(1)
+
+
+def with_a_key_twice(state_dict):
+    state_dict["param_groups"][0]["params"] = [1, 1]
+    del state_dict["state"][0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("step"), r"state must have step and velocity, or neither, got \['velocity'\]"),
+        (without("velocity"), r"state must have step and velocity, or neither, got \['step'\]"),
+        (as_after_json, r"state must have keys that are in params, got '0'"),
+        (of_an_unknown_parameter, r"state must have keys that are in params, got 7"),
+        (with_a_key_twice, r"params must have each key once, got \[1, 1\]"),
+    ],
+)
+def test_a_state_dict_that_has_lost_a_part_is_refused(damage, message):
+    """Without one, t or V would begin anew in silence."""
+    params = parameters((3,), (4,))
+    optimizer = Gravity(params)
+    run(optimizer, params, range(3))
+    before = copy.deepcopy(optimizer.state_dict())
+    damage(damaged := copy.deepcopy(before))
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        optimizer.load_state_dict(damaged)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for i in range(2):
+        for name in ("step", "velocity"):
+            assert torch.equal(after["state"][i][name], before["state"][i][name])
+
+
+def test_an_import_keeps_what_other_libraries_keep_in_a_state():
+    params = parameters((3,), (4,))
+    optimizer = Gravity(params)
+    run(optimizer, params, range(3))
+    optimizer.state[params[1]]["average"] = torch.ones(4)
+    import_state(optimizer, export_state(optimizer))
+    assert torch.equal(optimizer.state[params[1]]["average"], torch.ones(4))
+
+
 @pytest.mark.parametrize("dtypes", [[torch.float64], [torch.float32, torch.int64]], ids=str)
 def test_counters_may_have_other_dtypes(dtypes):
     """A user may assign such counters."""

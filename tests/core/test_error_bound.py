@@ -473,3 +473,32 @@ def test_overflow_is_allowed_for_from_half_the_root_of_the_greatest_number_on():
     )
     assert below == 8 * float(np.finfo(np.float32).smallest_normal)
     assert above > below
+
+
+FITTING = {name: np.ones(2, np.float32) for name in ("grad", "v", "v_next", "w", "w_next")}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"learning_rate": -0.1}, ValueError, "learning_rate must be a finite number >= 0, got"),
+        ({"weight_decay": np.nan}, ValueError, "weight_decay must be a finite number >= 0, got"),
+        ({"beta": 1.5}, ValueError, r"beta must be a number in \[0, 1\], got 1.5"),
+        ({"t": -1}, ValueError, "t must be"),
+        ({"grad": np.ones((2, 2))}, ValueError, r"grad must have the shape of w, \(2,\), got"),
+        ({"v_next": np.ones(3)}, ValueError, r"v_next must have the shape of w, \(2,\), got"),
+        ({"w_next": np.ones(1)}, ValueError, r"w_next must have the shape of w, \(2,\), got"),
+        ({"grad": np.ones(2, complex)}, TypeError, "grad must be float16, bfloat16, float32 or"),
+        ({"v": [1.0, 1.0]}, TypeError, "v must be a NumPy array, got list"),
+        ({"w": "ab"}, TypeError, "w must be a NumPy array, got str"),
+    ],
+)
+def test_a_step_that_is_refused_leaves_the_bound(wrong, error, message):
+    bound = ErrorBound(np.zeros(2, np.float32))
+    given = FITTING | {"t": 1, "learning_rate": 0.1}
+    bound.step(**given)
+    before = [x.copy() for x in (bound.v, bound.w, bound.scale)]
+    with pytest.raises(error, match=f"^{message}"):
+        bound.step(**given | wrong)
+    for x, old in zip((bound.v, bound.w, bound.scale), before, strict=True):
+        assert np.array_equal(x, old)

@@ -359,7 +359,7 @@ def by_pickle(optimizer):
     return pickle.loads(pickle.dumps(optimizer))
 
 
-@pytest.mark.parametrize("duplicate", [by_pickle, copy.deepcopy])
+@pytest.mark.parametrize("duplicate", [by_pickle, copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("steps_before", [0, 3])
 def test_a_copy_resumes_with_the_same_bits(duplicate, steps_before):
     rng = np.random.default_rng(0)
