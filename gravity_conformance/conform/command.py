@@ -25,8 +25,9 @@ Check an implementation of Gravity, and name its mistake.
 
 SPEC is module:attribute or path.py:attribute: a torch.optim.Optimizer class, an optax
 transformation factory, a Keras optimizer class, or a function of NumPy arrays
-(w, v, g, t, lr, beta) -> (w, v). The exit status is 0 if it conforms, 1 if it differs or a
-check could not run, 2 if nothing could be checked.
+(w, v, g, t, lr, beta) -> (w, v), which changes none of them and returns new arrays. The exit
+status is 0 if it conforms, 1 if it differs or a check could not run, 2 if nothing could be
+checked.
 """
 
 

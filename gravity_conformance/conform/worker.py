@@ -23,6 +23,7 @@ from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.trial import WrongResultError
 from gravity_conformance.drive import spec as specs
 from gravity_conformance.drive.drivers import read
+from gravity_conformance.drive.session import CannotWriteError
 
 
 def main() -> None:
@@ -66,6 +67,8 @@ def _run_check(check: Check, subject: Subject, judge: Judge) -> Finding:
         return check.function(subject, judge)
     except WrongResultError as error:
         return Finding("differs", "", None, str(error))
+    except CannotWriteError as error:
+        return Finding("not applicable", str(error))
     except Exception as error:
         if check.special is None:
             return Finding("error", one_line(error))

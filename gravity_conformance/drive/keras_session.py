@@ -33,6 +33,7 @@ class KerasSession(StateSession):
 
     compiles: ClassVar[str | None] = "fit"
     misses: ClassVar[bool] = True
+    ways: ClassVar[tuple[str, ...]] = ("reloaded", "rolled_back")
     frameworks: ClassVar[tuple[str, ...]] = ("keras", "tensorflow")
 
     @staticmethod
@@ -42,6 +43,11 @@ class KerasSession(StateSession):
         missing = None if backend == "tensorflow" else f"Keras runs on {backend} here"
         graph = Mode("compiled", missing)
         return {"eager": Mode("eager"), "function": graph, "xla": graph}
+
+    @staticmethod
+    def takes_rows() -> bool:
+        """Return whether this is TensorFlow, which gives those of an embedding."""
+        return bool(importlib.import_module("keras").backend.backend() == "tensorflow")
 
     @staticmethod
     def train(setup: Setup, task: Task) -> Training:
@@ -130,11 +136,28 @@ class KerasSession(StateSession):
             with _floatx(self.setup.dtype):
                 self._model.train_on_batch(tuple(g[None] for g in grads), np.zeros((1, 1)))
             return list(grads)
-        convert = self._keras.ops.convert_to_tensor
-        tensors = [None if g is None else convert(g, dtype=self.setup.dtype_of(g)) for g in grads]
+        tensors = [None if g is None else self._tensor(g) for g in grads]
         with _floatx(self.setup.dtype):
-            self._apply(tensors)
+            self._apply([self._rows(g) if self.setup.rows else g for g in tensors])
         return [self._numpy(g) for g in tensors if g is not None]
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        return self._keras.ops.convert_to_tensor(array, dtype=self.setup.dtype_of(array))
+
+    def _rows(self, gradient: Any) -> Any:
+        """Return a gradient as its rows that are not zero, each as two halves."""
+        if gradient is None or not gradient.shape.rank:
+            return gradient
+        tensorflow = importlib.import_module("tensorflow")
+        axes = [*range(1, gradient.shape.rank)]
+        (found,) = np.nonzero(np.asarray(tensorflow.reduce_any(gradient != 0, axis=axes)))
+        found = found if found.size else np.zeros(1, np.int64)  # an embedding gives one at least
+        given = tensorflow.gather(gradient, found)
+        # A subnormal number may have no half.
+        halves = tensorflow.where(given / 2 + given / 2 == given, given / 2, given)
+        values = tensorflow.concat([halves, given - halves], 0)
+        indices = tensorflow.constant(np.concatenate([found, found]))
+        return tensorflow.IndexedSlices(values, indices, gradient.shape)
 
     def weights(self) -> Arrays:
         """Return the variables."""
@@ -173,6 +196,17 @@ class KerasSession(StateSession):
         scalars = self._scalars()
         for i, x in numbers.items():
             scalars[i].assign(self._keras.ops.cast(x, scalars[i].dtype))
+
+    def rolled_back(self) -> "KerasSession":
+        """Save the variables, make a step, and load the variables again."""
+        store: dict[str, Any] = {}
+        weights = self.weights()
+        self.optimizer.save_own_variables(store)
+        with _floatx(self.setup.dtype):
+            self.optimizer.apply([self._keras.ops.ones_like(v) for v in self._variables])
+        self.write(weights, self.velocity() or [], {})
+        self.optimizer.load_own_variables(store)
+        return self
 
     def reloaded(self) -> "KerasSession":
         """Save and load the configuration and the variables, as a saved model does."""

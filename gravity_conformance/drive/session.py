@@ -42,8 +42,10 @@ class Setup:
         groups: torch: the number of tensors and the options of each group of parameters; empty
             means one group with `options`.
         strided: whether the memory of arrays is transposed, sliced or expanded.
+        rows: Keras: whether gradients are given as some of their rows, with duplicates.
         array_rate: whether the learning rate is an array of the framework, not a Python number.
         closure: torch: whether a closure computes the gradients.
+        scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
         shared: the optimizer of another session, if users apply one optimizer to several states.
     """
 
@@ -56,8 +58,10 @@ class Setup:
     mode: str = "eager"
     groups: Sequence[tuple[int, Mapping[str, Any]]] = ()
     strided: bool = False
+    rows: bool = False
     array_rate: bool = False
     closure: bool = False
+    scaled: bool = False
     shared: Any = None
 
     @property
@@ -85,7 +89,8 @@ class Session(ABC):
         groups: whether the optimizer has groups of parameters.
         misses: whether the optimizer accepts None as a gradient.
         strides: whether users choose how arrays lie in memory.
-        copies: whether users copy the optimizer together with its weights.
+        ways: the names of the methods by which users continue: from a state that they have saved
+            and loaded, and so on.
         shares: whether users apply one optimizer to several states.
         overwritten: what a step changed that belongs to the caller; None if nothing.
         steps_at_given_rate: whether `step` uses its `lr`. If not, only a schedule changes the rate.
@@ -97,7 +102,7 @@ class Session(ABC):
     groups: ClassVar[bool] = False
     misses: ClassVar[bool] = False
     strides: ClassVar[bool] = False
-    copies: ClassVar[bool] = False
+    ways: ClassVar[tuple[str, ...]] = ("reloaded",)
     shares: ClassVar[bool] = False
     steps_at_given_rate: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ()
@@ -109,6 +114,11 @@ class Session(ABC):
     def modes() -> dict[str, Mode]:
         """Return the ways in which the step can run, by name."""
         return {"default": Mode("eager")}
+
+    @staticmethod
+    def takes_rows() -> bool:
+        """Return whether a gradient may be given as some of its rows."""
+        return False
 
     @abstractmethod
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
@@ -136,10 +146,6 @@ class Session(ABC):
     @abstractmethod
     def reloaded(self) -> "Session":
         """Save the state, and return a new session that continues from it."""
-
-    def copied(self) -> "Session":
-        """Return a session that continues from a copy of the optimizer and its weights."""
-        raise NotImplementedError("only sessions with `copies` have it")
 
     @abstractmethod
     def begin(self, velocity: Arrays, count: int) -> None:

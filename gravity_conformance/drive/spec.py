@@ -257,6 +257,7 @@ def arguments(found: Any, given: Mapping[str, str]) -> Arguments:
             result.names[ours] = theirs
     for name, value in given.items():
         if value.startswith("{") and value[1:-1] in ALIASES:
+            result.names = {o: theirs for o, theirs in result.names.items() if theirs != name}
             result.names[value[1:-1]] = name
             continue
         if value.startswith("{") and value[1:-1].isidentifier():

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import io
 import itertools
+import math
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -32,7 +33,7 @@ class TorchSession(StateSession):
     groups: ClassVar[bool] = True
     misses: ClassVar[bool] = True
     strides: ClassVar[bool] = True
-    copies: ClassVar[bool] = True
+    ways: ClassVar[tuple[str, ...]] = ("reloaded", "rolled_back", "copied", "moved")
     frameworks: ClassVar[tuple[str, ...]] = ("torch",)
 
     @staticmethod
@@ -151,6 +152,8 @@ class TorchSession(StateSession):
             p.grad = g
         if self.setup.closure:
             self._step_with_closure(tensors)
+        elif self.setup.scaled:
+            self._step_with_scaler(tensors)
         else:
             self.optimizer.step()
         given = [g for g in tensors if g is not None]
@@ -185,6 +188,17 @@ class TorchSession(StateSession):
             if calls:
                 raise
             raise ClosureRefusedError(one_line(error)) from error
+
+    def _step_with_scaler(self, tensors: Sequence[Any]) -> None:
+        """Step by a gradient scaler, after a loss that makes it skip a step."""
+        scaler = self._torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for factor in (math.inf, 1.0):  # the first one halves the scale
+            self.optimizer.zero_grad()
+            pairs = zip(self._params, tensors, strict=True)
+            loss = sum((p * g).sum() for p, g in pairs if g is not None)
+            scaler.scale(factor * loss).backward()
+            scaler.step(self.optimizer)
+            scaler.update()
 
     def weights(self, chosen: slice = slice(None)) -> Arrays:
         """Return the parameters."""
@@ -261,6 +275,23 @@ class TorchSession(StateSession):
             p.grad = self._torch.ones_like(p)
         self.optimizer.step()
         return session
+
+    def moved(self) -> "TorchSession":
+        """Replace `p.data`, as `vector_to_parameters` and swaps of averaged weights do."""
+        for p in self._params:
+            p.data = p.data.clone()
+        return self
+
+    def rolled_back(self) -> "TorchSession":
+        """Save the state, make a step, and load the state again."""
+        state, weights = copy.deepcopy(self.optimizer.state_dict()), self.weights()
+        for p in self._params:
+            p.grad = self._torch.ones_like(p)
+        self.optimizer.step()
+        self.write(weights, self.velocity() or [], {})
+        self.optimizer.load_state_dict(state)
+        self._before = []
+        return self
 
     def reloaded(self) -> "TorchSession":
         """Save and load through state_dict."""

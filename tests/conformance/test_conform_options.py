@@ -7,6 +7,7 @@ import pytest
 
 from gravity_conformance.conform.runner import conform
 from gravity_conformance.conform.verdict import sentence
+from gravity_conformance.drive.spec import arguments
 from tests.support.command import gravity_conform, quick, without, written
 
 LITERAL = """
@@ -127,3 +128,13 @@ def test_numpy_and_the_command_line_are_enough(literal, tmp_path):
     done = gravity_conform(literal, "--quick", cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "conform: conforms in float32 and float64" in done.stdout
+
+
+def test_a_name_given_by_kw_stands_for_nothing_else():
+    def gravity(eta=0.1, a=0.01, decay=0.9):
+        pass
+
+    assert arguments(gravity, {}).names["weight_decay"] == "decay"
+    names = arguments(gravity, {"decay": "{beta}"}).names
+    assert names["beta"] == "decay"
+    assert "weight_decay" not in names

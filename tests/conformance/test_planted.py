@@ -46,6 +46,8 @@ WRONG = {
     "quarters": ("update", "default", ("plain",)),
     "lanes": ("update", "default", ("plain",)),
     "blocks": ("non-finite", "quick", ("plain",)),
+    "pieces": ("update", "default", ("plain",)),
+    "cached": ("v0", "quick", ("torch", "optax", "keras")),
     "mirror": ("v0", "quick", ("torch",)),
     "tiles": ("v0", "default", ("torch",)),
     "twelve": ("v0", "default", ("torch",)),
@@ -166,6 +168,28 @@ AROUND = {
         "        super().one(p, owner, place, group)",
         "bfloat16",
     ),
+    "a table of V that a load does not renew": (
+        "    @torch.no_grad()\n    def step(self):\n"
+        "        if getattr(self, 'table', None):\n"
+        "            for p, v in self.table.items(): self.state[p]['v'] = v\n"
+        "        super().step()\n"
+        "        self.table = {p: s['v'] for p, s in self.state.items()}",
+        "resume",
+    ),
+    "it keeps p.data": (
+        "    @torch.no_grad()\n    def step(self):\n"
+        "        ps = [p for group in self.param_groups for p in group['params']]\n"
+        "        self.memory = getattr(self, 'memory', None) or [p.data for p in ps]\n"
+        "        given = [p.data for p in ps]\n"
+        "        for p, memory in zip(ps, self.memory): p.data = memory\n"
+        "        super().step()\n"
+        "        for p, data in zip(ps, given): p.data = data",
+        "moved",
+    ),
+    "a promise to a gradient scaler that it does not keep": (
+        "    _step_supports_amp_scaling = True",
+        "scaler",
+    ),
     "loading keeps the options": (
         "    def load_state_dict(self, state):\n"
         "        kept = [group['beta'] for group in self.param_groups]\n"
@@ -241,11 +265,12 @@ def test_every_combination_of_values_occurs(strength):
     assert len(rows) < 35
 
 
-def written(tmp_path, kind, code):
+def written(tmp_path, module, code, kind=None):
     """Write a subclass of the right optimizer of a kind; return its SPEC."""
     path = tmp_path / "around.py"
-    head = f"from tests.support import planted\nimport {kind}\n\n"
-    path.write_text(f"{head}class Around(planted.{kind}_right):\n{code}\n", encoding="utf-8")
+    head = f"from tests.support import planted\nimport {module}\n\n"
+    body = f"class Around(planted.{kind or module}_right):\n{code}\n"
+    path.write_text(head + body, encoding="utf-8")
     return f"{path}:Around"
 
 
@@ -260,6 +285,83 @@ def test_a_mistake_around_the_update_differs(name, tmp_path):
     )
     found = findings(written(tmp_path, "torch", accepts), [check])
     assert found[check]["outcome"] == "pass"
+
+
+# Mistakes of an optimizer of Keras around the update, and what a right one does there.
+STEP = "    def update_step(self, g, w, lr):\n"
+DENSE = f"{STEP}        super().update_step(tf.convert_to_tensor(g), w, lr)"
+AROUND_KERAS = {
+    "t counts batches": (
+        "    iterations = property(lambda self: self._iterations)",
+        "accumulation",
+    ),
+    "max|G| before duplicate rows are added": (
+        f"{STEP}"
+        "        whole = tf.convert_to_tensor(g)\n"
+        "        if isinstance(g, tf.IndexedSlices) and g.values.shape[0]:\n"
+        "            most = tf.reduce_max(abs(g.values)) / tf.reduce_max(abs(whole))\n"
+        "            whole *= tf.where(abs(whole) == tf.reduce_max(abs(whole)), most, 1)\n"
+        "        super().update_step(whole, w, lr)",
+        "rows",
+    ),
+    "rows without a gradient stand still": (
+        f"{STEP}"
+        "        before = tf.identity(w)\n"
+        "        super().update_step(tf.convert_to_tensor(g), w, lr)\n"
+        "        if isinstance(g, tf.IndexedSlices):\n"
+        "            still = [i for i in range(w.shape[0]) if i not in g.indices.numpy()]\n"
+        "            if still: w.assign(tf.tensor_scatter_nd_update("
+        "tf.convert_to_tensor(w), [[i] for i in still], tf.gather(before, still)))",
+        "rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AROUND_KERAS)
+def test_a_mistake_around_the_update_of_keras_differs(name, tmp_path):
+    pytest.importorskip("tensorflow", reason="optimizers of Keras")
+    code, check = AROUND_KERAS[name]
+    right = written(tmp_path, "tensorflow as tf", DENSE, kind="keras")
+    assert findings(right, [check])[check]["outcome"] == "pass"
+    wrong = written(tmp_path, "tensorflow as tf", code, kind="keras")
+    assert findings(wrong, [check])[check]["outcome"] == "differs"
+
+
+LAZY = """
+import jax
+from jax import numpy as jnp
+import optax
+from tests.support import planted
+
+def lazy(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, *, drawn=True):
+    inner = planted.optax_right(learning_rate, alpha, beta, seed)
+
+    def init(params):
+        state = inner.init(params)
+        return state | {"velocity": jax.tree.map(jnp.zeros_like, state["velocity"])}
+
+    def update(updates, state, params=None):
+        if drawn:
+            first = inner.init(updates)["velocity"]
+            v = jax.tree.map(lambda a, b: jnp.where(state["t"], b, a), first, state["velocity"])
+            state = state | {"velocity": v}
+        return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+def never(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+    return lazy(learning_rate, alpha, beta, seed, drawn=False)
+"""
+
+
+def test_v0_may_be_drawn_in_the_first_update(tmp_path):
+    pytest.importorskip("optax", reason="a transformation of optax")
+    path = tmp_path / "later.py"
+    path.write_text(LAZY, encoding="utf-8")
+    checks = ["convention", "v0", "own-v0", "schedule", "resume"]
+    found = findings(f"{path}:lazy", checks)
+    assert {finding["outcome"] for finding in found.values()} == {"pass"}
+    assert findings(f"{path}:never", ["v0"])["v0"]["outcome"] == "differs"
 
 
 def test_a_configuration_without_beta_differs(tmp_path):

@@ -8,18 +8,22 @@ import numpy as np
 
 from gravity_conformance._guard import one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
+from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
+from gravity_conformance.conform.judge.perform import perform
 from gravity_conformance.conform.judge.together import Part, Plan
-from gravity_conformance.conform.judge.trial import Case
+from gravity_conformance.conform.judge.trial import Case, Trial
 from gravity_conformance.drive.session import ClosureRefusedError
 
 
 def resume(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory with the state saved after six steps and loaded into a new optimizer."""
+    """A trajectory with the state saved after six steps and loaded, also after another step."""
     if subject.driver.stateless:
         return Finding("not applicable", "V and t are the caller's")
-    finding = judge.judge(_continued(subject, 17, copied=False))
+    finding = judge.judge(_continued(subject, 17, "reloaded"))
+    if finding.outcome == "pass" and "rolled_back" in subject.driver.session.ways:
+        finding = judge.judge(_continued(subject, 17, "rolled_back"))
+        finding.note = finding.note if finding.outcome == "pass" else "loaded after another step"
     grouped = judge.findings.get("groups")
     if finding.outcome == "pass" and grouped is not None and grouped.outcome == "pass":
         return _together(subject, judge, replace(_grouped(subject), reload_after=4))
@@ -28,18 +32,27 @@ def resume(subject: Subject, judge: Judge) -> Finding:
 
 def copied(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with the optimizer and its weights copied after six steps."""
-    if not subject.driver.session.copies:
-        return Finding("not applicable", "users do not copy it")
-    return judge.judge(_continued(subject, 31, copied=True))
+    return _in_memory(subject, judge, 31, "copied")
 
 
-def _continued(subject: Subject, seed: int, *, copied: bool) -> Case:
+def moved(subject: Subject, judge: Judge) -> Finding:
+    """A trajectory with other tensors in p.data after six steps."""
+    return _in_memory(subject, judge, 52, "moved")
+
+
+def _in_memory(subject: Subject, judge: Judge, seed: int, way: str) -> Finding:
+    if way not in subject.driver.session.ways:
+        return Finding("not applicable", "only in torch")
+    return judge.judge(_continued(subject, seed, way))
+
+
+def _continued(subject: Subject, seed: int, way: str) -> Case:
     """Return a case that continues after six steps, at a rate that changed after three."""
     weights, gradients = subject.normal(12, seed=seed)
     options = subject.starting
     options["beta"] = subject.options(beta=0.6)["beta"]  # not the default of a constructor
     rates = subject.halved(12)
-    return Case(weights, gradients, options, rates=rates, reload_after=6, copied=copied)
+    return Case(weights, gradients, options, rates=rates, reload_after=6, continued=way)
 
 
 def groups(subject: Subject, judge: Judge) -> Finding:
@@ -116,6 +129,40 @@ def closure(subject: Subject, judge: Judge) -> Finding:
         return judge.judge(Case(weights, gradients, subject.options(), closure=True))
     except ClosureRefusedError as error:
         return Finding("remark", f"it refuses a closure: {error}")
+
+
+def scaler(subject: Subject, judge: Judge) -> Finding:
+    """Steps by a gradient scaler, which skips one with an infinite loss before each."""
+    if not subject.driver.session.groups:
+        return Finding("not applicable", "only in torch")
+    weights, gradients = subject.normal(4, seed=53)
+    return judge.judge(Case(weights, gradients, subject.options(), scaled=True))
+
+
+def accumulation(subject: Subject, judge: Judge) -> Finding:
+    """Each gradient twice, with gradient_accumulation_steps=2: t counts the updates."""
+    if subject.driver.kind != "keras":
+        return Finding("not applicable", "only in Keras")
+    given = subject.driver.arguments
+    extra = given.extra | {"gradient_accumulation_steps": 2}
+    driver = replace(subject.driver, arguments=replace(given, extra=extra))
+    weights, gradients = subject.normal(6, seed=54)
+    case = Case(weights, gradients, subject.options())
+    twice = replace(case, gradients=[grads for grads in gradients for _ in range(2)])
+    run = perform(driver, twice, at_rest=subject.at_rest, hidden=subject.hidden)
+    run.states, run.left = run.states[1::2], run.left[1::2]
+    return judge.found(Trial(case, run, subject.first_step))
+
+
+def rows(subject: Subject, judge: Judge) -> Finding:
+    """Gradients as their rows that are not zero, each in two halves, as of an embedding."""
+    if not subject.driver.session.takes_rows():
+        return Finding("not applicable", "only on TensorFlow")
+    weights, gradients = patterned(subject.rng("rows"), 6, ((40, 3), (7,), (300, 8), (5, 4, 3)))
+    for grads in gradients[1:]:
+        for g in grads:
+            g[:: int(subject.rng("rows").integers(2, 4))] = 0
+    return judge.judge(Case(weights, gradients, subject.options(), rows=True))
 
 
 def gradient(subject: Subject, judge: Judge) -> Finding:

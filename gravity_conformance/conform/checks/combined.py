@@ -25,6 +25,7 @@ from gravity_conformance.drive.session import CannotWriteError
 _DOUBLE = "a trajectory in float64"
 _STEPS = 4
 _SIZES = ("small", "5,000", "2^16", "2^17", "2^20", "10,000 rows", "(3n, n)", "4-d", "5-d")
+_WAYS = {"kept": "", "loaded": "reloaded", "rolled back": "rolled_back", "moved": "moved"}
 _SMALL = ((3,), (4, 3), (2, 3, 4), (7,), (5, 2), (2, 3, 2, 2))
 
 
@@ -94,6 +95,9 @@ def _factors(
     dtypes = ("float32", "float64") if double else ("float32",)
     mixed = ("mixed",) if double and not subject.driver.stateless and _mixes(subject) else ()
     missing = if_passes("missing", behaviour.missing, "some", "the first ones")
+    states = if_passes("resume", behaviour.resume, "loaded")
+    states += ("rolled back",) if states and "rolled_back" in session.ways else ()
+    states += if_passes("moved", behaviour.moved, "moved")
     factors: dict[str, Sequence[Any]] = {
         "fast": (False, False, True) if session.compiles else (False,),
         "size": (*_SIZES, *scalar),
@@ -113,7 +117,8 @@ def _factors(
         "groups": ("one", *if_passes("groups", behaviour.groups, "two", "one added later")),
         "missing": ("none", *missing),
         "t": ("from the start", *(() if subject.unwritable else ("far",))),
-        "state": ("kept", *if_passes("resume", behaviour.resume, "loaded")),
+        "state": ("kept", *states),
+        "rows": (False, *if_passes("rows", behaviour.rows, True)),
     }
     return factors | dict(fixed)
 
@@ -255,8 +260,10 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
         rates,
         int(2 ** rng.uniform(10, 23.9)) if row["t"] == "far" else 0,
         None if row["state"] == "kept" else later or 2,
+        _WAYS[row["state"]],
         {
             "strided": row["strided"],
+            "rows": row["rows"] and not row["fast"],
             "array_rate": row["array"],
             "fast": row["fast"],
             "bfloat16": row["dtype"] == "bfloat16",

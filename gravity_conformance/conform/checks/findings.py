@@ -18,6 +18,7 @@ Outcome = Literal["pass", "differs", "error", "remark", "not applicable"]
 
 
 _MANY = 8  # tensors; of more, only the smallest ones that differ are diagnosed
+_LONGEST = 2**21  # elements of a tensor for which all mistakes are simulated
 _LARGE = 4_096  # elements; of the smallest ones, only the first may be larger
 
 
@@ -99,7 +100,7 @@ class Judge:
                     right = (i for i in range(every) if i not in verdict.wrong)
                     fine = [i for i in right if trial.size(i) <= _LARGE][:_MANY]
                     passed, trial = trial.only(fine), trial.only([*wrong[:1], *small])
-                mistakes = diagnose(trial, what=what).distinct
+                mistakes = diagnose(trial, what=what).distinct if trial.size(0) <= _LONGEST else []
                 if passed is not None:  # a mistake may affect only some tensors, but is no other
                     mistakes = [m for m in mistakes if not refuted(m, passed)]
                 finding.diagnosis = self.named(mistakes)

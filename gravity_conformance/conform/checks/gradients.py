@@ -29,6 +29,10 @@ def update(subject: Subject, judge: Judge) -> Finding:
         finding = judge.judge(
             Case(weights, gradients, subject.options(), subject.velocity(weights))
         )
+    if finding.outcome == "pass" and subject.level.vocabulary:
+        shape = (subject.level.vocabulary + int(rng.integers(64)), 768)
+        weights, gradients = subject.normal(1, (shape,), (1.0,), seed=51)
+        finding = judge.judge(Case(weights, gradients, subject.options()))
     for _ in range(subject.level.repeats):
         if finding.outcome == "pass":
             other = judge.judge(subject.swept(rng, fast=False))

@@ -10,6 +10,7 @@ from gravity_conformance._guard import ANYTHING
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge import distribution
+from gravity_conformance.conform.judge.perform import is_undrawn
 from gravity_conformance.conform.judge.trial import Case, Trial
 from gravity_conformance.drive.session import Arrays, Session
 from gravity_conformance.mutations import MUTATIONS, REFERENCE
@@ -143,6 +144,11 @@ def _abnormal(drawn: Arrays, std: float) -> str | None:
 def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | None:
     """Describe a wrong V₀ of float64 tensors, or of several groups with one added later."""
     zeros = [np.zeros(shape, np.float64) for shape in ((100, 120), (64,), (1000,))]
+    if "learning_rate" not in subject.driver.arguments.fixed:
+        other = options | {"learning_rate": 8 * options["learning_rate"]}
+        found = distribution.wrong_std(_drawn(subject, other, _shapes(subject)[:_LARGEST]), std / 8)
+        if found is not None:
+            return f"with another learning rate, {other['learning_rate']:g}: {found}"
     if "float64" in subject.dtypes:
         with contextlib.suppress(*ANYTHING):
             v = _shown(subject, subject.driver.start(zeros, options), zeros, options)
@@ -232,7 +238,7 @@ def _drawn(subject: Subject, options: dict[str, Any], shapes: list[tuple[int, ..
 def _shown(subject: Subject, session: Session, zeros: Arrays, options: dict[str, Any]) -> Arrays:
     """Return V₀ from the state, or from what the first step with zero gradients makes of it."""
     v = None if subject.hidden else session.velocity()
-    if v is not None:
+    if v is not None and not is_undrawn(v):
         return v
     session.step([z.copy() for z in zeros], _RATE)
     v = None if subject.hidden else session.velocity()

@@ -55,15 +55,17 @@ def _steps(
             begun=case.count,
             fast=case.fast,
             strided=case.strided,
+            rows=case.rows,
             array_rate=case.array_rate,
             closure=case.closure,
+            scaled=case.scaled,
             shared=shared,
         )
 
     def look(session: Session, step: int) -> tuple[Arrays | None, Arrays]:
         return seen(case, None if hidden else session.velocity(), session.weights(), step)
 
-    session = start(case.weights)
+    session: Session = start(case.weights)
     count, uncertain = 0, certain(case)
     v, w = look(session, 0)
     if case.velocity is not None:
@@ -71,9 +73,9 @@ def _steps(
             raise CannotWriteError("its state does not show V")
         session.begin(case.velocity, case.count)
         v, count = case.velocity, case.count
-    elif v is None and at_rest:
-        v = [np.zeros_like(x) for x in case.weights]
-    elif v is None:
+    elif at_rest:
+        v = [np.zeros_like(x) for x in case.weights] if v is None else v
+    elif v is None or is_undrawn(v):
         lr = case.rate(0)
         # A schedule counts this step, too.
         rates = case.rates and [lr, *case.rates]
@@ -87,11 +89,16 @@ def _steps(
     yield run
     for index, grads in enumerate(case.gradients):
         if index == case.reload_after:
-            session = session.copied() if case.copied else session.reloaded()
+            session = getattr(session, case.continued)()
         run.left.append(session.step([g.copy() for g in grads], case.rate(index)))
         run.overwritten = run.overwritten or session.overwritten
         run.states.append(look(session, index + 1))
         yield run
+
+
+def is_undrawn(v: Arrays) -> bool:
+    """Return whether the first step has yet to draw V₀, so that V is zero."""
+    return not any(x.any() for x in v)
 
 
 def certain(case: Case) -> Arrays:

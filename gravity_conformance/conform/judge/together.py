@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance.conform.judge.perform import certain, seen
+from gravity_conformance.conform.judge.perform import certain, is_undrawn, seen
 from gravity_conformance.conform.judge.trial import Case, Run, Trial, WrongResultError
 from gravity_conformance.drive.drivers import Driver
 from gravity_conformance.drive.session import Arrays, CannotWriteError
@@ -45,8 +45,8 @@ class Plan:
         added: the number of steps after which each group is added.
         rates: the learning rate of every step as a multiple of a group's; None if it is constant.
         count: the number of steps before the first one; only if the parts have a velocity.
-        reload_after: the number of steps after which the state is saved and loaded.
-        how: more arguments of `Driver.start`: bfloat16, strided, array_rate, fast.
+        reload_after, continued: as those of a case.
+        how: more arguments of `Driver.start`: bfloat16, strided, rows, array_rate, fast.
     """
 
     parts: Sequence[Part]
@@ -55,6 +55,7 @@ class Plan:
     rates: Sequence[float] | None = None
     count: int = 0
     reload_after: int | None = None
+    continued: str = "reloaded"
     how: Mapping[str, Any] = field(default_factory=dict)
 
     def rate(self, group: int, step: int) -> float:
@@ -139,7 +140,12 @@ class _Together:
                 raise CannotWriteError("its state does not show V")
             self.session.begin(given, self.plan.count)
         found = self._look(step)
-        unknown = [k for k in new if found[k][0] is None and not self.at_rest]
+        unknown = [
+            k
+            for k in new
+            if not self.at_rest and self.cases[k].velocity is None
+            if (v := found[k][0]) is None or is_undrawn(v)
+        ]
         if unknown:  # a step with zero gradients makes V known
             zeros = {k: [np.zeros_like(w) for w in self.cases[k].weights] for k in unknown}
             if self.plan.rates is not None and not self.session.steps_at_given_rate:
@@ -225,7 +231,7 @@ def perform_together(
     steps = 1 + max(n for part in plan.parts for n in part.gradients)
     for n in range(steps):
         if n == plan.reload_after:
-            under_way.session = under_way.session.reloaded()
+            under_way.session = getattr(under_way.session, plan.continued)()
         new = [k for k, after in enumerate(plan.added) if after == n]
         for k in new if n else ():
             tensors = [w for p in plan.parts if p.group == k for w in p.weights]

@@ -26,13 +26,16 @@ class Case:
         velocity: V before the first step; None leaves V₀ to the implementation.
         count: the number of steps before the first one; only with `velocity`.
         rates: the learning rate of every step; None means ``options["learning_rate"]``.
-        reload_after: the number of steps after which the state is saved and loaded.
-        copied: whether the optimizer is copied with its weights, and not saved and loaded.
+        reload_after: the number of steps after which the state is saved and loaded, or what else
+            `continued` says.
+        continued: the way to continue then, one of `Session.ways`.
         fast: whether the step is compiled, if users of its kind compile it.
         bfloat16: whether the float32 arrays stand for bfloat16.
         strided: whether the memory of arrays is transposed, sliced or expanded.
+        rows: whether gradients are given as some of their rows.
         array_rate: whether the learning rate is an array of the framework.
         closure: whether a closure computes the gradients.
+        scaled: whether a gradient scaler steps.
     """
 
     weights: Arrays
@@ -42,12 +45,14 @@ class Case:
     count: int = 0
     rates: Sequence[float] | None = None
     reload_after: int | None = None
-    copied: bool = False
+    continued: str = "reloaded"
     fast: bool = False
     bfloat16: bool = False
     strided: bool = False
+    rows: bool = False
     array_rate: bool = False
     closure: bool = False
+    scaled: bool = False
 
     @property
     def info(self) -> FloatInfo:
