@@ -141,13 +141,8 @@ class ErrorBound:
         numbers = hp.validate(learning_rate=learning_rate, beta=beta, weight_decay=weight_decay)
         learning_rate, weight_decay = numbers["learning_rate"], numbers["weight_decay"]
         old, new = coefficients(t, numbers["beta"])
-        g, v_size, v_next_size, w_size, w_next_size = (
-            self._size(name, x)
-            for name, x in (
-                *(("grad", grad), ("v", v), ("v_next", v_next)),
-                *(("w", w), ("w_next", w_next)),
-            )
-        )
+        names, arrays = ("grad", "v", "v_next", "w", "w_next"), (grad, v, v_next, w, w_next)
+        g, v_size, v_next_size, w_size, w_next_size = map(self._size, names, arrays)
         scale = old * v_size + new * np.abs(gradient_term(g))
         # S uses the reference's V. The computed V may differ from it by twice the bound.
         local = _gamma(self.ROUNDINGS + 1, self.unit) * (scale + 2 * old * self.v)

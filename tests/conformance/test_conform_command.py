@@ -133,8 +133,8 @@ def test_writes_to_inputs_are_caught(odd):
 def test_a_hanging_function_is_killed_and_other_checks_run(odd):
     code = "def step(w, v, g, t, lr, beta):\n    while w.dtype == np.float64: time.sleep(1)\n"
     code += "    return right(w, v, g, t, lr, beta)"
-    report = quick(odd(code), only=["update", "float64", "float16"], timeout=3)
-    assert outcomes(report) == {"update": "pass", "float64": "error", "float16": "pass"}
+    report = quick(odd(code), only=["update", "float64", "gradient"], timeout=3)
+    assert outcomes(report) == {"update": "pass", "float64": "error", "gradient": "pass"}
     notes = {line.check: line.note for line in report.results}
     assert notes["float64"] == "no answer in 3 s (see --timeout)"
     assert report.status == 1

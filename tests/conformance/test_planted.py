@@ -46,7 +46,7 @@ WRONG = {
     "quarters": ("update", "default", ("plain",)),
     "lanes": ("update", "default", ("plain",)),
     "blocks": ("non-finite", "quick", ("plain",)),
-    "pieces": ("update", "default", ("plain",)),
+    "pieces": ("large", "default", ("plain",)),
     "cached": ("v0", "quick", ("torch", "optax", "keras")),
     "mirror": ("v0", "quick", ("torch",)),
     "tiles": ("v0", "default", ("torch",)),

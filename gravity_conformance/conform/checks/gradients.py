@@ -29,16 +29,19 @@ def update(subject: Subject, judge: Judge) -> Finding:
         finding = judge.judge(
             Case(weights, gradients, subject.options(), subject.velocity(weights))
         )
-    if finding.outcome == "pass" and subject.level.vocabulary:
-        shape = (subject.level.vocabulary + int(rng.integers(64)), 768)
-        weights, gradients = subject.normal(1, (shape,), (1.0,), seed=51)
-        finding = judge.judge(Case(weights, gradients, subject.options()))
     for _ in range(subject.level.repeats):
         if finding.outcome == "pass":
             other = judge.judge(subject.swept(rng, fast=False))
             other.worst = max(other.worst or 0.0, finding.worst or 0.0)
             finding = other
     return finding
+
+
+def large(subject: Subject, judge: Judge) -> Finding:
+    """One update of a table as large as those of language models."""
+    shape = (subject.level.vocabulary + int(subject.rng("large").integers(64)), 768)
+    weights, gradients = subject.normal(1, (shape,), (1.0,), seed=51)
+    return judge.judge(Case(weights, gradients, subject.options()), f"shape {shape}")
 
 
 def trajectory(subject: Subject, judge: Judge) -> Finding:

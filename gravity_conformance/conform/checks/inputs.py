@@ -26,7 +26,7 @@ class Level(NamedTuple):
             framework compiles every operation for every shape.
         repeats: the number of sweeps.
         listed: the number of tensors in a long list.
-        vocabulary: the rows of one tensor of 768 columns, as of a language model; 0 for none.
+        vocabulary: the rows of one tensor of 768 columns, as of a language model.
         rows: the number of combinations, and for a kind that users compile; None means all.
         halves: the same for each half type.
         strength: the number of factors of which all combinations occur.
@@ -47,8 +47,8 @@ class Level(NamedTuple):
 
 # A counter in float16 stops at 2048, one in bfloat16 at 256.
 LEVELS = {
-    "quick": Level(11, 24, 6, 1, 35, 0, (8, 4), (8, 4), 2, (300, 20)),
-    "default": Level(17, 200, 10, 1, 1_030, 11_000, (None, 30), (20, 8), 2, (2_200, 300)),
+    "quick": Level(11, 24, 6, 1, 35, 64, (8, 4), (8, 4), 2, (300, 20)),
+    "default": Level(17, 200, 10, 1, 1_030, 5_600, (None, 30), (20, 8), 2, (2_200, 300)),
     "thorough": Level(
         20, 400, 100, 5, 2_060, 30_522, (None, None), (None, None), 3, (2_200, 2_200)
     ),

@@ -42,6 +42,7 @@ CHECKS: dict[str, Check] = {
     "convention": Check("convention of t", start.convention),
     "v0": Check("V₀", start.v0),
     "update": Check("updates of many sizes", gradients.update),
+    "large": Check("a large table", gradients.large, quick=False),
     "trajectory": Check("trajectory", gradients.trajectory),
     "own-v0": Check("trajectory from its own V₀", gradients.drawn),
     "vectors": Check("published vectors", published.vectors, quick=False),
