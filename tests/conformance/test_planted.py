@@ -295,6 +295,18 @@ AROUND_KERAS = {
         "    iterations = property(lambda self: self._iterations)",
         "accumulation",
     ),
+    "max|G| before gradients are clipped": (
+        "    def _clip_gradients(self, grads):\n"
+        "        self.before = [abs(g).numpy().max() for g in grads]\n"
+        "        return super()._clip_gradients(grads)\n"
+        f"{STEP}"
+        "        whole = tf.convert_to_tensor(g)\n"
+        "        most = self.before[self._get_variable_index(w)]\n"
+        "        s = abs(whole) * tf.reduce_max(abs(whole))\n"
+        "        scaled = whole * (1 + s * s) / (1 + (whole * most) ** 2)\n"
+        "        super().update_step(scaled if most > 0.5 else whole, w, lr)",
+        "clipping",
+    ),
     "max|G| before duplicate rows are added": (
         f"{STEP}"
         "        whole = tf.convert_to_tensor(g)\n"

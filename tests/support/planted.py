@@ -408,11 +408,14 @@ def torch(rules, *, rest=False):
     class Planted(torch.optim.Optimizer):
         def __init__(self, params, lr=0.1, beta=0.9, weight_decay=0.0, *, alpha=0.01, seed=0):
             options = {"lr": lr, "beta": beta, "weight_decay": weight_decay}
-            super().__init__(params, options)
             # torch copies and saves these, and no other attributes.
+            options |= {"alpha": 0.0 if rest else alpha, "seed": seed}
+            super().__init__(params, options)
             self.defaults["known"] = len(self.param_groups)
-            for group in self.param_groups:
-                group["std"], group["seed"] = 0.0 if rest else alpha / float(lr), seed
+
+        def add_param_group(self, group):
+            super().add_param_group(group)
+            group["std"] = group["alpha"] / float(group["lr"])
 
         @torch.no_grad()
         def step(self):
@@ -433,8 +436,7 @@ def torch(rules, *, rest=False):
         def one(self, p, owner, place, group):
             state, shared = self.state[p], self.state[owner]
             if "v" not in state:
-                first = self.param_groups[0]
-                v = rules.v0(first["std"], first["seed"], place, tuple(p.shape))
+                v = rules.v0(group["std"], group["seed"], place, tuple(p.shape))
                 state["t"], state["v"] = 0, torch.as_tensor(v).to(p.dtype)
             state["t"] += 1
             if not p.numel():

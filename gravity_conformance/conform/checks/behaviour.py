@@ -13,7 +13,7 @@ from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.perform import perform
 from gravity_conformance.conform.judge.together import Part, Plan
 from gravity_conformance.conform.judge.trial import Case, Trial
-from gravity_conformance.drive.session import ClosureRefusedError
+from gravity_conformance.drive.session import Arrays, ClosureRefusedError
 
 
 def resume(subject: Subject, judge: Judge) -> Finding:
@@ -141,16 +141,33 @@ def scaler(subject: Subject, judge: Judge) -> Finding:
 
 def accumulation(subject: Subject, judge: Judge) -> Finding:
     """Each gradient twice, with gradient_accumulation_steps=2: t counts the updates."""
+    weights, gradients = subject.normal(6, seed=54)
+    twice = [grads for grads in gradients for _ in range(2)]
+    case = Case(weights, gradients, subject.options())
+    return _by_keras(subject, judge, case, twice, gradient_accumulation_steps=2)
+
+
+def clipping(subject: Subject, judge: Judge) -> Finding:
+    """Large gradients, with clipvalue=0.5: max|G| is that of the gradient that is left."""
+    weights, gradients = subject.normal(6, seed=55)
+    limited = [[np.clip(g, -0.5, 0.5) for g in grads] for grads in gradients]
+    case = Case(weights, limited, subject.options())
+    return _by_keras(subject, judge, case, gradients, clipvalue=0.5)
+
+
+def _by_keras(
+    subject: Subject, judge: Judge, case: Case, fed: Sequence[Arrays], **option: Any
+) -> Finding:
+    """Feed gradients of which an option of every Keras optimizer makes those of the case."""
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
     given = subject.driver.arguments
-    extra = given.extra | {"gradient_accumulation_steps": 2}
-    driver = replace(subject.driver, arguments=replace(given, extra=extra))
-    weights, gradients = subject.normal(6, seed=54)
-    case = Case(weights, gradients, subject.options())
-    twice = replace(case, gradients=[grads for grads in gradients for _ in range(2)])
-    run = perform(driver, twice, at_rest=subject.at_rest, hidden=subject.hidden)
-    run.states, run.left = run.states[1::2], run.left[1::2]
+    driver = replace(subject.driver, arguments=replace(given, extra=given.extra | option))
+    run = perform(
+        driver, replace(case, gradients=fed), at_rest=subject.at_rest, hidden=subject.hidden
+    )
+    every = len(fed) // len(case.gradients)
+    run.states, run.left = run.states[every - 1 :: every], run.left[every - 1 :: every]
     return judge.found(Trial(case, run, subject.first_step))
 
 

@@ -69,6 +69,7 @@ CHECKS: dict[str, Check] = {
     "moved": Check("other tensors in p.data", behaviour.moved, "other tensors in p.data"),
     "scaler": Check("a gradient scaler", behaviour.scaler, "a gradient scaler"),
     "accumulation": Check("gradient accumulation", behaviour.accumulation, "gradient accumulation"),
+    "clipping": Check("clipped gradients", behaviour.clipping, "clipvalue"),
     "rows": Check("sparse gradients", behaviour.rows, "sparse gradients"),
     "maximize": Check("maximize", behaviour.maximize, "maximize"),
     "weight-decay": Check("weight decay", behaviour.weight_decay, "weight decay"),

@@ -157,7 +157,8 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
     if subject.driver.session.groups:
         zeros = [np.zeros(300, np.float32)] * 6
         with contextlib.suppress(*ANYTHING):
-            own = [options, options | _another_std(subject, options), options]
+            own = [options, options | _another_std(subject, options, 0.5)]
+            own.append(options | _another_std(subject, options, 4.0))
             listed = [(2, chosen) for chosen in own[:2]]
             session: Any = subject.driver.start(zeros[:4], options, groups=listed)
             session.add(zeros[4:], own[2])
@@ -184,11 +185,12 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
     return None
 
 
-def _another_std(subject: Subject, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return another α for a group, if a group may have its own."""
-    if "alpha" in subject.driver.arguments.fixed or "alpha" not in subject.of_groups:
-        return {}
-    return {"alpha": 2.5 * float(options["alpha"])}
+def _another_std(subject: Subject, options: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Return another η for a group, and another α, if a group may have its own."""
+    free = {*subject.of_groups} - {*subject.driver.arguments.fixed}
+    other = {"alpha": 2.5 * float(options.get("alpha", hp.ALPHA))}
+    other["learning_rate"] = factor * float(options["learning_rate"])
+    return {name: x for name, x in other.items() if name in free}
 
 
 def _late(subject: Subject, options: dict[str, Any], *, loaded: bool) -> Arrays:
