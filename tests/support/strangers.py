@@ -91,9 +91,13 @@ def torch(mistake):
     class Stranger(torch.optim.Optimizer):
         def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9, weight_decay=0.0, maximize=False):
             # Not alpha: a group has none of its own.
+            self.maximize, self.alpha = maximize, alpha
             super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
-            self.maximize, self.std = maximize, math.std(alpha, lr)
             self.counts = collections.defaultdict(int)
+
+        def add_param_group(self, group):
+            super().add_param_group(group)
+            group["std"] = math.std(self.alpha, float(group["lr"]))
 
         @torch.no_grad()
         def step(self):
@@ -106,7 +110,7 @@ def torch(mistake):
                         continue
                     state = self.state[p]
                     if "v" not in state or (mistake == "redraws" and not state["t"]):
-                        state["v"] = torch.randn_like(p) * self.std
+                        state["v"] = torch.randn_like(p) * group["std"]
                         state["t"] = 0
                     self.counts[p] += 1
                     state["t"] += mistake != "hidden"
