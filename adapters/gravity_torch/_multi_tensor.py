@@ -15,7 +15,7 @@ from gravity_core.coefficients import coefficients
 from gravity_torch._items import Item, Options
 from gravity_torch._multi_tensor_gpu import Lengths, multi_tensor_gpu, portions
 from gravity_torch._single_tensor import single_tensor
-from gravity_torch._tensors import flat, has_memory, has_value, max_abs, working_dtype
+from gravity_torch._tensors import flat, has_memory, max_abs, working_dtype
 
 # Elements that are updated at a time on a CPU: they stay in the cache.
 BLOCK = 2**17
@@ -42,7 +42,8 @@ def multi_tensor(items: list[Item], options: Options, lengths: Lengths) -> None:
         block = BLOCK if device.type == "cpu" and not compiling else sys.maxsize
         # torch 2.7 traces neither _replace nor a slice.
         _, beta, weight_decay, maximize, _ = options
-        in_place = Options(_on(device, options.lr), beta, weight_decay, maximize)
+        lr = options.lr.to(device) if isinstance(options.lr, Tensor) else options.lr
+        in_place = Options(lr, beta, weight_decay, maximize)
         for portion in portions(in_lists, block):
             _update(portion, block, dtype, in_place)
 
@@ -50,14 +51,6 @@ def multi_tensor(items: list[Item], options: Options, lengths: Lengths) -> None:
 def _is_plain(p: Tensor) -> bool:
     # A look at the type is quicker than `has_memory`.
     return type(p) in (torch.nn.Parameter, Tensor) or has_memory(p)
-
-
-def _on(device: torch.device, lr: float | Tensor) -> float | Tensor:
-    if not isinstance(lr, Tensor):
-        return lr
-    if not torch.compiler.is_compiling() and has_value(lr):
-        return lr.item()
-    return lr.to(device)
 
 
 def _factor(x: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -190,7 +190,8 @@ def _options(group: dict[str, Any]) -> Options:
 def _as_scalar(lr: float | Tensor) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return lr
-    if not (torch.compiler.is_compiling() or lr.requires_grad) and has_value(lr):
+    is_differentiated = lr.requires_grad and torch.is_grad_enabled()
+    if not (torch.compiler.is_compiling() or is_differentiated) and has_value(lr):
         return hp.as_float(number(lr))  # the same number as at every other entrance
     # Use float64, like a Python number, so that η λ is rounded once. MPS has no float64. Copy: the
     # rate counts as it was before the step, even if it shares memory with a parameter.

@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from collections import Counter
 from typing import Any
 
 import torch
@@ -233,11 +234,16 @@ def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) ->
         [x for group in groups for x in group["params"]]
         for groups in (optimizer.param_groups, state_dict["param_groups"])
     )
+    try:
+        counts = Counter(theirs)
+    except TypeError as error:
+        raise ValueError(f"params must be keys of state, got {reprlib.repr(theirs)}") from error
     for key, values in state_dict["state"].items():
-        if {"step", "velocity"} & values.keys() and key not in theirs:
+        if {"step", "velocity"} & values.keys() and key not in counts:
             raise ValueError(f"state must have keys that are in params, got {key!r}")
-    if len(set(theirs)) < len(theirs):
-        raise ValueError(f"params must have each key once, got {theirs}")
+    if len(counts) < len(theirs):
+        (key, _), *_ = counts.most_common(1)
+        raise ValueError(f"params must have each key once, got {key!r} twice or more")
     for p, key in zip(ours, theirs, strict=False):  # torch compares the lengths
         values = state_dict["state"].get(key, {})
         if len({"step", "velocity"} & values.keys()) == 1:

@@ -78,6 +78,10 @@ def of_an_unknown_parameter(state_dict):
     state_dict["state"][7] = state_dict["state"].pop(1)
 
 
+def with_a_list_as_key(state_dict):
+    state_dict["param_groups"][0]["params"] = [[0], [1]]
+
+
 def with_a_key_twice(state_dict):
     state_dict["param_groups"][0]["params"] = [1, 1]
     del state_dict["state"][0]
@@ -90,11 +94,12 @@ def with_a_key_twice(state_dict):
         (without("velocity"), r"state must have step and velocity, or neither, got \['step'\]"),
         (as_after_json, r"state must have keys that are in params, got '0'"),
         (of_an_unknown_parameter, r"state must have keys that are in params, got 7"),
-        (with_a_key_twice, r"params must have each key once, got \[1, 1\]"),
+        (with_a_list_as_key, r"params must be keys of state, got \[\[0\], \[1\]\]"),
+        (with_a_key_twice, r"params must have each key once, got 1 twice or more"),
     ],
 )
 def test_a_state_dict_that_has_lost_a_part_is_refused(damage, message):
-    """Without one, t or V would begin anew in silence."""
+    """Otherwise t or V would silently start again."""
     params = parameters((3,), (4,))
     optimizer = Gravity(params)
     run(optimizer, params, range(3))

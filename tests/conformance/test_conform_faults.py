@@ -25,23 +25,27 @@ import torch
 
 class Right(torch.optim.Optimizer):
     def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9, weight_decay=0.0):
+        self.alpha = alpha
         super().__init__(params, dict(lr=lr, beta=beta, weight_decay=weight_decay))
-        self.std = alpha / lr
 
-    def first(self, p):
-        return torch.randn(p.shape) * self.std
+    def add_param_group(self, group):
+        super().add_param_group(group)
+        group["std"] = self.alpha / group["lr"]
+
+    def first(self, p, std):
+        return torch.randn(p.shape) * std
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self.one(p, group["lr"], group["beta"], group["weight_decay"])
+                    self.one(p, *(group[k] for k in ("lr", "beta", "weight_decay", "std")))
 
-    def one(self, p, lr, beta, decay):
+    def one(self, p, lr, beta, decay, std):
         state, wide = self.state[p], torch.promote_types(p.dtype, torch.float32)
         if not state:
-            state["step"], state["v"] = 0, self.first(p).to(p.dtype)
+            state["step"], state["v"] = 0, self.first(p, std).to(p.dtype)
         state["step"] += 1
         t, g = state["step"], p.grad.to(wide)
         if not g.numel():
@@ -230,21 +234,21 @@ def test_unknown_required_arguments_are_reported_once(stranger):
 # The mistake of the class `step`, the check that catches it, and the diagnosis or note.
 CLASSES = {
     "σ from the first step": (
-        "    def one(self, p, lr, *rest):\n"
-        "        self.std = 0.02 / lr\n        super().one(p, lr, *rest)",
+        "    def one(self, p, lr, beta, decay, std):\n"
+        "        super().one(p, lr, beta, decay, 0.02 / lr)",
         "v0",
         "σ from the first step's learning rate, not the constructor's",
     ),
     "equal rows": (
-        "    def first(self, p):\n"
-        "        return torch.randn(p.shape[-1:]).expand(p.shape).clone() * self.std",
+        "    def first(self, p, std):\n"
+        "        return torch.randn(p.shape[-1:]).expand(p.shape).clone() * std",
         "v0",
         "the numbers of V₀ depend on each other",
     ),
     "equal tensors": (
-        "    def first(self, p):\n"
+        "    def first(self, p, std):\n"
         "        seed = torch.Generator().manual_seed(0)\n"
-        "        return torch.randn(p.shape, generator=seed) * self.std",
+        "        return torch.randn(p.shape, generator=seed) * std",
         "v0",
         "the numbers of V₀ depend on each other",
     ),

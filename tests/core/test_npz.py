@@ -136,7 +136,7 @@ def test_a_64_bit_field_that_is_missing():
 
 
 def test_a_field_that_claims_more_bytes_than_there_are():
-    """It ends the fields: the 64-bit field after it is none."""
+    """It is the last one: the field with the sizes that follows is not read."""
     file = saved(a=np.zeros(2))
     data = file.getvalue()
     entry, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")

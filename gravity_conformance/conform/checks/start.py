@@ -142,7 +142,7 @@ def _abnormal(drawn: Arrays, std: float) -> str | None:
 
 
 def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | None:
-    """Describe a wrong V₀ of float64 tensors, or of several groups with one added later."""
+    """Describe a wrong V₀ of another rate, of float64 tensors, of late ones or of groups."""
     zeros = [np.zeros(shape, np.float64) for shape in ((100, 120), (64,), (1000,))]
     if "learning_rate" not in subject.driver.arguments.fixed:
         other = options | {"learning_rate": 8 * options["learning_rate"]}
