@@ -84,13 +84,19 @@ class KerasSession(StateSession):
         with _floatx(setup.dtype):
             self._variables = [self._variable(i, w) for i, w in enumerate(weights)]
             self.optimizer = setup.shared or setup.construct()
+            if setup.excluded:
+                without = self._variables[: setup.excluded]
+                self.optimizer.exclude_from_weight_decay(var_list=without)
             self.optimizer.build(self._variables)
         self._model = self._trained() if setup.mode == "fit" else None
 
         def apply(grads: Any) -> None:
+            pairs = list(zip(grads, self._variables, strict=True))
+            if setup.reordered:
+                pairs = [(g, w) for g, w in pairs[::-1] if g is not None]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Gradients do not exist", UserWarning)
-                self.optimizer.apply(grads, self._variables)
+                self.optimizer.apply([g for g, _ in pairs], [w for _, w in pairs])
 
         self._apply: Any = apply
         if setup.mode in ("function", "xla"):

@@ -84,14 +84,15 @@ class OptaxSession(StateSession):
         return lambda count: table[numpy.maximum(count - begun, 0)]
 
     def _tree(self, arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Return parameters as libraries of layers nest them: layers share the name of a kernel."""
         # A dict, because a state might contain a list of its own, which would look like parameters.
         asarray, dtype = self._jax.numpy.asarray, self.setup.dtype_of
         # JAX orders the leaves by key, so the keys are padded.
-        return {f"w{i:06}": asarray(x, dtype(x)) for i, x in enumerate(arrays)}
+        return {f"layer_{i:06}": {"kernel": asarray(x, dtype(x))} for i, x in enumerate(arrays)}
 
-    def _arrays(self, tree: Mapping[str, Any]) -> Arrays:
-        bfloat16 = self.setup.dtype == "bfloat16"
-        return [np.array(x, np.float32 if bfloat16 else None) for x in tree.values()]
+    def _arrays(self, tree: Any) -> Arrays:
+        dtype = np.float32 if self.setup.dtype == "bfloat16" else None
+        return [np.array(x, dtype) for x in self._jax.tree.leaves(tree)]
 
     def _eager_step(self, grads: Any, state: Any, params: Any) -> Any:
         updates, state = self.optimizer.update(grads, state, params)
@@ -101,8 +102,19 @@ class OptaxSession(StateSession):
         """Update the parameters. `lr` is not used: the schedule or the constructor has the rate."""
         with _x64(self.setup.dtype):
             given = self._tree(grads)
+            owned = {"its old state": self._state, "the parameters": self._params}
+            before = {name: self._contents(tree) for name, tree in owned.items()}
             self._params, self._state = self._step(given, self._state, self._params)
+            for name, tree in owned.items():
+                if self._contents(tree) != before[name]:
+                    self.overwritten = name
             return self._arrays(given)
+
+    def _contents(self, tree: Any) -> Any:
+        """Return what an update could change in a tree: its structure, its leaves, their memory."""
+        leaves, structure = self._jax.tree.flatten(tree)
+        memory = [x.tobytes() for x in leaves if isinstance(x, np.ndarray)]
+        return structure, [id(x) for x in leaves], memory
 
     def weights(self) -> Arrays:
         """Return the leaves of the tree."""
@@ -125,8 +137,8 @@ class OptaxSession(StateSession):
     def _like_params(self, node: Any) -> bool:
         structure = self._jax.tree.structure
         return bool(structure(node) == structure(self._params)) and [
-            np.shape(x) for x in node.values()
-        ] == [w.shape for w in self._params.values()]
+            np.shape(x) for x in self._jax.tree.leaves(node)
+        ] == [w.shape for w in self._jax.tree.leaves(self._params)]
 
     def _velocity_path(self) -> str | None:
         return the_velocity({n: path for path, n, x in self._nodes()[0] if self._like_params(x)})
@@ -158,8 +170,9 @@ class OptaxSession(StateSession):
         with _x64(self.setup.dtype):
             for path, _, x in nodes:
                 if path == chosen:
-                    pairs = zip(x.items(), velocity, strict=True)
-                    leaves.append({name: asarray(v, old.dtype) for (name, old), v in pairs})
+                    olds, parts = self._jax.tree.flatten(x)
+                    pairs = zip(velocity, olds, strict=True)
+                    leaves.append(parts.unflatten([asarray(v, old.dtype) for v, old in pairs]))
                 elif path in numbers:
                     leaves.append(asarray(numbers[path], np.asarray(x).dtype))
                 else:

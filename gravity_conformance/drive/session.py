@@ -43,6 +43,9 @@ class Setup:
             means one group with `options`.
         strided: whether the memory of arrays is transposed, sliced or expanded.
         rows: Keras: whether gradients are given as some of their rows, with duplicates.
+        reordered: Keras: whether the variables come in reverse order in every step, and those
+            without a gradient do not come at all.
+        excluded: Keras: the number of variables, from the first one, without weight decay.
         array_rate: whether the learning rate is an array of the framework, not a Python number.
         closure: torch: whether a closure computes the gradients.
         scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
@@ -59,6 +62,8 @@ class Setup:
     groups: Sequence[tuple[int, Mapping[str, Any]]] = ()
     strided: bool = False
     rows: bool = False
+    reordered: bool = False
+    excluded: int = 0
     array_rate: bool = False
     closure: bool = False
     scaled: bool = False

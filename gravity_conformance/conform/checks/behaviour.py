@@ -92,14 +92,18 @@ def missing(subject: Subject, judge: Judge) -> Finding:
     """Tensors without a gradient: after two steps, in between, and before the third step."""
     if not subject.driver.session.misses:
         return Finding("not applicable", "every tensor has a gradient")
-    steps: Sequence[Sequence[int]] = (range(6), range(2), (0, 1, 4, 5), (2, 3, 5))
-    parts = [_part(subject, 44 + k, given) for k, given in enumerate(steps)]
     try:
-        finding = _together(subject, judge, Plan(parts, [subject.decaying]))
+        finding = _together(subject, judge, _missing(subject))
     except AttributeError as error:  # it asks None for something, which is no refusal
         return Finding("error", one_line(error))
     finding.note = finding.note or f"t counts the steps of each {subject.counted}"
     return finding
+
+
+def _missing(subject: Subject, **how: Any) -> Plan:
+    steps: Sequence[Sequence[int]] = (range(6), range(2), (0, 1, 4, 5), (2, 3, 5))
+    parts = [_part(subject, 44 + k, given) for k, given in enumerate(steps)]
+    return Plan(parts, [subject.decaying], how=how)
 
 
 def _together(subject: Subject, judge: Judge, plan: Plan) -> Finding:
@@ -126,7 +130,7 @@ def closure(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", "its step takes none")
     weights, gradients = subject.normal(4, seed=47)
     try:
-        return judge.judge(Case(weights, gradients, subject.options(), closure=True))
+        return judge.judge(Case(weights, gradients, subject.options(), how={"closure": True}))
     except ClosureRefusedError as error:
         return Finding("remark", f"it refuses a closure: {error}")
 
@@ -136,7 +140,7 @@ def scaler(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.groups:
         return Finding("not applicable", "only in torch")
     weights, gradients = subject.normal(4, seed=53)
-    return judge.judge(Case(weights, gradients, subject.options(), scaled=True))
+    return judge.judge(Case(weights, gradients, subject.options(), how={"scaled": True}))
 
 
 def accumulation(subject: Subject, judge: Judge) -> Finding:
@@ -171,6 +175,30 @@ def _by_keras(
     return judge.found(Trial(case, run, subject.first_step))
 
 
+def reordered(subject: Subject, judge: Judge) -> Finding:
+    """Steps that get their variables in reverse order, and only those with a gradient."""
+    if subject.driver.kind != "keras":
+        return Finding("not applicable", "only in Keras")
+    return _together(subject, judge, _missing(subject, reordered=True))
+
+
+def excluded(subject: Subject, judge: Judge) -> Finding:
+    """Weight decay, with exclude_from_weight_decay for some of the variables."""
+    if subject.driver.kind != "keras" or not subject.offers("weight_decay"):
+        return Finding("not applicable", "only weight decay in Keras has exclusions")
+    weights, gradients = subject.normal(6, seed=56)
+    number = len(weights) // 2
+    case = Case(weights, gradients, subject.decaying, how={"excluded": number})
+    trial = judge.observe(case)
+    finding = judge.found(trial.only(range(number, len(weights))))
+    if finding.outcome == "pass":
+        trial = trial.only(range(number))
+        options = {**case.options, "weight_decay": 0.0}
+        finding = judge.found(replace(trial, case=replace(trial.case, options=options)))
+        finding.note = "" if finding.outcome == "pass" else "of variables without weight decay"
+    return finding
+
+
 def rows(subject: Subject, judge: Judge) -> Finding:
     """Gradients as their rows that are not zero, each in two halves, as of an embedding."""
     if not subject.driver.session.takes_rows():
@@ -179,7 +207,7 @@ def rows(subject: Subject, judge: Judge) -> Finding:
     for grads in gradients[1:]:
         for g in grads:
             g[::2] = 0
-    return judge.judge(Case(weights, gradients, subject.options(), rows=True))
+    return judge.judge(Case(weights, gradients, subject.options(), how={"rows": True}))
 
 
 def gradient(subject: Subject, judge: Judge) -> Finding:

@@ -125,7 +125,7 @@ def rate(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(3, seed=30)
     options = subject.options(learning_rate=0.0625)  # every dtype has it
     v = subject.velocity(weights)
-    return judge.judge(Case(weights, gradients, options, v, array_rate=True))
+    return judge.judge(Case(weights, gradients, options, v, how={"array_rate": True}))
 
 
 def strides(subject: Subject, judge: Judge) -> Finding:
@@ -138,7 +138,7 @@ def strides(subject: Subject, judge: Judge) -> Finding:
         for g in grads[::2] + grads[9:18]:
             g[:] = g[:1]  # one row in memory can hold such a gradient
     v = subject.velocity(weights)
-    return judge.judge(Case(weights, gradients, subject.options(), v, strided=True))
+    return judge.judge(Case(weights, gradients, subject.options(), v, how={"strided": True}))
 
 
 def turns(subject: Subject, judge: Judge) -> Finding:

@@ -54,12 +54,8 @@ def _steps(
             schedule=rates,
             begun=case.count,
             fast=case.fast,
-            strided=case.strided,
-            rows=case.rows,
-            array_rate=case.array_rate,
-            closure=case.closure,
-            scaled=case.scaled,
             shared=shared,
+            **case.how,
         )
 
     def look(session: Session, step: int) -> tuple[Arrays | None, Arrays]:

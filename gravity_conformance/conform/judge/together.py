@@ -46,7 +46,7 @@ class Plan:
         rates: the learning rate of every step as a multiple of a group's; None if it is constant.
         count: the number of steps before the first one; only if the parts have a velocity.
         reload_after, continued: as those of a case.
-        how: more arguments of `Driver.start`: bfloat16, strided, rows, array_rate, fast.
+        how: more arguments of `Driver.start`: bfloat16, strided, rows, array_rate, fast, reordered.
     """
 
     parts: Sequence[Part]

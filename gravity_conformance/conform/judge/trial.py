@@ -31,11 +31,7 @@ class Case:
         continued: the way to continue then, one of `Session.ways`.
         fast: whether the step is compiled, if users of its kind compile it.
         bfloat16: whether the float32 arrays stand for bfloat16.
-        strided: whether the memory of arrays is transposed, sliced or expanded.
-        rows: whether gradients are given as some of their rows.
-        array_rate: whether the learning rate is an array of the framework.
-        closure: whether a closure computes the gradients.
-        scaled: whether a gradient scaler steps.
+        how: more arguments of `Driver.start`: strided, rows, array_rate, closure, scaled, excluded.
     """
 
     weights: Arrays
@@ -48,11 +44,7 @@ class Case:
     continued: str = "reloaded"
     fast: bool = False
     bfloat16: bool = False
-    strided: bool = False
-    rows: bool = False
-    array_rate: bool = False
-    closure: bool = False
-    scaled: bool = False
+    how: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def info(self) -> FloatInfo:
