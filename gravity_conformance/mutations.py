@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gravity_core import hyperparameters as hp
+
 Arrays = list[np.ndarray]
 
 
@@ -273,6 +275,10 @@ MUTATIONS = (
         "(1 − β̂) omitted",
         "one_minus_beta_hat_omitted",
         coefficients=lambda t, b: (coefficients(t, b)[0], type(t)(1)),
+    ),
+    Variant(
+        "β = 0 is taken for no β, and 0.9 is used",
+        coefficients=lambda t, b: coefficients(t, b or type(t)(hp.BETA)),
     ),
     Variant("β̂ and 1 − β̂ exchanged", coefficients=lambda t, b: coefficients(t, b)[::-1]),
     Variant(

@@ -34,6 +34,9 @@ MENDING: dict[str, str] = {
     ),
     "β in place of β̂": f"the average starts short and grows: {_BETA_HAT}",
     "(1 − β̂) omitted": f"weigh ζ as well: {_V}",
+    "β = 0 is taken for no β, and 0.9 is used": (
+        "β = 0 is a value: ask whether β is None, not whether it is true"
+    ),
     "β̂ and 1 − β̂ exchanged": f"β̂ goes with the old V: {_V}",
     # m
     "mean in place of max": f"take the maximum: {_M}",

@@ -45,9 +45,12 @@ STEPS = {
     ],  # with and without the sign
     "ζ is the bare gradient": [(Fraction(5, 2), Fraction(4))],
 }
+# 7/10 and 3/10
+NINE_TENTHS = (Fraction(54, 25), Fraction(354, 85))
 STEPS = {
     description: [(PLAIN, v, moved(v)) for v in found] for description, found in STEPS.items()
 } | {
+    "β = 0 is taken for no β, and 0.9 is used": [({"beta": 0.0}, NINE_TENTHS, moved(NINE_TENTHS))],
     "learning rate applied twice": [
         (DECAY, V, (Fraction(13, 40), Fraction(-343, 170))),
         (DECAY, V, (Fraction(3, 8), Fraction(-703, 340))),

@@ -289,7 +289,12 @@ def test_a_mistake_around_the_update_differs(name, tmp_path):
 
 # Mistakes of an optimizer of Keras around the update, and what a right one does there.
 STEP = "    def update_step(self, g, w, lr):\n"
-DENSE = f"{STEP}        super().update_step(tf.convert_to_tensor(g), w, lr)"
+INIT = (
+    "    def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=None, "
+    "**kwargs):\n        super().__init__(learning_rate, alpha, beta, seed, "
+    "weight_decay=weight_decay, **kwargs)\n"
+)
+DENSE = f"{INIT}{STEP}        super().update_step(tf.convert_to_tensor(g), w, lr)"
 AROUND_KERAS = {
     "t counts batches": (
         "    iterations = property(lambda self: self._iterations)",
@@ -326,6 +331,25 @@ AROUND_KERAS = {
         "tf.convert_to_tensor(w), [[i] for i in still], tf.gather(before, still)))",
         "rows",
     ),
+    "V by the order of the gradients": (
+        "    def apply(self, grads, variables=None):\n"
+        "        own, self.velocities = self.velocities, list(self.velocities)\n"
+        "        given = [g is not None for g in grads]\n"
+        "        for w, v in zip(variables, own):\n"
+        "            if w.shape == v.shape: self.velocities[self._get_variable_index(w)] = v\n"
+        "        super().apply(grads, variables)\n"
+        "        self.velocities = own",
+        "order",
+    ),
+    "every variable decays": (
+        f"{INIT}    def exclude_from_weight_decay(self, var_list=None, var_names=None): pass",
+        "excluded",
+    ),
+    "no variable decays": (
+        f"{INIT}    def exclude_from_weight_decay(self, var_list=None, var_names=None):\n"
+        "        self.weight_decay = None",
+        "excluded",
+    ),
 }
 
 
@@ -337,6 +361,58 @@ def test_a_mistake_around_the_update_of_keras_differs(name, tmp_path):
     assert findings(right, [check])[check]["outcome"] == "pass"
     wrong = written(tmp_path, "tensorflow as tf", code, kind="keras")
     assert findings(wrong, [check])[check]["outcome"] == "differs"
+
+
+# Transformations of optax that are wrong around the update, and the check.
+AROUND_OPTAX = """
+import functools
+import jax
+import optax
+import zlib
+from tests.support import planted
+
+def around(init, update):
+    def factory(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+        inner = planted.optax_right(learning_rate, alpha, beta, seed)
+        return optax.GradientTransformation(
+            functools.partial(init, inner), functools.partial(update, inner)
+        )
+    return factory
+
+def right(inner, *given):
+    return inner.init(*given) if len(given) == 1 else inner.update(*given)
+
+def by_name(inner, params):
+    def drawn(path, w):
+        one = planted.optax_right(seed=zlib.crc32(str(path[-1]).encode()))
+        return one.init(w)["velocity"]
+    v = jax.tree_util.tree_map_with_path(drawn, params)
+    return inner.init(params) | {"velocity": v}
+
+def in_place(inner, updates, state, params=None):
+    moves, after = inner.update(updates, state, params)
+    state.update(after)
+    return moves, state
+
+def moving(inner, updates, state, params=None):
+    moves, after = inner.update(updates, state, params)
+    params.update(optax.apply_updates(params, moves))
+    return jax.tree.map(jax.numpy.zeros_like, moves), after
+
+names, mutable = around(by_name, right), around(right, in_place)
+owner, correct = around(right, moving), around(right, right)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "check"), [("names", "v0"), ("mutable", "gradient"), ("owner", "gradient")]
+)
+def test_a_mistake_around_the_update_of_optax_differs(name, check, tmp_path):
+    pytest.importorskip("optax", reason="a transformation of optax")
+    path = tmp_path / "around.py"
+    path.write_text(AROUND_OPTAX, encoding="utf-8")
+    assert findings(f"{path}:{name}", [check])[check]["outcome"] == "differs"
+    assert findings(f"{path}:correct", [check])[check]["outcome"] == "pass"
 
 
 LAZY = """

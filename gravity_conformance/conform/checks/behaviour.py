@@ -96,7 +96,7 @@ def missing(subject: Subject, judge: Judge) -> Finding:
         finding = _together(subject, judge, _missing(subject))
     except AttributeError as error:  # it asks None for something, which is no refusal
         return Finding("error", one_line(error))
-    finding.note = finding.note or f"t counts the steps of each {subject.counted}"
+    finding.note = finding.note or f"t counts the steps of {subject.counted}"
     return finding
 
 

@@ -204,7 +204,7 @@ def _late(subject: Subject, options: dict[str, Any], *, loaded: bool) -> Arrays:
             session.add([zero, zero], options)
         session.step(given, _RATE)
         of_group = n - (len(found) > 1)
-        before = {"tensor": 0, "optimizer": n}.get(subject.counted, of_group)
+        before = {"each tensor": 0, "the optimizer": n}.get(subject.counted, of_group)
         t = subject.first_step + before
         new = len(found) + 1 + (n == 1)
         for w in session.weights()[len(found) : new]:

@@ -165,7 +165,7 @@ class Subject:
                     found = self._together(plan)
                 except ANYTHING:
                     continue
-                for name in COUNTED:
+                for name in COUNTED if groups else (COUNTED[0], COUNTED[-1]):
                     if all(compare(trials[name]).inside for trials in found):
                         return name
         return COUNTED[0]

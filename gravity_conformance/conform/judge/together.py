@@ -15,7 +15,7 @@ from gravity_conformance.drive.drivers import Driver
 from gravity_conformance.drive.session import Arrays, CannotWriteError
 
 # Whose steps t counts. An optimizer may choose, but it must count in one way throughout.
-COUNTED = ("tensor", "group", "group with a gradient", "optimizer")
+COUNTED = ("each tensor", "each group", "each group with a gradient", "the optimizer")
 
 
 @dataclass(frozen=True)
