@@ -401,6 +401,7 @@ assert step(params, again, place(replay.gradients[0]))[1][0].count == state[0].c
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_the_same_weights(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

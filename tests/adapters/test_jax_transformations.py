@@ -170,6 +170,7 @@ for params in [*map(jnp.ones, [(3, 4), (2, 3, 4), (3, 70_000)]), split]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", ["1", "8"])
 def test_compiling_an_ensemble_prints_no_error(devices):
     """XLA prints an error and continues if it cannot finish simplifying a program."""

@@ -219,6 +219,7 @@ def mirrored():
     )
 
 
+@pytest.mark.slow
 def test_mirrored_strategy(tmp_path):
     pytest.importorskip("tensorflow", reason="gravity_tf needs tensorflow")
     (result,) = run_processes("mirrored", tmp_path, [{"KERAS_BACKEND": "tensorflow"}])
@@ -252,6 +253,7 @@ def free_ports(count):
     return ports
 
 
+@pytest.mark.slow
 def test_multi_worker_strategy(tmp_path):
     pytest.importorskip("tensorflow", reason="gravity_tf needs tensorflow")
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
@@ -340,6 +342,7 @@ def sharded():
     write(**out)
 
 
+@pytest.mark.slow
 def test_keras_distribution_on_jax(tmp_path):
     pytest.importorskip("jax", reason="keras.distribution runs on JAX")
     pytest.importorskip("keras", reason="keras.distribution is part of Keras", exc_type=ImportError)

@@ -285,6 +285,7 @@ def flattened(tree):
     return {"": tree}
 
 
+@pytest.mark.slow
 def test_another_process_resumes_the_training(tmp_path):
     before, after = tmp_path / "before.pt", tmp_path / "after.pt"
     expected, accuracy = train_on_digits(0, 450, saved=(300, before))

@@ -149,6 +149,7 @@ def test_the_file_of_the_kernels_has_all_that_they_use():
     assert not any(module.startswith("gravity") for module in modules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disabled", ["0", "1"])
 def test_a_spoilt_cache_or_a_disabled_compiler_is_no_error(disabled, tmp_path):
     code = (

@@ -200,6 +200,7 @@ def test_half_types_are_timed(tmp_path):
     assert "--dtype is for --backend torch, got tf" in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tf", "tf_jit"])
 def test_command_of_tensorflow(backend, tmp_path):
     pytest.importorskip("tensorflow", reason="the baseline is Keras's Adam")

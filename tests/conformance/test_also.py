@@ -118,6 +118,7 @@ def compared(*specs, **options):
     return support.compared(specs=specs, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", NEEDS)
 def test_our_own_by_spec(spec):
     pytest.importorskip(NEEDS[spec], reason=f"{spec} needs it")

@@ -105,7 +105,14 @@ def suitable(kind, dtype):
     return len(fit), len(tests)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        "torch",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("optax", "keras")),
+    ],
+)
 def test_a_right_stranger_conforms(kind):
     # These take seconds in frameworks that compile; the tests of our adapters run them.
     slow = {"long", "float16", "bfloat16", "half-vectors"} if kind in ("optax", "keras") else set()

@@ -111,6 +111,7 @@ def test_drawing_changes_no_setting_of_the_caller():
         assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 def test_variables_of_jax_do_not_change_the_verdict():
     pytest.importorskip("optax", reason="it is about JAX's variables")
     environment = dict.fromkeys(("JAX_DEBUG_NANS", "JAX_DEBUG_INFS"), "1")
@@ -121,6 +122,7 @@ def test_variables_of_jax_do_not_change_the_verdict():
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
+@pytest.mark.slow
 def test_keras_json_does_not_change_the_verdict(tmp_path):
     pytest.importorskip("tensorflow", reason="it is about Keras on TensorFlow")
     settings = {"floatx": "float16", "epsilon": 1e-3, "backend": "torch"}

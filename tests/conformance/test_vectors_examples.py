@@ -181,6 +181,7 @@ def bridge(monkeypatch):
             module._end(module._process)
 
 
+@pytest.mark.slow
 @needs_node
 def test_a_right_port_conforms_through_the_bridge():
     report = quick(f"{EXAMPLES / 'bridge.py'}:gravity", only=[*FLOATS, "float16"])

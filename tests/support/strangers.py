@@ -200,7 +200,10 @@ def keras(mistake):
                 learning_rate, **kwargs
             )  # weight_decay is left out: the base class rounds it to float32
             self.std, self.beta = math.std(alpha, float(learning_rate)), beta
-            self.alpha, self.decay = alpha, weight_decay or 0.0
+            self.alpha, self.decay, self.without = alpha, weight_decay or 0.0, []
+
+        def exclude_from_weight_decay(self, var_list=None, var_names=None):
+            self.without = var_list
 
         def get_config(self):
             own = {"alpha": self.alpha, "beta": self.beta, "weight_decay": self.decay}
@@ -210,6 +213,7 @@ def keras(mistake):
             if self.built:
                 return
             super().build(variables)
+            self.decays = [all(w is not x for x in self.without) for w in variables]
             numbers = keras.random.SeedGenerator()  # a plain seed would give equal tensors
             draw = keras.initializers.RandomNormal(stddev=self.std, seed=numbers)
             self.velocities = [
@@ -225,12 +229,13 @@ def keras(mistake):
         def update_step(self, gradient, variable, learning_rate):
             if 0 in variable.shape:
                 return
-            v = self.velocities[self._get_variable_index(variable)]
+            place = self._get_variable_index(variable)
+            v, decay = self.velocities[place], self.decay * self.decays[place]
             wide = "float64" if variable.dtype == "float64" else "float32"
             t, lr = ops.cast(self.iterations, wide) + 1, ops.cast(learning_rate, wide)
             old, new = math.coefficients(t, self.beta)
             given = ops.cast(variable, wide), ops.cast(gradient, wide)
-            w, gradient = math.decayed(*given, lr, self.decay)
+            w, gradient = math.decayed(*given, lr, decay)
             scale = self.whole if mistake == "whole_model" else math.scale(gradient)
             new_v = old * ops.cast(v, wide) + new * math.zeta(gradient, scale)
             self.assign(v, ops.cast(new_v, v.dtype))
