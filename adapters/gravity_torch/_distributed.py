@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gravity_torch._tensors import max_abs, without_autocast, working_dtype
+from gravity_torch._tensors import PLAIN, max_abs, without_autocast, working_dtype
 from gravity_torch._torch_private import is_flattened
 
 
@@ -122,7 +122,9 @@ def shards(params: list[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> dic
     This is a collective operation: every process must pass the same parameters in the same order.
     """
     module = sys.modules.get("torch.distributed.tensor")
-    sharded: list[Any] = [p for p in params if isinstance(p, module.DTensor)] if module else []
+    if module is None or PLAIN.issuperset(map(type, params)):
+        return {}
+    sharded: list[Any] = [p for p in params if isinstance(p, module.DTensor)]
     if not sharded:
         return {}
     grads = []

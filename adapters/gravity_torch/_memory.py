@@ -23,15 +23,13 @@ from gravity_torch._state_checks import (
     check_shapes,
     check_velocity,
 )
-from gravity_torch._tensors import has_memory, max_abs
+from gravity_torch._tensors import PLAIN, has_memory, max_abs
 from gravity_torch._torch_private import is_zero_tensor
 
 # The columns of the table of tensors: addresses, the number of elements, the address of max|G|,
 # which is 0 if the kernel is to find it, and the index of the group. The counter is a float32.
 P, GRAD, VELOCITY, STEP, SIZE, MAX_ABS, GROUP_INDEX = range(7)
 COLUMNS = 7
-
-PLAIN = {torch.nn.Parameter, Tensor}
 
 # The device of a parameter, and whether the counter is on it, too.
 Place = tuple[torch.device, bool]

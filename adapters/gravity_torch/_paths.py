@@ -1,7 +1,7 @@
 """The three paths of an update, chosen as in torch's own optimizers: loop, foreach and fused."""
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +90,7 @@ def plan(batches: list[Batch], shards: dict[Tensor, Shard], checks: _memory.Chec
         _reserve(work)
     # Kernels do not mark what they change, and the other paths mark only the shard of a DTensor, so
     # autograd would accept a stale graph.
-    changed = [params[i] for table in tables for i in table.indices]
+    changed = list(compress(params, is_fused.tolist()))
     for p, shard in shards.items():
         changed += [p, shard.p]
     torch.autograd.graph.increment_version(changed)

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# The types of tensors that behave as torch's own.
+PLAIN = {torch.nn.Parameter, Tensor}
+
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in: float32 for a half type, any wider dtype itself."""
