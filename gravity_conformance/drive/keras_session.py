@@ -151,7 +151,7 @@ class KerasSession(StateSession):
         return self._keras.ops.convert_to_tensor(array, dtype=self.setup.dtype_of(array))
 
     def _rows(self, gradient: Any) -> Any:
-        """Return a gradient as its rows that are not zero, each as two halves."""
+        """Return a gradient as its rows that are not zero, each as a sum of two."""
         if gradient is None or not gradient.shape.rank:
             return gradient
         tensorflow = importlib.import_module("tensorflow")
@@ -159,9 +159,7 @@ class KerasSession(StateSession):
         (found,) = np.nonzero(np.asarray(tensorflow.reduce_any(gradient != 0, axis=axes)))
         found = found if found.size else np.zeros(1, np.int64)  # an embedding gives one at least
         given = tensorflow.gather(gradient, found)
-        # A subnormal number may have no half.
-        halves = tensorflow.where(given / 2 + given / 2 == given, given / 2, given)
-        values = tensorflow.concat([halves, given - halves], 0)
+        values = tensorflow.concat([2 * given, -given], 0)
         indices = tensorflow.constant(np.concatenate([found, found]))
         return tensorflow.IndexedSlices(values, indices, gradient.shape)
 
@@ -196,12 +194,15 @@ class KerasSession(StateSession):
 
     def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
         """Assign the values to the variables."""
-        for targets, arrays in ((self._variables, weights), (self._slots() or (), velocity)):
-            for target, array in zip(targets, arrays, strict=True):
-                target.assign(self._keras.ops.convert_to_tensor(array, dtype=target.dtype))
+        _assign(self._variables, weights)
+        _assign(self._slots() or [], velocity)
         scalars = self._scalars()
         for i, x in numbers.items():
             scalars[i].assign(self._keras.ops.cast(x, scalars[i].dtype))
+
+    def assign(self, weights: Arrays) -> None:
+        """Assign W to the variables."""
+        _assign(self._variables, weights)
 
     def rolled_back(self) -> "KerasSession":
         """Save the variables, make a step, and load the variables again."""
@@ -223,3 +224,9 @@ class KerasSession(StateSession):
         session = KerasSession(replace(self.setup, shared=made), self.weights())
         session.optimizer.load_own_variables(store)
         return session
+
+
+def _assign(variables: list[Any], arrays: Arrays) -> None:
+    ops = importlib.import_module("keras").ops
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(ops.convert_to_tensor(array, dtype=variable.dtype))

@@ -116,6 +116,11 @@ class OptaxSession(StateSession):
         memory = [x.tobytes() for x in leaves if isinstance(x, np.ndarray)]
         return structure, [id(x) for x in leaves], memory
 
+    def assign(self, weights: Arrays) -> None:
+        """Replace the parameters."""
+        with _x64(self.setup.dtype):
+            self._params = self._tree(weights)
+
     def weights(self) -> Arrays:
         """Return the leaves of the tree."""
         return self._arrays(self._params)
@@ -178,7 +183,7 @@ class OptaxSession(StateSession):
                 else:
                     leaves.append(x)
             self._state = self._jax.tree.unflatten(structure, leaves)
-            self._params = self._tree(weights)
+        self.assign(weights)
 
     def reloaded(self) -> "OptaxSession":
         """Save and load the leaves of the state."""

@@ -66,6 +66,10 @@ class PlainSession(Session):
             return array.copy()
         return _LAYOUTS[place % len(_LAYOUTS)](array)
 
+    def assign(self, weights: Arrays) -> None:
+        """Keep other W for the function."""
+        self._w = [w.astype(self._dtype) for w in weights]
+
     def weights(self) -> Arrays:
         """Return W, as the function returned it."""
         return [_readable(w) for w in self._w]

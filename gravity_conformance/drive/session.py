@@ -42,7 +42,8 @@ class Setup:
         groups: torch: the number of tensors and the options of each group of parameters; empty
             means one group with `options`.
         strided: whether the memory of arrays is transposed, sliced or expanded.
-        rows: Keras: whether gradients are given as some of their rows, with duplicates.
+        packed: torch: whether all parameters lie in one buffer, and all gradients in another.
+        rows: whether gradients are given as some of their rows, with duplicates.
         reordered: Keras: whether the variables come in reverse order in every step, and those
             without a gradient do not come at all.
         excluded: Keras: the number of variables, from the first one, without weight decay.
@@ -61,6 +62,7 @@ class Setup:
     mode: str = "eager"
     groups: Sequence[tuple[int, Mapping[str, Any]]] = ()
     strided: bool = False
+    packed: bool = False
     rows: bool = False
     reordered: bool = False
     excluded: int = 0
@@ -143,6 +145,10 @@ class Session(ABC):
     @abstractmethod
     def weights(self) -> Arrays:
         """Return W."""
+
+    @abstractmethod
+    def assign(self, weights: Arrays) -> None:
+        """Overwrite W, as users do who load weights or swap averaged ones in."""
 
     @abstractmethod
     def velocity(self) -> Arrays | None:

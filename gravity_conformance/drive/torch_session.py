@@ -37,6 +37,11 @@ class TorchSession(StateSession):
     frameworks: ClassVar[tuple[str, ...]] = ("torch",)
 
     @staticmethod
+    def takes_rows() -> bool:
+        """Return True: embeddings give such gradients."""
+        return True
+
+    @staticmethod
     def train(setup: Setup, task: Task) -> Training:
         """Train with autograd."""
         torch = importlib.import_module("torch")
@@ -69,7 +74,7 @@ class TorchSession(StateSession):
         self._params = self._parameters(weights)
         self._added: list[tuple[int, Mapping[str, Any]]] = []
         self._before: list[tuple[Any, np.ndarray]] = []  # the gradients of the step before
-        self._reuses = False
+        self._reuses = self._unscales = False
         groups, start = [], 0
         for length, options in setup.groups:
             groups.append(self._group(self._params[start : start + length], options))
@@ -77,7 +82,16 @@ class TorchSession(StateSession):
         self.optimizer = setup.construct(groups or self._params, **self._rate())
 
     def _parameters(self, weights: Sequence[np.ndarray]) -> list[Any]:
-        return [self._torch.nn.Parameter(self._tensor(w, i)) for i, w in enumerate(weights)]
+        tensors = [self._tensor(w, i) for i, w in enumerate(weights)]
+        return list(map(self._torch.nn.Parameter, self._packed(tensors)))
+
+    def _packed(self, tensors: list[Any]) -> list[Any]:
+        """Return views of one buffer in place of the tensors, if the setup is packed."""
+        if not self.setup.packed:
+            return tensors
+        flat = self._torch.cat([x.reshape(-1) for x in tensors])
+        parts = flat.split([x.numel() for x in tensors])
+        return [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
 
     def _group(self, params: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
         names, own = self.setup.arguments.names, dict(options)
@@ -148,8 +162,10 @@ class TorchSession(StateSession):
         self._reuses = shapes == known and not (self._reuses or self.setup.strided)
         if self._reuses:
             tensors = [old.copy_(g) for (old, _), g in zip(before, tensors, strict=True)]
+        if self.setup.packed:
+            tensors = self._packed(tensors)
         for p, g in zip(self._params, tensors, strict=True):
-            p.grad = g
+            p.grad = self._rows(g) if self.setup.rows else g
         if self.setup.closure:
             self._step_with_closure(tensors)
         elif self.setup.scaled:
@@ -190,15 +206,39 @@ class TorchSession(StateSession):
             raise ClosureRefusedError(one_line(error)) from error
 
     def _step_with_scaler(self, tensors: Sequence[Any]) -> None:
-        """Step by a gradient scaler, after a loss that makes it skip a step."""
+        """Step by a gradient scaler, after a loss that makes it skip a step.
+
+        Every other time, the gradients are unscaled before, as by users who clip them.
+        """
+        self._unscales = not self._unscales
         scaler = self._torch.amp.GradScaler("cpu", init_scale=2.0**10)
         for factor in (math.inf, 1.0):  # the first one halves the scale
             self.optimizer.zero_grad()
             pairs = zip(self._params, tensors, strict=True)
             loss = sum((p * g).sum() for p, g in pairs if g is not None)
             scaler.scale(factor * loss).backward()
+            if self._unscales:
+                scaler.unscale_(self.optimizer)
             scaler.step(self.optimizer)
             scaler.update()
+
+    def _rows(self, gradient: Any) -> Any:
+        """Return a gradient as its rows that are not zero, each as a sum of two."""
+        if gradient is None or not gradient.ndim:
+            return gradient
+        found = (
+            gradient.flatten(1).any(dim=1).nonzero() if gradient.ndim > 1 else gradient.nonzero()
+        )
+        found = found.reshape(-1)
+        values = self._torch.cat([2 * gradient[found], -gradient[found]])
+        indices = self._torch.cat([found, found])[None]
+        return self._torch.sparse_coo_tensor(indices, values, gradient.shape)
+
+    def assign(self, weights: Arrays) -> None:
+        """Copy into the parameters."""
+        with self._torch.no_grad():
+            for p, w in zip(self._params, weights, strict=True):
+                p.copy_(self._tensor(w))
 
     def weights(self, chosen: slice = slice(None)) -> Arrays:
         """Return the parameters."""
@@ -245,10 +285,10 @@ class TorchSession(StateSession):
 
     def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
         """Write in place, because the optimizer may keep other references to the tensors."""
+        self.assign(weights)
         with self._torch.no_grad():
-            for targets, arrays in ((self._params, weights), (self._slots() or (), velocity)):
-                for target, array in zip(targets, arrays, strict=True):
-                    target.copy_(self._tensor(array))
+            for target, array in zip(self._slots() or (), velocity, strict=True):
+                target.copy_(self._tensor(array))
             for name, mapping, key in list(self._places()):
                 if name not in numbers:
                     continue
@@ -277,9 +317,16 @@ class TorchSession(StateSession):
         return session
 
     def moved(self) -> "TorchSession":
-        """Replace `p.data`, as `vector_to_parameters` and swaps of averaged weights do."""
+        """Replace `p.data`, as moves to another memory format and swaps of averaged weights do."""
         for p in self._params:
-            p.data = p.data.clone()
+            if p.ndim == 4:
+                p.data = p.data.contiguous(memory_format=self._torch.channels_last)
+            else:
+                p.data = (
+                    p.data.mT.clone(memory_format=self._torch.contiguous_format).mT
+                    if p.ndim > 1
+                    else p.data.clone()
+                )
         return self
 
     def rolled_back(self) -> "TorchSession":

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gravity_conformance.mutations import COARSE, MUTATIONS, REFERENCE, TOLERATED
+from gravity_conformance.mutations import COARSE, FLOAT32_DECAY, MUTATIONS, REFERENCE
 from gravity_conformance.vectors.making.notes import NOTES
 from gravity_core import ErrorBound
 
@@ -173,15 +173,8 @@ def test_zeta_in_half_precision():
     assert variant.term(np.asarray([1.0, -2.0]), 2.0).tolist() == [1638 / 2**13, -1928 / 2**14]
 
 
-def test_tolerated_variants():
-    letter, longer, decay = TOLERATED
-    # The number nearest to 1000001/1000002, and its difference from 1.
-    old, new = letter.coefficients(np.longdouble(10**6), np.longdouble(1))
-    nearest = Fraction(round(Fraction(1000001, 1000002) * 2**53), 2**53)
-    assert (Fraction(float(old)), Fraction(float(new))) == (nearest, 1 - nearest)
-    old, new = longer.coefficients(np.longdouble(10**6), np.longdouble(1))
-    assert new == 1 - old == 1 - np.longdouble(1000001) / np.longdouble(1000002)
-    assert decay.weights(1.0, 0.0, 1.0, np.float64(0.1)) == 1 - 13421773 / 2**27
+def test_the_decay_of_the_base_class_of_keras():
+    assert FLOAT32_DECAY.weights(1.0, 0.0, 1.0, np.float64(0.1)) == 1 - 13421773 / 2**27
 
 
 def test_a_difference_loses_digits():

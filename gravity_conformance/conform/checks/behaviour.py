@@ -8,7 +8,7 @@ import numpy as np
 
 from gravity_conformance._guard import one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned
+from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.perform import perform
 from gravity_conformance.conform.judge.together import Part, Plan
@@ -40,6 +40,13 @@ def moved(subject: Subject, judge: Judge) -> Finding:
     return _in_memory(subject, judge, 52, "moved")
 
 
+def assigned(subject: Subject, judge: Judge) -> Finding:
+    """A trajectory with other weights, which the user assigns after six steps."""
+    case = _continued(subject, 57, "")
+    others, _ = subject.normal(0, [w.shape for w in case.weights], seed=58)
+    return judge.judge(replace(case, assigned=others))
+
+
 def _in_memory(subject: Subject, judge: Judge, seed: int, way: str) -> Finding:
     if way not in subject.driver.session.ways:
         return Finding("not applicable", "only in torch")
@@ -48,7 +55,8 @@ def _in_memory(subject: Subject, judge: Judge, seed: int, way: str) -> Finding:
 
 def _continued(subject: Subject, seed: int, way: str) -> Case:
     """Return a case that continues after six steps, at a rate that changed after three."""
-    weights, gradients = subject.normal(12, seed=seed)
+    shapes = ((4, 3), (5,), (2, 3, 2, 2))
+    weights, gradients = subject.normal(12, shapes, seed=seed)
     options = subject.starting
     options["beta"] = subject.options(beta=0.6)["beta"]  # not the default of a constructor
     rates = subject.halved(12)
@@ -152,11 +160,42 @@ def accumulation(subject: Subject, judge: Judge) -> Finding:
 
 
 def clipping(subject: Subject, judge: Judge) -> Finding:
-    """Large gradients, with clipvalue=0.5: max|G| is that of the gradient that is left."""
+    """Gradients clipped by value, by norm and by the norm of all: max|G| is of what is left."""
+    rng = subject.rng("clipping")
     weights, gradients = subject.normal(6, seed=55)
     limited = [[np.clip(g, -0.5, 0.5) for g in grads] for grads in gradients]
     case = Case(weights, limited, subject.options())
-    return _by_keras(subject, judge, case, gradients, clipvalue=0.5)
+    finding = _by_keras(subject, judge, case, gradients, clipvalue=0.5)
+    for option, limit, values in (
+        ("clipnorm", 2.5, [3.0, -4.0]),
+        ("global_clipnorm", 2.0, [1.0, -1.0] * 8),
+    ):
+        if finding.outcome != "pass":
+            break
+        # Norms of 5 or 4 times a power of two, so that clipping rounds nothing.
+        alone = option == "clipnorm"
+        fed, limited = [], []
+        for scale in (1.0, 4.0, 0.25, 2.0, 1.0, 8.0):
+            placed = [scale * x for x in _placed(rng, weights, values, alone=alone)]
+            fed.append(placed)
+            norm = scale * float(np.linalg.norm(values))
+            limited.append([np.float32(min(1.0, limit / norm)) * x for x in placed])
+        case = replace(case, gradients=limited)
+        finding = _by_keras(subject, judge, case, fed, **{option: limit})
+        finding.note = "" if finding.outcome == "pass" else f"with {option}={limit:g}"
+    return finding
+
+
+def _placed(
+    rng: np.random.Generator, weights: Arrays, values: Sequence[float], *, alone: bool
+) -> Arrays:
+    """Return zeros with `values` at random places: of each tensor, or of all of them."""
+    ends = np.cumsum([w.size for w in weights])
+    flat = np.zeros(ends[-1], np.float32)
+    parts = np.split(flat, ends[:-1])
+    for part in parts if alone else [flat]:
+        part[rng.permutation(part.size)[: len(values)]] = values
+    return [part.reshape(w.shape) for part, w in zip(parts, weights, strict=True)]
 
 
 def _by_keras(
@@ -200,14 +239,20 @@ def excluded(subject: Subject, judge: Judge) -> Finding:
 
 
 def rows(subject: Subject, judge: Judge) -> Finding:
-    """Gradients as their rows that are not zero, each in two halves, as of an embedding."""
+    """Gradients as their rows that are not zero, each as a sum of two, as of an embedding."""
     if not subject.driver.session.takes_rows():
-        return Finding("not applicable", "only on TensorFlow")
-    weights, gradients = patterned(subject.rng("rows"), 6, ((40, 3), (7,), (300, 8), (5, 4, 3)))
-    for grads in gradients[1:]:
+        return Finding("not applicable", "only in torch and TensorFlow")
+    shapes = ((40, 3), (7,), (300, 8), (5, 4, 3), (subject.level.vocabulary * 9, 2))
+    weights, gradients = subject.normal(6, shapes, (1.0, 30.0, 0.02, 5.0, 0.3), seed=59)
+    for step, grads in enumerate(gradients[1:]):
         for g in grads:
-            g[::2] = 0
-    return judge.judge(Case(weights, gradients, subject.options(), how={"rows": True}))
+            g[step % 2 :: 2] = 0
+    try:
+        return judge.judge(Case(weights, gradients, subject.options(), how={"rows": True}))
+    except Exception:
+        if subject.driver.kind != "torch":
+            raise
+        return Finding("not applicable", "it takes none, like most optimizers of torch")
 
 
 def gradient(subject: Subject, judge: Judge) -> Finding:

@@ -66,11 +66,11 @@ class Judge:
         self.touched = self.touched or touched(case, run)
         return Trial(case, run, self.subject.first_step)
 
-    def in_turn(self, cases: Sequence[Case]) -> list[Trial]:
-        """Feed several cases step by step in turn."""
+    def in_turn(self, cases: Sequence[Case], *, shared: bool) -> list[Trial]:
+        """Feed several cases step by step in turn, to one optimizer or to one each."""
         subject = self.subject
-        hidden = {"at_rest": subject.at_rest, "hidden": subject.hidden}
-        runs = perform_in_turn(subject.driver, cases, **hidden)
+        how = {"at_rest": subject.at_rest, "hidden": subject.hidden, "shared": shared}
+        runs = perform_in_turn(subject.driver, cases, **how)
         return [Trial(case, run, subject.first_step) for case, run in zip(cases, runs, strict=True)]
 
     def judge(self, case: Case, note: str = "", *, plot: bool = False) -> Finding:

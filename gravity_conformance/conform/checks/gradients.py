@@ -1,5 +1,6 @@
 """Checks that feed gradients and judge every element of V and W after every step."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -38,10 +39,13 @@ def update(subject: Subject, judge: Judge) -> Finding:
 
 
 def large(subject: Subject, judge: Judge) -> Finding:
-    """One update of a table as large as those of language models."""
-    shape = (subject.level.vocabulary + int(subject.rng("large").integers(64)), 768)
-    weights, gradients = subject.normal(1, (shape,), (1.0,), seed=51)
-    return judge.judge(Case(weights, gradients, subject.options()), f"shape {shape}")
+    """One update of a table as large as those of language models, and of a wide one."""
+    rows = subject.level.vocabulary + int(subject.rng("large").integers(64))
+    shapes = ((rows, 768), (5, 9 * rows))
+    rng = subject.rng("large gradients")
+    weights, gradients = patterned(rng, 2, shapes)
+    case = Case(weights, gradients, subject.options(), subject.velocity(weights))
+    return judge.judge(case, f"shapes {shapes[0]} and {shapes[1]}")
 
 
 def trajectory(subject: Subject, judge: Judge) -> Finding:
@@ -138,22 +142,33 @@ def strides(subject: Subject, judge: Judge) -> Finding:
         for g in grads[::2] + grads[9:18]:
             g[:] = g[:1]  # one row in memory can hold such a gradient
     v = subject.velocity(weights)
-    return judge.judge(Case(weights, gradients, subject.options(), v, how={"strided": True}))
+    case = Case(weights, gradients, subject.options(), v, how={"strided": True})
+    finding = judge.judge(case)
+    if finding.outcome == "pass" and subject.driver.kind == "torch":
+        finding = judge.judge(replace(case, how={"packed": True}))
+        finding.note = "" if finding.outcome == "pass" else "of parameters that lie in one buffer"
+    return finding
 
 
 def turns(subject: Subject, judge: Judge) -> Finding:
     """Two trainings step by step in turn: nothing of one may be used in the other."""
     rng = subject.rng("turns")
     findings = []
-    for pair in ((SHAPES, SHAPES), (((6,), (3, 4)), ((40,), (2, 5), (3,)))):
+    # What differs: weight decay alone, or β and shapes, too.
+    others = {"learning_rate": 0.04}
+    if "weight_decay" in subject.decaying:
+        others["weight_decay"] = 0.2
+    different = ((6,), (3, 4)), ((40,), (2, 5), (3,))
+    shares = (False, True) if subject.driver.session.shares else (False,)
+    for pair, shared in itertools.product(((SHAPES, SHAPES), different), shares):
         cases: list[Case] = []
         for shapes in pair:
-            options = subject.options()
-            if cases and not subject.driver.session.shares:
-                options = subject.options(learning_rate=0.04, beta=0.7)
+            options = subject.decaying
+            if cases and not shared:
+                options = subject.options(**others, beta=0.7 if pair is different else 0.9)
             weights, gradients = patterned(rng, 5, shapes)
             cases.append(Case(weights, gradients, options, subject.velocity(weights)))
-        findings += [judge.found(trial) for trial in judge.in_turn(cases)]
+        findings += [judge.found(trial) for trial in judge.in_turn(cases, shared=shared)]
     wrong = [finding for finding in findings if finding.outcome != "pass"]
     return wrong[0] if wrong else max(findings, key=lambda finding: finding.worst or 0.0)
 

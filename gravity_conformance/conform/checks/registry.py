@@ -66,6 +66,7 @@ CHECKS: dict[str, Check] = {
     "0-d": Check("0-d tensors", gradients.scalar, "0-d tensors"),
     "resume": Check("state saved and loaded", behaviour.resume, "saving and loading its state"),
     "copied": Check("copied with its weights", behaviour.copied, "copying"),
+    "assigned": Check("weights assigned by the user", behaviour.assigned),
     "moved": Check("other tensors in p.data", behaviour.moved, "other tensors in p.data"),
     "scaler": Check("a gradient scaler", behaviour.scaler, "a gradient scaler"),
     "accumulation": Check("gradient accumulation", behaviour.accumulation, "gradient accumulation"),

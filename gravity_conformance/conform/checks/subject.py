@@ -110,8 +110,12 @@ class Subject:
 
     @property
     def decaying(self) -> dict[str, Any]:
-        """Return `options` with weight decay, if it is offered."""
-        return self.options(**({"weight_decay": 0.1} if self.offers("weight_decay") else {}))
+        """Return `options` with weight decay, if it is offered and not refused."""
+        return self.options(**({"weight_decay": 0.1} if self._decays else {}))
+
+    @functools.cached_property
+    def _decays(self) -> bool:
+        return self.offers("weight_decay") and self.refused(weight_decay=0.1) is None
 
     def swept(
         self,
@@ -232,7 +236,11 @@ class Subject:
         """Whether W alone is right: the state holds something else in place of every V."""
         if self.driver.stateless:
             return False
-        weights, gradients = self.normal(3, seed=23)
+        # A state that keeps vectors may look like V for parameters of one axis alone.
+        return self._hides(SHAPES) or self._hides(((3,), (7,), (5,)))
+
+    def _hides(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        weights, gradients = self.normal(3, shapes, seed=23)
         case = Case(weights, gradients, self.options())
         run = perform(self.driver, case, at_rest=self.at_rest)
         found = [compare(Trial(case, run, t)) for t in self.first_steps(case)]

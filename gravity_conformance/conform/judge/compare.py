@@ -13,6 +13,7 @@ import numpy as np
 from gravity_conformance.conform.judge.mistaken_bound import MistakenBound
 from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_core.error_bound import ErrorBound, absolute_error
+from gravity_core.update import gradient_term
 
 
 @dataclass
@@ -40,6 +41,7 @@ def compare(
     *,
     mistaken: bool = False,
     coarse: bool = False,
+    difference: bool = False,
     what: str = "VW",
     beside: Run | None = None,
 ) -> Verdict:
@@ -51,6 +53,8 @@ def compare(
         mistaken: whether `simulated` is the run of a mistaken variant. Its numbers may be larger,
             so the bound includes their rounding errors.
         coarse: whether every operation may be rounded to the dtype of the weights, a half type.
+        difference: whether 1 − β̂ may be a difference of numbers of its dtype. Its error is then
+            up to 4 u: the numbers are at most 1, or at most t + 2 before the division by it.
         what: "VW", or "V" to compare V alone. If the state does not show V, W is compared.
         beside: another simulated run; it is compared in place of the implementation's.
     """
@@ -66,6 +70,7 @@ def compare(
     states = run.states if beside is None else beside.states
     for index, ((v, w), (exact_v, exact_w)) in enumerate(zip(states, target.states, strict=True)):
         t, rate = trial.count(index) + trial.first_step, case.rate(index)
+        before_w = trial.before(index, before_w)
         assert exact_v is not None
         deviation, limit = [0.0], [0.0]
         for i, bound in enumerate(bounds):
@@ -81,6 +86,10 @@ def compare(
                     beta=beta,
                     weight_decay=float(case.options.get("weight_decay", 0.0)),
                 )
+                if difference:
+                    g = case.gradients[index][i].astype(np.float64)
+                    more = 4 * bound.unit * np.abs(gradient_term(g))
+                    bound.v, bound.w = bound.v + more, bound.w + rate * more
                 allowed_v, allowed_w = bound.v, bound.w
                 if mistaken:
                     own[i].step(target.sizes[index][i], exact_v[i], before_w[i], exact_w[i], rate)
@@ -140,6 +149,7 @@ def worst(trial: Trial) -> float:
     case, run, info = trial.case, trial.run, trial.case.info
     (before_v, before_w), greatest = run.start, 0.0
     for index, (grads, (v, w)) in enumerate(zip(case.gradients, run.states, strict=True)):
+        before_w = trial.before(index, before_w)
         one = Case([], [grads], case.options, rates=[case.rate(index)])
         here = Run(trial.count(index), (before_v, before_w), [])
         ((exact_v, exact_w),) = Trial(one, here, trial.first_step).exact.states

@@ -12,7 +12,7 @@ import numpy as np
 
 from gravity_conformance.conform.judge.compare import compare
 from gravity_conformance.conform.judge.trial import Case, Run, Trial
-from gravity_conformance.mutations import COARSE, MUTATIONS, TOLERATED, Variant
+from gravity_conformance.mutations import COARSE, DIFFERENCE, FLOAT32_DECAY, MUTATIONS, Variant
 
 _FEW = 8  # steps
 
@@ -32,13 +32,13 @@ class Diagnosis:
 
 
 def how_tolerated(trial: Trial) -> str | None:
-    """Describe the variant of `TOLERATED` that explains a run in float64; None if none does."""
+    """Describe what explains a run in float64 and is no mistake; None if nothing does."""
     if trial.case.weights[0].dtype != np.float64:
         return None
-    for variant in TOLERATED:
-        if compare(trial, trial.simulated(variant)).inside:
-            return variant.description
-    return None
+    if compare(trial, difference=True).inside:
+        return DIFFERENCE
+    decay = trial.simulated(FLOAT32_DECAY)
+    return FLOAT32_DECAY.description if compare(trial, decay).inside else None
 
 
 def common(diagnoses: Sequence[Diagnosis]) -> list[str]:

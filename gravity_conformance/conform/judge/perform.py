@@ -30,13 +30,11 @@ def perform(driver: Driver, case: Case, *, at_rest: bool, hidden: bool = False) 
 
 
 def perform_in_turn(
-    driver: Driver, cases: Sequence[Case], *, at_rest: bool, hidden: bool = False
+    driver: Driver, cases: Sequence[Case], *, at_rest: bool, hidden: bool, shared: bool
 ) -> list[Run]:
-    """Feed several cases step by step in turn, to one optimizer if its kind allows that."""
-    shared = None
-    if driver.session.shares:
-        shared = driver.start(cases[0].weights, cases[0].options).optimizer
-    turns = zip(*(_steps(driver, c, at_rest, hidden, shared=shared) for c in cases), strict=True)
+    """Feed several cases step by step in turn, to one optimizer if it is shared."""
+    one = driver.start(cases[0].weights, cases[0].options).optimizer if shared else None
+    turns = zip(*(_steps(driver, c, at_rest, hidden, shared=one) for c in cases), strict=True)
     *_, runs = turns
     return list(runs)
 
@@ -84,7 +82,9 @@ def _steps(
     run = Run(count, (v, w), uncertain)
     yield run
     for index, grads in enumerate(case.gradients):
-        if index == case.reload_after:
+        if index == case.reload_after and case.assigned is not None:
+            session.assign(case.assigned)
+        elif index == case.reload_after:
             session = getattr(session, case.continued)()
         run.left.append(session.step([g.copy() for g in grads], case.rate(index)))
         run.overwritten = run.overwritten or session.overwritten

@@ -29,9 +29,11 @@ class Case:
         reload_after: the number of steps after which the state is saved and loaded, or what else
             `continued` says.
         continued: the way to continue then, one of `Session.ways`.
+        assigned: W that the user assigns after `reload_after` steps; None if none.
         fast: whether the step is compiled, if users of its kind compile it.
         bfloat16: whether the float32 arrays stand for bfloat16.
-        how: more arguments of `Driver.start`: strided, rows, array_rate, closure, scaled, excluded.
+        how: more arguments of `Driver.start`: strided, packed, rows, array_rate, closure,
+            scaled, excluded.
     """
 
     weights: Arrays
@@ -42,6 +44,7 @@ class Case:
     rates: Sequence[float] | None = None
     reload_after: int | None = None
     continued: str = "reloaded"
+    assigned: Arrays | None = None
     fast: bool = False
     bfloat16: bool = False
     how: Mapping[str, Any] = field(default_factory=dict)
@@ -104,6 +107,11 @@ class Trial:
         """Return the number of steps before a step, counted from 0."""
         return self.run.count + index if self.counts is None else self.counts[index]
 
+    def before(self, index: int, weights: Arrays) -> Arrays:
+        """Return W before a step: `weights`, unless the user assigns others."""
+        case = self.case
+        return weights if case.assigned is None or index != case.reload_after else case.assigned
+
     @functools.cached_property
     def exact(self) -> Run:
         """The run of the right update on the case."""
@@ -125,7 +133,8 @@ class Trial:
         result, lost = Run(self.run.count, (v, w), self.run.uncertain), 0
         for index, grads in enumerate(case.gradients):
             count = self.count(index) - lost
-            if index == case.reload_after:
+            w = [np.asarray(x, w[0].dtype) for x in self.before(index, w)]
+            if index == case.reload_after and case.assigned is None:
                 v, kept = variant.loaded(v, count, result.start[0])
                 count, lost = kept, lost + count - kept
             given = [g.astype(w[0].dtype) for g in grads]
@@ -150,6 +159,7 @@ class Trial:
             weights=some(case.weights),
             gradients=[some(grads) for grads in case.gradients],
             velocity=some(case.velocity),
+            assigned=some(case.assigned),
         )
         start, uncertain = (some(run.start[0]), some(run.start[1])), some(run.uncertain)
         states = [(some(v), some(w)) for v, w in run.states]
