@@ -87,6 +87,8 @@ class KerasSession(StateSession):
             if setup.excluded:
                 without = self._variables[: setup.excluded]
                 self.optimizer.exclude_from_weight_decay(var_list=without)
+            if setup.schedule is not None:  # a callback may set the rate of a warm-up before
+                self.optimizer.learning_rate = setup.schedule[0]
             self.optimizer.build(self._variables)
         self._model = self._trained() if setup.mode == "fit" else None
 
@@ -106,7 +108,10 @@ class KerasSession(StateSession):
     def _variable(self, index: int, w: np.ndarray) -> Any:
         """Return a variable with the name and the path of a kernel: layers share the name."""
         with self._keras.name_scope(f"layer_{index}"):
-            return self._keras.Variable(w, dtype=self.setup.dtype_of(w), name="kernel")
+            made = self._keras.Variable(w, dtype=self.setup.dtype_of(w), name="kernel")
+        if (limit := self.setup.limit) is not None:
+            made.constraint = lambda w: self._keras.ops.clip(w, -limit, limit)
+        return made
 
     def _trained(self) -> Any:
         """Return a model of the variables. Its gradients are equal to its inputs.

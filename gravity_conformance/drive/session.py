@@ -47,6 +47,7 @@ class Setup:
         reordered: Keras: whether the variables come in reverse order in every step, and those
             without a gradient do not come at all.
         excluded: Keras: the number of variables, from the first one, without weight decay.
+        limit: Keras: the constraint of every variable keeps |W| below it; None for no constraint.
         array_rate: whether the learning rate is an array of the framework, not a Python number.
         closure: torch: whether a closure computes the gradients.
         scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
@@ -66,6 +67,7 @@ class Setup:
     rows: bool = False
     reordered: bool = False
     excluded: int = 0
+    limit: float | None = None
     array_rate: bool = False
     closure: bool = False
     scaled: bool = False

@@ -408,6 +408,20 @@ AROUND_KERAS = {
         "        self.masters[place] = tf.identity(w)",
         "assigned",
     ),
+    "σ by the rate when variables are built": (
+        "    def build(self, variables):\n"
+        "        self.std = self.alpha / float(self.learning_rate.numpy())\n"
+        "        super().build(variables)",
+        "v0",
+    ),
+    "no constraints": (
+        "    def apply(self, grads, variables=None):\n"
+        "        kept = [w.constraint for w in variables]\n"
+        "        for w in variables: w.constraint = None\n"
+        "        super().apply(grads, variables)\n"
+        "        for w, given in zip(variables, kept): w.constraint = given",
+        "constraint",
+    ),
     "V by the order of the gradients": (
         "    def apply(self, grads, variables=None):\n"
         "        own, self.velocities = self.velocities, list(self.velocities)\n"

@@ -10,10 +10,12 @@ from gravity_conformance._guard import one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
+from gravity_conformance.conform.judge.compare import compare
 from gravity_conformance.conform.judge.perform import perform
 from gravity_conformance.conform.judge.together import Part, Plan
 from gravity_conformance.conform.judge.trial import Case, Trial
 from gravity_conformance.drive.session import Arrays, ClosureRefusedError
+from gravity_conformance.mutations import REFERENCE, Variant
 
 
 def resume(subject: Subject, judge: Judge) -> Finding:
@@ -236,6 +238,17 @@ def excluded(subject: Subject, judge: Judge) -> Finding:
         finding = judge.found(replace(trial, case=replace(trial.case, options=options)))
         finding.note = "" if finding.outcome == "pass" else "of variables without weight decay"
     return finding
+
+
+def constraint(subject: Subject, judge: Judge) -> Finding:
+    """Variables with a constraint, which keeps |W| below 0.8 after every step."""
+    if subject.driver.kind != "keras":
+        return Finding("not applicable", "only in Keras")
+    weights, gradients = subject.normal(6, seed=60)
+    trial = judge.observe(Case(weights, gradients, subject.options(), how={"limit": 0.8}))
+    kept = Variant("kept", weights=lambda *given: np.clip(REFERENCE.weights(*given), -0.8, 0.8))
+    verdict = compare(trial, trial.simulated(kept))  # to clip W does not enlarge its error
+    return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
 
 
 def rows(subject: Subject, judge: Judge) -> Finding:

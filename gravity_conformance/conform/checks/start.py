@@ -149,12 +149,14 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
         found = distribution.wrong_std(_drawn(subject, other, _shapes(subject)[:_LARGEST]), std / 8)
         if found is not None:
             return f"with another learning rate, {other['learning_rate']:g}: {found}"
-    if not subject.driver.session.steps_at_given_rate and subject.unschedulable is None:
-        rates = [options["learning_rate"], 8 * options["learning_rate"]] * 2
+    if subject.driver.kind in ("optax", "keras") and subject.unschedulable is None:
+        # The first rate counts in a schedule, and the constructor's elsewhere.
+        first = 1 if subject.driver.kind == "optax" else 8
+        rates = [options["learning_rate"] * k for k in (first, 8, 1)]
         scheduled = subject.driver.start(zeros[1:], options, schedule=rates)
         v = _shown(subject, scheduled, zeros[1:], options)
         if (found := distribution.wrong_std(v, std)) is not None:
-            return f"under a schedule that starts from {rates[0]:g} and rises: {found}"
+            return f"with the rates {rates[0]:g}, {rates[1]:g}, …: {found}"
     if "float64" in subject.dtypes:
         with contextlib.suppress(*ANYTHING):
             v = _shown(subject, subject.driver.start(zeros, options), zeros, options)
