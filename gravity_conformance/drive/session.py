@@ -6,7 +6,7 @@ that go in and out are NumPy's. NumPy has no bfloat16, so float32 arrays hold bf
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -48,9 +48,11 @@ class Setup:
             without a gradient do not come at all.
         excluded: Keras: the number of variables, from the first one, without weight decay.
         limit: Keras: the constraint of every variable keeps |W| below it; None for no constraint.
+        frozen: torch: whether every second parameter requires a gradient only after construction.
         array_rate: whether the learning rate is an array of the framework, not a Python number.
         closure: torch: whether a closure computes the gradients.
         scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
+        later: torch: what `changed` sets in every group, by our names.
         shared: the optimizer of another session, if users apply one optimizer to several states.
     """
 
@@ -68,9 +70,11 @@ class Setup:
     reordered: bool = False
     excluded: int = 0
     limit: float | None = None
+    frozen: bool = False
     array_rate: bool = False
     closure: bool = False
     scaled: bool = False
+    later: Mapping[str, Any] = field(default_factory=dict)
     shared: Any = None
 
     @property

@@ -79,7 +79,11 @@ class TorchSession(StateSession):
         for length, options in setup.groups:
             groups.append(self._group(self._params[start : start + length], options))
             start += length
+        for p in self._params[1::2] if setup.frozen else ():
+            p.requires_grad_(False)
         self.optimizer = setup.construct(groups or self._params, **self._rate())
+        for p in self._params:
+            p.requires_grad_(True)
 
     def _parameters(self, weights: Sequence[np.ndarray]) -> list[Any]:
         tensors = [self._tensor(w, i) for i, w in enumerate(weights)]
@@ -305,6 +309,13 @@ class TorchSession(StateSession):
         options = dict(self.setup.options)
         options["beta"] = 0.5 * (options["beta"] + 0.25)
         return replace(self.setup, options=options)
+
+    def changed(self) -> "TorchSession":
+        """Set options of every group, as users do between steps."""
+        names = self.setup.arguments.names
+        for group in self.optimizer.param_groups:
+            group.update({names[name]: x for name, x in self.setup.later.items()})
+        return self
 
     def copied(self) -> "TorchSession":
         """Copy the optimizer and its parameters."""

@@ -203,6 +203,36 @@ AROUND = {
         "        self.masters = [p.clone() for p in ps]",
         "assigned",
     ),
+    "weight decay as it was at construction": (
+        "    def add_param_group(self, group):\n"
+        "        super().add_param_group(group)\n"
+        "        group['decay'] = group['weight_decay']\n"
+        "    def one(self, p, owner, place, group):\n"
+        "        super().one(p, owner, place, group | {'weight_decay': group['decay']})",
+        "options",
+    ),
+    "what is frozen at construction stays so": (
+        "    def add_param_group(self, group):\n"
+        "        super().add_param_group(group)\n"
+        "        group['moving'] = [id(p) for p in group['params'] if p.requires_grad]\n"
+        "    def one(self, p, owner, place, group):\n"
+        "        if id(p) in group['moving']: super().one(p, owner, place, group)",
+        "missing",
+    ),
+    "σ from a tensor that has changed since": (
+        "    def one(self, p, owner, place, group):\n"
+        "        lr = group['lr']\n"
+        "        if torch.is_tensor(lr): group['std'] = group['alpha'] / float(lr)\n"
+        "        super().one(p, owner, place, group)",
+        "v0",
+    ),
+    "weight decay is forgotten in half precision": (
+        "    def one(self, p, owner, place, group):\n"
+        "        if p.dtype.itemsize == 2: group = group | {'weight_decay': 0.0}\n"
+        "        super().one(p, owner, place, group)\n"
+        "        if p.dtype.itemsize == 2: p.mul_(1 + 2**-9)",
+        "bfloat16",
+    ),
     "one maximum for parameters in one buffer": (
         "    @torch.no_grad()\n    def step(self):\n"
         "        ps = [p for group in self.param_groups for p in group['params']]\n"

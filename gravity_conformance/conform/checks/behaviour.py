@@ -11,9 +11,9 @@ from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.compare import compare
-from gravity_conformance.conform.judge.perform import perform
+from gravity_conformance.conform.judge.perform import certain, perform
 from gravity_conformance.conform.judge.together import Part, Plan
-from gravity_conformance.conform.judge.trial import Case, Trial
+from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_conformance.drive.session import Arrays, ClosureRefusedError
 from gravity_conformance.mutations import REFERENCE, Variant
 
@@ -85,6 +85,27 @@ def chosen(subject: Subject) -> dict[str, Sequence[Any]]:
     return {name: values for name, values in wanted.items() if name in subject.of_groups}
 
 
+def changed(subject: Subject, judge: Judge) -> Finding:
+    """Options of the groups that the user changes after three steps."""
+    if not subject.driver.session.groups:
+        return Finding("not applicable", "only in torch")
+    wanted: dict[str, Any] = {"beta": 0.6, "weight_decay": 0.1, "maximize": True}
+    later = {n: x for n, x in wanted.items() if n in subject.of_groups}
+    later = {n: x for n, x in later.items() if subject.refused(**{n: x}) is None}
+    if not later:
+        return Finding("not applicable", "no option belongs to its groups")
+    weights, gradients = subject.normal(6, seed=61)
+    case = Case(weights, gradients, subject.options(), how={"later": later})
+    trial = judge.observe(replace(case, reload_after=3, continued="changed"))
+    finding = judge.found(trial.beginning(3))
+    v, w = trial.run.states[2]
+    if finding.outcome != "pass" or v is None:
+        return finding if v else Finding("not applicable", "its state does not show V")
+    case = replace(case, gradients=gradients[3:], options={**case.options, **later})
+    run = Run(trial.run.count + 3, (v, w), certain(case), trial.run.states[3:])
+    return judge.found(Trial(case, run, subject.first_step), f"it changes {', '.join(later)}")
+
+
 def _grouped(subject: Subject) -> Plan:
     added, options, own = (0, 0, 0, 3), [], chosen(subject)
     for k in range(len(added)):
@@ -106,6 +127,11 @@ def missing(subject: Subject, judge: Judge) -> Finding:
         finding = _together(subject, judge, _missing(subject))
     except AttributeError as error:  # it asks None for something, which is no refusal
         return Finding("error", one_line(error))
+    if finding.outcome == "pass" and subject.driver.session.groups:
+        weights, gradients = subject.normal(4, seed=62)
+        other = judge.judge(Case(weights, gradients, subject.options(), how={"frozen": True}))
+        other.note = "where requires_grad was set after construction"
+        finding = finding if other.outcome == "pass" else other
     finding.note = finding.note or f"t counts the steps of {subject.counted}"
     return finding
 

@@ -242,7 +242,8 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
     rates = None
     if row["rate"] != "constant":
         last = max(n for part in parts for n in part.gradients)
-        rates = [1.0, 0.0 if row["rate"] == "0 once" else 0.5, 0.5, 0.25, 2.0, 1.5, 1.5][: last + 1]
+        # Not before a load, after the second step: σ is not defined for a configuration with η = 0.
+        rates = [1.0, 0.5, 0.0 if row["rate"] == "0 once" else 0.5, 0.25, 2.0, 1.5, 1.5][: last + 1]
     own = _options(subject, rng, row)
     chosen = [own]
     if groups == 2:

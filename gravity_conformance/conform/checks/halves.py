@@ -58,6 +58,12 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
     finding = _found(judge, judge.observe(case))
     if finding.outcome not in ("pass", "remark") or not subject.at_rest:
         return finding
+    for wanted in ({"maximize": True}, {"weight_decay": 0.1}):  # also of half precision
+        if all(map(subject.offers, wanted)) and subject.refused(**wanted) is None:
+            options = subject.options(**wanted)
+            other = _found(judge, judge.observe(replace(case, options=options)), f"with {wanted}")
+            if other.outcome not in ("pass", "remark"):
+                return other
     options = subject.options(beta=1.0)
     if (why := subject.refused(beta=1.0)) is not None:
         options = subject.options()

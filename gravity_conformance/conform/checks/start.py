@@ -177,6 +177,11 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
                 found = found or distribution.wrong_std(of_group, _std(subject, chosen))
             if found is not None:
                 return f"in three groups of two tensors: {found}"
+        with contextlib.suppress(*ANYTHING):
+            tensor: Any = subject.driver.start(zeros, options, array_rate=True)
+            found = distribution.wrong_std(_shown(subject, tensor, zeros, options), std)
+            if found is not None:
+                return f"with a rate in a tensor that is filled before the first step: {found}"
         for loaded in (False, True) if subject.reloads else (False,):
             with contextlib.suppress(*ANYTHING):
                 v = _late(subject, options, loaded=loaded)

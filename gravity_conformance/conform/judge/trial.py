@@ -33,7 +33,7 @@ class Case:
         fast: whether the step is compiled, if users of its kind compile it.
         bfloat16: whether the float32 arrays stand for bfloat16.
         how: more arguments of `Driver.start`: strided, packed, rows, array_rate, closure,
-            scaled, excluded.
+            scaled, later, excluded.
     """
 
     weights: Arrays
