@@ -230,10 +230,7 @@ class TorchSession(StateSession):
         """Return a gradient as its rows that are not zero, each as a sum of two."""
         if gradient is None or not gradient.ndim:
             return gradient
-        found = (
-            gradient.flatten(1).any(dim=1).nonzero() if gradient.ndim > 1 else gradient.nonzero()
-        )
-        found = found.reshape(-1)
+        found = gradient.reshape(len(gradient), -1).any(dim=1).nonzero().reshape(-1)
         values = self._torch.cat([2 * gradient[found], -gradient[found]])
         indices = self._torch.cat([found, found])[None]
         return self._torch.sparse_coo_tensor(indices, values, gradient.shape)

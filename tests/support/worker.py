@@ -39,3 +39,12 @@ def events(spec, checks=tuple(CHECKS), **job):
 
 def findings(*args, **kwargs):
     return {e["check"]: e for e in events(*args, **kwargs) if e["event"] == "finding"}
+
+
+def written(tmp_path, module, code, kind=None):
+    """Write a subclass of the right optimizer of a kind; return its SPEC."""
+    path = tmp_path / "around.py"
+    head = f"from tests.support import planted\nimport {module}\n\n"
+    body = f"class Around(planted.{kind or module}_right):\n{code}\n"
+    path.write_text(head + body, encoding="utf-8")
+    return f"{path}:Around"

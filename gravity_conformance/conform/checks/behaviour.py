@@ -99,8 +99,10 @@ def changed(subject: Subject, judge: Judge) -> Finding:
     trial = judge.observe(replace(case, reload_after=3, continued="changed"))
     finding = judge.found(trial.beginning(3))
     v, w = trial.run.states[2]
-    if finding.outcome != "pass" or v is None:
-        return finding if v else Finding("not applicable", "its state does not show V")
+    if finding.outcome != "pass":
+        return finding
+    if v is None:
+        return Finding("not applicable", "its state does not show V")
     case = replace(case, gradients=gradients[3:], options={**case.options, **later})
     run = Run(trial.run.count + 3, (v, w), certain(case), trial.run.states[3:])
     return judge.found(Trial(case, run, subject.first_step), f"it changes {', '.join(later)}")

@@ -1,6 +1,7 @@
 """Checks of half types. Code that computes in half precision gets a remark: the paper allows it."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -58,10 +59,12 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
     finding = _found(judge, judge.observe(case))
     if finding.outcome not in ("pass", "remark") or not subject.at_rest:
         return finding
-    for wanted in ({"maximize": True}, {"weight_decay": 0.1}):  # also of half precision
-        if all(map(subject.offers, wanted)) and subject.refused(**wanted) is None:
-            options = subject.options(**wanted)
-            other = _found(judge, judge.observe(replace(case, options=options)), f"with {wanted}")
+    offered: tuple[tuple[str, Any], ...] = ("maximize", True), ("weight_decay", 0.1)
+    for name, value in offered:  # also in half precision
+        if subject.offers(name) and subject.refused(**{name: value}) is None:
+            options = subject.options(**{name: value})
+            trial = judge.observe(replace(case, options=options))
+            other = _found(judge, trial, f"with {name.replace('_', ' ')}")
             if other.outcome not in ("pass", "remark"):
                 return other
     options = subject.options(beta=1.0)
