@@ -84,11 +84,12 @@ class OptaxSession(StateSession):
         return lambda count: table[numpy.maximum(count - begun, 0)]
 
     def _tree(self, arrays: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Return parameters as libraries of layers nest them: layers share the name of a kernel."""
+        """Return parameters as people nest them: dicts with equal names of leaves, and tuples."""
         # A dict, because a state might contain a list of its own, which would look like parameters.
         asarray, dtype = self._jax.numpy.asarray, self.setup.dtype_of
+        leaves = [asarray(x, dtype(x)) for x in arrays]
         # JAX orders the leaves by key, so the keys are padded.
-        return {f"layer_{i:06}": {"kernel": asarray(x, dtype(x))} for i, x in enumerate(arrays)}
+        return {f"layer_{i:06}": (x,) if i % 2 else {"kernel": x} for i, x in enumerate(leaves)}
 
     def _arrays(self, tree: Any) -> Arrays:
         dtype = np.float32 if self.setup.dtype == "bfloat16" else None
