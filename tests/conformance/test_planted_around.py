@@ -137,6 +137,19 @@ AROUND = {
         "        super().step()",
         "rows",
     ),
+    "a step that a gradient scaler skips decays": (
+        "    _step_supports_amp_scaling = True\n"
+        "    @torch.no_grad()\n    def step(self):\n"
+        "        scale = getattr(self, 'grad_scale', None)\n"
+        "        for group in self.param_groups:\n"
+        "            for p in group['params']:\n"
+        "                if p.grad is None: continue\n"
+        "                if scale is not None: p.grad = p.grad / scale\n"
+        "                if getattr(self, 'found_inf', None):\n"
+        "                    p.mul_(1 - group['lr'] * group['weight_decay'])\n"
+        "        if not getattr(self, 'found_inf', None): super().step()",
+        "scaler",
+    ),
     "a gradient scaler that has unscaled is not asked": (
         "    _step_supports_amp_scaling = True\n"
         "    @torch.no_grad()\n    def step(self):\n"

@@ -168,7 +168,7 @@ def closure(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", "its step takes none")
     weights, gradients = subject.normal(4, seed=47)
     try:
-        return judge.judge(Case(weights, gradients, subject.options(), how={"closure": True}))
+        return judge.judge(Case(weights, gradients, subject.decaying, how={"closure": True}))
     except ClosureRefusedError as error:
         return Finding("remark", f"it refuses a closure: {error}")
 
@@ -178,14 +178,14 @@ def scaler(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.groups:
         return Finding("not applicable", "only in torch")
     weights, gradients = subject.normal(4, seed=53)
-    return judge.judge(Case(weights, gradients, subject.options(), how={"scaled": True}))
+    return judge.judge(Case(weights, gradients, subject.decaying, how={"scaled": True}))
 
 
 def accumulation(subject: Subject, judge: Judge) -> Finding:
     """Each gradient twice, with gradient_accumulation_steps=2: t counts the updates."""
     weights, gradients = subject.normal(6, seed=54)
     twice = [grads for grads in gradients for _ in range(2)]
-    case = Case(weights, gradients, subject.options())
+    case = Case(weights, gradients, subject.decaying)
     return _by_keras(subject, judge, case, twice, gradient_accumulation_steps=2)
 
 
@@ -289,7 +289,7 @@ def rows(subject: Subject, judge: Judge) -> Finding:
         for g in grads:
             g[step % 2 :: 2] = 0
     try:
-        return judge.judge(Case(weights, gradients, subject.options(), how={"rows": True}))
+        return judge.judge(Case(weights, gradients, subject.decaying, how={"rows": True}))
     except Exception:
         if subject.driver.kind != "torch":
             raise
