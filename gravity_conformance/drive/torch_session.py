@@ -233,7 +233,8 @@ class TorchSession(StateSession):
         found = gradient.reshape(len(gradient), -1).any(dim=1).nonzero().reshape(-1)
         values = self._torch.cat([2 * gradient[found], -gradient[found]])
         indices = self._torch.cat([found, found])[None]
-        return self._torch.sparse_coo_tensor(indices, values, gradient.shape)
+        shape = gradient.shape
+        return self._torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)
 
     def assign(self, weights: Arrays) -> None:
         """Copy into the parameters."""
