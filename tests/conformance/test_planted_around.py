@@ -165,6 +165,12 @@ AROUND = {
         "    _step_supports_amp_scaling = True",
         "scaler",
     ),
+    "loading a state without tensors keeps V": (
+        "    def load_state_dict(self, state):\n"
+        "        kept = self.state_dict()['state']\n"
+        "        super().load_state_dict({**state, 'state': state['state'] or kept})",
+        "resume",
+    ),
     "loading keeps the options": (
         "    def load_state_dict(self, state):\n"
         "        kept = [group['beta'] for group in self.param_groups]\n"

@@ -26,6 +26,11 @@ def resume(subject: Subject, judge: Judge) -> Finding:
     if finding.outcome == "pass" and "rolled_back" in subject.driver.session.ways:
         finding = judge.judge(_continued(subject, 17, "rolled_back"))
         finding.note = finding.note if finding.outcome == "pass" else "loaded after another step"
+        if finding.outcome == "pass" and subject.at_rest:
+            first = replace(_continued(subject, 17, "rolled_back"), options=subject.options())
+            finding = judge.judge(replace(first, reload_after=0))
+            after = "the state before the first step, loaded after another step"
+            finding.note = finding.note if finding.outcome == "pass" else after
     grouped = judge.findings.get("groups")
     if finding.outcome == "pass" and grouped is not None and grouped.outcome == "pass":
         return _together(subject, judge, replace(_grouped(subject), reload_after=4))
