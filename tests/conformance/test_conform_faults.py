@@ -317,6 +317,18 @@ STYLES = {
         "        if 'v' in state: state['v'].neg_()\n"
         "        super().one(p, *rest)\n        state['v'].neg_()"
     ),
+    "t of each group, from 0": (
+        "    def step(self):\n"
+        "        for group in self.param_groups:\n"
+        "            group['n'] = group.get('n', -1) + 1\n"
+        "            for p in group['params']:\n"
+        "                if p.grad is None: continue\n"
+        "                state = self.state[p]\n"
+        "                v = self.first(p, group['std']).to(p.dtype)\n"
+        "                state.setdefault('v', v)\n"
+        "                state['step'] = group['n'] - 1\n"
+        "        super().step()"
+    ),
     "−V as a vector": (
         "    def one(self, p, *rest):\n        state = self.state[p]\n"
         "        if 'u' in state: state['v'] = -state.pop('u').view(p.shape)\n"

@@ -94,6 +94,15 @@ AROUND = {
         "        super().one(p, owner, place, group | {'weight_decay': group['decay']})",
         "options",
     ),
+    "weight decay as it was at the first step, and V in a dict of its own": (
+        "    def one(self, p, owner, place, group):\n"
+        "        state = self.state[p]\n"
+        "        state.update(state.pop('inner', {}))\n"
+        "        decay = state.setdefault('decay', group['weight_decay'])\n"
+        "        super().one(p, owner, place, group | {'weight_decay': decay})\n"
+        "        state['inner'] = {'v': state.pop('v')}",
+        "options",
+    ),
     "what is frozen at construction stays so": (
         "    def add_param_group(self, group):\n"
         "        super().add_param_group(group)\n"

@@ -11,9 +11,9 @@ from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.compare import compare
-from gravity_conformance.conform.judge.perform import certain, perform
+from gravity_conformance.conform.judge.perform import perform
 from gravity_conformance.conform.judge.together import Part, Plan
-from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.conform.judge.trial import Case, Trial
 from gravity_conformance.drive.session import Arrays, ClosureRefusedError
 from gravity_conformance.mutations import REFERENCE, Variant
 
@@ -100,17 +100,8 @@ def changed(subject: Subject, judge: Judge) -> Finding:
     if not later:
         return Finding("not applicable", "no option belongs to its groups")
     weights, gradients = subject.normal(6, seed=61)
-    case = Case(weights, gradients, subject.options(), how={"later": later})
-    trial = judge.observe(replace(case, reload_after=3, continued="changed"))
-    finding = judge.found(trial.beginning(3))
-    v, w = trial.run.states[2]
-    if finding.outcome != "pass":
-        return finding
-    if v is None:
-        return Finding("not applicable", "its state does not show V")
-    case = replace(case, gradients=gradients[3:], options={**case.options, **later})
-    run = Run(trial.run.count + 3, (v, w), certain(case), trial.run.states[3:])
-    return judge.found(Trial(case, run, subject.first_step), f"it changes {', '.join(later)}")
+    case = Case(weights, gradients, subject.options(), reload_after=3, later=later)
+    return judge.judge(replace(case, continued="changed"), f"it changes {', '.join(later)}")
 
 
 def _grouped(subject: Subject) -> Plan:

@@ -216,12 +216,12 @@ def _late(subject: Subject, options: dict[str, Any], *, loaded: bool) -> Arrays:
             session = session.reloaded() if loaded else session
             session.add([zero, zero], options)
         session.step(given, _RATE)
-        of_group = n - (len(found) > 1)
-        before = {"each tensor": 0, "the optimizer": n}.get(subject.counted, of_group)
-        t = subject.first_step + before
         new = len(found) + 1 + (n == 1)
         for w in session.weights()[len(found) : new]:
+            of_group = n - (len(found) > 1)  # the last two are in the late group
+            before = {"each tensor": 0, "the optimizer": n}.get(subject.counted, of_group)
             # W moved by η β̂ V₀.
+            t = subject.first_step + before
             found.append(-w / np.float32(_RATE * beta_hat(t, float(options["beta"]))))
     return found
 

@@ -69,6 +69,7 @@ def compare(
     before_v, before_w = target.start
     states = run.states if beside is None else beside.states
     for index, ((v, w), (exact_v, exact_w)) in enumerate(zip(states, target.states, strict=True)):
+        options = case.options_at(index)
         t, rate = trial.count(index) + trial.first_step, case.rate(index)
         before_w = trial.before(index, before_w)
         assert exact_v is not None
@@ -83,8 +84,8 @@ def compare(
                     exact_w[i],
                     t=t,
                     learning_rate=rate,
-                    beta=beta,
-                    weight_decay=float(case.options.get("weight_decay", 0.0)),
+                    beta=float(options["beta"]),
+                    weight_decay=float(options.get("weight_decay", 0.0)),
                 )
                 if difference:
                     g = case.gradients[index][i].astype(np.float64)
@@ -150,10 +151,11 @@ def worst(trial: Trial) -> float:
     (before_v, before_w), greatest = run.start, 0.0
     for index, (grads, (v, w)) in enumerate(zip(case.gradients, run.states, strict=True)):
         before_w = trial.before(index, before_w)
-        one = Case([], [grads], case.options, rates=[case.rate(index)])
+        options = case.options_at(index)
+        one = Case([], [grads], options, rates=[case.rate(index)])
         here = Run(trial.count(index), (before_v, before_w), [])
         ((exact_v, exact_w),) = Trial(one, here, trial.first_step).exact.states
-        sizes = Case([], [[np.abs(g) for g in grads]], {**case.options, "maximize": False})
+        sizes = Case([], [[np.abs(g) for g in grads]], {**options, "maximize": False})
         here = Run(here.count, ([np.abs(x) for x in before_v], before_w), [])
         ((scales, _),) = Trial(sizes, here, trial.first_step).exact.states  # S, because ζ is odd
         assert exact_v is not None

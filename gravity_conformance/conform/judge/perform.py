@@ -53,6 +53,7 @@ def _steps(
             begun=case.count,
             fast=case.fast,
             shared=shared,
+            later=case.later,
             **case.how,
         )
 

@@ -30,10 +30,11 @@ class Case:
             `continued` says.
         continued: the way to continue then, one of `Session.ways`.
         assigned: W that the user assigns after `reload_after` steps; None if none.
+        later: the options that hold from then on, where others than before.
         fast: whether the step is compiled, if users of its kind compile it.
         bfloat16: whether the float32 arrays stand for bfloat16.
         how: more arguments of `Driver.start`: strided, packed, rows, array_rate, closure,
-            scaled, later, excluded.
+            scaled, excluded.
     """
 
     weights: Arrays
@@ -45,6 +46,7 @@ class Case:
     reload_after: int | None = None
     continued: str = "reloaded"
     assigned: Arrays | None = None
+    later: Mapping[str, Any] = field(default_factory=dict)
     fast: bool = False
     bfloat16: bool = False
     how: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +60,11 @@ class Case:
     def half(self) -> bool:
         """Whether the dtype is a half type."""
         return self.info.width == 16
+
+    def options_at(self, index: int) -> Mapping[str, Any]:
+        """Return the options of a step, counted from 0."""
+        changed = self.reload_after is not None and index >= self.reload_after
+        return {**self.options, **self.later} if changed else self.options
 
     def rate(self, index: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -120,13 +127,6 @@ class Trial:
     def simulated(self, variant: Variant) -> Run:
         """Return the run of `variant` on the case, from the start of the implementation's run."""
         case = self.case
-        options: dict[str, Any] = {
-            "constructed": float(case.options["learning_rate"]),
-            "beta": float(case.options["beta"]),
-            "weight_decay": float(case.options.get("weight_decay", 0.0)),
-            "maximize": bool(case.options.get("maximize", False)),
-            "first_step": self.first_step,
-        }
         v, w = map(_wide, self.run.start)
         if any(x.dtype == np.longdouble for x in w):
             v = [x.astype(np.longdouble) for x in v]
@@ -138,7 +138,19 @@ class Trial:
                 v, kept = variant.loaded(v, count, result.start[0])
                 count, lost = kept, lost + count - kept
             given = [g.astype(w[0].dtype) for g in grads]
-            w, v, s = variant.step(w, v, given, count=count, lr=case.rate(index), **options)
+            options = case.options_at(index)
+            w, v, s = variant.step(
+                w,
+                v,
+                given,
+                count=count,
+                first_step=self.first_step,
+                lr=case.rate(index),
+                constructed=float(case.options["learning_rate"]),
+                beta=float(options["beta"]),
+                weight_decay=float(options.get("weight_decay", 0.0)),
+                maximize=bool(options.get("maximize", False)),
+            )
             result.states.append((v, w))
             result.sizes.append(s)
         return result
