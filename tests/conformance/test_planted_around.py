@@ -327,6 +327,7 @@ import functools
 import jax
 import optax
 import zlib
+from jax.flatten_util import ravel_pytree
 from tests.support import planted
 
 def around(init, update):
@@ -356,6 +357,20 @@ def moving(inner, updates, state, params=None):
     moves, after = inner.update(updates, state, params)
     params.update(optax.apply_updates(params, moves))
     return jax.tree.map(jax.numpy.zeros_like, moves), after
+
+def flat(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+    inner, ravel = planted.optax_right(learning_rate, alpha, beta, seed), ravel_pytree
+
+    def init(params):
+        state = inner.init(params)
+        return state["t"], ravel(state["velocity"])[0]
+
+    def update(updates, state, params):
+        t, vector = state
+        moves, after = inner.update(updates, {"t": t, "velocity": ravel(params)[1](vector)})
+        return moves, (after["t"], ravel(after["velocity"])[0])
+
+    return optax.GradientTransformation(init, update)
 
 names, mutable = around(by_name, right), around(right, in_place)
 owner, correct = around(right, moving), around(right, right)
@@ -410,6 +425,7 @@ def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
         ("owner", "gradient", "correct"),
         ("cached", "turns", "decays"),
         ("tuples", "update", "correct"),
+        ("names", "v0", "flat"),
     ],
 )
 def test_a_mistake_around_the_update_of_optax_differs(name, check, right, tmp_path):
@@ -420,3 +436,10 @@ def test_a_mistake_around_the_update_of_optax_differs(name, check, right, tmp_pa
     found = {x: findings(f"{path}:{x}", [check], level=level)[check] for x in (name, right)}
     assert found[name]["outcome"] in ("differs", "error")
     assert found[right]["outcome"] == "pass"
+
+
+def test_w_may_have_the_dtype_of_the_gradient_in_optax(tmp_path):
+    pytest.importorskip("optax", reason="a transformation of optax")
+    path = tmp_path / "around.py"
+    path.write_text(AROUND_OPTAX, encoding="utf-8")
+    assert findings(f"{path}:flat", ["float16"])["float16"]["outcome"] == "pass"
