@@ -281,6 +281,13 @@ AROUND_KERAS = {
         "        super().build(variables)",
         "v0",
     ),
+    "no averages": (
+        "    def apply(self, grads, variables=None):\n"
+        "        self.use_ema, given = False, self.use_ema\n"
+        "        super().apply(grads, variables)\n"
+        "        self.use_ema = given",
+        "ema",
+    ),
     "no constraints": (
         "    def apply(self, grads, variables=None):\n"
         "        kept = [w.constraint for w in variables]\n"

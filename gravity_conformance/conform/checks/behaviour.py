@@ -13,7 +13,7 @@ from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.compare import compare
 from gravity_conformance.conform.judge.perform import perform
 from gravity_conformance.conform.judge.together import Part, Plan
-from gravity_conformance.conform.judge.trial import Case, Trial
+from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_conformance.drive.session import Arrays, ClosureRefusedError
 from gravity_conformance.mutations import REFERENCE, Variant
 
@@ -230,14 +230,17 @@ def _by_keras(
     """Feed gradients of which an option of every Keras optimizer makes those of the case."""
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
-    given = subject.driver.arguments
-    driver = replace(subject.driver, arguments=replace(given, extra=given.extra | option))
-    run = perform(
-        driver, replace(case, gradients=fed), at_rest=subject.at_rest, hidden=subject.hidden
-    )
+    run = _perform_with(subject, replace(case, gradients=fed), option)
     every = len(fed) // len(case.gradients)
     run.states, run.left = run.states[every - 1 :: every], run.left[every - 1 :: every]
     return judge.found(Trial(case, run, subject.first_step))
+
+
+def _perform_with(subject: Subject, case: Case, options: dict[str, Any]) -> Run:
+    """Feed a case to an optimizer with more options of its base class."""
+    given = subject.driver.arguments
+    driver = replace(subject.driver, arguments=replace(given, extra=given.extra | options))
+    return perform(driver, case, at_rest=subject.at_rest, hidden=subject.hidden)
 
 
 def reordered(subject: Subject, judge: Judge) -> Finding:
@@ -272,6 +275,21 @@ def constraint(subject: Subject, judge: Judge) -> Finding:
     trial = judge.observe(Case(weights, gradients, subject.options(), how={"limit": 0.8}))
     kept = Variant("kept", weights=lambda *given: np.clip(REFERENCE.weights(*given), -0.8, 0.8))
     verdict = compare(trial, trial.simulated(kept))  # to clip W does not enlarge its error
+    return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
+
+
+def averaged(subject: Subject, judge: Judge) -> Finding:
+    """use_ema with momentum 1/2, where the average of W overwrites W after every step."""
+    if subject.driver.kind != "keras":
+        return Finding("not applicable", "only in Keras")
+    weights, gradients = subject.normal(6, seed=63)
+    fed = Case(weights, gradients, subject.options())
+    averages = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}
+    run = _perform_with(subject, fed, averages)
+    # The first average is W itself. Then (W + W − η V) / 2 = W − (η / 2) V, with one more rounding.
+    lr = float(fed.options["learning_rate"])
+    trial = Trial(replace(fed, rates=[lr] + [lr / 2] * 5), run, subject.first_step)
+    verdict = compare(trial, trial.exact, mistaken=True)
     return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
 
 

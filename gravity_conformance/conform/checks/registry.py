@@ -73,6 +73,7 @@ CHECKS: dict[str, Check] = {
     "accumulation": Check("gradient accumulation", behaviour.accumulation, "gradient accumulation"),
     "clipping": Check("clipped gradients", behaviour.clipping, "clipvalue"),
     "rows": Check("sparse gradients", behaviour.rows, "sparse gradients"),
+    "ema": Check("moving averages", behaviour.averaged, "use_ema"),
     "constraint": Check("variables with a constraint", behaviour.constraint),
     "order": Check("variables in another order", behaviour.reordered),
     "excluded": Check("without weight decay", behaviour.excluded, "exclude_from_weight_decay"),
