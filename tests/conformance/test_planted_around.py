@@ -103,6 +103,18 @@ AROUND = {
         "        state['inner'] = {'v': state.pop('v')}",
         "options",
     ),
+    "one maximum for a list of tensors": (
+        "    def __init__(self, params, lr=0.1, beta=0.9, *, foreach=False):\n"
+        "        super().__init__(params, lr, beta)\n"
+        "        self.defaults['foreach'] = foreach\n"
+        "    @torch.no_grad()\n    def step(self):\n"
+        "        ps = [p for group in self.param_groups for p in group['params']]\n"
+        "        most = max(p.grad.abs().max() for p in ps if p.grad is not None and p.numel())\n"
+        "        for p in ps if self.defaults['foreach'] else ():\n"
+        "            p.grad = torch.where(p.grad == p.grad.max(), most, p.grad)\n"
+        "        super().step()",
+        "paths",
+    ),
     "what is frozen at construction stays so": (
         "    def add_param_group(self, group):\n"
         "        super().add_param_group(group)\n"
@@ -203,6 +215,11 @@ def test_a_mistake_around_the_update_differs(name, tmp_path):
         "                if p.grad is not None and p.grad.is_sparse: p.grad = p.grad.to_dense()\n"
         "        super().step()"
     )
+    if check == "paths":
+        accepts = (
+            "    def __init__(self, params, lr=0.1, beta=0.9, *, foreach=False):\n"
+            "        super().__init__(params, lr, beta)"
+        )
     found = findings(written(tmp_path, "torch", accepts), [check])
     assert found[check]["outcome"] == "pass"
 

@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import one_line
+from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import SCALES, SHAPES
+from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
-from gravity_conformance.conform.judge.compare import compare
 from gravity_conformance.conform.judge.perform import perform
 from gravity_conformance.conform.judge.together import Part, Plan
-from gravity_conformance.conform.judge.trial import Case, Run, Trial
-from gravity_conformance.drive.session import Arrays, ClosureRefusedError
-from gravity_conformance.mutations import REFERENCE, Variant
+from gravity_conformance.conform.judge.trial import Case, Trial
+from gravity_conformance.drive.session import ClosureRefusedError
+from gravity_conformance.drive.spec import parameters
 
 
 def resume(subject: Subject, judge: Judge) -> Finding:
@@ -33,7 +32,7 @@ def resume(subject: Subject, judge: Judge) -> Finding:
             finding.note = finding.note if finding.outcome == "pass" else after
     grouped = judge.findings.get("groups")
     if finding.outcome == "pass" and grouped is not None and grouped.outcome == "pass":
-        return _together(subject, judge, replace(_grouped(subject), reload_after=4))
+        return together(subject, judge, replace(_grouped(subject), reload_after=4))
     return finding
 
 
@@ -74,7 +73,7 @@ def groups(subject: Subject, judge: Judge) -> Finding:
     """Groups that differ in every option; one is added later."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "it has no groups")
-    finding = _together(subject, judge, _grouped(subject))
+    finding = together(subject, judge, _grouped(subject))
     finding.note = finding.note or f"they differ in {', '.join(chosen(subject))}"
     return finding
 
@@ -122,7 +121,7 @@ def missing(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.misses:
         return Finding("not applicable", "every tensor has a gradient")
     try:
-        finding = _together(subject, judge, _missing(subject))
+        finding = together(subject, judge, gaps(subject))
     except AttributeError as error:  # it asks None for something, which is no refusal
         return Finding("error", one_line(error))
     if finding.outcome == "pass" and subject.driver.session.groups:
@@ -134,13 +133,14 @@ def missing(subject: Subject, judge: Judge) -> Finding:
     return finding
 
 
-def _missing(subject: Subject, **how: Any) -> Plan:
+def gaps(subject: Subject, **how: Any) -> Plan:
+    """Return tensors that miss gradients, in different steps."""
     steps: Sequence[Sequence[int]] = (range(6), range(2), (0, 1, 4, 5), (2, 3, 5))
     parts = [_part(subject, 44 + k, given) for k, given in enumerate(steps)]
     return Plan(parts, [subject.decaying], how=how)
 
 
-def _together(subject: Subject, judge: Judge, plan: Plan) -> Finding:
+def together(subject: Subject, judge: Judge, plan: Plan) -> Finding:
     """Judge each part of a plan."""
     worst = 0.0
     for part, trial in zip(plan.parts, subject.together(plan), strict=True):
@@ -169,128 +169,39 @@ def closure(subject: Subject, judge: Judge) -> Finding:
         return Finding("remark", f"it refuses a closure: {error}")
 
 
+# Arguments of torch's optimizers that choose another path through the same update.
+PATHS = ({"foreach": False}, {"foreach": True}, {"fused": True}, {"capturable": True})
+
+
+def paths(subject: Subject, judge: Judge) -> Finding:
+    """Steps with foreach, fused and capturable, where the constructor has them."""
+    given = subject.driver.arguments
+    offered = {*parameters(subject.driver.found)} - {*given.extra}
+    chosen = [path for path in PATHS if path.keys() <= offered]
+    if subject.driver.kind != "torch" or not chosen:
+        return Finding("not applicable", "the constructor has none of torch's paths")
+    weights, gradients = patterned(subject.rng("paths"), 4, [*SHAPES, (2**16 + 9,)] * 4)
+    case, ran = Case(weights, gradients, subject.decaying), []
+    for path in chosen:
+        driver = replace(subject.driver, arguments=replace(given, extra=given.extra | path))
+        ((name, value),) = path.items()
+        try:
+            run = perform(driver, case, at_rest=subject.at_rest, hidden=subject.hidden)
+        except ANYTHING:  # it refuses this path on a CPU
+            continue
+        finding = judge.found(Trial(case, run, subject.first_step), f"with {name}={value}")
+        if finding.outcome != "pass":
+            return finding
+        ran.append(f"{name}={value}")
+    return Finding("pass", f"with {', '.join(ran)}" if ran else "it refuses them")
+
+
 def scaler(subject: Subject, judge: Judge) -> Finding:
     """Steps by a gradient scaler, which skips one with an infinite loss before each."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "only in torch")
     weights, gradients = subject.normal(4, seed=53)
     return judge.judge(Case(weights, gradients, subject.decaying, how={"scaled": True}))
-
-
-def accumulation(subject: Subject, judge: Judge) -> Finding:
-    """Each gradient twice, with gradient_accumulation_steps=2: t counts the updates."""
-    weights, gradients = subject.normal(6, seed=54)
-    twice = [grads for grads in gradients for _ in range(2)]
-    case = Case(weights, gradients, subject.decaying)
-    return _by_keras(subject, judge, case, twice, gradient_accumulation_steps=2)
-
-
-def clipping(subject: Subject, judge: Judge) -> Finding:
-    """Gradients clipped by value, by norm and by the norm of all: max|G| is of what is left."""
-    rng = subject.rng("clipping")
-    weights, gradients = subject.normal(6, seed=55)
-    limited = [[np.clip(g, -0.5, 0.5) for g in grads] for grads in gradients]
-    case = Case(weights, limited, subject.options())
-    finding = _by_keras(subject, judge, case, gradients, clipvalue=0.5)
-    for option, limit, values in (
-        ("clipnorm", 2.5, [3.0, -4.0]),
-        ("global_clipnorm", 2.0, [1.0, -1.0] * 8),
-    ):
-        if finding.outcome != "pass":
-            break
-        # Norms of 5 or 4 times a power of two, so that clipping rounds nothing.
-        alone = option == "clipnorm"
-        fed, limited = [], []
-        for scale in (1.0, 4.0, 0.25, 2.0, 1.0, 8.0):
-            placed = [scale * x for x in _placed(rng, weights, values, alone=alone)]
-            fed.append(placed)
-            norm = scale * float(np.linalg.norm(values))
-            limited.append([np.float32(min(1.0, limit / norm)) * x for x in placed])
-        case = replace(case, gradients=limited)
-        finding = _by_keras(subject, judge, case, fed, **{option: limit})
-        finding.note = "" if finding.outcome == "pass" else f"with {option}={limit:g}"
-    return finding
-
-
-def _placed(
-    rng: np.random.Generator, weights: Arrays, values: Sequence[float], *, alone: bool
-) -> Arrays:
-    """Return zeros with `values` at random places: of each tensor, or of all of them."""
-    ends = np.cumsum([w.size for w in weights])
-    flat = np.zeros(ends[-1], np.float32)
-    parts = np.split(flat, ends[:-1])
-    for part in parts if alone else [flat]:
-        part[rng.permutation(part.size)[: len(values)]] = values
-    return [part.reshape(w.shape) for part, w in zip(parts, weights, strict=True)]
-
-
-def _by_keras(
-    subject: Subject, judge: Judge, case: Case, fed: Sequence[Arrays], **option: Any
-) -> Finding:
-    """Feed gradients of which an option of every Keras optimizer makes those of the case."""
-    if subject.driver.kind != "keras":
-        return Finding("not applicable", "only in Keras")
-    run = _perform_with(subject, replace(case, gradients=fed), option)
-    every = len(fed) // len(case.gradients)
-    run.states, run.left = run.states[every - 1 :: every], run.left[every - 1 :: every]
-    return judge.found(Trial(case, run, subject.first_step))
-
-
-def _perform_with(subject: Subject, case: Case, options: dict[str, Any]) -> Run:
-    """Feed a case to an optimizer with more options of its base class."""
-    given = subject.driver.arguments
-    driver = replace(subject.driver, arguments=replace(given, extra=given.extra | options))
-    return perform(driver, case, at_rest=subject.at_rest, hidden=subject.hidden)
-
-
-def reordered(subject: Subject, judge: Judge) -> Finding:
-    """Steps that get their variables in reverse order, and only those with a gradient."""
-    if subject.driver.kind != "keras":
-        return Finding("not applicable", "only in Keras")
-    return _together(subject, judge, _missing(subject, reordered=True))
-
-
-def excluded(subject: Subject, judge: Judge) -> Finding:
-    """Weight decay, with exclude_from_weight_decay for some of the variables."""
-    if subject.driver.kind != "keras" or not subject.offers("weight_decay"):
-        return Finding("not applicable", "only weight decay in Keras has exclusions")
-    weights, gradients = subject.normal(6, seed=56)
-    number = len(weights) // 2
-    case = Case(weights, gradients, subject.decaying, how={"excluded": number})
-    trial = judge.observe(case)
-    finding = judge.found(trial.only(range(number, len(weights))))
-    if finding.outcome == "pass":
-        trial = trial.only(range(number))
-        options = {**case.options, "weight_decay": 0.0}
-        finding = judge.found(replace(trial, case=replace(trial.case, options=options)))
-        finding.note = "" if finding.outcome == "pass" else "of variables without weight decay"
-    return finding
-
-
-def constraint(subject: Subject, judge: Judge) -> Finding:
-    """Variables with a constraint, which keeps |W| below 0.8 after every step."""
-    if subject.driver.kind != "keras":
-        return Finding("not applicable", "only in Keras")
-    weights, gradients = subject.normal(6, seed=60)
-    trial = judge.observe(Case(weights, gradients, subject.options(), how={"limit": 0.8}))
-    kept = Variant("kept", weights=lambda *given: np.clip(REFERENCE.weights(*given), -0.8, 0.8))
-    verdict = compare(trial, trial.simulated(kept))  # to clip W does not enlarge its error
-    return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
-
-
-def averaged(subject: Subject, judge: Judge) -> Finding:
-    """use_ema with momentum 1/2, where the average of W overwrites W after every step."""
-    if subject.driver.kind != "keras":
-        return Finding("not applicable", "only in Keras")
-    weights, gradients = subject.normal(6, seed=63)
-    fed = Case(weights, gradients, subject.options())
-    averages = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}
-    run = _perform_with(subject, fed, averages)
-    # The first average is W itself. Then (W + W − η V) / 2 = W − (η / 2) V, with one more rounding.
-    lr = float(fed.options["learning_rate"])
-    trial = Trial(replace(fed, rates=[lr] + [lr / 2] * 5), run, subject.first_step)
-    verdict = compare(trial, trial.exact, mistaken=True)
-    return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
 
 
 def rows(subject: Subject, judge: Judge) -> Finding:

@@ -1,0 +1,135 @@
+"""Checks of what the base class of Keras optimizers offers, and a subclass may lose.
+
+Each of them is "not applicable" to other kinds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gravity_conformance.conform.checks.behaviour import gaps, together
+from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.subject import Subject
+from gravity_conformance.conform.judge.compare import compare
+from gravity_conformance.conform.judge.perform import perform
+from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.drive.session import Arrays
+from gravity_conformance.mutations import REFERENCE, Variant
+
+
+def accumulation(subject: Subject, judge: Judge) -> Finding:
+    """Each gradient twice, with gradient_accumulation_steps=2: t counts the updates."""
+    weights, gradients = subject.normal(6, seed=54)
+    twice = [grads for grads in gradients for _ in range(2)]
+    case = Case(weights, gradients, subject.decaying)
+    return _by_keras(subject, judge, case, twice, gradient_accumulation_steps=2)
+
+
+def clipping(subject: Subject, judge: Judge) -> Finding:
+    """Gradients clipped by value, by norm and by the norm of all: max|G| is of what is left."""
+    rng = subject.rng("clipping")
+    weights, gradients = subject.normal(6, seed=55)
+    limited = [[np.clip(g, -0.5, 0.5) for g in grads] for grads in gradients]
+    case = Case(weights, limited, subject.options())
+    finding = _by_keras(subject, judge, case, gradients, clipvalue=0.5)
+    for option, limit, values in (
+        ("clipnorm", 2.5, [3.0, -4.0]),
+        ("global_clipnorm", 2.0, [1.0, -1.0] * 8),
+    ):
+        if finding.outcome != "pass":
+            break
+        # Norms of 5 or 4 times a power of two, so that clipping rounds nothing.
+        alone = option == "clipnorm"
+        fed, limited = [], []
+        for scale in (1.0, 4.0, 0.25, 2.0, 1.0, 8.0):
+            placed = [scale * x for x in _placed(rng, weights, values, alone=alone)]
+            fed.append(placed)
+            norm = scale * float(np.linalg.norm(values))
+            limited.append([np.float32(min(1.0, limit / norm)) * x for x in placed])
+        case = replace(case, gradients=limited)
+        finding = _by_keras(subject, judge, case, fed, **{option: limit})
+        finding.note = "" if finding.outcome == "pass" else f"with {option}={limit:g}"
+    return finding
+
+
+def _placed(
+    rng: np.random.Generator, weights: Arrays, values: Sequence[float], *, alone: bool
+) -> Arrays:
+    """Return zeros with `values` at random places: of each tensor, or of all of them."""
+    ends = np.cumsum([w.size for w in weights])
+    flat = np.zeros(ends[-1], np.float32)
+    parts = np.split(flat, ends[:-1])
+    for part in parts if alone else [flat]:
+        part[rng.permutation(part.size)[: len(values)]] = values
+    return [part.reshape(w.shape) for part, w in zip(parts, weights, strict=True)]
+
+
+def _by_keras(
+    subject: Subject, judge: Judge, case: Case, fed: Sequence[Arrays], **option: Any
+) -> Finding:
+    """Feed gradients of which an option of every Keras optimizer makes those of the case."""
+    if subject.driver.kind != "keras":
+        return Finding("not applicable", "only in Keras")
+    run = _perform_with(subject, replace(case, gradients=fed), option)
+    every = len(fed) // len(case.gradients)
+    run.states, run.left = run.states[every - 1 :: every], run.left[every - 1 :: every]
+    return judge.found(Trial(case, run, subject.first_step))
+
+
+def _perform_with(subject: Subject, case: Case, options: dict[str, Any]) -> Run:
+    """Feed a case to an optimizer with more options of its base class."""
+    given = subject.driver.arguments
+    driver = replace(subject.driver, arguments=replace(given, extra=given.extra | options))
+    return perform(driver, case, at_rest=subject.at_rest, hidden=subject.hidden)
+
+
+def reordered(subject: Subject, judge: Judge) -> Finding:
+    """Steps that get their variables in reverse order, and only those with a gradient."""
+    if subject.driver.kind != "keras":
+        return Finding("not applicable", "only in Keras")
+    return together(subject, judge, gaps(subject, reordered=True))
+
+
+def excluded(subject: Subject, judge: Judge) -> Finding:
+    """Weight decay, with exclude_from_weight_decay for some of the variables."""
+    if subject.driver.kind != "keras" or not subject.offers("weight_decay"):
+        return Finding("not applicable", "only weight decay in Keras has exclusions")
+    weights, gradients = subject.normal(6, seed=56)
+    number = len(weights) // 2
+    case = Case(weights, gradients, subject.decaying, how={"excluded": number})
+    trial = judge.observe(case)
+    finding = judge.found(trial.only(range(number, len(weights))))
+    if finding.outcome == "pass":
+        trial = trial.only(range(number))
+        options = {**case.options, "weight_decay": 0.0}
+        finding = judge.found(replace(trial, case=replace(trial.case, options=options)))
+        finding.note = "" if finding.outcome == "pass" else "of variables without weight decay"
+    return finding
+
+
+def constraint(subject: Subject, judge: Judge) -> Finding:
+    """Variables with a constraint, which keeps |W| below 0.8 after every step."""
+    if subject.driver.kind != "keras":
+        return Finding("not applicable", "only in Keras")
+    weights, gradients = subject.normal(6, seed=60)
+    trial = judge.observe(Case(weights, gradients, subject.options(), how={"limit": 0.8}))
+    kept = Variant("kept", weights=lambda *given: np.clip(REFERENCE.weights(*given), -0.8, 0.8))
+    verdict = compare(trial, trial.simulated(kept))  # to clip W does not enlarge its error
+    return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
+
+
+def averaged(subject: Subject, judge: Judge) -> Finding:
+    """use_ema with momentum 1/2, where the average of W overwrites W after every step."""
+    if subject.driver.kind != "keras":
+        return Finding("not applicable", "only in Keras")
+    weights, gradients = subject.normal(6, seed=63)
+    fed = Case(weights, gradients, subject.options())
+    averages = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}
+    run = _perform_with(subject, fed, averages)
+    # The first average is W itself. Then (W + W − η V) / 2 = W − (η / 2) V, with one more rounding.
+    lr = float(fed.options["learning_rate"])
+    trial = Trial(replace(fed, rates=[lr] + [lr / 2] * 5), run, subject.first_step)
+    verdict = compare(trial, trial.exact, mistaken=True)
+    return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
