@@ -70,7 +70,7 @@ CHECKS: dict[str, Check] = {
     "copied": Check("copied with its weights", behaviour.copied, "copying"),
     "assigned": Check("weights assigned by the user", behaviour.assigned),
     "moved": Check("other tensors in p.data", behaviour.moved, "other tensors in p.data"),
-    "paths": Check("torch's paths", behaviour.paths),
+    "paths": Check("paths of torch", behaviour.paths),
     "scaler": Check("a gradient scaler", behaviour.scaler, "a gradient scaler"),
     "accumulation": Check("gradient accumulation", of_keras.accumulation, "gradient accumulation"),
     "clipping": Check("clipped gradients", of_keras.clipping, "clipvalue"),
