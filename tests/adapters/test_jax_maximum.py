@@ -35,7 +35,13 @@ def test_complex_gradients_share_one_maximum():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(lambda f: f, id="eager", marks=pytest.mark.slow),
+        pytest.param(jax.jit, id="jit"),
+    ],
+)
 def test_every_gradient_has_its_own_maximum(transform, dtype):
     rng = np.random.default_rng(2)
     grads = []

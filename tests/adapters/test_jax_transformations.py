@@ -223,6 +223,7 @@ def test_no_intermediate_value_is_nan(transform):
     assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
+@pytest.mark.slow
 def test_everything_works_without_jit():
     params = {"array": jnp.ones((2, 3)), "numpy": np.ones(3, np.float32), "number": 0.5}
     optimizer = gravity()
@@ -234,6 +235,7 @@ def test_everything_works_without_jit():
     assert_same(updates, optimizer.update(params, plain, params)[0])
 
 
+@pytest.mark.slow
 def test_strict_promotion_of_types_and_ranks():
     injected = optax.inject_hyperparams(gravity, static_args=("velocity_dtype", "stacked"))
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):

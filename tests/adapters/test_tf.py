@@ -116,7 +116,7 @@ def test_float32_and_float64_use_the_kernel(monkeypatch):
         assert len(taken) == times
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param("eager", marks=pytest.mark.slow), *MODES[1:]])
 def test_a_thousand_steps_stay_inside_the_bound(mode):
     rng = np.random.default_rng(2)
     weights = [np.asarray(rng.normal(size=s), np.float32) for s in ((5, 3), (7,), ())]

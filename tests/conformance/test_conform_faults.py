@@ -379,6 +379,7 @@ class step(keras.optimizers.Optimizer):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "outcome", "diagnosis"),
     [

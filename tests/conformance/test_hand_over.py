@@ -45,6 +45,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @sides.AS_FOUND
 @given(
     order=st.permutations(sides.SIDES),

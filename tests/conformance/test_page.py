@@ -59,6 +59,7 @@ class Reader(HTMLParser):
         return "".join(self.words)
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_run_and_the_command_that_reproduces_it(tmp_path):
     html = tmp_path / "deep" / "page.html"
     arguments = ["parity", "--backend", "numpy", "--steps", "4", "--seed", "9"]
