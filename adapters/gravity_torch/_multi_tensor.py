@@ -15,7 +15,7 @@ from gravity_core.coefficients import coefficients
 from gravity_torch._items import Item, Options
 from gravity_torch._multi_tensor_gpu import Lengths, multi_tensor_gpu, portions
 from gravity_torch._single_tensor import single_tensor
-from gravity_torch._tensors import flat, has_memory, max_abs, working_dtype
+from gravity_torch._tensors import PLAIN, flat, has_memory, max_abs, working_dtype
 
 # Elements that are updated at a time on a CPU: they stay in the cache.
 BLOCK = 2**17
@@ -50,7 +50,7 @@ def multi_tensor(items: list[Item], options: Options, lengths: Lengths) -> None:
 
 def _is_plain(p: Tensor) -> bool:
     # A look at the type is quicker than `has_memory`.
-    return type(p) in (torch.nn.Parameter, Tensor) or has_memory(p)
+    return type(p) in PLAIN or has_memory(p)
 
 
 def _factor(x: Any, device: torch.device, dtype: torch.dtype) -> Any:

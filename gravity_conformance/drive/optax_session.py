@@ -1,6 +1,7 @@
 """The sessions of functions that make an `optax.GradientTransformation`."""
 
 import importlib
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -107,15 +108,16 @@ class OptaxSession(StateSession):
             before = {name: self._contents(tree) for name, tree in owned.items()}
             self._params, self._state = self._step(given, self._state, self._params)
             for name, tree in owned.items():
-                if self._contents(tree) != before[name]:
+                leaves, *rest = self._contents(tree)
+                was, *rest_before = before[name]
+                if rest != rest_before or not all(map(operator.is_, leaves, was)):
                     self.overwritten = name
             return self._arrays(given)
 
-    def _contents(self, tree: Any) -> Any:
-        """Return what an update could change in a tree: its structure, its leaves, their memory."""
+    def _contents(self, tree: Any) -> tuple[list[Any], Any, list[bytes]]:
+        """Return what an update could change in a tree: its leaves, its structure, their memory."""
         leaves, structure = self._jax.tree.flatten(tree)
-        memory = [x.tobytes() for x in leaves if isinstance(x, np.ndarray)]
-        return structure, [id(x) for x in leaves], memory
+        return leaves, structure, [x.tobytes() for x in leaves if isinstance(x, np.ndarray)]
 
     def assign(self, weights: Arrays) -> None:
         """Replace the parameters."""

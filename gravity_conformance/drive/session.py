@@ -6,7 +6,7 @@ that go in and out are NumPy's. NumPy has no bfloat16, so float32 arrays hold bf
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -52,7 +52,6 @@ class Setup:
         array_rate: whether the learning rate is an array of the framework, not a Python number.
         closure: torch: whether a closure computes the gradients.
         scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
-        later: torch: what `changed` sets in every group, by our names.
         shared: the optimizer of another session, if users apply one optimizer to several states.
     """
 
@@ -74,7 +73,6 @@ class Setup:
     array_rate: bool = False
     closure: bool = False
     scaled: bool = False
-    later: Mapping[str, Any] = field(default_factory=dict)
     shared: Any = None
 
     @property

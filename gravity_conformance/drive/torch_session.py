@@ -79,10 +79,11 @@ class TorchSession(StateSession):
         for length, options in setup.groups:
             groups.append(self._group(self._params[start : start + length], options))
             start += length
-        for p in self._params[1::2] if setup.frozen else ():
+        frozen = self._params[1::2] if setup.frozen else []
+        for p in frozen:
             p.requires_grad_(False)
         self.optimizer = setup.construct(groups or self._params, **self._rate())
-        for p in self._params:
+        for p in frozen:
             p.requires_grad_(True)
 
     def _parameters(self, weights: Sequence[np.ndarray]) -> list[Any]:
@@ -308,12 +309,11 @@ class TorchSession(StateSession):
         options["beta"] = 0.5 * (options["beta"] + 0.25)
         return replace(self.setup, options=options)
 
-    def changed(self) -> "TorchSession":
-        """Set options of every group, as users do between steps."""
+    def change(self, options: Mapping[str, Any]) -> None:
+        """Set options of every group, by our names, as users do between steps."""
         names = self.setup.arguments.names
         for group in self.optimizer.param_groups:
-            group.update({names[name]: x for name, x in self.setup.later.items()})
-        return self
+            group.update({names[name]: x for name, x in options.items()})
 
     def copied(self) -> "TorchSession":
         """Copy the optimizer and its parameters."""
@@ -329,13 +329,11 @@ class TorchSession(StateSession):
         """Replace `p.data`, as moves to another memory format and swaps of averaged weights do."""
         for p in self._params:
             if p.ndim == 4:
-                p.data = p.data.contiguous(memory_format=self._torch.channels_last)
+                p.data = p.data.clone(memory_format=self._torch.channels_last)
+            elif p.ndim > 1:
+                p.data = p.data.mT.clone(memory_format=self._torch.contiguous_format).mT
             else:
-                p.data = (
-                    p.data.mT.clone(memory_format=self._torch.contiguous_format).mT
-                    if p.ndim > 1
-                    else p.data.clone()
-                )
+                p.data = p.data.clone()
         return self
 
     def rolled_back(self) -> "TorchSession":

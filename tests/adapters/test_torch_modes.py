@@ -128,11 +128,12 @@ def test_a_graph_of_a_dtensor_is_stale_after_a_step(options, saved):
 
 @path
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_rate_in_a_tensor_is_the_number_that_it_stands_for(options, dtype):
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_rate_in_a_tensor_is_the_number_that_it_stands_for(options, dtype, requires_grad):
     """As everywhere, a float32 of 0.3 is 0.3; in float64, a run shows the difference."""
     gradients = np.random.default_rng(0).normal(size=(5, 3))
     p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    rate = torch.tensor(0.3, dtype=dtype)
+    rate = torch.tensor(0.3, dtype=dtype, requires_grad=requires_grad)
     optimizer = Gravity([p], lr=rate, weight_decay=0.1, **options)
     w = [np.ones(3)]
     reference = Reference(0.3, weight_decay=0.1)

@@ -125,6 +125,8 @@ def test_a_right_stranger_conforms(kind):
     assert {name: f["outcome"] for name, f in wrong.items()} == (
         {remark: "remark"} if remark else {}
     )
+    if kind == "keras":
+        assert found["missing"]["note"] == "t counts the steps of the optimizer"
     for name, dtype in (("vectors", "float32"), ("float64-vectors", "float64")):
         fit, every = suitable(kind, dtype)
         assert found[name]["note"].startswith(f"{fit} of {every} can be fed to it")

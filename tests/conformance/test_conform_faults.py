@@ -199,7 +199,7 @@ def test_algorithm_1_taken_literally_in_float64_passes_with_a_note(stranger):
         found = stranger(plain(body), "float64-vectors")["float64-vectors"]
     assert found["outcome"] == "pass"
     assert "1 with 1 − β̂ taken as a difference in float64, which loses digits" in found["note"]
-    wrong = stranger(plain(body.replace("(1 - old)", "(1 - old + 1e-9)")), "float64")["float64"]
+    wrong = stranger(plain(body.replace("(1 - old)", "(1 - old + 2.0**-48)")), "float64")["float64"]
     assert wrong["outcome"] == "differs"
 
 
@@ -214,6 +214,12 @@ def test_another_difference_in_float64_passes(stranger):
     assert found["outcome"] == "pass"
     wrong = plain(body.replace("(1 + t - beta * t)", "(1 + t - np.float32(beta) * t)"))
     assert stranger(wrong, "float64", level="default")["float64"]["outcome"] == "differs"
+
+
+def test_the_beta_of_another_training_is_caught(stranger):
+    body = "beta = kept.setdefault((t, w.shape), beta)\n    return core(w, v, g, t, lr, beta)"
+    found = stranger(f"kept = {{}}\n{plain(body)}", "turns")
+    assert found["turns"]["outcome"] == "differs"
 
 
 def test_weight_decay_that_is_refused_is_not_fed(stranger):
@@ -344,6 +350,14 @@ def test_valid_styles_of_torch(stranger, name):
     assert {f["outcome"] for f in found.values()} == {"pass"}
     hidden = "its state does not show V" in found["convention"]["note"]
     assert hidden == name.startswith("−V")
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"), [("as it is", "each tensor"), ("t of each group, from 0", "each group")]
+)
+def test_whose_steps_t_counts_is_reported(stranger, name, whose):
+    found = stranger(f"\nclass step(Right):\n{STYLES[name]}\n", "missing", TORCH)["missing"]
+    assert (found["outcome"], found["note"]) == ("pass", f"t counts the steps of {whose}")
 
 
 def test_a_partial_class_is_recognised(tmp_path):

@@ -132,9 +132,15 @@ AROUND = {
     ),
     "weight decay is forgotten in half precision": (
         "    def one(self, p, owner, place, group):\n"
-        "        if p.dtype.itemsize == 2: group = group | {'weight_decay': 0.0}\n"
-        "        super().one(p, owner, place, group)\n"
-        "        if p.dtype.itemsize == 2: p.mul_(1 + 2**-9)",
+        "        if p.dtype.itemsize > 2: return super().one(p, owner, place, group)\n"
+        "        state, g, b = self.state[p], p.grad, group['beta']\n"
+        "        if not state: state.update(t=0, v=torch.zeros_like(p))\n"
+        "        state['t'] += 1\n"
+        "        t, s = state['t'], g * g.abs().max()\n"
+        "        zeta = g / (1 + s * s)\n"
+        "        state['v'].mul_((b * t + 1) / (t + 2))\n"
+        "        state['v'].add_(zeta * (((1 - b) * t + 1) / (t + 2)))\n"
+        "        p.sub_(group['lr'] * state['v'])",
         "bfloat16",
     ),
     "one maximum for parameters in one buffer": (
@@ -254,6 +260,17 @@ AROUND_KERAS = {
         "        whole = tf.convert_to_tensor(g)\n"
         "        if isinstance(g, tf.IndexedSlices) and g.values.shape[0]:\n"
         "            most = tf.reduce_max(abs(g.values)) / tf.reduce_max(abs(whole))\n"
+        "            whole *= tf.where(abs(whole) == tf.reduce_max(abs(whole)), most, 1)\n"
+        "        super().update_step(whole, w, lr)",
+        "rows",
+    ),
+    "max|G| of sums of absolute values of duplicate rows": (
+        f"{STEP}"
+        "        whole = tf.convert_to_tensor(g)\n"
+        "        if isinstance(g, tf.IndexedSlices):\n"
+        "            sizes = tf.IndexedSlices(abs(g.values), g.indices, g.dense_shape)\n"
+        "            most = tf.reduce_max(tf.convert_to_tensor(sizes))\n"
+        "            most /= tf.reduce_max(abs(whole))\n"
         "            whole *= tf.where(abs(whole) == tf.reduce_max(abs(whole)), most, 1)\n"
         "        super().update_step(whole, w, lr)",
         "rows",

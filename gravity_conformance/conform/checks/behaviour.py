@@ -10,9 +10,8 @@ from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
-from gravity_conformance.conform.judge.perform import perform
 from gravity_conformance.conform.judge.together import Part, Plan
-from gravity_conformance.conform.judge.trial import Case, Trial
+from gravity_conformance.conform.judge.trial import Case, Trial, WrongResultError
 from gravity_conformance.drive.session import ClosureRefusedError
 from gravity_conformance.drive.spec import parameters
 
@@ -100,7 +99,7 @@ def changed(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", "no option belongs to its groups")
     weights, gradients = subject.normal(6, seed=61)
     case = Case(weights, gradients, subject.options(), reload_after=3, later=later)
-    return judge.judge(replace(case, continued="changed"), f"it changes {', '.join(later)}")
+    return judge.judge(case, f"it changes {', '.join(later)}")
 
 
 def _grouped(subject: Subject) -> Plan:
@@ -170,30 +169,33 @@ def closure(subject: Subject, judge: Judge) -> Finding:
 
 
 # Arguments of torch's optimizers that choose another path through the same update.
-PATHS = ({"foreach": False}, {"foreach": True}, {"fused": True}, {"capturable": True})
+PATHS = (("foreach", False), ("foreach", True), ("fused", True), ("capturable", True))
 
 
 def paths(subject: Subject, judge: Judge) -> Finding:
     """Steps with foreach, fused and capturable, where the constructor has them."""
-    given = subject.driver.arguments
-    offered = {*parameters(subject.driver.found)} - {*given.extra}
-    chosen = [path for path in PATHS if path.keys() <= offered]
+    offered = {*parameters(subject.driver.found)} - {*subject.driver.arguments.extra}
+    chosen = [(name, value) for name, value in PATHS if name in offered]
     if subject.driver.kind != "torch" or not chosen:
-        return Finding("not applicable", "the constructor has none of torch's paths")
+        return Finding("not applicable", "the constructor has none of them")
     weights, gradients = patterned(subject.rng("paths"), 4, [*SHAPES, (2**16 + 9,)] * 4)
-    case, ran = Case(weights, gradients, subject.decaying), []
-    for path in chosen:
-        driver = replace(subject.driver, arguments=replace(given, extra=given.extra | path))
-        ((name, value),) = path.items()
+    case = Case(weights, gradients, subject.decaying)
+    ran, refused = [], []
+    for name, value in chosen:
         try:
-            run = perform(driver, case, at_rest=subject.at_rest, hidden=subject.hidden)
-        except ANYTHING:  # it refuses this path on a CPU
+            run = subject.run(case, {name: value})
+        except WrongResultError:
+            raise
+        except ANYTHING as error:  # a path may need a GPU
+            refused.append(f"it refuses {name}={value}: {one_line(error)}")
             continue
         finding = judge.found(Trial(case, run, subject.first_step), f"with {name}={value}")
         if finding.outcome != "pass":
             return finding
         ran.append(f"{name}={value}")
-    return Finding("pass", f"with {', '.join(ran)}" if ran else "it refuses them")
+    if not ran:
+        return Finding("not applicable", "; ".join(refused))
+    return Finding("pass", "; ".join([f"with {', '.join(ran)}", *refused]))
 
 
 def scaler(subject: Subject, judge: Judge) -> Finding:
@@ -215,8 +217,8 @@ def rows(subject: Subject, judge: Judge) -> Finding:
             g[step % 2 :: 2] = 0
     try:
         return judge.judge(Case(weights, gradients, subject.decaying, how={"rows": True}))
-    except Exception:
-        if subject.driver.kind != "torch":
+    except Exception as error:
+        if subject.driver.kind != "torch" or isinstance(error, WrongResultError):
             raise
         return Finding("not applicable", "it takes none, like most optimizers of torch")
 

@@ -39,11 +39,12 @@ def update(subject: Subject, judge: Judge) -> Finding:
 
 
 def large(subject: Subject, judge: Judge) -> Finding:
-    """One update of a table as large as those of language models, and of a wide one."""
+    """Two updates of a table as large as those of language models, and of a wide one."""
     rows = subject.level.vocabulary + int(subject.rng("large").integers(64))
     shapes = ((rows, 768), (5, 9 * rows))
-    rng = subject.rng("large gradients")
-    weights, gradients = patterned(rng, 2, shapes)
+    weights, gradients = subject.normal(2, shapes, (1.0, 1.0), seed=51)
+    for g in gradients[0]:
+        g.flat[-1] = 10.0  # the greatest: no other number is as far from 0
     case = Case(weights, gradients, subject.options(), subject.velocity(weights))
     return judge.judge(case, f"shapes {shapes[0]} and {shapes[1]}")
 
@@ -154,18 +155,19 @@ def turns(subject: Subject, judge: Judge) -> Finding:
     """Two trainings step by step in turn: nothing of one may be used in the other."""
     rng = subject.rng("turns")
     findings = []
-    # What differs: weight decay alone, or β and shapes, too.
     others = {"learning_rate": 0.04}
     if "weight_decay" in subject.decaying:
         others["weight_decay"] = 0.2
-    different = ((6,), (3, 4)), ((40,), (2, 5), (3,))
+    alike, different = (SHAPES, SHAPES), (((6,), (3, 4)), ((40,), (2, 5), (3,)))
+    # The shapes of both trainings, and β of the second one.
+    pairs = (alike, 0.9), (alike, 0.7), (different, 0.7)
     shares = (False, True) if subject.driver.session.shares else (False,)
-    for pair, shared in itertools.product(((SHAPES, SHAPES), different), shares):
+    for (pair, beta), shared in itertools.product(pairs, shares):
         cases: list[Case] = []
         for shapes in pair:
             options = subject.decaying
             if cases and not shared:
-                options = subject.options(**others, beta=0.7 if pair is different else 0.9)
+                options = subject.options(**others, beta=beta)
             weights, gradients = patterned(rng, 5, shapes)
             cases.append(Case(weights, gradients, options, subject.velocity(weights)))
         findings += [judge.found(trial) for trial in judge.in_turn(cases, shared=shared)]

@@ -13,8 +13,7 @@ from gravity_conformance.conform.checks.behaviour import gaps, together
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.compare import compare
-from gravity_conformance.conform.judge.perform import perform
-from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.conform.judge.trial import Case, Trial
 from gravity_conformance.drive.session import Arrays
 from gravity_conformance.mutations import REFERENCE, Variant
 
@@ -72,17 +71,10 @@ def _by_keras(
     """Feed gradients of which an option of every Keras optimizer makes those of the case."""
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
-    run = _perform_with(subject, replace(case, gradients=fed), option)
+    run = subject.run(replace(case, gradients=fed), option)
     every = len(fed) // len(case.gradients)
     run.states, run.left = run.states[every - 1 :: every], run.left[every - 1 :: every]
     return judge.found(Trial(case, run, subject.first_step))
-
-
-def _perform_with(subject: Subject, case: Case, options: dict[str, Any]) -> Run:
-    """Feed a case to an optimizer with more options of its base class."""
-    given = subject.driver.arguments
-    driver = replace(subject.driver, arguments=replace(given, extra=given.extra | options))
-    return perform(driver, case, at_rest=subject.at_rest, hidden=subject.hidden)
 
 
 def reordered(subject: Subject, judge: Judge) -> Finding:
@@ -94,7 +86,7 @@ def reordered(subject: Subject, judge: Judge) -> Finding:
 
 def excluded(subject: Subject, judge: Judge) -> Finding:
     """Weight decay, with exclude_from_weight_decay for some of the variables."""
-    if subject.driver.kind != "keras" or not subject.offers("weight_decay"):
+    if subject.driver.kind != "keras" or "weight_decay" not in subject.decaying:
         return Finding("not applicable", "only weight decay in Keras has exclusions")
     weights, gradients = subject.normal(6, seed=56)
     number = len(weights) // 2
@@ -127,7 +119,7 @@ def averaged(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(6, seed=63)
     fed = Case(weights, gradients, subject.options())
     averages = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}
-    run = _perform_with(subject, fed, averages)
+    run = subject.run(fed, averages)
     # The first average is W itself. Then (W + W − η V) / 2 = W − (η / 2) V, with one more rounding.
     lr = float(fed.options["learning_rate"])
     trial = Trial(replace(fed, rates=[lr] + [lr / 2] * 5), run, subject.first_step)

@@ -7,6 +7,7 @@ show which convention of t fits, and whether the state shows V.
 import functools
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -138,10 +139,13 @@ class Subject:
         v = [np.asarray(0.1 * rng.standard_normal(w.shape), w.dtype) for w in weights]
         return v if self.driver.stateless else None
 
-    def run(self, case: Case) -> Run:
-        """Feed a case to the implementation."""
+    def run(self, case: Case, more: Mapping[str, Any] | None = None) -> Run:
+        """Feed a case to the implementation, with more constructor arguments of its own."""
         at_rest = self.at_rest and self.resting.items() <= case.options.items()
-        return perform(self.driver, case, at_rest=at_rest, hidden=self.hidden)
+        arguments = self.driver.arguments
+        arguments = replace(arguments, extra=arguments.extra | dict(more or {}))
+        driver = replace(self.driver, arguments=arguments)
+        return perform(driver, case, at_rest=at_rest, hidden=self.hidden)
 
     def together(self, plan: Plan) -> list[Trial]:
         """Feed a plan to the implementation, and return the trial of each part."""

@@ -53,7 +53,6 @@ def _steps(
             begun=case.count,
             fast=case.fast,
             shared=shared,
-            later=case.later,
             **case.how,
         )
 
@@ -83,14 +82,23 @@ def _steps(
     run = Run(count, (v, w), uncertain)
     yield run
     for index, grads in enumerate(case.gradients):
-        if index == case.reload_after and case.assigned is not None:
-            session.assign(case.assigned)
-        elif index == case.reload_after:
-            session = getattr(session, case.continued)()
+        if index == case.reload_after:
+            session = _continued(session, case)
         run.left.append(session.step([g.copy() for g in grads], case.rate(index)))
         run.overwritten = run.overwritten or session.overwritten
         run.states.append(look(session, index + 1))
         yield run
+
+
+def _continued(session: Any, case: Case) -> Any:
+    """Do what happens in the middle of a case, and return the session that goes on."""
+    if case.loads:
+        return getattr(session, case.continued)()
+    if case.assigned is not None:
+        session.assign(case.assigned)
+    if case.later:
+        session.change(case.later)
+    return session
 
 
 def is_undrawn(v: Arrays) -> bool:

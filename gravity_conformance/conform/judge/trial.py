@@ -26,11 +26,11 @@ class Case:
         velocity: V before the first step; None leaves V₀ to the implementation.
         count: the number of steps before the first one; only with `velocity`.
         rates: the learning rate of every step; None means ``options["learning_rate"]``.
-        reload_after: the number of steps after which the state is saved and loaded, or what else
-            `continued` says.
+        reload_after: the number of steps after which the state is saved and loaded, or something
+            else happens.
         continued: the way to continue then, one of `Session.ways`.
-        assigned: W that the user assigns after `reload_after` steps; None if none.
-        later: the options that hold from then on, where others than before.
+        assigned: W that the user assigns then; the state is not loaded.
+        later: the options of groups that the user changes then; the state is not loaded.
         fast: whether the step is compiled, if users of its kind compile it.
         bfloat16: whether the float32 arrays stand for bfloat16.
         how: more arguments of `Driver.start`: strided, packed, rows, array_rate, closure,
@@ -60,6 +60,11 @@ class Case:
     def half(self) -> bool:
         """Whether the dtype is a half type."""
         return self.info.width == 16
+
+    @property
+    def loads(self) -> bool:
+        """Whether a state is loaded."""
+        return self.reload_after is not None and self.assigned is None and not self.later
 
     def options_at(self, index: int) -> Mapping[str, Any]:
         """Return the options of a step, counted from 0."""
@@ -134,7 +139,7 @@ class Trial:
         for index, grads in enumerate(case.gradients):
             count = self.count(index) - lost
             w = [np.asarray(x, w[0].dtype) for x in self.before(index, w)]
-            if index == case.reload_after and case.assigned is None:
+            if index == case.reload_after and case.loads:
                 v, kept = variant.loaded(v, count, result.start[0])
                 count, lost = kept, lost + count - kept
             given = [g.astype(w[0].dtype) for g in grads]
