@@ -65,7 +65,7 @@ def run(program: str, command: Callable[[], int]) -> NoReturn:
         status = CLOSED_PIPE
     except OSError as error:
         status = COULD_NOT
-        complain(f"{program}: {cannot_write(error.filename or 'standard output', error)}")
+        complain(f"{program}: {_fault(error)}")
     except CouldNotError as error:
         status = COULD_NOT
         complain(f"{program}: {error}")
@@ -114,6 +114,14 @@ def cannot_write(what: object, error: OSError) -> str:
     if isinstance(error, BrokenPipeError):
         raise error
     return f"{what} cannot be written: {error.strerror or error}"
+
+
+def _fault(error: OSError) -> str:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the current folder does not exist any more"
+    return cannot_write(error.filename or "standard output", error)
 
 
 def complain(line: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gravity_core import hyperparameters as hp
-from gravity_torch._tensors import has_memory, has_value, to_numpy
+from gravity_torch._tensors import check_is_dense, has_memory, has_value, to_numpy
 
 # PyTorch's name of each hyper-parameter.
 NAMES = {name: "lr" if name == "learning_rate" else name for name in hp.DEFAULTS}
@@ -46,6 +46,9 @@ def checked(
         wait: whether to read a learning rate that the host does not have.
     """
     lr, names = group["lr"], {name: others.get(own, own) for name, own in NAMES.items()}
+    for name, own in NAMES.items():
+        if isinstance(group[own], Tensor):
+            check_is_dense(names[name], group[own])
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(
             f"Tensor {names['learning_rate']} must be 1-element, got shape {tuple(lr.shape)}"

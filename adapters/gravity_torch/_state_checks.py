@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed, _options
-from gravity_torch._tensors import has_memory, has_value, overlaps_itself
+from gravity_torch._tensors import check_is_dense, has_memory, has_value, overlaps_itself
 
 # What the update can compute. complex32 is two float16.
 DTYPES = frozenset(
@@ -71,15 +71,6 @@ def check_is_dict(state: Any) -> None:
     """Raise unless the state of a parameter is a dict."""
     if not isinstance(state, dict):
         raise ValueError(f"state of a parameter must be a dict, got {reprlib.repr(state)}")
-
-
-def check_is_dense(name: str, x: Any) -> None:
-    """Raise unless a value of a state is a dense tensor; nested ones may be strided, too."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{name} must be a Tensor, got {reprlib.repr(x)}")
-    if x.layout is not torch.strided or x.is_nested:
-        kind = "a nested Tensor" if x.is_nested else f"layout {x.layout}"
-        raise ValueError(f"{name} must be dense, got {kind}")
 
 
 def check_velocity(velocity: Any, p: Tensor, *, may_overlap: bool = False) -> None:

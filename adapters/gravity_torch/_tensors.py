@@ -1,6 +1,8 @@
 """Helpers for tensors: dtypes, views, joins and conversion to NumPy."""
 
+import reprlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,15 @@ def to_numpy(x: Tensor) -> np.ndarray:
     x = x.detach().cpu().resolve_conj().resolve_neg()
     wider = {torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
     return np.asarray(x.to(wider.get(x.dtype, x.dtype)).numpy())
+
+
+def check_is_dense(name: str, x: Any) -> None:
+    """Raise unless a value is a dense tensor; nested ones may be strided, too."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a Tensor, got {reprlib.repr(x)}")
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "a nested Tensor" if x.is_nested else f"layout {x.layout}"
+        raise ValueError(f"{name} must be dense, got {kind}")
 
 
 def has_memory(x: Tensor) -> bool:

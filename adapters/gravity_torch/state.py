@@ -11,8 +11,8 @@ from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
 from gravity_torch._options import NAMES, number
-from gravity_torch._state_checks import LARGEST_T, check_is_dense, check_is_dict, counter
-from gravity_torch._tensors import to_numpy
+from gravity_torch._state_checks import LARGEST_T, check_is_dict, counter
+from gravity_torch._tensors import check_is_dense, to_numpy
 from gravity_torch.optimizer import Gravity, first_velocity
 
 

@@ -29,6 +29,8 @@ WRONG = [
     ("lr", torch.tensor(-1.0), "lr must be a finite number >= 0, got .*-1.0"),
     ("lr", torch.tensor([0.1, 0.2]), "Tensor lr must be 1-element"),
     ("lr", torch.tensor(True), "lr must be a finite number >= 0, got tensor"),
+    ("lr", torch.tensor([0.1]).to_sparse(), "lr must be dense, got layout torch.sparse_coo"),
+    ("alpha", torch.tensor([0.1]).to_sparse(), "alpha must be dense, got layout torch.sparse_coo"),
     ("beta", 2.0, r"beta must be a number in \[0, 1\], got 2.0"),
     ("beta", math.nan, r"beta must be a number in \[0, 1\], got nan"),
     ("alpha", -1, "alpha must be a finite number >= 0, got -1"),

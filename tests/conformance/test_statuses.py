@@ -199,6 +199,15 @@ def test_a_fault_of_the_command_is_no_verdict(capsys):
     assert lines[-1] == "gravity: this is a fault of gravity itself"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no folder that a process is in")
+def test_a_folder_that_was_removed_gives_2_and_names_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    with pytest.raises(SystemExit, match="2"):
+        _status.run("gravity", os.getcwd)
+    assert capsys.readouterr().err == "gravity: the current folder does not exist any more\n"
+
+
 def test_the_documentation_has_the_table():
     section = PAGE.read_text(encoding="utf-8").split("## Exit statuses")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", section, re.MULTILINE)
