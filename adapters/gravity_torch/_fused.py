@@ -27,7 +27,6 @@ from gravity_torch._memory import (
     Facts,
     Known,
     P,
-    may_be_neg,
 )
 from gravity_torch._tensors import has_one_order
 
@@ -146,8 +145,7 @@ def _by_kind(fits: np.ndarray, tensors: Facts, known: Known) -> dict[tuple[Any, 
     fits &= (rows[:, SIZE] == 0) | rows[:, [P, GRAD, VELOCITY]].all(axis=1)
     kinds: list[list[Any]] = [known.indices, *tensors.dtypes[:3]]
     distinct = [set(kind) for kind in kinds]
-    for i in np.flatnonzero(fits & may_be_neg(rows, tensors.contiguous[GRAD])):
-        fits[i] = not grads[i].is_neg()
+    fits &= ~tensors.neg[GRAD]
     if any(dtype.is_complex for dtype in set.union(*distinct[1:])):
         columns = tensors.columns[:3]
         fits &= [not any(x.is_conj() for x in xs) for xs in zip(*columns, strict=True)]

@@ -43,6 +43,7 @@ class Facts(NamedTuple):
     ]  # parameters, gradients, velocities and counters; of a DTensor, shards
     rows: np.ndarray  # int64, with COLUMNS columns; the last two are 0 here
     contiguous: np.ndarray  # for each parameter, gradient and velocity
+    neg: np.ndarray  # likewise: whether the numbers are those in memory with the other sign
     has_known_shapes: bool  # whether the parameters and velocities have those of `Known`
     layout: list[Any]  # of the parameters and velocities, where address and shape do not tell it
     dtypes: list[list[torch.dtype]]  # of each column
@@ -53,7 +54,7 @@ class Facts(NamedTuple):
         """Put another tensor of the same dtype in place of one."""
         self.columns[column][i], self.rows[i, column] = x, x.data_ptr()
         if column != STEP:
-            self.contiguous[column, i] = x.is_contiguous()
+            self.contiguous[column, i], self.neg[column, i] = x.is_contiguous(), x.is_neg()
 
 
 class Known(NamedTuple):
@@ -83,6 +84,7 @@ def facts(columns: list[list[Tensor]], known: Known | None = None) -> Facts:
     params, _, velocities, steps = columns
     rows = np.zeros((len(params), COLUMNS), np.int64)
     is_plain = np.ones(len(params), bool)
+    contiguous, neg = np.zeros((2, 3, len(params)), bool)
     address: Callable[[Any], int] = Tensor.data_ptr
     if not set(map(type, chain(*columns))) <= PLAIN:
         for p, velocity, step in zip(params, velocities, steps, strict=True):
@@ -97,35 +99,28 @@ def facts(columns: list[list[Tensor]], known: Known | None = None) -> Facts:
         )
         for column, xs in zip((P, GRAD, VELOCITY, STEP), columns, strict=True):
             rows[:, column] = each(address, xs, np.int64)
-        contiguous = np.array([each(Tensor.is_contiguous, xs) for xs in columns[:3]])
+            if column != STEP:
+                contiguous[column] = each(Tensor.is_contiguous, xs)
+                neg[column] = each(Tensor.is_neg, xs)
         if known is not None and has_known_shapes:
             rows[:, SIZE] = known.sizes
         else:
             rows[:, SIZE] = each(Tensor.numel, params, np.int64)
-        for i in np.flatnonzero(may_be_neg(rows, contiguous[0] & contiguous[2])):
-            # The address of an empty tensor does not tell its device either.
-            layout += [(x.device, x.stride(), x.is_neg()) for x in (params[i], velocities[i])]
+        for i in np.flatnonzero(~(contiguous[P] & contiguous[VELOCITY]) | (rows[:, SIZE] == 0)):
+            # The address of an empty tensor does not tell its device.
+            layout += [(x.device, x.stride()) for x in (params[i], velocities[i])]
     except RuntimeError:  # a wrapper of torch.func, or a sparse or nested velocity
-        rows[:], has_addresses = 0, False
+        rows[:], contiguous[:], neg[:], has_addresses = 0, False, False, False
         rows[:, SIZE] = each(Tensor.numel, params, np.int64)
-        contiguous = np.zeros((3, len(params)), bool)
     dtypes = [list(map(attrgetter("dtype"), xs)) for xs in columns]
     return Facts(
-        columns, rows, contiguous, has_known_shapes, layout, dtypes, is_plain, has_addresses
+        columns, rows, contiguous, neg, has_known_shapes, layout, dtypes, is_plain, has_addresses
     )
 
 
 def _have_shapes(xs: list[Tensor], shapes: list[torch.Size]) -> bool:
     # A list of the shapes of `xs` would keep the garbage collector busy.
     return len(xs) == len(shapes) and all(map(eq, map(attrgetter("shape"), xs), shapes))
-
-
-def may_be_neg(rows: np.ndarray, contiguous: np.ndarray) -> np.ndarray:
-    """Return which tensors may have another sign than their memory, or other strides than usual.
-
-    The sign differs in views of every second number, of the imaginary parts of complex numbers.
-    """
-    return ~contiguous | (rows[:, SIZE] <= 1)
 
 
 def _address(x: Tensor) -> int:
@@ -154,7 +149,8 @@ class Checks:
         kinds = tuple(frozenset(dtypes) for dtypes in tensors.dtypes)
         key = (
             tensors.rows[:, [P, VELOCITY, STEP]].tobytes(),
-            tensors.contiguous[[0, 2]].tobytes(),
+            tensors.contiguous[[P, VELOCITY]].tobytes(),
+            tensors.neg[[P, VELOCITY]].tobytes(),
             tensors.layout,
             each(Tensor.numel, tensors.columns[STEP], np.int64).tobytes(),
             [tensors.dtypes[column] for column in (P, VELOCITY, STEP)],

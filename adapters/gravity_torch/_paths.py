@@ -47,7 +47,8 @@ def plan(batches: list[Batch], shards: dict[Tensor, Shard], checks: _memory.Chec
     """Choose the path of every parameter, check all tensors and allocate; change nothing."""
     parts = [_local(batch, shards) for batch in batches]
     if torch.compiler.is_compiling():
-        traced = [_work(batch.group, part) for batch, part in zip(batches, parts, strict=True)]
+        pairs = zip(batches, parts, strict=True)
+        traced = [_work(batch.group, part) for batch, part in pairs if batch.params]
         return Plan([], traced, {}, checks.lengths, None)
     params = list(chain.from_iterable(batch.params for batch in batches))
     columns = [list(chain.from_iterable(column)) for column in zip(*parts, strict=True)]

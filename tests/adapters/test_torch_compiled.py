@@ -62,6 +62,24 @@ def test_one_compilation_for_ten_steps():
         assert (a - b).abs().max() <= 10 * 2 * 15 * 2.0**-24 * 8  # ten updates of values below 8
 
 
+@pytest.mark.parametrize("given", [(1, 0), (0, 0)], ids=["a frozen group", "none"])
+def test_a_compiled_step_of_groups_without_gradients(given):
+    torch._dynamo.reset()
+    params = parameters((3,), (2,))
+    optimizer = Gravity([{"params": [p]} for p in params] + [{"params": []}])
+    plain = parameters((3,), (2,))
+    reference = Gravity([{"params": [p]} for p in plain], foreach=False)
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    for number, has_grad in enumerate((given, (1, 1), given)):
+        for ps, take in ((params, step), (plain, reference.step)):
+            give_gradients(ps, number)
+            for p, keeps in zip(ps, has_grad, strict=True):
+                p.grad = p.grad if keeps else None
+            take()
+    for a, b in zip(values(params), values(plain), strict=True):
+        assert (a - b).abs().max() <= 3 * 2 * 15 * 2.0**-24 * 8  # three updates of values below 8
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_compiled_step_of_0d_parameters(dtype):
     """torch.compile loses writes to 0-d float64 tensors, also in torch's own optimizers."""

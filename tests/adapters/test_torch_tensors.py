@@ -154,6 +154,52 @@ def test_lazily_negated_and_conjugated_tensors(path):
         Gravity([conjugate], **path).step()
 
 
+def negated(values):
+    """Return a contiguous tensor whose numbers are those of its memory with the other sign."""
+    values = torch.as_tensor(values)
+    memory = torch.complex(torch.zeros(values.shape), -values).conj().imag
+    x = memory.as_strided(values.shape, (1,))  # every second number: 0, −v₀, 0, …
+    assert x.is_contiguous()
+    assert x.is_neg()
+    return x
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize("what", ["p", "p.grad", "velocity"])
+def test_contiguous_tensors_of_another_sign(path, what):
+    """After a step, so that all addresses are known."""
+    runs = []
+    for lazy in (True, False):
+        (p,) = parameters((6,))
+        optimizer = Gravity([p], **path)
+        p.grad = torch.ones(6)
+        optimizer.step()
+        replaced = negated(torch.arange(6.0))
+        chosen = replaced if lazy else replaced.resolve_neg()
+        if what == "p":
+            p.data = chosen
+        elif what == "p.grad":
+            p.grad = chosen
+        else:
+            optimizer.state[p]["velocity"] = chosen
+        optimizer.step()
+        runs.append([p.detach().clone(), optimizer.state[p]["velocity"].clone()])
+    assert all(torch.equal(a.resolve_neg(), b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_a_sign_that_changes_at_one_address(path):
+    z = torch.ones(4, dtype=torch.complex64) * (1 + 1j)
+    p = torch.nn.Parameter(z.imag.as_strided((4,), (1,)).detach())
+    optimizer = Gravity([p], velocity_std=0, **path)
+    p.grad = torch.ones(4)
+    optimizer.step()
+    p.data = z.conj().imag.as_strided((4,), (1,))
+    before = p.detach().clone()
+    optimizer.step()
+    assert (p.detach() < before).all()
+
+
 def test_subclasses_of_parameters_take_the_same_path():
     class Named(torch.nn.Parameter):
         pass
