@@ -164,6 +164,8 @@ def scale_by_gravity(
         for i, pair, largest, dtype in zip(moving, pairs, max_abs, dtypes, strict=True):
             velocity[i] = _next_velocity(*pair, largest, *weights[dtype])
             new[i] = velocity[i].astype(grads[i].dtype)
+            if new[i] is velocity[i] and not is_traced(new[i]):
+                new[i] = jnp.copy(new[i])  # the caller may donate the updates and keep the state
         return jax.tree.unflatten(structure, new), ScaleByGravityState(
             count=optax.safe_increment(count),
             velocity=jax.tree.unflatten(structure, velocity),

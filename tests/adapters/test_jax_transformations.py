@@ -16,7 +16,7 @@ from jax import export  # noqa: E402
 from gravity_conformance.parity.grading import grade  # noqa: E402
 from gravity_conformance.protocol import Replay, Step  # noqa: E402
 from gravity_core import ErrorBound, coefficients  # noqa: E402
-from gravity_jax import gravity  # noqa: E402
+from gravity_jax import gravity, scale_by_gravity  # noqa: E402
 from tests.support.jax_helpers import (  # noqa: E402
     assert_same,
     dtypes_of,
@@ -129,6 +129,15 @@ def test_donated_buffers_are_reused():
     assert memory.alias_size_in_bytes == size
     step(params, state, gradients)
     assert all(x.is_deleted() for x in jax.tree.leaves((params, state)))
+
+
+@pytest.mark.parametrize("make", [gravity, scale_by_gravity])
+def test_the_state_survives_donated_updates(make):
+    optimizer, params = make(), tree(0)
+    _, after = optimizer.update(tree(1), optimizer.init(params), params)
+    updates, state = optimizer.update(tree(1), optimizer.init(params), params)
+    jax.jit(lambda u: jax.tree.map(lambda x: x + 1, u), donate_argnums=0)(updates)
+    assert_same(state, after)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
