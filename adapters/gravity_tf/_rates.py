@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from gravity_core import hyperparameters as hp
-from gravity_tf._tensors import check_fits, is_compiling, known
+from gravity_tf._tensors import check_fits, is_compiling, known, to_numpy
 
 
 def is_schedule(value: Any) -> bool:
@@ -53,7 +53,7 @@ def checked_rate(learning_rate: Any) -> float | None:
         learning_rate = learning_rate()
     if hasattr(learning_rate, "dtype") and not isinstance(learning_rate, (np.ndarray, np.generic)):
         try:
-            learning_rate = ops.convert_to_numpy(learning_rate)
+            learning_rate = to_numpy(learning_rate)
         except (TypeError, NotImplementedError):  # it is traced, or has no memory
             return None
         if learning_rate.size == 1 and hp.may_be_a_number(learning_rate):

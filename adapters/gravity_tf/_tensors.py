@@ -46,6 +46,16 @@ def is_compiling() -> bool:
     return keras.backend.backend() == "torch" and bool(compiler.is_compiling())
 
 
+def to_numpy(x: Any) -> np.ndarray:
+    """Return the numbers of a tensor or a variable; raise if it is traced."""
+    # NumPy 2 warns of the copies that Keras's convert_to_numpy makes.
+    x = ops.convert_to_tensor(x)
+    if keras.backend.backend() == "torch":
+        is_bfloat16 = keras.backend.standardize_dtype(x.dtype) == "bfloat16"  # NumPy has none
+        x = (x.float() if is_bfloat16 else x).detach().cpu()
+    return np.asarray(x)
+
+
 def known(value: Any) -> Any:
     """Return the value of a number, a tensor or a variable: for one without dimensions, a number.
 
@@ -66,7 +76,7 @@ def known(value: Any) -> Any:
     elif keras.backend.backend() == "jax":
         has_value = not isinstance(tensor, Tracer)
         has_value = has_value and all(device.platform == "cpu" for device in tensor.devices())
-    return ops.convert_to_numpy(tensor)[()] if has_value else None
+    return to_numpy(tensor)[()] if has_value else None
 
 
 def as_reals(array: Any) -> Any:
@@ -182,7 +192,7 @@ def check_loaded(variables: list[Any], values: list[Any]) -> None:
 
 def check_fits(name: str, value: Any, dtype: str) -> None:
     """Raise if finite numbers become infinite in a dtype."""
-    value = ops.convert_to_numpy(value) if ops.is_tensor(value) else np.asarray(value)
+    value = to_numpy(value) if ops.is_tensor(value) else np.asarray(value)
     with np.errstate(over="ignore", invalid="ignore"):
         lost = value[np.isfinite(value) & ~np.isfinite(value.astype(dtype))]
     if lost.size:

@@ -48,6 +48,7 @@ from gravity_tf._tensors import (
     max_abs,
     positions,
     stored_dtype,
+    to_numpy,
     working_dtype,
 )
 
@@ -202,7 +203,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             return
         self._has_compared = True
         with tf.init_scope() if tf else contextlib.nullcontext():
-            has_started = ops.convert_to_numpy(self.iterations).any()
+            has_started = to_numpy(self.iterations).any()
         if not has_started:
             hp.warn_of_first_rate(self._first_rate, rate, self.alpha, stacklevel=4)
 
@@ -376,7 +377,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         config: dict[str, Any] = super().get_config()
         rate, derives = super().learning_rate, self._has_first_schedule
         if isinstance(rate, keras.Variable):
-            stored = ops.convert_to_numpy(rate)
+            stored = to_numpy(rate)
             derives = bool(stored == np.asarray(self._first_rate, stored.dtype))
             if derives:
                 config["learning_rate"] = self._first_rate  # not rounded to Keras's dtype

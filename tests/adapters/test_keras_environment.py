@@ -32,6 +32,8 @@ bound = 2 * 3 * (gravity_core.ErrorBound.ROUNDINGS + 2) * 2.0**-24 * 2  # |W| an
 for variable, w in zip(variables, weights):
     assert np.abs(ops.convert_to_numpy(variable) - w).max() <= bound
 assert export_state(optimizer).t == 3
+warnings.simplefilter("error", DeprecationWarning)  # also of NumPy, in Keras's code
+Gravity(0.1).apply([ops.ones(3)], [keras.Variable(np.ones(3, np.float32))])
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 model.compile(Gravity(0.1), "mse")
 model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
