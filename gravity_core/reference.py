@@ -242,7 +242,8 @@ class Gravity:
         for i, (w, g) in enumerate(zip(params, grads, strict=True)):
             check_plain(f"grads[{i}]", g)
             v = w if self.velocity is None else self.velocity[i]
-            if v.shape != w.shape or v.dtype != w.dtype:
+            # A pickle has V in the machine's byte order.
+            if v.shape != w.shape or v.dtype.name != w.dtype.name:
                 raise ValueError(
                     f"params[{i}] must keep its shape and dtype, {v.shape} {v.dtype}, "
                     f"got {w.shape} {w.dtype}"

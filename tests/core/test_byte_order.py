@@ -1,5 +1,7 @@
 """Arrays in the other byte order, as files and networks give them: the same numbers everywhere."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,7 @@ def test_the_optimizer_and_its_state(dtype):
     assert_same(State(1, [v]).velocities[0], here.velocity[0])
     assert_same(initial_velocity((5,), kind, std=0.3), initial_velocity((5,), dtype, std=0.3))
     there.import_state(state, [others])
+    there = pickle.loads(pickle.dumps(there))
     there.step([others], [swapped(g)])
     here.step([weights], [g])
     assert_same(others, weights)
