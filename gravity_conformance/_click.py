@@ -78,6 +78,8 @@ def check_installed(what: str, package: str) -> None:
 def text_of(option: str, file: Path) -> str:
     """Return the text of a file that an option names; - is standard input."""
     name = f"{option} {str(file)!r}"
+    if str(file) == "-" and sys.stdin is None:
+        raise click.UsageError(f"{name} cannot be read: standard input is closed")
     try:
         opened = click.open_file("-", "rb") if str(file) == "-" else _files.open_input(file)
         with opened as source:
@@ -92,15 +94,24 @@ def text_of(option: str, file: Path) -> str:
         raise click.UsageError(f"{name} must be text in UTF-8: {error}") from error
 
 
+def drawing(output: Output, draw: Callable[[], str | bytes]) -> str | bytes | None:
+    """Return the content of a file with plots; say why if it cannot be drawn, and return None.
+
+    A failure is that of matplotlib or its fonts. It must not lose the results.
+    """
+    try:
+        return draw()
+    except Exception as error:
+        complain(f"gravity: {output} cannot be drawn: {one_line(error)}")
+        return None
+
+
 def drawn(output: Output, draw: Callable[[], str | bytes], paths: list[Path]) -> bool:
     """Write a file with plots and add its path, or say why that failed; return whether it is there.
 
-    A failure is that of matplotlib, its fonts or the disk. It must not lose the results.
+    A failure must not lose the results.
     """
-    try:
-        content = draw()
-    except Exception as error:
-        complain(f"gravity: {output} cannot be drawn: {one_line(error)}")
+    if (content := drawing(output, draw)) is None:
         return False
     try:
         write({output.path: content})

@@ -1,6 +1,7 @@
 """`gravity vectors --explain` names the mistake of a port, and says so where it knows none."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -254,6 +255,14 @@ def test_the_command_reads_standard_input_and_answers_with_status_0():
     assert done.stdout == explain(results) + "\n"
     assert "Mistake: missing square.\n" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= module.WIDTH
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_a_closed_standard_input_is_named():
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "-"]
+    done = subprocess.run(closed, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "gravity: --explain '-' cannot be read: standard input is closed\n"
 
 
 # The page
