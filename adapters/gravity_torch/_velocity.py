@@ -1,6 +1,7 @@
 """V₀ of a parameter. Each process draws only its own shard, on the device of the parameter."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import array_api_compat.torch as xp
 import numpy as np
@@ -49,10 +50,10 @@ def _normal(p: Tensor, size: int, seed: int, index: int) -> Iterator[tuple[int, 
     elements = _distributed.elements(p)
     if isinstance(elements, range):
         start = elements.start
-        for a, b, z in standard_normal(
-            start, start + size, seed=seed, index=index, asarray=asarray, xp=xp
-        ):
-            yield a - start, b - start, z
+        # On a CPU, NumPy takes less than half the time.
+        how: dict[str, Any] = {} if device.type == "cpu" else {"asarray": asarray, "xp": xp}
+        for a, b, z in standard_normal(start, start + size, seed=seed, index=index, **how):
+            yield a - start, b - start, torch.as_tensor(z)
         return
     k0, k1 = (asarray(word) for word in tensor_key(seed, index))
     quantiles = asarray(normal_quantiles())
