@@ -17,7 +17,7 @@ from gravity_conformance.conform.checks.registry import CHECKS, selected
 from gravity_conformance.conform.checks.subject import DTYPES
 from gravity_conformance.drive.spec import Kind
 
-TIMEOUT = 180.0  # a step that users compile may take a minute in one check
+TIMEOUT = 300.0  # a step that users compile may take a minute in one check
 _LIVES = 3  # processes at most; an implementation that ended three would end more
 _LONGEST = 2000  # characters of a note, which can quote several exceptions
 

@@ -93,5 +93,6 @@ def _try(subject: Subject) -> None:
         subject.driver.start([np.ones(3, np.float32)], subject.options())
     except ANYTHING as error:
         kind, why = subject.driver.kind, one_line(error)
-        message = f"it cannot be constructed as {kind} (see --kind, --kw): {why}"
+        given = " from an iterator of one parameter" if kind == "torch" else ""
+        message = f"it cannot be constructed as {kind}{given} (see --kind, --kw): {why}"
         raise specs.SpecError(message) from error

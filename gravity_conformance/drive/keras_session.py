@@ -50,6 +50,11 @@ class KerasSession(StateSession):
         return bool(importlib.import_module("keras").backend.backend() == "tensorflow")
 
     @staticmethod
+    def builds_in_a_graph() -> bool:
+        """Return whether this is TensorFlow, whose users call `apply` in a tf.function."""
+        return KerasSession.takes_rows()
+
+    @staticmethod
     def train(setup: Setup, task: Task) -> Training:
         """Train a Keras model with its compiled train step."""
         keras, losses = importlib.import_module("keras"), []
@@ -89,7 +94,8 @@ class KerasSession(StateSession):
                 self.optimizer.exclude_from_weight_decay(var_list=without)
             if setup.schedule is not None:  # a callback may set the rate of a warm-up before
                 self.optimizer.learning_rate = setup.schedule[0]
-            self.optimizer.build(self._variables)
+            if not setup.unbuilt:
+                self.optimizer.build(self._variables)
         self._model = self._trained() if setup.mode == "fit" else None
 
         def apply(grads: Any) -> None:
@@ -166,7 +172,7 @@ class KerasSession(StateSession):
         given = tensorflow.gather(gradient, found)
         values = tensorflow.concat([2 * given, -given], 0)
         indices = tensorflow.constant(np.concatenate([found, found]))
-        return tensorflow.IndexedSlices(values, indices, gradient.shape)
+        return tensorflow.IndexedSlices(values, indices, tensorflow.shape(gradient))
 
     def weights(self) -> Arrays:
         """Return the variables."""

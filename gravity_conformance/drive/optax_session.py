@@ -2,8 +2,8 @@
 
 import importlib
 import operator
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,10 +12,16 @@ from gravity_conformance.drive.session import Arrays, Setup, StateSession, the_v
 from gravity_conformance.protocol import Mode, Task, Training
 
 
-def _x64(dtype: str) -> AbstractContextManager[Any]:
-    """Return a context in which JAX supports the dtype."""
-    double = dtype == "float64"
-    return importlib.import_module("jax").enable_x64(True) if double else nullcontext()
+@contextmanager
+def _x64(dtype: str) -> Iterator[None]:
+    """Let JAX support the dtype, in all threads: those of its callbacks ask, too."""
+    config = importlib.import_module("jax").config
+    before = config.jax_enable_x64
+    config.update("jax_enable_x64", before or dtype == "float64")
+    try:
+        yield
+    finally:
+        config.update("jax_enable_x64", before)
 
 
 class OptaxSession(StateSession):
@@ -76,8 +82,10 @@ class OptaxSession(StateSession):
                 instead = {"learning_rate": self._jax.numpy.asarray(setup.rate, setup.dtype)}
             self.optimizer = setup.shared or setup.construct(**instead)
             self._state = self.optimizer.init(self._params)
-        steps = {"eager": self._eager_step, "jit": self._jax.jit(self._eager_step)}
-        self._step = steps[setup.mode]
+        self._step: Any = self._eager_step
+        if setup.mode == "jit":
+            owned = (1, 2) if setup.donated else ()
+            self._step = self._jax.jit(self._eager_step, donate_argnums=owned)
 
     def _schedule(self) -> Any:
         numpy, begun = self._jax.numpy, self.setup.begun
@@ -88,9 +96,13 @@ class OptaxSession(StateSession):
         """Return parameters as people nest them: dicts with equal names of leaves, and tuples."""
         # A dict, because a state might contain a list of its own, which would look like parameters.
         asarray, dtype = self._jax.numpy.asarray, self.setup.dtype_of
-        leaves = [asarray(x, dtype(x)) for x in arrays]
-        # JAX orders the leaves by key, so the keys are padded.
-        return {f"layer_{i:06}": (x,) if i % 2 else {"kernel": x} for i, x in enumerate(leaves)}
+        # JAX orders the leaves by key, so the keys are padded. A dict has its own order.
+        return {
+            f"layer_{i:06}": (asarray(x, dtype(x)),)
+            if i % 2
+            else {"attention": {"query": {"kernel": asarray(x, dtype(x))}}}
+            for i, x in [*enumerate(arrays)][::-1]
+        }
 
     def _arrays(self, tree: Any) -> Arrays:
         dtype = np.float32 if self.setup.dtype == "bfloat16" else None
@@ -118,6 +130,37 @@ class OptaxSession(StateSession):
         """Return what an update could change in a tree: its leaves, its structure, their memory."""
         leaves, structure = self._jax.tree.flatten(tree)
         return leaves, structure, [x.tobytes() for x in leaves if isinstance(x, np.ndarray)]
+
+    def scanned(
+        self, gradients: Sequence[Arrays], *, mapped: bool
+    ) -> list[tuple[Arrays | None, Arrays]]:
+        """Make all steps in one `jax.lax.scan`, and return V and W after each.
+
+        If it is mapped, `jax.vmap` makes the steps of another training beside it, of numbers that
+        are three times as large.
+        """
+        stack, tree = self._jax.numpy.stack, self._jax.tree
+
+        def step(carry: Any, grads: Any) -> Any:
+            params, state = carry
+            after = self._eager_step(grads, state, params)
+            return after, after
+
+        def train(params: Any, grads: Any) -> Any:
+            return self._jax.lax.scan(step, (params, self.optimizer.init(params)), grads)[1]
+
+        states = []
+        with _x64(self.setup.dtype):
+            given = tree.map(lambda *x: stack(x), *map(self._tree, gradients))
+            if mapped:
+                both = tree.map(lambda x: stack([x, 3 * x]), (self._params, given))
+                found = tree.map(lambda x: x[0], self._jax.vmap(train)(*both))
+            else:
+                found = train(self._params, given)
+            for k in range(len(gradients)):
+                self._params, self._state = tree.map(operator.itemgetter(k), found)
+                states.append((self.velocity(), self.weights()))
+        return states
 
     def assign(self, weights: Arrays) -> None:
         """Replace the parameters."""

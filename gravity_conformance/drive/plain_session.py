@@ -14,6 +14,7 @@ class PlainSession(Session):
 
     stateless: ClassVar[bool] = True
     strides: ClassVar[bool] = True
+    ways: ClassVar[tuple[str, ...]] = ("rolled_back",)
 
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Keep the state for the function."""
@@ -24,7 +25,8 @@ class PlainSession(Session):
         self._t = self._first
         self._w = [w.astype(self._dtype) for w in weights]
         self._v = [np.zeros_like(w) for w in self._w]
-        self._before: list[tuple[np.ndarray, bytes]] = []  # the gradients of the step before
+        # The gradients of the step before, by the id of the array.
+        self._before: dict[int, tuple[np.ndarray, bytes]] = {}
         self._reuses = False
 
     def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
@@ -32,38 +34,42 @@ class PlainSession(Session):
         rate: Any = self.setup.options["learning_rate"] if lr is None else lr
         if self.setup.array_rate:
             rate = np.asarray(rate, self._dtype)
-        left, before = [], self._before
-        # Every other step gives the gradients in the memory of the step before.
-        self._before, self._reuses = [], bool(before) and not (self._reuses or self.setup.strided)
+        left, before = [], list(self._before.values())
+        # Every other step gives the gradients in the memory of the step before, in one array for
+        # all gradients of a shape.
+        self._before, self._reuses = {}, bool(before) and not (self._reuses or self.setup.strided)
+        arrays: dict[Any, np.ndarray] = {}
         for i, g in enumerate(grads):
             given_dtype = g.dtype if g.dtype == np.float16 else self._dtype
-            arrays = (self._w[i], self._v[i], g.astype(given_dtype))
-            given = [self._laid(x, i + 3 * k) for k, x in enumerate(arrays)]
-            if self._reuses and before[i][0].flags.writeable:
-                before[i][0][...] = given[2]
-                given[2] = before[i][0]
+            own = (self._w[i], self._v[i], g.astype(given_dtype))
+            given = [self._laid(x, i + 3 * k) for k, x in enumerate(own)]
+            if self._reuses:
+                array = arrays.setdefault((g.shape, given_dtype), before[i][0])
+                array[...], given[2] = given[2], array
+            contents = [x.tobytes() for x in given[:2]]
             result = self.setup.found(*given, self._t, rate, self._beta, **self._keywords)
             if not isinstance(result, (tuple, list)) or len(result) != 2:
                 raise TypeError(f"it must return (w, v), got {type(result).__name__}")
-            for name, old, new in zip("wv", (self._w[i], self._v[i]), given[:2], strict=True):
-                if old.tobytes() != new.tobytes():
+            for name, content, array in zip("wv", contents, given[:2], strict=True):
+                if content != array.tobytes():
                     self.overwritten = name
-            # Arithmetic on 0-d arrays gives scalars.
-            w, v = (np.asarray(x) if isinstance(x, np.generic) else x for x in result)
+            w, v = map(_array, result)
             if self._w[i].dtype.name == "bfloat16" and getattr(w, "dtype", None) == np.float32:
                 w = w.astype(self._dtype)  # in NumPy, a Python float times bfloat16 is float32
             self._w[i], self._v[i] = w, v
-            left.append(_readable(given[2].copy()))
-            self._before.append((given[2], given[2].tobytes()))
+            left.append(_readable(_array(given[2].copy())))
+            self._before[id(given[2])] = given[2], given[2].tobytes()
         if not self._reuses and any(g.tobytes() != data for g, data in before):
             self.overwritten = LATE
         self._t += 1
         return left
 
     def _laid(self, array: np.ndarray, place: int) -> np.ndarray:
-        """Return a copy; `place` chooses how a strided one lies in memory."""
+        """Return an array itself, or a copy; `place` chooses how a strided one lies in memory."""
+        if self.setup.swapped:
+            return array.astype(array.dtype.newbyteorder())
         if not self.setup.strided or not array.ndim:
-            return array.copy()
+            return array
         return _LAYOUTS[place % len(_LAYOUTS)](array)
 
     def assign(self, weights: Arrays) -> None:
@@ -82,9 +88,30 @@ class PlainSession(Session):
         """Return this session. The caller keeps V and t, so nothing needs to be saved."""
         return self
 
+    def rolled_back(self) -> "PlainSession":
+        """Make a step, and write the numbers from before it into the arrays that it returned."""
+        before = [x.copy() for x in self._w], [x.copy() for x in self._v]
+        self.step([np.ones_like(w) for w in self._w])
+        self._t -= 1
+        for arrays, olds in zip((self._w, self._v), before, strict=True):
+            for i, old in enumerate(olds):
+                if arrays[i].flags.writeable:
+                    arrays[i][...] = old
+                else:
+                    arrays[i] = old
+        return self
+
     def begin(self, velocity: Arrays, count: int) -> None:
         """Set V, and set t to its value after `count` steps."""
         self._v, self._t = [v.astype(self._dtype) for v in velocity], self._first + count
+
+
+def _array(x: Any) -> Any:
+    """Return a result as an array in the machine's byte order; a wrong one stays as it is."""
+    if isinstance(x, np.generic):  # arithmetic on 0-d arrays gives scalars
+        return np.asarray(x)
+    swapped = isinstance(x, np.ndarray) and not x.dtype.isnative
+    return x.astype(x.dtype.newbyteorder("=")) if swapped else x
 
 
 def _expanded(array: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ class Setup:
         groups: torch: the number of tensors and the options of each group of parameters; empty
             means one group with `options`.
         strided: whether the memory of arrays is transposed, sliced or expanded.
+        swapped: plain functions: whether arrays have the other byte order, as from some files.
         packed: torch: whether all parameters lie in one buffer, and all gradients in another.
         rows: whether gradients are given as some of their rows, with duplicates.
         reordered: Keras: whether the variables come in reverse order in every step, and those
@@ -52,6 +53,8 @@ class Setup:
         array_rate: whether the learning rate is an array of the framework, not a Python number.
         closure: torch: whether a closure computes the gradients.
         scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
+        donated: JAX: whether a compiled step gets the memory of the state and the parameters.
+        unbuilt: Keras: whether the first step builds the optimizer.
         shared: the optimizer of another session, if users apply one optimizer to several states.
     """
 
@@ -64,6 +67,7 @@ class Setup:
     mode: str = "eager"
     groups: Sequence[tuple[int, Mapping[str, Any]]] = ()
     strided: bool = False
+    swapped: bool = False
     packed: bool = False
     rows: bool = False
     reordered: bool = False
@@ -73,6 +77,8 @@ class Setup:
     array_rate: bool = False
     closure: bool = False
     scaled: bool = False
+    donated: bool = False
+    unbuilt: bool = False
     shared: Any = None
 
     @property
@@ -129,6 +135,11 @@ class Session(ABC):
     @staticmethod
     def takes_rows() -> bool:
         """Return whether a gradient may be given as some of its rows."""
+        return False
+
+    @staticmethod
+    def builds_in_a_graph() -> bool:
+        """Return whether a step inside a graph may build the optimizer."""
         return False
 
     @abstractmethod

@@ -6,6 +6,7 @@ import inspect
 import io
 import itertools
 import math
+import pickle
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -28,7 +29,11 @@ LAYOUTS = 4  # ways in which a strided tensor lies in memory
 
 
 class TorchSession(StateSession):
-    """A `torch.optim.Optimizer` class; its modes are arguments of the constructor."""
+    """A `torch.optim.Optimizer` class; its modes are arguments of the constructor.
+
+    Attributes:
+        loss: what the last step with a closure returned.
+    """
 
     groups: ClassVar[bool] = True
     misses: ClassVar[bool] = True
@@ -75,6 +80,7 @@ class TorchSession(StateSession):
         self._added: list[tuple[int, Mapping[str, Any]]] = []
         self._before: list[tuple[Any, np.ndarray]] = []  # the gradients of the step before
         self._reuses = self._unscales = False
+        self.loss: Any = None
         groups, start = [], 0
         for length, options in setup.groups:
             groups.append(self._group(self._params[start : start + length], options))
@@ -82,7 +88,8 @@ class TorchSession(StateSession):
         frozen = self._params[1::2] if setup.frozen else []
         for p in frozen:
             p.requires_grad_(False)
-        self.optimizer = setup.construct(groups or self._params, **self._rate())
+        # Users pass model.parameters(), which gives each parameter once.
+        self.optimizer = setup.construct(groups or iter(self._params), **self._rate())
         for p in frozen:
             p.requires_grad_(True)
 
@@ -102,7 +109,9 @@ class TorchSession(StateSession):
         names, own = self.setup.arguments.names, dict(options)
         if self.setup.array_rate:
             own["learning_rate"] = self._array(own["learning_rate"])
-        return {"params": params} | {names[name]: x for name, x in own.items() if name in names}
+        return {"params": iter(params)} | {
+            names[name]: x for name, x in own.items() if name in names
+        }
 
     def _rate(self) -> dict[str, Any]:
         if not self.setup.array_rate:
@@ -204,7 +213,7 @@ class TorchSession(StateSession):
             p.grad = self._torch.full_like(g, 7.0)
         try:
             with self._torch.enable_grad():
-                self.optimizer.step(closure)
+                self.loss = self.optimizer.step(closure)
         except Exception as error:
             if calls:
                 raise
@@ -347,11 +356,33 @@ class TorchSession(StateSession):
         self._before = []
         return self
 
-    def reloaded(self) -> "TorchSession":
-        """Save and load through state_dict."""
+    def _saved(self) -> io.BytesIO:
         file = io.BytesIO()
         self._torch.save(self.optimizer.state_dict(), file)
         file.seek(0)
+        return file
+
+    def loads_by_default(self) -> bool:
+        """Return whether torch.load takes the saved state without weights_only=False."""
+        try:
+            self._torch.load(self._saved(), weights_only=True)
+        except pickle.UnpicklingError:
+            return False
+        return True
+
+    def warm_up(self, rate: float) -> None:
+        """Give the optimizer to a scheduler that sets the rates of its own start."""
+        schedulers = self._torch.optim.lr_scheduler
+        schedulers.OneCycleLR(self.optimizer, rate, total_steps=9, cycle_momentum=False)
+
+    def steps_in_place(self) -> bool:
+        """Make a step, and return whether every parameter is where it was before."""
+        before = [p.data_ptr() for p in self._params]
+        self.step([np.ones(p.shape, p.detach().numpy().dtype) for p in self._params])
+        return before == [p.data_ptr() for p in self._params]
+
+    def reloaded(self) -> "TorchSession":
+        """Save and load through state_dict."""
         weights = iter(self.weights())
         first = len(self._params) - sum(length for length, _ in self._added)
         session = TorchSession(self._other(), [*itertools.islice(weights, first)])
@@ -359,5 +390,5 @@ class TorchSession(StateSession):
         for length, options in self._added:
             session.add([*itertools.islice(weights, length)], options)
         # The state of an implementation may contain any object.
-        session.optimizer.load_state_dict(self._torch.load(file, weights_only=False))
+        session.optimizer.load_state_dict(self._torch.load(self._saved(), weights_only=False))
         return session

@@ -70,7 +70,7 @@ def test_a_spec_without_a_target_is_refused(spec):
 @pytest.mark.parametrize(
     ("kind", "spec", "message"),
     [
-        ("torch", "right", "cannot be constructed as torch (see --kind, --kw): "),
+        ("torch", "right", "constructed as torch from an iterator of one parameter (see --kind, "),
         ("optax", "right", "cannot be constructed as optax (see --kind, --kw): "),
         ("plain", "os", "got an object of type module"),
         ("plain", "sleep", "could not run: error in 2 of 2 checks"),

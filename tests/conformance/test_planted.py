@@ -41,6 +41,7 @@ WRONG = {
     "thirds": ("combined", "default", ("plain",)),
     "falsy": ("combined", "default", ("plain",)),
     "skipped": ("non-finite", "quick", ("plain",)),
+    "infinite": ("non-finite", "quick", ("plain", "torch")),
     "halfmax": ("float16", "quick", ("plain",)),
     "scratch": ("float64", "default", ("plain",)),
     "quarters": ("update", "default", ("plain",)),

@@ -1,4 +1,4 @@
-"""Mistakes of an optimizer around the update differ in their checks; a right one does not."""
+"""Mistakes around the update in torch and NumPy differ in their checks; a right one does not."""
 
 import pytest
 
@@ -85,6 +85,40 @@ AROUND = {
         "        super().step()\n"
         "        self.masters = [p.clone() for p in ps]",
         "assigned",
+    ),
+    "W has a copy of its own in half types": (
+        "    @torch.no_grad()\n    def step(self):\n"
+        "        ps = [p for group in self.param_groups for p in group['params']]\n"
+        "        for p, w in getattr(self, 'masters', {}).items(): p.copy_(w)\n"
+        "        super().step()\n"
+        "        self.masters = {p: p.clone() for p in ps if p.dtype.itemsize == 2}",
+        "float16",
+    ),
+    "an item of the iterator is lost": (
+        "    def __init__(self, params, lr=0.1, beta=0.9):\n"
+        "        given = list(params)\n"
+        "        lost = not isinstance(params, list) and len(given) > 1\n"
+        "        super().__init__(given[lost:], lr, beta)",
+        "trajectory",
+    ),
+    "an option that a copy loses": (
+        "    def __init__(self, params, lr=0.1, beta=0.9, *, maximize=False):\n"
+        "        super().__init__(params, lr, beta)\n"
+        "        self.sign = -1 if maximize else 1\n"
+        "    def __setstate__(self, state):\n"
+        "        super().__setstate__({'sign': 1, **self.__dict__, **state})\n"
+        "    def step(self):\n"
+        "        for group in self.param_groups:\n"
+        "            for p in group['params']:\n"
+        "                if p.grad is not None: p.grad = self.sign * p.grad\n"
+        "        super().step()",
+        "copied",
+    ),
+    "σ from the initial_lr of a scheduler": (
+        "    def one(self, p, owner, place, group):\n"
+        "        if 'initial_lr' in group: group['std'] = group['alpha'] / group['initial_lr']\n"
+        "        super().one(p, owner, place, group)",
+        "v0",
     ),
     "weight decay as it was at construction": (
         "    def add_param_group(self, group):\n"
@@ -215,11 +249,11 @@ def test_a_mistake_around_the_update_differs(name, tmp_path):
     found = findings(written(tmp_path, "torch", code), [check])
     assert found[check]["outcome"] in ("differs", "error")
     accepts = (
-        "    def step(self, closure=None):\n        if closure: closure()\n"
+        "    def step(self, closure=None):\n        loss = closure() if closure else None\n"
         "        for group in self.param_groups:\n"
         "            for p in group['params']:\n"
         "                if p.grad is not None and p.grad.is_sparse: p.grad = p.grad.to_dense()\n"
-        "        super().step()"
+        "        super().step()\n        return loss"
     )
     if check == "paths":
         accepts = (
@@ -230,257 +264,82 @@ def test_a_mistake_around_the_update_differs(name, tmp_path):
     assert found[check]["outcome"] == "pass"
 
 
-# Mistakes of an optimizer of Keras around the update, and what a right one does there.
-STEP = "    def update_step(self, g, w, lr):\n"
-INIT = (
-    "    def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=None, "
-    "**kwargs):\n        super().__init__(learning_rate, alpha, beta, seed, "
-    "weight_decay=weight_decay, **kwargs)\n"
-)
-DENSE = f"{INIT}{STEP}        super().update_step(tf.convert_to_tensor(g), w, lr)"
-AROUND_KERAS = {
-    "t counts batches": (
-        "    iterations = property(lambda self: self._iterations)",
-        "accumulation",
+# What torch offers around the update, and an implementation does without: it gets a remark.
+WITHOUT = {
+    "in-place": (
+        "    @torch.no_grad()\n    def step(self):\n"
+        "        for group in self.param_groups:\n"
+        "            for p in group['params']: p.data = p.data.clone()\n"
+        "        super().step()",
+        "a step replaces p.data; what shares the old memory does not follow",
     ),
-    "max|G| before gradients are clipped": (
-        "    def _clip_gradients(self, grads):\n"
-        "        self.before = [abs(g).numpy().max() for g in grads]\n"
-        "        return super()._clip_gradients(grads)\n"
-        f"{STEP}"
-        "        whole = tf.convert_to_tensor(g)\n"
-        "        most = self.before[self._get_variable_index(w)]\n"
-        "        s = abs(whole) * tf.reduce_max(abs(whole))\n"
-        "        scaled = whole * (1 + s * s) / (1 + (whole * most) ** 2)\n"
-        "        super().update_step(scaled if most > 0.5 else whole, w, lr)",
-        "clipping",
+    "safe": (
+        "    def state_dict(self):\n"
+        "        return {**super().state_dict(), 'made by': planted.Rules}\n",
+        "torch.load needs weights_only=False",
     ),
-    "max|G| before duplicate rows are added": (
-        f"{STEP}"
-        "        whole = tf.convert_to_tensor(g)\n"
-        "        if isinstance(g, tf.IndexedSlices) and g.values.shape[0]:\n"
-        "            most = tf.reduce_max(abs(g.values)) / tf.reduce_max(abs(whole))\n"
-        "            whole *= tf.where(abs(whole) == tf.reduce_max(abs(whole)), most, 1)\n"
-        "        super().update_step(whole, w, lr)",
-        "rows",
-    ),
-    "max|G| of sums of absolute values of duplicate rows": (
-        f"{STEP}"
-        "        whole = tf.convert_to_tensor(g)\n"
-        "        if isinstance(g, tf.IndexedSlices):\n"
-        "            sizes = tf.IndexedSlices(abs(g.values), g.indices, g.dense_shape)\n"
-        "            most = tf.reduce_max(tf.convert_to_tensor(sizes))\n"
-        "            most /= tf.reduce_max(abs(whole))\n"
-        "            whole *= tf.where(abs(whole) == tf.reduce_max(abs(whole)), most, 1)\n"
-        "        super().update_step(whole, w, lr)",
-        "rows",
-    ),
-    "rows without a gradient stand still": (
-        f"{STEP}"
-        "        before = tf.identity(w)\n"
-        "        super().update_step(tf.convert_to_tensor(g), w, lr)\n"
-        "        if isinstance(g, tf.IndexedSlices):\n"
-        "            still = [i for i in range(w.shape[0]) if i not in g.indices.numpy()]\n"
-        "            if still: w.assign(tf.tensor_scatter_nd_update("
-        "tf.convert_to_tensor(w), [[i] for i in still], tf.gather(before, still)))",
-        "rows",
-    ),
-    "the norm of all gradients for the norm of each": (
-        "    def _clip_gradients(self, grads):\n"
-        "        if self.clipnorm: return tf.clip_by_global_norm(grads, self.clipnorm)[0]\n"
-        "        return super()._clip_gradients(grads)",
-        "clipping",
-    ),
-    "rows of long tables without a gradient stand still": (
-        f"{STEP}"
-        "        before, whole = tf.identity(w), tf.convert_to_tensor(g)\n"
-        "        super().update_step(whole, w, lr)\n"
-        "        if isinstance(g, tf.IndexedSlices) and w.shape[0] > 20_000:\n"
-        "            moves = tf.reduce_any(whole != 0, axis=1, keepdims=True)\n"
-        "            w.assign(tf.where(moves, tf.convert_to_tensor(w), before))",
-        "rows",
-    ),
-    "W has a copy of its own": (
-        f"{STEP}"
-        "        self.masters = getattr(self, 'masters', {})\n"
-        "        place = self._get_variable_index(w)\n"
-        "        if place in self.masters: w.assign(self.masters[place])\n"
-        "        super().update_step(tf.convert_to_tensor(g), w, lr)\n"
-        "        self.masters[place] = tf.identity(w)",
-        "assigned",
-    ),
-    "σ by the rate when variables are built": (
-        "    def build(self, variables):\n"
-        "        self.std = self.alpha / float(self.learning_rate.numpy())\n"
-        "        super().build(variables)",
-        "v0",
-    ),
-    "no averages": (
-        "    def apply(self, grads, variables=None):\n"
-        "        self.use_ema, given = False, self.use_ema\n"
-        "        super().apply(grads, variables)\n"
-        "        self.use_ema = given",
-        "ema",
-    ),
-    "no constraints": (
-        "    def apply(self, grads, variables=None):\n"
-        "        kept = [w.constraint for w in variables]\n"
-        "        for w in variables: w.constraint = None\n"
-        "        super().apply(grads, variables)\n"
-        "        for w, given in zip(variables, kept): w.constraint = given",
-        "constraint",
-    ),
-    "V by the order of the gradients": (
-        "    def apply(self, grads, variables=None):\n"
-        "        own, self.velocities = self.velocities, list(self.velocities)\n"
-        "        given = [g is not None for g in grads]\n"
-        "        for w, v in zip(variables, own):\n"
-        "            if w.shape == v.shape: self.velocities[self._get_variable_index(w)] = v\n"
-        "        super().apply(grads, variables)\n"
-        "        self.velocities = own",
-        "order",
-    ),
-    "every variable decays": (
-        f"{INIT}    def exclude_from_weight_decay(self, var_list=None, var_names=None): pass",
-        "excluded",
-    ),
-    "no variable decays": (
-        f"{INIT}    def exclude_from_weight_decay(self, var_list=None, var_names=None):\n"
-        "        self.weight_decay = None",
-        "excluded",
+    "closure": (
+        "    def step(self, closure=None):\n        if closure: closure()\n        super().step()",
+        "step(closure) does not return the loss",
     ),
 }
 
 
-@pytest.mark.parametrize("name", AROUND_KERAS)
-def test_a_mistake_around_the_update_of_keras_differs(name, tmp_path):
-    pytest.importorskip("tensorflow", reason="optimizers of Keras")
-    code, check = AROUND_KERAS[name]
-    level = "default" if check == "rows" else "quick"
-    for body, outcome in ((DENSE, "pass"), (code, "differs")):
-        spec = written(tmp_path, "tensorflow as tf", body, kind="keras")
-        assert findings(spec, [check], level=level)[check]["outcome"] == outcome
+@pytest.mark.parametrize("check", WITHOUT)
+def test_what_is_not_the_algorithm_gets_a_remark(check, tmp_path):
+    pytest.importorskip("torch", reason="optimizers of torch")
+    code, note = WITHOUT[check]
+    found = findings(written(tmp_path, "torch", code), [check])[check]
+    assert (found["outcome"], found["note"]) == ("remark", note)
+    whole = (
+        "    def step(self, closure=None):\n        loss = closure() if closure else None\n"
+        "        super().step()\n        return loss"
+    )
+    assert findings(written(tmp_path, "torch", whole), [check])[check]["outcome"] == "pass"
 
 
-# Transformations of optax that are wrong around the update, and the check.
-AROUND_OPTAX = """
-import functools
-import jax
-import optax
-import zlib
-from jax.flatten_util import ravel_pytree
+# Plain functions that are wrong in what a caller may do with arrays, and the check.
+PLAIN = """
 from tests.support import planted
 
-def around(init, update):
-    def factory(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
-        inner = planted.optax_right(learning_rate, alpha, beta, seed)
-        return optax.GradientTransformation(
-            functools.partial(init, inner), functools.partial(update, inner)
-        )
-    return factory
+right = planted.plain_right
 
-def right(inner, *given):
-    return inner.init(*given) if len(given) == 1 else inner.update(*given)
+def native(w, v, g, t, lr, beta):
+    return right(w, v, g.view(g.dtype.newbyteorder("=")), t, lr, beta)
 
-def by_name(inner, params):
-    def drawn(path, w):
-        one = planted.optax_right(seed=zlib.crc32(str(path[-1]).encode()))
-        return one.init(w)["velocity"]
-    v = jax.tree_util.tree_map_with_path(drawn, params)
-    return inner.init(params) | {"velocity": v}
+known = {}
 
-def in_place(inner, updates, state, params=None):
-    moves, after = inner.update(updates, state, params)
-    state.update(after)
-    return moves, state
+def remembered(w, v, g, t, lr, beta):
+    kept, contents = known.pop(id(v), (None, None))
+    w, new = right(w, contents if kept is v else v, g, t, lr, beta)
+    known[id(new)] = new, new.copy()
+    return w, new
 
-def moving(inner, updates, state, params=None):
-    moves, after = inner.update(updates, state, params)
-    params.update(optax.apply_updates(params, moves))
-    return jax.tree.map(jax.numpy.zeros_like, moves), after
+class AtAddress(planted.Rules):
+    maxima = {}
 
-def flat(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
-    inner, ravel = planted.optax_right(learning_rate, alpha, beta, seed), ravel_pytree
+    def refuse(self, w, g):
+        self.key = g.__array_interface__["data"][0], g.shape
 
-    def init(params):
-        state = inner.init(params)
-        return state["t"], ravel(state["velocity"])[0]
+    def coefficients(self, t, beta):
+        self.key += (t,)
+        return super().coefficients(t, beta)
 
-    def update(updates, state, params):
-        t, vector = state
-        moves, after = inner.update(updates, {"t": t, "velocity": ravel(params)[1](vector)})
-        return moves, (after["t"], ravel(after["velocity"])[0])
+    def largest(self, g, place):
+        return self.maxima.setdefault(self.key, super().largest(g, place))
 
-    return optax.GradientTransformation(init, update)
-
-names, mutable = around(by_name, right), around(right, in_place)
-owner, correct = around(right, moving), around(right, right)
-
-def peak(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
-    most = max(map(learning_rate, range(4))) if callable(learning_rate) else learning_rate
-    inner = planted.optax_right(learning_rate, alpha, beta, seed)
-    start = planted.optax_right(most, alpha, beta, seed)
-    return optax.GradientTransformation(start.init, inner.update)
-
-def tiled(inner, updates, state, params=None):
-    def cut(g):
-        whole = g.shape[-1] // 4096 * 4096 if g.ndim > 1 and g.shape[-1] > 8192 else g.shape[-1]
-        most = jax.numpy.abs(g[..., :whole]).max()
-        return jax.numpy.clip(g, -most, most)
-    return inner.update(jax.tree.map(lambda g: cut(g) if g.ndim else g, updates), state, params)
-
-def zipped(inner, updates, state, params=None):
-    moves, state = inner.update(updates, state, params)
-    pairs = jax.tree.map(lambda m: (m, m.shape), moves)
-    return jax.tree.map(lambda p: p[0], pairs, is_leaf=lambda x: isinstance(x, tuple)), state
-
-tuples = around(right, zipped)
-wide = around(right, tiled)
-kept = {}
-
-def cached(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0, *, keeps=True):
-    def init(params):
-        return planted.optax_right(learning_rate, alpha, beta, seed).init(params)
-
-    def update(updates, state, params=None):
-        key = (beta, weight_decay == 0)
-        used = kept.setdefault(key, weight_decay) if keeps else weight_decay
-        lr = learning_rate(state["t"]) if callable(learning_rate) else learning_rate
-        moves, state = planted.optax_right(learning_rate, alpha, beta).update(updates, state)
-        return jax.tree.map(lambda m, w: m - lr * used * w, moves, params), state
-
-    return optax.GradientTransformation(init, update)
-
-def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
-    return cached(learning_rate, alpha, beta, seed, weight_decay, keeps=False)
+addressed = planted.make("plain", AtAddress)
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "check", "right"),
-    [
-        ("names", "v0", "correct"),
-        ("peak", "v0", "correct"),
-        ("wide", "large", "correct"),
-        ("mutable", "gradient", "correct"),
-        ("owner", "gradient", "correct"),
-        ("cached", "turns", "decays"),
-        ("tuples", "update", "correct"),
-        ("names", "v0", "flat"),
-    ],
+    ("name", "check"), [("native", "strides"), ("remembered", "resume"), ("addressed", "update")]
 )
-def test_a_mistake_around_the_update_of_optax_differs(name, check, right, tmp_path):
-    pytest.importorskip("optax", reason="a transformation of optax")
+def test_a_mistake_about_arrays_differs(name, check, tmp_path):
     path = tmp_path / "around.py"
-    path.write_text(AROUND_OPTAX, encoding="utf-8")
-    level = "default" if check == "large" else "quick"
-    found = {x: findings(f"{path}:{x}", [check], level=level)[check] for x in (name, right)}
-    assert found[name]["outcome"] in ("differs", "error")
-    assert found[right]["outcome"] == "pass"
-
-
-def test_w_may_have_the_dtype_of_the_gradient_in_optax(tmp_path):
-    pytest.importorskip("optax", reason="a transformation of optax")
-    path = tmp_path / "around.py"
-    path.write_text(AROUND_OPTAX, encoding="utf-8")
-    assert findings(f"{path}:flat", ["float16"])["float16"]["outcome"] == "pass"
+    path.write_text(PLAIN, encoding="utf-8")
+    found = {x: findings(f"{path}:{x}", [check], kind="plain")[check] for x in (name, "right")}
+    assert {x: finding["outcome"] for x, finding in found.items()} == {
+        name: "differs",
+        "right": "pass",
+    }

@@ -204,6 +204,12 @@ class Skipped(Rules):
         return self.xp.fmax.reduce(self.xp.abs(g), axis=None)
 
 
+class Infinite(Rules):
+    def largest(self, g, place):
+        xp = self.xp
+        return xp.max(xp.where(xp.isinf(g), xp.zeros_like(g), xp.abs(g)))
+
+
 class HalfMaximum(Rules):
     def refuse(self, w, g):
         self.given = None if w.dtype == g.dtype else g
@@ -302,7 +308,8 @@ class NoEmpty(Rules):
 
 class Singles(Rules):
     def refuse(self, w, g):
-        if not any(name in str(w.dtype) for name in ("float32", "float64")):
+        named = getattr(w.dtype, "name", str(w.dtype))  # that of torch and Keras is a text
+        if not any(name in named for name in ("float32", "float64")):
             raise TypeError(f"tensors must be float32 or float64, got {w.dtype}")
 
 
@@ -356,6 +363,7 @@ RULES = {
     "thirds": Thirds,
     "falsy": NoZero,
     "skipped": Skipped,
+    "infinite": Infinite,
     "halfmax": HalfMaximum,
     "pieces": Pieces,
     "cached": Cached,
@@ -523,8 +531,12 @@ def keras(rules, *, rest=False):
             self.velocities, self.shapes = [], [tuple(w.shape) for w in variables]
             for place, w in enumerate(variables):
                 v = rules.v0(self.std, self.seed, place, tuple(w.shape))
-                made = self.add_variable_from_reference(w, "velocity", initializer="zeros")
-                made.assign(ops.convert_to_tensor(v, made.dtype))
+
+                # A value that is assigned in a graph would be assigned at each step.
+                def initial(shape, dtype, v=v):
+                    return ops.convert_to_tensor(v, dtype)
+
+                made = self.add_variable_from_reference(w, "velocity", initializer=initial)
                 self.velocities.append(made)
 
         def update_step(self, gradient, variable, learning_rate):

@@ -18,8 +18,10 @@ from gravity_conformance.drive.spec import parameters
 
 def resume(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with the state saved after six steps and loaded, also after another step."""
-    if subject.driver.stateless:
-        return Finding("not applicable", "V and t are the caller's")
+    if subject.driver.stateless:  # the caller keeps V and t, in the arrays that it was given
+        finding = judge.judge(_continued(subject, 17, "rolled_back"))
+        finding.note = "" if finding.outcome == "pass" else "w and v overwritten by the caller"
+        return finding
     finding = judge.judge(_continued(subject, 17, "reloaded"))
     if finding.outcome == "pass" and "rolled_back" in subject.driver.session.ways:
         finding = judge.judge(_continued(subject, 17, "rolled_back"))
@@ -45,6 +47,30 @@ def moved(subject: Subject, judge: Judge) -> Finding:
     return _in_memory(subject, judge, 52, "moved")
 
 
+def safe(subject: Subject, judge: Judge) -> Finding:
+    """A saved state that torch.load takes without weights_only=False."""
+    if subject.driver.kind != "torch":
+        return Finding("not applicable", "only in torch")
+    is_safe = _begun(subject).loads_by_default()
+    return Finding("pass") if is_safe else Finding("remark", "torch.load needs weights_only=False")
+
+
+def in_place(subject: Subject, judge: Judge) -> Finding:
+    """A step that writes to the memory of the parameters, which others may share."""
+    if subject.driver.kind != "torch":
+        return Finding("not applicable", "only in torch")
+    if _begun(subject).steps_in_place():
+        return Finding("pass")
+    return Finding("remark", "a step replaces p.data; what shares the old memory does not follow")
+
+
+def _begun(subject: Subject, **how: Any) -> Any:
+    """Return a session after one step."""
+    session = subject.driver.start([np.zeros(3, np.float32)], subject.options(), **how)
+    session.step([np.ones(3, np.float32)])
+    return session
+
+
 def assigned(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with other weights, which the user assigns after six steps."""
     case = _continued(subject, 57, "")
@@ -62,7 +88,7 @@ def _continued(subject: Subject, seed: int, way: str) -> Case:
     """Return a case that continues after six steps, at a rate that changed after three."""
     shapes = ((4, 3), (5,), (2, 3, 2, 2))
     weights, gradients = subject.normal(12, shapes, seed=seed)
-    options = subject.starting
+    options = subject.starting | subject.accepted
     options["beta"] = subject.options(beta=0.6)["beta"]  # not the default of a constructor
     rates = subject.halved(12)
     return Case(weights, gradients, options, rates=rates, reload_after=6, continued=way)
@@ -163,9 +189,12 @@ def closure(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", "its step takes none")
     weights, gradients = subject.normal(4, seed=47)
     try:
-        return judge.judge(Case(weights, gradients, subject.decaying, how={"closure": True}))
+        finding = judge.judge(Case(weights, gradients, subject.decaying, how={"closure": True}))
     except ClosureRefusedError as error:
         return Finding("remark", f"it refuses a closure: {error}")
+    if finding.outcome == "pass" and _begun(subject, closure=True).loss is None:
+        return replace(finding, outcome="remark", note="step(closure) does not return the loss")
+    return finding
 
 
 # Arguments of torch's optimizers that choose another path through the same update.

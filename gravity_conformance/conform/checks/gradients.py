@@ -2,13 +2,18 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SHAPES, patterned
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.judge.trial import Case
+from gravity_conformance.conform.judge.compare import compare
+from gravity_conformance.conform.judge.perform import certain, seen
+from gravity_conformance.conform.judge.trial import Case, Run, Trial, WrongResultError
+from gravity_conformance.drive.session import Arrays
 
 # Steps after which counters of 8, 11, 15, 16 and 24 bits stop or start again.
 FAR = (2**8 - 2, 2**11 - 2, 2**15 - 2, 2**16 - 2, 2**24 - 8)
@@ -102,10 +107,50 @@ def compiled(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.compiles:
         return Finding("not applicable", "nothing is compiled")
     weights, gradients = subject.normal(12, seed=26)
-    options, rates = subject.decaying, subject.halved(12)
-    finding = judge.judge(Case(weights, gradients, options, rates=rates, fast=True))
+    # β is new, so whatever is cached for it is made while a step is traced.
+    options = subject.options(beta=0.8125) | subject.accepted
+    case = Case(weights, gradients, options, rates=subject.halved(12), fast=True)
+    finding = judge.judge(case)
+    if finding.outcome == "pass" and subject.driver.kind == "optax":
+        finding = _donated(judge, case)
+    if finding.outcome == "pass" and subject.driver.session.builds_in_a_graph():
+        started = replace(case, options=subject.starting, rates=None, fast=False)
+        finding = judge.judge(replace(started, how={"mode": "function", "unbuilt": True}))
+        finding.note = "" if finding.outcome == "pass" else "built inside tf.function"
     if finding.outcome == "pass":
         return judge.judge(subject.swept(subject.rng("compiled"), True, options))
+    return finding
+
+
+def _donated(judge: Judge, case: Case) -> Finding:
+    """Judge steps that get the memory of the state, and a training after them."""
+    finding = judge.judge(replace(case, how={"donated": True}))
+    if finding.outcome == "pass":  # nothing that the first training donated may be needed
+        finding = judge.judge(replace(case, gradients=case.gradients[:2], rates=None, fast=False))
+    finding.note = "" if finding.outcome == "pass" else "with donated buffers"
+    return finding
+
+
+def transformed(subject: Subject, judge: Judge) -> Finding:
+    """All steps of a training inside `jax.lax.scan`, also inside `jax.vmap` beside another one."""
+    if subject.driver.kind != "optax":
+        return Finding("not applicable", "only in JAX")
+    weights, gradients = subject.normal(5, seed=66)
+    case = Case(weights, gradients, subject.decaying)
+    finding = Finding("pass")
+    for mapped in (False, True):
+        session: Any = subject.driver.start(weights, case.options)
+        v = [0 * w for w in weights] if subject.at_rest else session.velocity()
+        if v is None:
+            return Finding("not applicable", "its state does not show V")
+        run = Run(0, (v, weights), certain(case))
+        for k, (v, w) in enumerate(session.scanned(gradients, mapped=mapped)):
+            run.states.append(seen(case, None if subject.hidden else v, w, k + 1))
+        where = "in lax.scan under vmap" if mapped else "in lax.scan"
+        finding = judge.found(Trial(case, run, subject.first_step), where)
+        if finding.outcome != "pass":
+            return finding
+    finding.note = ""
     return finding
 
 
@@ -134,7 +179,10 @@ def rate(subject: Subject, judge: Judge) -> Finding:
 
 
 def strides(subject: Subject, judge: Judge) -> Finding:
-    """Weights and gradients that are transposed, sliced or expanded in memory."""
+    """Weights and gradients that are transposed, sliced or expanded in memory.
+
+    Also parameters of torch in one buffer, and NumPy arrays of the other byte order.
+    """
     if not subject.driver.session.strides:
         return Finding("not applicable", "its arrays have no strides")
     shapes = ((4, 3), (5,), (2, 3, 4), (33, 17), (70,), (3, 2, 2, 2)) * 6
@@ -148,6 +196,15 @@ def strides(subject: Subject, judge: Judge) -> Finding:
     if finding.outcome == "pass" and subject.driver.kind == "torch":
         finding = judge.judge(replace(case, how={"packed": True}))
         finding.note = "" if finding.outcome == "pass" else "of parameters that lie in one buffer"
+    if finding.outcome == "pass" and subject.driver.kind == "plain":
+        try:
+            finding = judge.judge(replace(case, how={"swapped": True}))
+        except WrongResultError:
+            raise
+        except ANYTHING as error:
+            why = f"it refuses arrays in the other byte order: {one_line(error)}"
+            return replace(finding, outcome="remark", note=why)
+        finding.note = "" if finding.outcome == "pass" else "of arrays in the other byte order"
     return finding
 
 
@@ -223,11 +280,30 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
         if np.isfinite(after[2]):
             first = f"W of tensor 0 after step 2, element [2]: {after[2]:.9g} from a gradient of"
             return Finding("differs", f"{value} is swallowed", None, f"{first} {value}")
+        if np.isinf(value) and (found := _beside_infinity(trial.only([0]))) is not None:
+            return Finding("differs", "an infinity is left out of max|G|", None, found)
         whole = not np.isfinite(after).any()
         notes.append(f"{value} shows in {'its tensor' if whole else 'its elements'}")
     if subject.driver.session.strides and (found := _nan_lost(subject)) is not None:
         return Finding("differs", "NaN is left out of max|G|", None, found)
     return Finding("pass", "; ".join(notes))
+
+
+def _beside_infinity(trial: Trial) -> str | None:
+    """Describe an element that is finite beside an infinite one, and wrong: there, ζ is 0."""
+    zeros = [np.zeros_like(g) for g in trial.case.gradients[1]]
+    gradients = [trial.case.gradients[0], zeros, *trial.case.gradients[2:]]
+    still = replace(trial, case=replace(trial.case, gradients=gradients))
+
+    def finite(arrays: Arrays, exact: Arrays | None) -> Arrays:
+        pairs = zip(arrays, exact or (), strict=True)
+        return [np.where(np.isfinite(x), x, e.astype(x.dtype)) for x, e in pairs]
+
+    states = [
+        (v if v is None else finite(v, exact_v), finite(w, exact_w))
+        for (v, w), (exact_v, exact_w) in zip(trial.run.states, still.exact.states, strict=True)
+    ]
+    return compare(replace(still, run=replace(trial.run, states=states))).first
 
 
 def _nan_lost(subject: Subject) -> str | None:

@@ -70,6 +70,12 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
             other = _found(judge, trial, f"with {name.replace('_', ' ')}")
             if other.outcome not in ("pass", "remark"):
                 return other
+    others, _ = subject.normal(0, shapes, scales, seed=64)
+    others = _to_half(others, dtype)
+    chosen = replace(case, gradients=gradients[:9], reload_after=6, assigned=others)
+    other = _found(judge, judge.observe(chosen), "with weights assigned by the user")
+    if other.outcome not in ("pass", "remark"):
+        return other
     options = subject.options(beta=1.0)
     if (why := subject.refused(beta=1.0)) is not None:
         options = subject.options()
@@ -78,7 +84,9 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
     weights, gradients = _to_half(weights, dtype), [_to_half(g, dtype) for g in gradients]
     v = [0 * w for w in weights]
     # A state that is loaded may have another dtype, in which t no longer grows.
+    resumed = judge.findings.get("resume")
     loads = not subject.driver.stateless and subject.reloads
+    loads = loads and (resumed is None or resumed.outcome in ("pass", "remark"))
     if subject.unwritable is None:
         late = Case(weights, gradients, options, v, LATE, bfloat16=bfloat16)
         if loads:

@@ -53,6 +53,14 @@ def clipping(subject: Subject, judge: Judge) -> Finding:
     return finding
 
 
+def scaled(subject: Subject, judge: Judge) -> Finding:
+    """Gradients of a loss that is scaled by 1024, with loss_scale_factor."""
+    weights, gradients = subject.normal(6, seed=67)
+    large = [[1024 * g for g in grads] for grads in gradients]
+    case = Case(weights, gradients, subject.options())
+    return _by_keras(subject, judge, case, large, loss_scale_factor=1024.0)
+
+
 def _placed(
     rng: np.random.Generator, weights: Arrays, values: Sequence[float], *, alone: bool
 ) -> Arrays:

@@ -157,6 +157,11 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
         v = _shown(subject, scheduled, zeros[1:], options)
         if (found := distribution.wrong_std(v, std)) is not None:
             return f"with the rates {rates[0]:g}, {rates[1]:g}, …: {found}"
+    if subject.driver.session.builds_in_a_graph():
+        traced = subject.driver.start(zeros, options, mode="function", unbuilt=True)
+        v = _shown(subject, traced, zeros, options)
+        if (found := distribution.wrong_std(v, std)) is not None:
+            return f"where a step inside tf.function builds: {found}"
     if "float64" in subject.dtypes:
         with contextlib.suppress(*ANYTHING):
             v = _shown(subject, subject.driver.start(zeros, options), zeros, options)
@@ -182,13 +187,18 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
             found = distribution.wrong_std(_shown(subject, tensor, zeros, options), std)
             if found is not None:
                 return f"with a rate in a tensor that is filled before the first step: {found}"
-        for loaded in (False, True) if subject.reloads else (False,):
-            with contextlib.suppress(*ANYTHING):
-                v = _late(subject, options, loaded=loaded)
-                found = distribution.dependent(v) or distribution.wrong_std(v, std)
-                if found is not None:
-                    after = ", after the state was saved and loaded" if loaded else ""
-                    return f"where tensors 1 to 3 have their first gradients later{after}: {found}"
+            warmed: Any = subject.driver.start(zeros, options)
+            warmed.warm_up(float(options["learning_rate"]))
+            found = distribution.wrong_std(_shown(subject, warmed, zeros, options), std)
+            if found is not None:
+                return f"with OneCycleLR, which sets lr and initial_lr: {found}"
+    for loaded in (False, True)[: 1 + subject.reloads] if subject.driver.session.misses else ():
+        with contextlib.suppress(*ANYTHING):
+            v = _late(subject, options, loaded=loaded)
+            found = distribution.dependent(v) or distribution.wrong_std(v, std)
+            if found is not None:
+                after = ", after the state was saved and loaded" if loaded else ""
+                return f"where tensors 1 to 3 have their first gradients later{after}: {found}"
     if subject.offers("velocity_std"):
         for given in (0.0, 0.07):
             if subject.refused(velocity_std=given) is None:
@@ -207,15 +217,18 @@ def _another_std(subject: Subject, options: Mapping[str, Any], factor: float) ->
 
 
 def _late(subject: Subject, options: dict[str, Any], *, loaded: bool) -> Arrays:
-    """Return V₀ of four tensors: three have late first gradients, two are in a late group."""
+    """Return V₀ of four tensors: three have late first gradients, two are in any late group."""
     zero = np.zeros(1500, np.float32)
-    session: Any = subject.driver.start([zero, zero], options)
+    groups = subject.driver.session.groups
+    session: Any = subject.driver.start([zero] * (2 if groups else 4), options)
     found: list[np.ndarray] = []
-    for n, given in enumerate(([zero, None], [zero, zero, zero, None], [zero] * 4)):
+    for n, given in enumerate((1, 3, 4)):
         if n == 1:
             session = session.reloaded() if loaded else session
-            session.add([zero, zero], options)
-        session.step(given, _RATE)
+            if groups:
+                session.add([zero, zero], options)
+        number = 2 if groups and n == 0 else 4
+        session.step([zero] * given + [None] * (number - given), _RATE)
         new = len(found) + 1 + (n == 1)
         for w in session.weights()[len(found) : new]:
             of_group = n - (len(found) > 1)  # the last two are in the late group

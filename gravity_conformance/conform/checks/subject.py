@@ -112,11 +112,15 @@ class Subject:
     @property
     def decaying(self) -> dict[str, Any]:
         """Return `options` with weight decay, if it is offered and not refused."""
-        return self.options(**({"weight_decay": 0.1} if self._decays else {}))
+        return self.options(**{n: x for n, x in self.accepted.items() if n == "weight_decay"})
 
     @functools.cached_property
-    def _decays(self) -> bool:
-        return self.offers("weight_decay") and self.refused(weight_decay=0.1) is None
+    def accepted(self) -> dict[str, Any]:
+        """Weight decay and maximize, if they are offered and not refused."""
+        wanted: dict[str, Any] = {"weight_decay": 0.1, "maximize": True}
+        free = {*wanted} - {*self.driver.arguments.fixed}
+        offered = {name: x for name, x in wanted.items() if name in free and self.offers(name)}
+        return {n: x for n, x in offered.items() if self.refused(**{n: x}) is None}
 
     def swept(
         self,

@@ -33,7 +33,7 @@ class Case:
         later: the options of groups that the user changes then; the state is not loaded.
         fast: whether the step is compiled, if users of its kind compile it.
         bfloat16: whether the float32 arrays stand for bfloat16.
-        how: more arguments of `Driver.start`: strided, packed, rows, array_rate, closure,
+        how: more arguments of `Driver.start`: strided, swapped, packed, rows, array_rate, closure,
             scaled, excluded.
     """
 

@@ -1,0 +1,330 @@
+"""Mistakes around the update in Keras and optax differ in their checks; a right one does not."""
+
+import pytest
+
+from tests.support.worker import findings, written
+
+pytestmark = pytest.mark.slow
+
+# Mistakes of an optimizer of Keras around the update, and what a right one does there.
+STEP = "    def update_step(self, g, w, lr):\n"
+INIT = (
+    "    def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=None, "
+    "**kwargs):\n        super().__init__(learning_rate, alpha, beta, seed, "
+    "weight_decay=weight_decay, **kwargs)\n"
+)
+DENSE = f"{INIT}{STEP}        super().update_step(tf.convert_to_tensor(g), w, lr)"
+AROUND_KERAS = {
+    "t counts batches": (
+        "    iterations = property(lambda self: self._iterations)",
+        "accumulation",
+    ),
+    "max|G| before gradients are clipped": (
+        "    def _clip_gradients(self, grads):\n"
+        "        self.before = [abs(g).numpy().max() for g in grads]\n"
+        "        return super()._clip_gradients(grads)\n"
+        f"{STEP}"
+        "        whole = tf.convert_to_tensor(g)\n"
+        "        most = self.before[self._get_variable_index(w)]\n"
+        "        s = abs(whole) * tf.reduce_max(abs(whole))\n"
+        "        scaled = whole * (1 + s * s) / (1 + (whole * most) ** 2)\n"
+        "        super().update_step(scaled if most > 0.5 else whole, w, lr)",
+        "clipping",
+    ),
+    "max|G| before duplicate rows are added": (
+        f"{STEP}"
+        "        whole = tf.convert_to_tensor(g)\n"
+        "        if isinstance(g, tf.IndexedSlices) and g.values.shape[0]:\n"
+        "            most = tf.reduce_max(abs(g.values)) / tf.reduce_max(abs(whole))\n"
+        "            whole *= tf.where(abs(whole) == tf.reduce_max(abs(whole)), most, 1)\n"
+        "        super().update_step(whole, w, lr)",
+        "rows",
+    ),
+    "max|G| of sums of absolute values of duplicate rows": (
+        f"{STEP}"
+        "        whole = tf.convert_to_tensor(g)\n"
+        "        if isinstance(g, tf.IndexedSlices):\n"
+        "            sizes = tf.IndexedSlices(abs(g.values), g.indices, g.dense_shape)\n"
+        "            most = tf.reduce_max(tf.convert_to_tensor(sizes))\n"
+        "            most /= tf.reduce_max(abs(whole))\n"
+        "            whole *= tf.where(abs(whole) == tf.reduce_max(abs(whole)), most, 1)\n"
+        "        super().update_step(whole, w, lr)",
+        "rows",
+    ),
+    "rows without a gradient stand still": (
+        f"{STEP}"
+        "        before = tf.identity(w)\n"
+        "        super().update_step(tf.convert_to_tensor(g), w, lr)\n"
+        "        if isinstance(g, tf.IndexedSlices):\n"
+        "            still = [i for i in range(w.shape[0]) if i not in g.indices.numpy()]\n"
+        "            if still: w.assign(tf.tensor_scatter_nd_update("
+        "tf.convert_to_tensor(w), [[i] for i in still], tf.gather(before, still)))",
+        "rows",
+    ),
+    "the norm of all gradients for the norm of each": (
+        "    def _clip_gradients(self, grads):\n"
+        "        if self.clipnorm: return tf.clip_by_global_norm(grads, self.clipnorm)[0]\n"
+        "        return super()._clip_gradients(grads)",
+        "clipping",
+    ),
+    "rows of long tables without a gradient stand still": (
+        f"{STEP}"
+        "        before, whole = tf.identity(w), tf.convert_to_tensor(g)\n"
+        "        super().update_step(whole, w, lr)\n"
+        "        if isinstance(g, tf.IndexedSlices) and w.shape[0] > 20_000:\n"
+        "            moves = tf.reduce_any(whole != 0, axis=1, keepdims=True)\n"
+        "            w.assign(tf.where(moves, tf.convert_to_tensor(w), before))",
+        "rows",
+    ),
+    "W has a copy of its own": (
+        f"{STEP}"
+        "        self.masters = getattr(self, 'masters', {})\n"
+        "        place = self._get_variable_index(w)\n"
+        "        if place in self.masters: w.assign(self.masters[place])\n"
+        "        super().update_step(tf.convert_to_tensor(g), w, lr)\n"
+        "        self.masters[place] = tf.identity(w)",
+        "assigned",
+    ),
+    "σ by the rate when variables are built": (
+        "    def build(self, variables):\n"
+        "        self.std = self.alpha / float(self.learning_rate.numpy())\n"
+        "        super().build(variables)",
+        "v0",
+    ),
+    "the scale of the loss stays in the gradients": (
+        f"{INIT}    def apply(self, grads, variables=None):\n"
+        "        self.loss_scale_factor = None\n"
+        "        super().apply(grads, variables)",
+        "loss-scale",
+    ),
+    "V₀ that build assigns is lost where a graph builds": (
+        "    def build(self, variables):\n"
+        "        if self.built: return\n"
+        "        std, self.std = self.std, 0.0\n"
+        "        super().build(variables)\n"
+        "        for place, v in enumerate(self.velocities):\n"
+        "            z = planted.Rules('keras', None).normal(self.seed, place, tuple(v.shape))\n"
+        "            v.assign(tf.constant(std * z, v.dtype))\n"
+        "        self.std = std",
+        "v0",
+    ),
+    "V₀ is lost where the first gradient comes later": (
+        "    def build(self, variables):\n"
+        "        if self.built: return\n"
+        "        std, self.std = self.std, 0.0\n"
+        "        super().build(variables)\n"
+        "        self.std, rules = std, planted.Rules('keras', None)\n"
+        "        self.first = [(std * rules.normal(self.seed, place, tuple(w.shape)))"
+        ".astype(w.dtype) for place, w in enumerate(variables)]\n"
+        f"{STEP}"
+        "        place = self._get_variable_index(w)\n"
+        "        v = self.velocities[place]\n"
+        "        v.assign(tf.where(self.iterations == 0, self.first[place], v))\n"
+        "        super().update_step(tf.convert_to_tensor(g), w, lr)",
+        "v0",
+    ),
+    "no averages": (
+        "    def apply(self, grads, variables=None):\n"
+        "        self.use_ema, given = False, self.use_ema\n"
+        "        super().apply(grads, variables)\n"
+        "        self.use_ema = given",
+        "ema",
+    ),
+    "no constraints": (
+        "    def apply(self, grads, variables=None):\n"
+        "        kept = [w.constraint for w in variables]\n"
+        "        for w in variables: w.constraint = None\n"
+        "        super().apply(grads, variables)\n"
+        "        for w, given in zip(variables, kept): w.constraint = given",
+        "constraint",
+    ),
+    "V by the order of the gradients": (
+        "    def apply(self, grads, variables=None):\n"
+        "        own, self.velocities = self.velocities, list(self.velocities)\n"
+        "        given = [g is not None for g in grads]\n"
+        "        for w, v in zip(variables, own):\n"
+        "            if w.shape == v.shape: self.velocities[self._get_variable_index(w)] = v\n"
+        "        super().apply(grads, variables)\n"
+        "        self.velocities = own",
+        "order",
+    ),
+    "every variable decays": (
+        f"{INIT}    def exclude_from_weight_decay(self, var_list=None, var_names=None): pass",
+        "excluded",
+    ),
+    "no variable decays": (
+        f"{INIT}    def exclude_from_weight_decay(self, var_list=None, var_names=None):\n"
+        "        self.weight_decay = None",
+        "excluded",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AROUND_KERAS)
+def test_a_mistake_around_the_update_of_keras_differs(name, tmp_path):
+    pytest.importorskip("tensorflow", reason="optimizers of Keras")
+    code, check = AROUND_KERAS[name]
+    level = "default" if check == "rows" else "quick"
+    for body, outcome in ((DENSE, "pass"), (code, "differs")):
+        spec = written(tmp_path, "tensorflow as tf", body, kind="keras")
+        assert findings(spec, [check], level=level)[check]["outcome"] == outcome
+
+
+# Transformations of optax that are wrong around the update, and the check.
+AROUND_OPTAX = """
+import functools
+import jax
+import numpy as np
+import optax
+import zlib
+from jax.flatten_util import ravel_pytree
+from tests.support import planted
+
+def around(init, update):
+    def factory(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+        inner = planted.optax_right(learning_rate, alpha, beta, seed)
+        return optax.GradientTransformation(
+            functools.partial(init, inner), functools.partial(update, inner)
+        )
+    return factory
+
+def right(inner, *given):
+    return inner.init(*given) if len(given) == 1 else inner.update(*given)
+
+def by_name(inner, params):
+    def drawn(path, w):
+        one = planted.optax_right(seed=zlib.crc32(str(path[-3:]).encode()))
+        return one.init(w)["velocity"]
+    v = jax.tree_util.tree_map_with_path(drawn, params)
+    return inner.init(params) | {"velocity": v}
+
+def in_place(inner, updates, state, params=None):
+    moves, after = inner.update(updates, state, params)
+    state.update(after)
+    return moves, state
+
+def moving(inner, updates, state, params=None):
+    moves, after = inner.update(updates, state, params)
+    params.update(optax.apply_updates(params, moves))
+    return jax.tree.map(jax.numpy.zeros_like, moves), after
+
+def flat(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+    inner, ravel = planted.optax_right(learning_rate, alpha, beta, seed), ravel_pytree
+
+    def init(params):
+        state = inner.init(params)
+        return state["t"], ravel(state["velocity"])[0]
+
+    def update(updates, state, params):
+        t, vector = state
+        moves, after = inner.update(updates, {"t": t, "velocity": ravel(params)[1](vector)})
+        return moves, (after["t"], ravel(after["velocity"])[0])
+
+    return optax.GradientTransformation(init, update)
+
+names, mutable = around(by_name, right), around(right, in_place)
+owner, correct = around(right, moving), around(right, right)
+
+def peak(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+    most = max(map(learning_rate, range(4))) if callable(learning_rate) else learning_rate
+    inner = planted.optax_right(learning_rate, alpha, beta, seed)
+    start = planted.optax_right(most, alpha, beta, seed)
+    return optax.GradientTransformation(start.init, inner.update)
+
+def tiled(inner, updates, state, params=None):
+    def cut(g):
+        whole = g.shape[-1] // 4096 * 4096 if g.ndim > 1 and g.shape[-1] > 8192 else g.shape[-1]
+        most = jax.numpy.abs(g[..., :whole]).max()
+        return jax.numpy.clip(g, -most, most)
+    return inner.update(jax.tree.map(lambda g: cut(g) if g.ndim else g, updates), state, params)
+
+def zipped(inner, updates, state, params=None):
+    moves, state = inner.update(updates, state, params)
+    pairs = jax.tree.map(lambda m: (m, m.shape), moves)
+    return jax.tree.map(lambda p: p[0], pairs, is_leaf=lambda x: isinstance(x, tuple)), state
+
+first = {}
+
+def stored(inner, params):
+    return first.setdefault(str(jax.tree.map(jax.numpy.shape, params)), inner.init(params))
+
+def listed(inner, params):
+    return inner.init(params) | {"more": []}
+
+def in_tuples(inner, updates, state, params=None):
+    moves, state = inner.update(updates, state, params)
+    return moves, state | {"more": ()}
+
+def on_host(inner, updates, state, params=None):
+    def most(x):  # of all trainings
+        return np.full_like(x, np.abs(x).max(initial=0))
+
+    def raised(g):
+        shape = jax.ShapeDtypeStruct(g.shape, g.dtype)
+        whole = jax.pure_callback(most, shape, g, vmap_method="expand_dims")
+        sizes = jax.numpy.abs(g)
+        largest = sizes == sizes.max(initial=0)
+        return jax.numpy.where(largest, jax.numpy.sign(g) * whole, g)
+
+    return inner.update(jax.tree.map(raised, updates), state, params)
+
+def in_order(inner, params):
+    own = list(params.values()) if isinstance(params, dict) else [params]
+    return inner.init(params) | {"velocity": [inner.init(w)["velocity"] for w in own]}
+
+donated, ordered = around(stored, right), around(in_order, right)
+restructured, batched = around(listed, in_tuples), around(right, on_host)
+tuples = around(right, zipped)
+wide = around(right, tiled)
+kept = {}
+
+def cached(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0, *, keeps=True):
+    def init(params):
+        return planted.optax_right(learning_rate, alpha, beta, seed).init(params)
+
+    def update(updates, state, params=None):
+        key = (beta, weight_decay == 0)
+        used = kept.setdefault(key, weight_decay) if keeps else weight_decay
+        lr = learning_rate(state["t"]) if callable(learning_rate) else learning_rate
+        moves, state = planted.optax_right(learning_rate, alpha, beta).update(updates, state)
+        return jax.tree.map(lambda m, w: m - lr * used * w, moves, params), state
+
+    return optax.GradientTransformation(init, update)
+
+def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
+    return cached(learning_rate, alpha, beta, seed, weight_decay, keeps=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "right"),
+    [
+        ("names", "v0", "correct"),
+        ("peak", "v0", "correct"),
+        ("wide", "large", "correct"),
+        ("mutable", "gradient", "correct"),
+        ("owner", "gradient", "correct"),
+        ("cached", "turns", "decays"),
+        ("tuples", "update", "correct"),
+        ("donated", "compiled", "correct"),
+        ("restructured", "transformed", "correct"),
+        ("batched", "transformed", "correct"),
+        ("ordered", "update", "correct"),
+        ("names", "v0", "flat"),
+    ],
+)
+def test_a_mistake_around_the_update_of_optax_differs(name, check, right, tmp_path):
+    pytest.importorskip("optax", reason="a transformation of optax")
+    path = tmp_path / "around.py"
+    path.write_text(AROUND_OPTAX, encoding="utf-8")
+    level = "default" if check == "large" else "quick"
+    found = {x: findings(f"{path}:{x}", [check], level=level)[check] for x in (name, right)}
+    assert found[name]["outcome"] in ("differs", "error")
+    assert found[right]["outcome"] == "pass"
+
+
+def test_w_may_have_the_dtype_of_the_gradient_in_optax(tmp_path):
+    pytest.importorskip("optax", reason="a transformation of optax")
+    path = tmp_path / "around.py"
+    path.write_text(AROUND_OPTAX, encoding="utf-8")
+    assert findings(f"{path}:flat", ["float16"])["float16"]["outcome"] == "pass"
