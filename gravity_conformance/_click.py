@@ -94,24 +94,15 @@ def text_of(option: str, file: Path) -> str:
         raise click.UsageError(f"{name} must be text in UTF-8: {error}") from error
 
 
-def drawing(output: Output, draw: Callable[[], str | bytes]) -> str | bytes | None:
-    """Return the content of a file with plots; say why if it cannot be drawn, and return None.
-
-    A failure is that of matplotlib or its fonts. It must not lose the results.
-    """
-    try:
-        return draw()
-    except Exception as error:
-        complain(f"gravity: {output} cannot be drawn: {one_line(error)}")
-        return None
-
-
 def drawn(output: Output, draw: Callable[[], str | bytes], paths: list[Path]) -> bool:
     """Write a file with plots and add its path, or say why that failed; return whether it is there.
 
-    A failure must not lose the results.
+    A failure is that of matplotlib, its fonts or the disk. It must not lose the results.
     """
-    if (content := drawing(output, draw)) is None:
+    try:
+        content = draw()
+    except Exception as error:
+        complain(f"gravity: {output} cannot be drawn: {one_line(error)}")
         return False
     try:
         write({output.path: content})

@@ -53,7 +53,8 @@ def _normal(p: Tensor, size: int, seed: int, index: int) -> Iterator[tuple[int, 
         # On a CPU, NumPy takes less than half the time.
         how: dict[str, Any] = {} if device.type == "cpu" else {"asarray": asarray, "xp": xp}
         for a, b, z in standard_normal(start, start + size, seed=seed, index=index, **how):
-            yield a - start, b - start, torch.as_tensor(z)
+            # The user may have set another default device, so `torch.as_tensor` will not do.
+            yield a - start, b - start, z if how else torch.from_numpy(z)
         return
     k0, k1 = (asarray(word) for word in tensor_key(seed, index))
     quantiles = asarray(normal_quantiles())

@@ -11,7 +11,6 @@ from gravity_conformance import _terminal
 from gravity_conformance._click import (
     OutputPath,
     check_installed,
-    drawing,
     drawn,
     is_installed,
     seconds,
@@ -137,26 +136,25 @@ def parity(
         runner.run(report, backends, dtypes=dtypes, kinds=kinds, steps=steps, progress=advance)
         if not report.replays:
             report.failures.append("nothing was compared")
+        try:
+            paths = reports.write(report, out)
+        except OSError as error:
+            raise click.UsageError(cannot_write(f"--out {str(out)!r}", error)) from error
         advance("plots", 0, 0)
-        picture, is_whole = None, True
+        drawings = []
         if is_installed("matplotlib"):
-            output = outputs[reports.FILES.index(reports.PICTURE)]
-            picture = drawing(output, lambda: plots.picture(report))
-            is_whole = picture is not None
+            picture = outputs[reports.FILES.index(reports.PICTURE)]
+            drawings.append(drawn(picture, lambda: plots.picture(report), paths))
         else:
             needed = f"it needs matplotlib: {install('cli')}"
             complain(f"gravity: {reports.PICTURE} is not drawn: {needed}")
-        try:
-            paths = reports.write(report, out, picture)
-        except OSError as error:
-            raise click.UsageError(cannot_write(f"--out {str(out)!r}", error)) from error
         if html is not None:
-            is_whole &= drawn(outputs[-1], lambda: page(report), paths)
+            drawings.append(drawn(outputs[-1], lambda: page(report), paths))
     if as_json:
         emit_json(reports.as_json(report))
     else:
         _terminal.show(reports.parts(report, paths))
-    return reports.status(report) if is_whole else COULD_NOT
+    return reports.status(report) if all(drawings) else COULD_NOT
 
 
 def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:

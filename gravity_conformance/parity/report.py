@@ -186,11 +186,11 @@ def _is_report(path: Path) -> bool:
     return isinstance(content, dict) and {"gravity", "replays", "trainings"} <= content.keys()
 
 
-def write(report: Report, directory: Path, picture: str | bytes | None = None) -> list[Path]:
-    """Write all files of a report into `directory`, or none, and return their paths.
+def write(report: Report, directory: Path) -> list[Path]:
+    """Write parity.json and parity.md into `directory`, remove its parity.png, return the paths.
 
-    Without the picture, which `plots` draws, that of an earlier run is removed.
+    The picture comes later, from `plots`. Without it, that of an earlier run must not stay.
     """
-    contents = dict(zip(FILES, (as_json(report), markdown(report), picture), strict=True))
-    _output.write({directory / name: content for name, content in contents.items()})
-    return [directory / name for name, content in contents.items() if content is not None]
+    texts = {"parity.json": as_json(report), "parity.md": markdown(report), PICTURE: None}
+    _output.write({directory / name: text for name, text in texts.items()})
+    return [directory / name for name, text in texts.items() if text is not None]

@@ -155,19 +155,47 @@ def _judged(
         judged += not isinstance(wrong, CannotWriteError)
         if wrong is None or isinstance(wrong, CannotWriteError):
             continue
-        # Which values does the difference need?
-        for name, values in factors.items():
-            plain = row | {name: values[0]}
-            if plain != row and belongs(plain):
-                other = _wrong(subject, judge, i, plain)
-                if type(other) is type(wrong):
-                    row, wrong = plain, other
+        row, wrong = _smallest(subject, judge, i, row, wrong, factors, belongs)
         return _finding(judge, wrong, _described(row, factors))
     if before is None and not judged:
         return Finding("not applicable", "its state does not show V")
     finding = before or Finding("pass")
     finding.note = "; ".join(filter(None, (finding.note, f"{judged} combinations")))
     return finding
+
+
+def _smallest(
+    subject: Subject,
+    judge: Judge,
+    seed: int,
+    row: Row,
+    wrong: Any,
+    factors: Mapping[str, Sequence[Any]],
+    belongs: Any,
+) -> tuple[Row, Any]:
+    """Return a row with as few special values as show the difference, and what is wrong with it.
+
+    One value may do. Another row has other random numbers, so each is tried with several.
+    """
+
+    def found(fewer: Row) -> Any:
+        for more in range(3) if belongs(fewer) else ():
+            other = _wrong(subject, judge, seed + 1000 * more, fewer)
+            if type(other) is type(wrong):
+                return other
+        return None
+
+    plain = {name: values[0] for name, values in factors.items()}
+    special = [name for name in factors if row[name] != plain[name]]
+    for name in special:
+        alone = plain | {name: row[name]}
+        if (other := found(alone)) is not None:
+            return alone, other
+    for name in special:
+        fewer = row | {name: plain[name]}
+        if (other := found(fewer)) is not None:
+            row, wrong = fewer, other
+    return row, wrong
 
 
 def _described(row: Row, factors: Mapping[str, Sequence[Any]]) -> str:

@@ -179,10 +179,7 @@ def rate(subject: Subject, judge: Judge) -> Finding:
 
 
 def strides(subject: Subject, judge: Judge) -> Finding:
-    """Weights and gradients that are transposed, sliced or expanded in memory.
-
-    Also parameters of torch in one buffer, and NumPy arrays of the other byte order.
-    """
+    """Arrays that are transposed, sliced or expanded, in one buffer, or of the other byte order."""
     if not subject.driver.session.strides:
         return Finding("not applicable", "its arrays have no strides")
     shapes = ((4, 3), (5,), (2, 3, 4), (33, 17), (70,), (3, 2, 2, 2)) * 6
