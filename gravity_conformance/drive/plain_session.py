@@ -38,14 +38,14 @@ class PlainSession(Session):
         # Every other step gives the gradients in the memory of the step before, in one array for
         # all gradients of a shape.
         self._before, self._reuses = {}, bool(before) and not (self._reuses or self.setup.strided)
-        arrays: dict[Any, np.ndarray] = {}
+        kept: dict[Any, np.ndarray] = {}
         for i, g in enumerate(grads):
             given_dtype = g.dtype if g.dtype == np.float16 else self._dtype
             own = (self._w[i], self._v[i], g.astype(given_dtype))
             given = [self._laid(x, i + 3 * k) for k, x in enumerate(own)]
             if self._reuses:
-                array = arrays.setdefault((g.shape, given_dtype), before[i][0])
-                array[...], given[2] = given[2], array
+                shared = kept.setdefault((g.shape, given_dtype), before[i][0])
+                shared[...], given[2] = given[2], shared
             contents = [x.tobytes() for x in given[:2]]
             result = self.setup.found(*given, self._t, rate, self._beta, **self._keywords)
             if not isinstance(result, (tuple, list)) or len(result) != 2:

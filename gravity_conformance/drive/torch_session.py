@@ -378,7 +378,7 @@ class TorchSession(StateSession):
     def steps_in_place(self) -> bool:
         """Make a step, and return whether every parameter is where it was before."""
         before = [p.data_ptr() for p in self._params]
-        self.step([np.ones(p.shape, p.detach().numpy().dtype) for p in self._params])
+        self.step([np.ones(p.shape, np.float32) for p in self._params])
         return before == [p.data_ptr() for p in self._params]
 
     def reloaded(self) -> "TorchSession":

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ RIGHT = {
     "finite": ("non-finite",),
     "empty": ("empty",),
     "singles": ("float16", "bfloat16"),
+    "narrow": ("float64",),
     "literal": ("float16", "bfloat16"),
     "inside": (),
     "longdouble": (),
@@ -113,9 +115,9 @@ def test_a_mistake_differs(mistake, kind):
 )
 def test_a_right_one_conforms(variant, kind):
     halves = ("float16", "bfloat16") if variant in ("singles", "literal") else ()
-    doubles = ("float64-vectors",) if variant == "longdouble" else ()
+    doubles = {"longdouble": ["float64-vectors"], "narrow": ["float64"]}.get(variant, [])
     checks = [*(CHECKS if kind in ("plain", "torch") else FEW), *halves, *doubles]
-    found = findings(f"{SPEC}:{kind}_{variant}", checks)
+    found = findings(f"{SPEC}:{kind}_{variant}", list(dict.fromkeys(checks)))
     outcomes = {check: finding["outcome"] for check, finding in found.items()}
     remarks = {check for check in RIGHT[variant] if outcomes[check] != "not applicable"}
     assert set(outcomes.values()) <= {"pass", "remark", "not applicable"}
@@ -155,6 +157,16 @@ FORGOTTEN = {
         "self.state[p]['t'] = max(s['t'] for s in self.state.values() if 't' in s) - 1",
     ),
 }
+
+
+def test_a_combination_names_no_more_values_than_it_needs(tmp_path):
+    pytest.importorskip("torch", reason="optimizers of torch")
+    code = "    def one(self, p, owner, place, group):\n"
+    code += "        if p.numel() >= 2**16: group = group | {'weight_decay': 0.0}\n"
+    code += "        super().one(p, owner, place, group)"
+    found = findings(written(tmp_path, "torch", code), ["combined"], level="default")["combined"]
+    needed, *_ = found["note"].split(";")
+    assert re.fullmatch(r"needs size 2\^\d+, dtype float32, weight decay", needed)
 
 
 def outcomes_of_combinations(spec):

@@ -307,6 +307,11 @@ right = planted.plain_right
 def native(w, v, g, t, lr, beta):
     return right(w, v, g.view(g.dtype.newbyteorder("=")), t, lr, beta)
 
+def refuses(w, v, g, t, lr, beta):
+    if not g.dtype.isnative:
+        raise TypeError(f"g must be in native byte order, got {g.dtype}")
+    return right(w, v, g, t, lr, beta)
+
 known = {}
 
 def remembered(w, v, g, t, lr, beta):
@@ -333,7 +338,7 @@ addressed = planted.make("plain", AtAddress)
 
 
 @pytest.mark.parametrize(
-    ("name", "check"), [("native", "strides"), ("remembered", "resume"), ("addressed", "update")]
+    ("name", "check"), [("native", "byte-order"), ("remembered", "resume"), ("addressed", "update")]
 )
 def test_a_mistake_about_arrays_differs(name, check, tmp_path):
     path = tmp_path / "around.py"
@@ -343,3 +348,32 @@ def test_a_mistake_about_arrays_differs(name, check, tmp_path):
         name: "differs",
         "right": "pass",
     }
+
+
+def test_a_function_may_refuse_the_other_byte_order(tmp_path):
+    path = tmp_path / "around.py"
+    path.write_text(PLAIN, encoding="utf-8")
+    found = findings(f"{path}:refuses", ["strides", "byte-order"], kind="plain")
+    assert found["strides"]["outcome"] == "pass"
+    assert found["byte-order"]["outcome"] == "remark"
+
+
+def test_what_a_load_loses_is_no_half_precision(tmp_path):
+    pytest.importorskip("torch", reason="optimizers of torch")
+    code, _ = AROUND["loading keeps the options"]
+    found = findings(written(tmp_path, "torch", code), ["resume", "float16"])
+    assert [found[check]["outcome"] for check in found] == ["differs", "pass"]
+
+
+def test_a_scheduler_is_tried_where_a_rate_must_be_a_number(tmp_path):
+    pytest.importorskip("torch", reason="optimizers of torch")
+    code, _ = AROUND["σ from the initial_lr of a scheduler"]
+    code += (
+        "\n    def add_param_group(self, group):\n"
+        "        if torch.is_tensor(group.get('lr', self.defaults['lr'])):\n"
+        "            raise TypeError('lr must be a number')\n"
+        "        super().add_param_group(group)"
+    )
+    found = findings(written(tmp_path, "torch", code), ["v0"])["v0"]
+    assert found["outcome"] == "differs"
+    assert found["first"].startswith("with OneCycleLR, ")

@@ -323,6 +323,23 @@ def test_a_mistake_around_the_update_of_optax_differs(name, check, right, tmp_pa
     assert found[right]["outcome"] == "pass"
 
 
+def test_callbacks_see_float64(tmp_path):
+    """JAX runs them in threads of its own."""
+    pytest.importorskip("optax", reason="a transformation of optax")
+    path = tmp_path / "around.py"
+    path.write_text(AROUND_OPTAX, encoding="utf-8")
+    assert findings(f"{path}:batched", ["float64"])["float64"]["outcome"] == "pass"
+
+
+def test_rows_have_a_shape(tmp_path):
+    """As those that TensorFlow makes of an embedding."""
+    pytest.importorskip("tensorflow", reason="optimizers of Keras")
+    code = f"{INIT}{STEP}        assert g.shape == w.shape\n"
+    code += "        super().update_step(tf.convert_to_tensor(g), w, lr)"
+    found = findings(written(tmp_path, "tensorflow as tf", code, kind="keras"), ["rows"])["rows"]
+    assert found["outcome"] == "pass"
+
+
 def test_w_may_have_the_dtype_of_the_gradient_in_optax(tmp_path):
     pytest.importorskip("optax", reason="a transformation of optax")
     path = tmp_path / "around.py"

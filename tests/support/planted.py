@@ -313,6 +313,12 @@ class Singles(Rules):
             raise TypeError(f"tensors must be float32 or float64, got {w.dtype}")
 
 
+class Narrow(Rules):
+    def refuse(self, w, g):
+        if "float64" in str(w.dtype):
+            raise TypeError(f"tensors must have 32 bits at most, got {w.dtype}")
+
+
 class Literal(Rules):
     def wide(self, dtype):
         return dtype
@@ -378,6 +384,7 @@ RULES = {
     "finite": Finite,
     "empty": NoEmpty,
     "singles": Singles,
+    "narrow": Narrow,
     "literal": Literal,
     "longdouble": Long,
     "inside": Inside,
@@ -532,7 +539,7 @@ def keras(rules, *, rest=False):
             for place, w in enumerate(variables):
                 v = rules.v0(self.std, self.seed, place, tuple(w.shape))
 
-                # A value that is assigned in a graph would be assigned at each step.
+                # What is assigned where tf.function first traces a step is lost.
                 def initial(shape, dtype, v=v):
                     return ops.convert_to_tensor(v, dtype)
 

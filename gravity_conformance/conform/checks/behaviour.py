@@ -286,6 +286,6 @@ def weight_decay(subject: Subject, judge: Judge) -> Finding:
     finding = judge.judge(Case(weights, gradients, options, subject.velocity(weights)))
     if finding.outcome != "pass":
         return finding
-    if subject.offers("maximize") and subject.refused(maximize=True) is None:
+    if "maximize" in subject.accepted:
         options["maximize"] = True
     return judge.judge(Case(weights, gradients, options, rates=subject.halved(12)))

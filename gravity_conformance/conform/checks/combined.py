@@ -80,9 +80,7 @@ def _factors(
         return values if _passes(subject, judge, name, check) else ()
 
     def if_offered(name: str) -> tuple[bool, ...]:
-        wanted: dict[str, Any] = {name: True if name == "maximize" else 0.1}
-        offered = subject.offers(name) and subject.refused(**wanted) is None
-        return (False, True) if offered else (False,)
+        return (False, True) if name in subject.accepted else (False,)
 
     betas = [0.9]
     if subject.offers("beta") or subject.driver.stateless:
@@ -175,11 +173,13 @@ def _smallest(
 ) -> tuple[Row, Any]:
     """Return a row with as few special values as show the difference, and what is wrong with it.
 
-    One value may do. Another row has other random numbers, so each is tried with several.
+    One value may do. Another row has other random numbers, so each is tried with several, unless
+    it has to be compiled.
     """
+    tries = 3 if subject.driver.session.compiles is None else 1
 
     def found(fewer: Row) -> Any:
-        for more in range(3) if belongs(fewer) else ():
+        for more in range(tries) if belongs(fewer) else ():
             other = _wrong(subject, judge, seed + 1000 * more, fewer)
             if type(other) is type(wrong):
                 return other

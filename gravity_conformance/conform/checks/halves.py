@@ -62,9 +62,9 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
     if finding.outcome not in ("pass", "remark") or not subject.at_rest:
         return finding
     # Also in half precision, where 20 steps show a large decay only.
-    offered: tuple[tuple[str, Any], ...] = ("maximize", True), ("weight_decay", 0.5)
-    for name, value in offered:
-        if subject.offers(name) and subject.refused(**{name: value}) is None:
+    values: tuple[tuple[str, Any], ...] = ("maximize", True), ("weight_decay", 0.5)
+    for name, value in values:
+        if name in subject.accepted:
             options = subject.options(**{name: value})
             trial = judge.observe(replace(case, options=options))
             other = _found(judge, trial, f"with {name.replace('_', ' ')}")

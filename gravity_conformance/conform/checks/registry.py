@@ -58,6 +58,9 @@ CHECKS: dict[str, Check] = {
     "schedule": Check("scheduled learning rate", gradients.schedule),
     "rate": Check("learning rate as an array", gradients.rate, "a learning rate that is an array"),
     "strides": Check("transposed, sliced, expanded", gradients.strides, "arrays with strides"),
+    "byte-order": Check(
+        "arrays of the other byte order", gradients.swapped, "the other byte order"
+    ),
     "turns": Check("two trainings in turn", gradients.turns),
     "zero": Check("zero gradients", gradients.zero),
     "huge": Check("huge gradients", gradients.huge),

@@ -98,7 +98,7 @@ def wrong_half(subject: Subject, dtype: str) -> str | None:
     options = _drawing(subject)
     zeros = [np.zeros(n, np.float32 if dtype == "bfloat16" else np.float16) for n in (1000, 300)]
     session = subject.driver.start(zeros, options, bfloat16=dtype == "bfloat16")
-    v = _shown(subject, session, zeros, options)
+    v = _shown(subject, session, options)
     return distribution.wrong_std(v, _std(subject, options))
 
 
@@ -143,7 +143,11 @@ def _abnormal(drawn: Arrays, std: float) -> str | None:
 
 def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | None:
     """Describe a wrong V₀ of another rate, of float64 tensors, of late ones or of groups."""
-    zeros = [np.zeros(shape, np.float64) for shape in ((100, 120), (64,), (1000,))]
+    zeros = [np.zeros(shape, np.float32) for shape in ((100, 120), (64,), (1000,))]
+
+    def wrong(session: Session) -> str | None:
+        return distribution.wrong_std(_shown(subject, session, options), std)
+
     if "learning_rate" not in subject.driver.arguments.fixed:
         other = options | {"learning_rate": 8 * options["learning_rate"]}
         found = distribution.wrong_std(_drawn(subject, other, _shapes(subject)[:_LARGEST]), std / 8)
@@ -153,19 +157,16 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
         # The first rate counts in a schedule, and the constructor's elsewhere.
         first = 1 if subject.driver.kind == "optax" else 8
         rates = [options["learning_rate"] * k for k in (first, 8, 1)]
-        scheduled = subject.driver.start(zeros[1:], options, schedule=rates)
-        v = _shown(subject, scheduled, zeros[1:], options)
-        if (found := distribution.wrong_std(v, std)) is not None:
+        if (found := wrong(subject.driver.start(zeros, options, schedule=rates))) is not None:
             return f"with the rates {rates[0]:g}, {rates[1]:g}, …: {found}"
     if subject.driver.session.builds_in_a_graph():
         traced = subject.driver.start(zeros, options, mode="function", unbuilt=True)
-        v = _shown(subject, traced, zeros, options)
-        if (found := distribution.wrong_std(v, std)) is not None:
+        if (found := wrong(traced)) is not None:
             return f"where a step inside tf.function builds: {found}"
     if "float64" in subject.dtypes:
         with contextlib.suppress(*ANYTHING):
-            v = _shown(subject, subject.driver.start(zeros, options), zeros, options)
-            if (found := distribution.wrong_std(v, std)) is not None:
+            doubles = [z.astype(np.float64) for z in zeros]
+            if (found := wrong(subject.driver.start(doubles, options))) is not None:
                 return f"in float64: {found}"
     if subject.driver.session.groups:
         zeros = [np.zeros(300, np.float32)] * 6
@@ -175,7 +176,7 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
             listed = [(2, chosen) for chosen in own[:2]]
             session: Any = subject.driver.start(zeros[:4], options, groups=listed)
             session.add(zeros[4:], own[2])
-            v = _shown(subject, session, zeros, options)
+            v = _shown(subject, session, options)
             found = distribution.dependent(v)
             for k, chosen in enumerate(own):
                 of_group = v[2 * k : 2 * k + 2]
@@ -183,14 +184,12 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
             if found is not None:
                 return f"in three groups of two tensors: {found}"
         with contextlib.suppress(*ANYTHING):
-            tensor: Any = subject.driver.start(zeros, options, array_rate=True)
-            found = distribution.wrong_std(_shown(subject, tensor, zeros, options), std)
-            if found is not None:
+            if (found := wrong(subject.driver.start(zeros, options, array_rate=True))) is not None:
                 return f"with a rate in a tensor that is filled before the first step: {found}"
-            warmed: Any = subject.driver.start(zeros, options)
-            warmed.warm_up(float(options["learning_rate"]))
-            found = distribution.wrong_std(_shown(subject, warmed, zeros, options), std)
-            if found is not None:
+        with contextlib.suppress(*ANYTHING):
+            session = subject.driver.start(zeros, options)
+            session.warm_up(float(options["learning_rate"]))
+            if (found := wrong(session)) is not None:
                 return f"with OneCycleLR, which sets lr and initial_lr: {found}"
     for loaded in (False, True)[: 1 + subject.reloads] if subject.driver.session.misses else ():
         with contextlib.suppress(*ANYTHING):
@@ -260,15 +259,18 @@ def _seeds(subject: Subject, options: dict[str, Any]) -> str | None:
 
 def _drawn(subject: Subject, options: dict[str, Any], shapes: list[tuple[int, ...]]) -> Arrays:
     zeros = [np.zeros(shape, np.float32) for shape in shapes]
-    return _shown(subject, subject.driver.start(zeros, options), zeros, options)
+    return _shown(subject, subject.driver.start(zeros, options), options)
 
 
-def _shown(subject: Subject, session: Session, zeros: Arrays, options: dict[str, Any]) -> Arrays:
-    """Return V₀ from the state, or from what the first step with zero gradients makes of it."""
+def _shown(subject: Subject, session: Session, options: dict[str, Any]) -> Arrays:
+    """Return V₀ from the state, or from what the first step with zero gradients makes of it.
+
+    The weights are 0, too.
+    """
     v = None if subject.hidden else session.velocity()
     if v is not None and not is_undrawn(v):
         return v
-    session.step([z.copy() for z in zeros], _RATE)
+    session.step(session.weights(), _RATE)
     v = None if subject.hidden else session.velocity()
     if v is None:
         # W moved by η V. Without a schedule, an optax transformation uses η of the constructor.
