@@ -54,7 +54,7 @@ class Facts(NamedTuple):
         """Put another tensor of the same dtype in place of one."""
         self.columns[column][i], self.rows[i, column] = x, x.data_ptr()
         if column != STEP:
-            self.contiguous[column, i], self.neg[column, i] = x.is_contiguous(), x.is_neg()
+            self.contiguous[column, i] = x.is_contiguous()
 
 
 class Known(NamedTuple):

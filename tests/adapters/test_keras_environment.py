@@ -32,6 +32,12 @@ bound = 2 * 3 * (gravity_core.ErrorBound.ROUNDINGS + 2) * 2.0**-24 * 2  # |W| an
 for variable, w in zip(variables, weights):
     assert np.abs(ops.convert_to_numpy(variable) - w).max() <= bound
 assert export_state(optimizer).t == 3
+try:
+    Gravity(ops.convert_to_tensor(-1.0, "bfloat16"))
+except ValueError as error:
+    assert "learning_rate must be a finite number >= 0, got -1.0" in str(error)
+else:
+    raise AssertionError("a negative rate")
 warnings.simplefilter("error", DeprecationWarning)  # also of NumPy, in Keras's code
 Gravity(0.1).apply([ops.ones(3)], [keras.Variable(np.ones(3, np.float32))])
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])

@@ -87,11 +87,11 @@ AROUND = {
         "assigned",
     ),
     "W has a copy of its own in half types": (
-        "    @torch.no_grad()\n    def step(self):\n"
-        "        ps = [p for group in self.param_groups for p in group['params']]\n"
-        "        for p, w in getattr(self, 'masters', {}).items(): p.copy_(w)\n"
-        "        super().step()\n"
-        "        self.masters = {p: p.clone() for p in ps if p.dtype.itemsize == 2}",
+        "    def one(self, p, *rest):\n"
+        "        state = self.state[p]\n"
+        "        if 'master' in state: p.copy_(state['master'])\n"
+        "        super().one(p, *rest)\n"
+        "        if p.dtype.itemsize == 2: state['master'] = p.clone()",
         "float16",
     ),
     "an item of the iterator is lost": (
