@@ -53,6 +53,8 @@ def to_numpy(x: Any) -> np.ndarray:
     if keras.backend.backend() == "torch":
         is_bfloat16 = keras.backend.standardize_dtype(x.dtype) == "bfloat16"  # NumPy has none
         x = (x.float() if is_bfloat16 else x).detach().cpu()
+    elif tf and not tf.is_symbolic_tensor(x):
+        x = x.numpy()  # np.asarray refuses a scalar tensor in bfloat16
     return np.asarray(x)
 
 

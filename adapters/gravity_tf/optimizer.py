@@ -377,8 +377,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         config: dict[str, Any] = super().get_config()
         rate, derives = super().learning_rate, self._has_first_schedule
         if isinstance(rate, keras.Variable):
-            stored = to_numpy(rate)
-            derives = bool(stored == np.asarray(self._first_rate, stored.dtype))
+            derives = bool(to_numpy(rate) == np.asarray(self._first_rate, stored_dtype(rate)))
             if derives:
                 config["learning_rate"] = self._first_rate  # not rounded to Keras's dtype
         derives = derives and self._derives_std and self._first_rate > 0

@@ -32,12 +32,20 @@ bound = 2 * 3 * (gravity_core.ErrorBound.ROUNDINGS + 2) * 2.0**-24 * 2  # |W| an
 for variable, w in zip(variables, weights):
     assert np.abs(ops.convert_to_numpy(variable) - w).max() <= bound
 assert export_state(optimizer).t == 3
+assert Gravity(lambda: ops.convert_to_tensor(0.5, "bfloat16")).velocity_std == 0.01 / 0.5
 try:
     Gravity(ops.convert_to_tensor(-1.0, "bfloat16"))
 except ValueError as error:
     assert "learning_rate must be a finite number >= 0, got -1.0" in str(error)
 else:
     raise AssertionError("a negative rate")
+floatx = keras.config.floatx()
+keras.config.set_floatx("bfloat16")  # keras.json may not name it
+optimizer = Gravity(0.1)
+assert optimizer.get_config()["learning_rate"] == 0.1
+optimizer.learning_rate = 0.5
+assert optimizer.get_config()["learning_rate"] == 0.5
+keras.config.set_floatx(floatx)
 warnings.simplefilter("error", DeprecationWarning)  # also of NumPy, in Keras's code
 Gravity(0.1).apply([ops.ones(3)], [keras.Variable(np.ones(3, np.float32))])
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])

@@ -47,4 +47,4 @@ def run_together(code, runs):
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()  # it also closes the pipe
