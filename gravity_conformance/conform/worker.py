@@ -22,7 +22,7 @@ from gravity_conformance.conform.checks.registry import CHECKS, Check
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.trial import WrongResultError
 from gravity_conformance.drive import spec as specs
-from gravity_conformance.drive.drivers import read
+from gravity_conformance.drive.drivers import Driver, read
 from gravity_conformance.drive.session import CannotWriteError
 
 
@@ -33,15 +33,16 @@ def main() -> None:
 
 def _serve(job: dict[str, Any], inbox: Inbox, tell: Tell) -> None:
     try:
-        _run(job, tell)
+        driver = read(job["spec"], job["kind"], job["kw"])
+        driver.session.prepare()
+        _run(driver, job, tell)
     except specs.SpecError as error:
         tell("error", message=str(error))
     except ANYTHING as error:
         tell("error", message=f"SPEC cannot be used: {one_line(error)}")
 
 
-def _run(job: dict[str, Any], tell: Tell) -> None:
-    driver = read(job["spec"], job["kind"], job["kw"])
+def _run(driver: Driver, job: dict[str, Any], tell: Tell) -> None:
     settings = {name: job[name] for name in ("seed", "level", "dtypes")}
     subject = Subject(driver, job["first_step"], **settings)
     _try(subject)

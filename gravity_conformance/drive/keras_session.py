@@ -3,7 +3,7 @@
 import importlib
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -12,20 +12,26 @@ import numpy as np
 from gravity_conformance.drive.session import Arrays, Setup, StateSession
 from gravity_conformance.protocol import Mode, Task, Training
 
+NAMES = ("kernel", "kernel", "bias", "gamma", "beta", "embeddings")
+REPLICAS = ["CPU:0", "CPU:1"]
+
 
 @contextmanager
 def _floatx(dtype: str) -> Iterator[None]:
-    """Set floatx to float64 for float64 variables.
-
-    Keras keeps hyper-parameters in floatx, whatever the dtype of the variables.
-    """
+    """Set floatx, in which Keras keeps hyper-parameters, whatever the dtype of the variables."""
     config = importlib.import_module("keras").config
     before = config.floatx()
-    config.set_floatx("float64" if dtype == "float64" else before)
+    config.set_floatx(dtype)
     try:
         yield
     finally:
         config.set_floatx(before)
+
+
+def _wide_enough(dtype: str) -> AbstractContextManager[None]:
+    """Return floatx float64 for float64 variables, else the user's."""
+    config = importlib.import_module("keras").config
+    return _floatx("float64" if dtype == "float64" else config.floatx())
 
 
 class KerasSession(StateSession):
@@ -35,6 +41,22 @@ class KerasSession(StateSession):
     misses: ClassVar[bool] = True
     ways: ClassVar[tuple[str, ...]] = ("reloaded", "rolled_back")
     frameworks: ClassVar[tuple[str, ...]] = ("keras", "tensorflow")
+
+    @staticmethod
+    def prepare() -> None:
+        """Divide the CPU into the devices of the replicas, if TensorFlow has not started yet."""
+        if not KerasSession.takes_rows():
+            return
+        config = importlib.import_module("tensorflow").config
+        cpu, *_ = config.list_physical_devices("CPU")
+        with suppress(RuntimeError):
+            devices = [config.LogicalDeviceConfiguration() for _ in REPLICAS]
+            config.set_logical_device_configuration(cpu, devices)
+
+    @staticmethod
+    def in_half_precision() -> tuple[str, AbstractContextManager[None]]:
+        """Return bfloat16 as floatx."""
+        return "floatx bfloat16", _floatx("bfloat16")
 
     @staticmethod
     def modes() -> dict[str, Mode]:
@@ -59,7 +81,7 @@ class KerasSession(StateSession):
         """Train a Keras model with its compiled train step."""
         keras, losses = importlib.import_module("keras"), []
         (features, hidden), (_, classes) = task.weights[0].shape, task.weights[2].shape
-        with _floatx(setup.dtype):
+        with _wide_enough(setup.dtype):
             model = keras.Sequential(
                 [
                     keras.Input((features,)),
@@ -86,8 +108,17 @@ class KerasSession(StateSession):
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Construct the optimizer and build it for variables with copies of `weights`."""
         self.setup, self._keras = setup, importlib.import_module("keras")
-        with _floatx(setup.dtype):
+        self._strategy: Any = None
+        if setup.replicas:
+            tensorflow = importlib.import_module("tensorflow")
+            self._strategy = tensorflow.distribute.MirroredStrategy(REPLICAS)
+        with _wide_enough(setup.dtype), self._strategy.scope() if self._strategy else nullcontext():
             self._variables = [self._variable(i, w) for i, w in enumerate(weights)]
+            if setup.again:
+                before = setup.construct()
+                for _ in range(5):
+                    before.apply([self._tensor(0.01 * w**0) for w in weights], self._variables)
+                self.assign(list(weights))
             self.optimizer = setup.shared or setup.construct()
             if setup.excluded:
                 without = self._variables[: setup.excluded]
@@ -110,11 +141,34 @@ class KerasSession(StateSession):
         if setup.mode in ("function", "xla"):
             tensorflow = importlib.import_module("tensorflow")
             self._apply = tensorflow.function(apply, jit_compile=setup.mode == "xla")
+        if self._strategy:
+            self._apply = self._on_replicas(apply)
+
+    def _on_replicas(self, apply: Any) -> Any:
+        """Return a step of all replicas: one gets twice the gradient, the other subtracts it."""
+        tensorflow = importlib.import_module("tensorflow")
+
+        def one(grads: Any) -> None:
+            context = tensorflow.distribute.get_replica_context()
+            first = context.replica_id_in_sync_group == 0
+            apply([tensorflow.where(first, 2 * g, -g) for g in grads])
+
+        return tensorflow.function(lambda grads: self._strategy.run(one, args=(grads,)))
+
+    @staticmethod
+    def has_replicas() -> bool:
+        """Return whether TensorFlow has the devices of the replicas."""
+        if not KerasSession.takes_rows():
+            return False
+        config = importlib.import_module("tensorflow").config
+        return len(config.list_logical_devices("CPU")) >= len(REPLICAS)
 
     def _variable(self, index: int, w: np.ndarray) -> Any:
-        """Return a variable with the name and the path of a kernel: layers share the name."""
-        with self._keras.name_scope(f"layer_{index}"):
-            made = self._keras.Variable(w, dtype=self.setup.dtype_of(w), name="kernel")
+        """Return a variable with the name and the path of one of a layer: layers share the name."""
+        alike = self.setup.alike
+        name = "kernel" if alike or index % 2 else NAMES[index // 2 % len(NAMES)]
+        with self._keras.name_scope("layer" if alike else f"layer_{index}"):
+            made = self._keras.Variable(w, dtype=self.setup.dtype_of(w), name=name)
         if (limit := self.setup.limit) is not None:
             made.constraint = lambda w: self._keras.ops.clip(w, -limit, limit)
         return made
@@ -150,11 +204,11 @@ class KerasSession(StateSession):
             array = self.setup.array_rate
             self.optimizer.learning_rate = self._keras.ops.convert_to_tensor(lr) if array else lr
         if self._model is not None:
-            with _floatx(self.setup.dtype):
+            with _wide_enough(self.setup.dtype):
                 self._model.train_on_batch(tuple(g[None] for g in grads), np.zeros((1, 1)))
             return list(grads)
         tensors = [None if g is None else self._tensor(g) for g in grads]
-        with _floatx(self.setup.dtype):
+        with _wide_enough(self.setup.dtype):
             self._apply([self._rows(g) if self.setup.rows else g for g in tensors])
         return [self._numpy(g) for g in tensors if g is not None]
 
@@ -175,8 +229,12 @@ class KerasSession(StateSession):
         return tensorflow.IndexedSlices(values, indices, tensorflow.shape(gradient))
 
     def weights(self) -> Arrays:
-        """Return the variables."""
-        return [self._numpy(w) for w in self._variables]
+        """Return the variables; of replicas, those of the last one."""
+        variables = self._variables
+        if self._strategy:
+            local = self._strategy.experimental_local_results
+            variables = [local(w.value)[-1] for w in variables]
+        return [self._numpy(w) for w in variables]
 
     def _slots(self) -> list[Any] | None:
         """Return the variables that hold V; None if they cannot be identified."""
@@ -220,7 +278,7 @@ class KerasSession(StateSession):
         store: dict[str, Any] = {}
         weights = self.weights()
         self.optimizer.save_own_variables(store)
-        with _floatx(self.setup.dtype):
+        with _wide_enough(self.setup.dtype):
             self.optimizer.apply([self._keras.ops.ones_like(v) for v in self._variables])
         self.write(weights, self.velocity() or [], {})
         self.optimizer.load_own_variables(store)
@@ -230,7 +288,7 @@ class KerasSession(StateSession):
         """Save and load the configuration and the variables, as a saved model does."""
         store: dict[str, Any] = {}
         self.optimizer.save_own_variables(store)
-        with _floatx(self.setup.dtype):
+        with _wide_enough(self.setup.dtype):
             made = type(self.optimizer).from_config(self.optimizer.get_config())
         session = KerasSession(replace(self.setup, shared=made), self.weights())
         session.optimizer.load_own_variables(store)

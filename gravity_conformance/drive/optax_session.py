@@ -11,6 +11,8 @@ import numpy as np
 from gravity_conformance.drive.session import Arrays, Setup, StateSession, the_velocity
 from gravity_conformance.protocol import Mode, Task, Training
 
+_NAMES = ("kernel", "kernel", "bias", "scale", "embedding")
+
 
 @contextmanager
 def _x64(dtype: str) -> Iterator[None]:
@@ -100,7 +102,7 @@ class OptaxSession(StateSession):
         return {
             f"layer_{i:06}": (asarray(x, dtype(x)),)
             if i % 2
-            else {"attention": {"query": {"kernel": asarray(x, dtype(x))}}}
+            else {"attention": {"query": {_NAMES[i // 2 % len(_NAMES)]: asarray(x, dtype(x))}}}
             for i, x in [*enumerate(arrays)][::-1]
         }
 

@@ -6,6 +6,7 @@ that go in and out are NumPy's. NumPy has no bfloat16, so float32 arrays hold bf
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -48,6 +49,10 @@ class Setup:
         reordered: Keras: whether the variables come in reverse order in every step, and those
             without a gradient do not come at all.
         excluded: Keras: the number of variables, from the first one, without weight decay.
+        again: torch, Keras: whether another optimizer has trained the parameters before.
+        alike: Keras: whether all variables have the same name and path, as in two towers of layers.
+        replicas: Keras: whether two replicas of a MirroredStrategy step, each with its own part of
+            the gradient.
         limit: Keras: the constraint of every variable keeps |W| below it; None for no constraint.
         frozen: torch: whether every second parameter requires a gradient only after construction.
         array_rate: whether the learning rate is an array of the framework, not a Python number.
@@ -72,6 +77,9 @@ class Setup:
     rows: bool = False
     reordered: bool = False
     excluded: int = 0
+    again: bool = False
+    alike: bool = False
+    replicas: bool = False
     limit: float | None = None
     frozen: bool = False
     array_rate: bool = False
@@ -131,6 +139,15 @@ class Session(ABC):
     def modes() -> dict[str, Mode]:
         """Return the ways in which the step can run, by name."""
         return {"default": Mode("eager")}
+
+    @staticmethod  # noqa: B027  # most kinds need nothing
+    def prepare() -> None:
+        """Set the framework up for all sessions of this process, before the first one."""
+
+    @staticmethod
+    def in_half_precision() -> tuple[str, AbstractContextManager[None]] | None:
+        """Return the setting that makes a half type the default dtype, if there is one."""
+        return None
 
     @staticmethod
     def takes_rows() -> bool:

@@ -8,6 +8,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -25,6 +26,19 @@ from gravity_conformance.drive.session import (
 )
 from gravity_conformance.protocol import Task, Training
 
+
+@contextmanager
+def _default_dtype(name: str) -> Iterator[None]:
+    """Let torch make tensors of this dtype where none is named."""
+    torch = importlib.import_module("torch")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, name))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 LAYOUTS = 4  # ways in which a strided tensor lies in memory
 
 
@@ -40,6 +54,11 @@ class TorchSession(StateSession):
     strides: ClassVar[bool] = True
     ways: ClassVar[tuple[str, ...]] = ("reloaded", "rolled_back", "copied", "moved")
     frameworks: ClassVar[tuple[str, ...]] = ("torch",)
+
+    @staticmethod
+    def in_half_precision() -> tuple[str, AbstractContextManager[None]]:
+        """Return bfloat16 as the default, in which users make large models."""
+        return "torch.set_default_dtype(torch.bfloat16)", _default_dtype("bfloat16")
 
     @staticmethod
     def takes_rows() -> bool:
@@ -85,6 +104,12 @@ class TorchSession(StateSession):
         for length, options in setup.groups:
             groups.append(self._group(self._params[start : start + length], options))
             start += length
+        if setup.again:
+            self.optimizer = setup.construct(self._params)
+            for _ in range(5):
+                self.step([0.01 * np.ones_like(w) for w in weights])
+            self.assign(list(weights))
+            self._before = []
         frozen = self._params[1::2] if setup.frozen else []
         for p in frozen:
             p.requires_grad_(False)

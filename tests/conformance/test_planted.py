@@ -54,6 +54,8 @@ WRONG = {
     "tiles": ("v0", "default", ("torch",)),
     "twelve": ("v0", "default", ("torch",)),
     "standardised": ("v0", "quick", ("torch",)),
+    "table": ("v0", "default", ("torch",)),
+    "saturated": ("float64", "quick", ("plain",)),
 }
 
 # right variant → the checks in which it gets a remark

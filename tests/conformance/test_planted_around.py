@@ -39,6 +39,34 @@ AROUND = {
         "        super().load_state_dict(state)\n        self.defaults['loaded'] = True",
         "v0",
     ),
+    "V₀ by the place among tensors with a gradient": (
+        "    def one(self, p, owner, place, group):\n"
+        "        every = [q for group in self.param_groups for q in group['params']]\n"
+        "        given = [q for q in every if q.grad is not None]\n"
+        "        place = [q is p for q in given].index(True)\n"
+        "        super().one(p, owner, place, group)",
+        "v0",
+    ),
+    "V₀ of the optimizer before": (
+        "    def one(self, p, *rest):\n"
+        "        if p not in self.state and hasattr(p, 'v'): self.state[p].update(t=0, v=p.v)\n"
+        "        super().one(p, *rest)\n"
+        "        p.v = self.state[p]['v']",
+        "again",
+    ),
+    "t of the optimizer before": (
+        "    def one(self, p, *rest):\n"
+        "        super().one(p, *rest)\n"
+        "        p.t = getattr(p, 't', 0) + 1\n"
+        "        self.state[p]['t'] = p.t",
+        "again",
+    ),
+    "t in the default dtype": (
+        "    def one(self, p, *rest):\n"
+        "        super().one(p, *rest)\n"
+        "        self.state[p]['t'] = torch.tensor(float(self.state[p]['t']))",
+        "default-dtype",
+    ),
     "V₀ is 0 in half types": (
         "    def one(self, p, *rest):\n"
         "        if p.dtype.itemsize == 2 and p not in self.state: self.state[p].update("

@@ -1,7 +1,10 @@
 """Mistakes around the update in Keras and optax differ in their checks; a right one does not."""
 
+import json
+
 import pytest
 
+from tests.support.command import gravity
 from tests.support.worker import findings, written
 
 pytestmark = pytest.mark.slow
@@ -123,6 +126,38 @@ AROUND_KERAS = {
         "        super().update_step(tf.convert_to_tensor(g), w, lr)",
         "v0",
     ),
+    "V by the name of the variable": (
+        f"{STEP}"
+        "        paths = [v.path for v in self._trainable_variables]\n"
+        "        kept, place = self.velocities, self._get_variable_index(w)\n"
+        "        self.velocities = [kept[paths.index(path)] for path in paths]\n"
+        "        super().update_step(tf.convert_to_tensor(g), w, lr)\n"
+        "        self.velocities = kept",
+        "alike",
+    ),
+    "biases by their names": (
+        f"{STEP}"
+        "        super().update_step(tf.convert_to_tensor(g) * ('bias' not in w.name), w, lr)",
+        "update",
+    ),
+    "t in floatx": (
+        f"{STEP}"
+        "        import keras\n"
+        "        own = self._iterations\n"
+        "        self._iterations = tf.cast(tf.cast(own, keras.config.floatx()), 'int64')\n"
+        "        super().update_step(tf.convert_to_tensor(g), w, lr)\n"
+        "        self._iterations = own",
+        "default-dtype",
+    ),
+    "V of the optimizer before": (
+        "    def build(self, variables):\n"
+        "        if self.built: return\n"
+        "        super().build(variables)\n"
+        "        for w, v in zip(variables, self.velocities):\n"
+        "            if hasattr(w, 'before'): v.assign(w.before)\n"
+        "            w.before = v",
+        "again",
+    ),
     "a constant is kept from a graph": (
         "    kept = {}\n"
         f"{STEP}"
@@ -171,11 +206,27 @@ AROUND_KERAS = {
 def test_a_mistake_around_the_update_of_keras_differs(name, tmp_path):
     pytest.importorskip("tensorflow", reason="optimizers of Keras")
     code, check = AROUND_KERAS[name]
-    level = "default" if check == "rows" else "quick"
-    wrong = "error" if "constant" in name else "differs"  # TensorFlow refuses to use it again
+    level = "default" if check in ("rows", "default-dtype") else "quick"
+    # TensorFlow refuses a constant of another graph, and V of another shape.
+    wrong = "error" if "constant" in name or check == "alike" else "differs"
     for body, outcome in ((DENSE, "pass"), (code, wrong)):
         spec = written(tmp_path, "tensorflow as tf", body, kind="keras")
         assert findings(spec, [check], level=level)[check]["outcome"] == outcome
+
+
+def test_replicas_have_one_maximum(tmp_path):
+    """In a process of its own, whose CPU can be divided."""
+    pytest.importorskip("tensorflow", reason="tf.distribute")
+    clipped = (
+        "    def _backend_update_step(self, grads, variables, lr):\n"
+        "        grads = [tf.clip_by_value(g, -0.1, 0.1) for g in grads]\n"
+        "        super()._backend_update_step(grads, variables, lr)"
+    )
+    for body, outcome in ((DENSE, "pass"), (clipped, "differs")):
+        spec = written(tmp_path, "tensorflow as tf", body, kind="keras")
+        done = gravity("conform", spec, "--only", "replicas", "--json", "-", "--quick")
+        (found,) = json.loads(done.stdout)["results"]
+        assert found["outcome"] == outcome, done.stderr
 
 
 # Transformations of optax that are wrong around the update, and the check.
@@ -244,6 +295,19 @@ def peak(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
     start = planted.optax_right(most, alpha, beta, seed)
     return optax.GradientTransformation(start.init, inner.update)
 
+def blocked(inner, updates, state, params=None):
+    def cut(g):
+        if g.ndim != 2 or g.shape[0] <= 16384:
+            return g
+        most = jax.numpy.abs(g[:16384]).max()
+        return jax.numpy.clip(g, -most, most)
+    return inner.update(jax.tree.map(lambda g: cut(g) if g.ndim else g, updates), state, params)
+
+def in_first_dtype(inner, updates, state, params=None):
+    moves, after = inner.update(updates, state, params)
+    first = jax.tree.leaves(moves)[0].dtype
+    return jax.tree.map(lambda m: m.astype(first).astype(m.dtype), moves), after
+
 def tiled(inner, updates, state, params=None):
     def cut(g):
         whole = g.shape[-1] // 4096 * 4096 if g.ndim > 1 and g.shape[-1] > 8192 else g.shape[-1]
@@ -288,7 +352,8 @@ def in_order(inner, params):
 donated, ordered = around(stored, right), around(in_order, right)
 restructured, batched = around(listed, in_tuples), around(right, on_host)
 tuples = around(right, zipped)
-wide = around(right, tiled)
+wide, rows = around(right, tiled), around(right, blocked)
+first_dtype = around(right, in_first_dtype)
 kept, factors = {}, {}
 
 def leaking(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
@@ -324,6 +389,8 @@ def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
         ("names", "v0", "correct"),
         ("peak", "v0", "correct"),
         ("wide", "large", "correct"),
+        ("rows", "large", "correct"),
+        ("first_dtype", "float16", "correct"),
         ("mutable", "gradient", "correct"),
         ("owner", "gradient", "correct"),
         ("cached", "turns", "decays"),

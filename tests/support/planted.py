@@ -264,6 +264,20 @@ class Standardised(Rules):
         return (z - z.mean()) / (z.std() or 1.0)
 
 
+class NoiseTable(Rules):
+    def normal(self, seed, place, shape):
+        start = self.end if place else 0
+        self.end = start + int(np.prod(shape))
+        table = np.random.default_rng(seed).standard_normal(2**20)
+        return np.resize(np.roll(table, -start), shape)
+
+
+class Saturated(Rules):
+    def zeta(self, g, place):
+        s = g * self.largest(g, place)
+        return g / (s * s + (abs(s) < 1e6))
+
+
 class Scratch(Rules):
     def zeta(self, g, place):
         z = super().zeta(g, place)
@@ -377,6 +391,8 @@ RULES = {
     "tiles": Tiles,
     "twelve": Twelve,
     "standardised": Standardised,
+    "table": NoiseTable,
+    "saturated": Saturated,
     "scratch": Scratch,
     "quarters": Quarters,
     "lanes": FirstOfTail,

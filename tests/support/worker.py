@@ -8,6 +8,7 @@ import pytest
 from gravity_conformance.conform import worker
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.conform.checks.subject import DTYPES
+from gravity_conformance.drive.drivers import read
 
 # The kinds of implementation, and the modules that each one needs.
 KINDS = {"plain": (), "torch": ("torch",), "optax": ("jax", "optax"), "keras": ("keras",)}
@@ -30,8 +31,10 @@ def events(spec, checks=tuple(CHECKS), **job):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{spec} needs {module}")
     found = []
+    job = JOB | job
     worker._run(
-        JOB | {"spec": spec} | job | {"checks": checks},
+        read(spec, job["kind"], job["kw"]),
+        job | {"checks": checks},
         lambda event, **values: found.append(json.loads(json.dumps({"event": event, **values}))),
     )
     return found

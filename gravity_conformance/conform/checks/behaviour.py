@@ -8,7 +8,7 @@ import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned
+from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned, to_dtype
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.together import Part, Plan
 from gravity_conformance.conform.judge.trial import Case, Trial, WrongResultError
@@ -250,6 +250,21 @@ def rows(subject: Subject, judge: Judge) -> Finding:
         if subject.driver.kind != "torch" or isinstance(error, WrongResultError):
             raise
         return Finding("not applicable", "it takes none, like most optimizers of torch")
+
+
+def default_dtype(subject: Subject, judge: Judge) -> Finding:
+    """Three hundred steps where a half type is the default dtype, in which no counter may stop."""
+    if (found := subject.driver.session.in_half_precision()) is None:
+        return Finding("not applicable", "only in torch and Keras")
+    name, setting = found
+    weights, gradients = subject.normal(300, ((3,), (2,)), (1.0, 5.0), seed=68)
+    options = subject.decaying | subject.options(learning_rate=0.125)
+    rate = float(options["learning_rate"])
+    exact = float(to_dtype(np.array(rate, np.float32), "bfloat16")) == rate
+    if subject.driver.kind == "keras" and not exact:
+        return Finding("not applicable", f"Keras would round the learning rate {rate:g}")
+    with setting:
+        return judge.judge(Case(weights, gradients, options), f"with {name}")
 
 
 def gradient(subject: Subject, judge: Judge) -> Finding:

@@ -43,14 +43,14 @@ def update(subject: Subject, judge: Judge) -> Finding:
 
 
 def large(subject: Subject, judge: Judge) -> Finding:
-    """Two updates of a table as large as those of language models, and of a wide one."""
+    """Two updates of a table as large as those of language models, and of a wide and a tall one."""
     rows = subject.level.vocabulary + int(subject.rng("large").integers(64))
-    shapes = ((rows, 768), (5, 9 * rows))
-    weights, gradients = subject.normal(2, shapes, (1.0, 1.0), seed=51)
+    shapes = ((rows, 768), (5, 9 * rows), (9 * rows, 5))
+    weights, gradients = subject.normal(2, shapes, (1.0, 1.0, 1.0), seed=51)
     for g in gradients[0]:
         g.flat[-1] = 10.0  # the greatest: no other number is as far from 0
     case = Case(weights, gradients, subject.options(), subject.velocity(weights))
-    return judge.judge(case, f"shapes {shapes[0]} and {shapes[1]}")
+    return judge.judge(case, f"shapes {', '.join(map(str, shapes))}")
 
 
 def trajectory(subject: Subject, judge: Judge) -> Finding:
@@ -96,9 +96,15 @@ def long(subject: Subject, judge: Judge) -> Finding:
 
 
 def double(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory in float64."""
+    """A trajectory in float64, and gradients of many sizes, at which 1 differs from 1 + (G/m)²."""
     weights, gradients = subject.normal(20, dtype=np.float64, seed=7)
-    return judge.judge(Case(weights, gradients, subject.options()))
+    finding = judge.judge(Case(weights, gradients, subject.options()))
+    if finding.outcome == "pass":
+        shapes, scales = ((200,),) * 5, (10.0, 100.0, 1e3, 3e3, 1e4)
+        weights, gradients = subject.normal(3, shapes, scales, np.float64, seed=76)
+        finding = judge.judge(Case(weights, gradients, subject.options()), "large gradients")
+        finding.note = "" if finding.outcome == "pass" else finding.note
+    return finding
 
 
 def compiled(subject: Subject, judge: Judge) -> Finding:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gravity_conformance._guard import ANYTHING
 from gravity_conformance.conform.checks import combined, start
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import (
@@ -15,7 +16,8 @@ from gravity_conformance.conform.checks.inputs import (
     to_dtype,
 )
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.judge.trial import Case, Run, Trial
+from gravity_conformance.conform.judge.together import Part, Plan
+from gravity_conformance.conform.judge.trial import Case, Run, Trial, WrongResultError
 from gravity_conformance.drive.session import Arrays
 from gravity_conformance.mutations import COARSE
 
@@ -25,6 +27,9 @@ LATE = 2_100  # steps, after which neither half type can count
 def float16(subject: Subject, judge: Judge) -> Finding:
     """A trajectory in float16, late steps, which it cannot count, and gradients beside float32."""
     finding = _half(subject, judge, "float16", 8)
+    if finding.outcome in ("pass", "remark") and not subject.driver.stateless:
+        other = _mixed(subject, judge)
+        finding = finding if other.outcome in ("pass", "remark") else other
     if finding.outcome != "pass" or subject.driver.kind not in ("plain", "optax"):
         return finding  # in torch and Keras, a gradient has the dtype of its weights
     weights, gradients = subject.normal(3, seed=50)
@@ -111,6 +116,26 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
     if found.diagnosis == COARSE.description:
         return Finding("remark", COARSE.description, found.worst)
     return found
+
+
+def _mixed(subject: Subject, judge: Judge) -> Finding:
+    """Judge float16 tensors beside float32 ones, as of normalisations, each by its own dtype."""
+    parts = []
+    for k, dtype in enumerate(("float16", "float32", "float16", "float32")):
+        weights, gradients = subject.normal(8, seed=71 + k)
+        given = {n: _to_half(grads, dtype) for n, grads in enumerate(gradients)}
+        parts.append(Part(_to_half(weights, dtype), given))
+    try:
+        trials = subject.together(Plan(parts, [subject.options()]))
+    except WrongResultError:
+        raise
+    except ANYTHING:  # the paper does not ask for several dtypes together
+        return Finding("pass")
+    for trial in trials:
+        finding = _found(judge, trial, f"{trial.case.info.name} beside another dtype")
+        if finding.outcome not in ("pass", "remark"):
+            return finding
+    return Finding("pass")
 
 
 def _to_half(arrays: Arrays, dtype: str) -> Arrays:

@@ -83,7 +83,7 @@ def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, .
     lengths = sorted({2**k + d for k in range(1, top + 1) for d in (-1, 0, 1)})
     lengths += [int(n) | 1 for n in np.exp2(rng.uniform(3, top, 8))]
     axes = [tuple(rng.integers(1, 7, n).tolist()) for n in (2, 2, 3, 4, 5, 5, 6)]
-    axes += [(1, 9), (9, 1), (1, 1, 1, 1, 1)]
+    axes += [(1, 9), (9, 1), (1, 1, 1, 1, 1), (2, 1, 3, 1, 2, 1, 2)]
     if top >= LEVELS["default"].top:
         long = int(rng.integers(1_001, 3_000))
         axes += [(long, 8), (8, long), (300, 301), (64, 32, 3, 3), (3, 3, 32, 64), (64, 32, 1, 1)]

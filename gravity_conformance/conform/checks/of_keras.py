@@ -92,6 +92,25 @@ def reordered(subject: Subject, judge: Judge) -> Finding:
     return together(subject, judge, gaps(subject, reordered=True))
 
 
+def alike(subject: Subject, judge: Judge) -> Finding:
+    """Variables of one name and path, as in two towers of equal layers."""
+    if subject.driver.kind != "keras":
+        return Finding("not applicable", "only in Keras")
+    weights, gradients = subject.normal(4, ((4, 3), (4, 3), (5,), (5,)), (1.0, 5.0) * 2, seed=69)
+    return judge.judge(Case(weights, gradients, subject.decaying, how={"alike": True}))
+
+
+def replicas(subject: Subject, judge: Judge) -> Finding:
+    """Two replicas of a MirroredStrategy: max|G| is that of the sum of their gradients."""
+    session: Any = subject.driver.session
+    if subject.driver.kind != "keras" or not session.takes_rows():
+        return Finding("not applicable", "only in Keras on TensorFlow")
+    if not session.has_replicas():
+        return Finding("not applicable", "TensorFlow starts when SPEC is imported")
+    weights, gradients = subject.normal(4, seed=70)
+    return judge.judge(Case(weights, gradients, subject.decaying, how={"replicas": True}))
+
+
 def excluded(subject: Subject, judge: Judge) -> Finding:
     """Weight decay, with exclude_from_weight_decay for some of the variables."""
     if subject.driver.kind != "keras" or "weight_decay" not in subject.decaying:

@@ -58,6 +58,9 @@ CHECKS: dict[str, Check] = {
     "schedule": Check("scheduled learning rate", gradients.schedule),
     "rate": Check("learning rate as an array", gradients.rate, "a learning rate that is an array"),
     "strides": Check("transposed, sliced, expanded", gradients.strides, "arrays with strides"),
+    "default-dtype": Check(
+        "half types by default", behaviour.default_dtype, "another default dtype", quick=False
+    ),
     "byte-order": Check(
         "arrays of the other byte order", gradients.swapped, "the other byte order"
     ),
@@ -84,6 +87,9 @@ CHECKS: dict[str, Check] = {
     "ema": Check("moving averages", of_keras.averaged, "use_ema"),
     "constraint": Check("variables with a constraint", of_keras.constraint),
     "order": Check("variables in another order", of_keras.reordered),
+    "again": Check("a second optimizer", start.again),
+    "alike": Check("variables of equal names", of_keras.alike),
+    "replicas": Check("two replicas", of_keras.replicas, "tf.distribute"),
     "excluded": Check("without weight decay", of_keras.excluded, "exclude_from_weight_decay"),
     "maximize": Check("maximize", behaviour.maximize, "maximize"),
     "weight-decay": Check("weight decay", behaviour.weight_decay, "weight decay"),

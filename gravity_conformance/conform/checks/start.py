@@ -80,14 +80,29 @@ def v0(subject: Subject, judge: Judge) -> Finding:
         finding.first, finding.diagnosis = found, " or ".join(m.description for m in fits) or None
     elif (found := _abnormal(drawn[0], std)) is not None:
         finding.first, finding.diagnosis = found, "V₀ is not normal"
-    elif (found := _elsewhere(subject, options, std)) is not None:
-        finding.first = found
+    elif (found := _elsewhere(subject, options, std) or _repeated(subject, options)) is not None:
+        finding.note, finding.first = "", found
     elif subject.offers("seed") and not agree:
         finding.first = "two constructions with one seed have different V₀"
     elif subject.offers("seed") and (found := _seeds(subject, options)) is not None:
         finding.first, finding.diagnosis = found, "V₀ of one seed depends on that of another"
     else:
         return Finding("pass", note)
+    return finding
+
+
+def again(subject: Subject, judge: Judge) -> Finding:
+    """A second optimizer for the same parameters: it draws its own V₀, and t starts again."""
+    if subject.driver.kind not in ("torch", "keras"):
+        return Finding("not applicable", "only in torch and Keras")
+    weights, gradients = subject.normal(6, seed=75)
+    finding = judge.judge(Case(weights, gradients, subject.starting, how={"again": True}))
+    if finding.outcome == "pass" and not subject.starts_from_rest:
+        options = _drawing(subject)
+        session = subject.driver.start([np.zeros(1000, np.float32)], options, again=True)
+        wrong = distribution.wrong_std(_shown(subject, session, options), _std(subject, options))
+        if wrong is not None:
+            return Finding("differs", "V₀", None, wrong)
     return finding
 
 
@@ -197,7 +212,7 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
             found = distribution.dependent(v) or distribution.wrong_std(v, std)
             if found is not None:
                 after = ", after the state was saved and loaded" if loaded else ""
-                return f"where tensors 1 to 3 have their first gradients later{after}: {found}"
+                return f"where tensors 0, 2 and 3 have their first gradients late{after}: {found}"
     if subject.offers("velocity_std"):
         for given in (0.0, 0.07):
             if subject.refused(velocity_std=given) is None:
@@ -215,27 +230,38 @@ def _another_std(subject: Subject, options: Mapping[str, Any], factor: float) ->
     return {name: x for name, x in other.items() if name in free}
 
 
+def _repeated(subject: Subject, options: dict[str, Any]) -> str | None:
+    """Describe numbers that four million of them repeat, or None."""
+    if subject.level.top < 17:
+        return None
+    return distribution.repeated(_drawn(subject, options, [(1024, 1025)] * 4))
+
+
 def _late(subject: Subject, options: dict[str, Any], *, loaded: bool) -> Arrays:
-    """Return V₀ of four tensors: three have late first gradients, two are in any late group."""
+    """Return V₀ of four tensors: three have late first gradients, two are in any late group.
+
+    Tensor 1 has the first gradient, then tensor 0, so a place among those with a gradient is no
+    place among all.
+    """
     zero = np.zeros(1500, np.float32)
     groups = subject.driver.session.groups
     session: Any = subject.driver.start([zero] * (2 if groups else 4), options)
-    found: list[np.ndarray] = []
-    for n, given in enumerate((1, 3, 4)):
+    found: dict[int, np.ndarray] = {}
+    for n, given in enumerate(({1}, {0, 1, 2}, {0, 1, 2, 3})):
         if n == 1:
             session = session.reloaded() if loaded else session
             if groups:
                 session.add([zero, zero], options)
         number = 2 if groups and n == 0 else 4
-        session.step([zero] * given + [None] * (number - given), _RATE)
-        new = len(found) + 1 + (n == 1)
-        for w in session.weights()[len(found) : new]:
-            of_group = n - (len(found) > 1)  # the last two are in the late group
+        session.step([zero if i in given else None for i in range(number)], _RATE)
+        for i in given - {*found}:
+            of_group = n - (i > 1)  # the last two are in the late group
             before = {"each tensor": 0, "the optimizer": n}.get(subject.counted, of_group)
             # W moved by η β̂ V₀.
             t = subject.first_step + before
-            found.append(-w / np.float32(_RATE * beta_hat(t, float(options["beta"]))))
-    return found
+            w = session.weights()[i]
+            found[i] = -w / np.float32(_RATE * beta_hat(t, float(options["beta"])))
+    return [found[i] for i in sorted(found)]
 
 
 def _seeds(subject: Subject, options: dict[str, Any]) -> str | None:
