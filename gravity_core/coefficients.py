@@ -29,7 +29,8 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
     Args:
         t: the step, an integer >= 0; a float of integral value is accepted. A Python or NumPy
             number gives Python floats, computed in float64. An array of floating dtype (a traced
-            counter, or one on a device) gives arrays of that dtype.
+            counter, or one on a device) gives arrays of that dtype; one of NumPy's integers gives
+            float64.
         beta: β in [0, 1], or an array of such numbers.
 
     Returns:
@@ -65,7 +66,7 @@ def checked_step(t: Any) -> Any:
     if isinstance(t, np.ndarray):
         if not ((t >= 0) & (t < math.inf) & (np.trunc(t) == t)).all():
             raise ValueError(f"t must be an integer >= 0, got {t!r}")
-        return t
+        return t.astype(np.float64) if t.dtype.kind in "iu" else t  # t + 2 would wrap around
     if not isinstance(t, Real):
         return t
     if isinstance(t, Integral):

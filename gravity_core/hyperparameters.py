@@ -152,7 +152,8 @@ def as_float(value: Any) -> float:
     """
     number = float(value.item() if hasattr(value, "item") else value)
     if hasattr(value, "dtype") and dtype_name(value.dtype) == "float32":
-        number = float(str(np.float32(number)))
+        # Not str, which follows np.set_printoptions.
+        number = float(np.format_float_scientific(np.float32(number), unique=True))
     return number + 0.0  # −0.0 becomes 0.0, because α / −0.0 would be −inf
 
 

@@ -17,7 +17,6 @@ from gravity_core._memory import Spans, meets, overlaps_itself, spans
 from gravity_core.coefficients import coefficients
 from gravity_core.state import State
 from gravity_core.trajectory import Trajectory, trace
-from gravity_core.update import gradient_term
 from gravity_core.velocity import initial_velocity
 
 # Elements per block. The blocks of G, V, W and the scratch array share the second-level cache;
@@ -108,8 +107,9 @@ class Gravity:
             # Python numbers, because NumPy scalars would widen float32 arrays.
             value = hp.validate(**{name: value})[name]
             if name == "velocity_std":
-                self._derives_std = value is None
+                derives = value is None
                 value = hp.velocity_std(self._first_rate, self.alpha, value, stacklevel=4)
+                self._derives_std = derives
         super().__setattr__(name, value)
 
     def __copy__(self) -> "Gravity":
@@ -176,7 +176,7 @@ class Gravity:
             for arrays in zip(params, grads, self.velocity, strict=True)
         ]
         size = min(BLOCK, max((w.size for w, _, _ in tensors), default=0))
-        scratch = {dtype: np.empty(size, dtype) for dtype in {w.dtype for w, _, _ in tensors}}
+        scratch = {dtype: _scratch(size, dtype) for dtype in {w.dtype for w, _, _ in tensors}}
         old, new = coefficients(self.count + self.first_step, self.beta)
         lr, decay = self.learning_rate, self.learning_rate * self.weight_decay
         # Do not warn if s·s overflows (ζ is then 0) or if non-finite values propagate.
@@ -404,6 +404,13 @@ def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
             yield pieces
 
 
+def _scratch(size: int, dtype: np.dtype[Any]) -> list[np.ndarray]:
+    """Return memory for one block; of half types, which float32 holds, also for W, G and V."""
+    if dtype.itemsize < 4:
+        return [np.empty(size, np.float32) for _ in range(4)]
+    return [np.empty(size, dtype)]
+
+
 def _step_blocked(
     w: np.ndarray,
     g: np.ndarray,
@@ -412,7 +419,7 @@ def _step_blocked(
     new: float,
     lr: float,
     decay: float,
-    scratch: np.ndarray,
+    scratch: list[np.ndarray],
 ) -> None:
     """Do one update in place, block by block, with the operations and the order of `update`."""
     if not w.size:
@@ -421,15 +428,12 @@ def _step_blocked(
     max_abs = w.dtype.type(0)
     for (gb,) in _blocks(g):
         max_abs = np.maximum(max_abs, np.maximum(gb.max(), -gb.min()))
-    for wb, gb, vb in _blocks(w, g, v):
-        if w.dtype.itemsize < 4:  # half types: computed in float32, rounded once
-            s, wide = gradient_term(gb, max_abs=np.float32(max_abs)), wb.astype(np.float32)
-            vb[...] = old * vb.astype(np.float32) + new * s
-            if decay:
-                wide -= decay * wide
-            wb[...] = wide - lr * vb.astype(np.float32)
-            continue
-        s = scratch[: gb.size].reshape(gb.shape)
+    max_abs = scratch[0].dtype.type(max_abs)
+    for stored in _blocks(w, g, v):
+        s, *wide = (x[: stored[0].size].reshape(stored[0].shape) for x in scratch)
+        for x, own in zip(wide, stored, strict=False):
+            x[...] = own
+        wb, gb, vb = wide or stored
         np.multiply(gb, max_abs, out=s)
         np.multiply(s, s, out=s)
         np.add(s, 1.0, out=s)
@@ -437,8 +441,13 @@ def _step_blocked(
         np.multiply(s, new, out=s)
         np.multiply(vb, old, out=vb)
         np.add(vb, s, out=vb)
+        if wide:  # W moves by V as it is stored
+            stored[2][...] = vb
+            vb[...] = stored[2]
         if decay:
             np.multiply(wb, decay, out=s)
             np.subtract(wb, s, out=wb)
         np.multiply(vb, lr, out=s)
         np.subtract(wb, s, out=wb)
+        if wide:
+            stored[0][...] = wb

@@ -202,7 +202,8 @@ class State:
                     f"velocities[{i}] must be {wanted[1]} of shape {wanted[0]}, as its parameter "
                     f"requires, got {self.dtypes[i]} of shape {v.shape}"
                 )
-        if largest_t is not None and (t := max(self.counts, default=0)) > largest_t:
+        t = max(self.t, default=0) if isinstance(self.t, tuple) else self.t
+        if largest_t is not None and t > largest_t:
             raise ValueError(f"t must be at most {largest_t}, the limit of this optimizer, got {t}")
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -104,7 +104,8 @@ def gradient_term(grad: Array, *, max_abs: Array | None = None, xp: Any = None) 
     grad = cast(grad, _arrays.working_dtype(xp, grad=grad), xp)
     if 0 in grad.shape:
         return grad
-    with _arrays.quiet(xp, over="ignore", invalid="ignore"):  # overflow of s·s, non-finite G
+    # s·s overflows or underflows, and G may not be finite.
+    with _arrays.quiet(xp, over="ignore", under="ignore", invalid="ignore"):
         s = grad * (max_abs_grad(grad, xp=xp) if max_abs is None else max_abs)
         return grad / (1.0 + s * s)  # not s**2: a power need not be correctly rounded
 

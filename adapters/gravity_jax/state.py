@@ -137,8 +137,10 @@ def _check_values(*leaves: Any) -> None:
 
 def _counts_a_schedule(node: Any) -> bool:
     # optax has no public name for the state of a scheduled weight decay. Its only field is a count.
+    # A state of the user's own may have such a field, too, and stays.
     return isinstance(node, optax.InjectStatefulHyperparamsState) or (
         getattr(node, "_fields", None) == optax.ScaleByScheduleState._fields
+        and type(node).__module__.partition(".")[0] == optax.__name__
     )
 
 

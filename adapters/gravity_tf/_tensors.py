@@ -222,6 +222,8 @@ def max_abs(gradient: Any, shape: tuple[int, ...]) -> Any:
     """Return max|G| of a gradient of that shape; None if it has no elements."""
     if 0 in shape:
         return None
+    if keras.backend.backend() == "torch":  # its ops.maximum rounds float64 to float32
+        return ops.max(ops.abs(gradient))
     if len(shape) < 2 or shape[-1] >= _LANES:
         return max_abs_grad(gradient, xp=ops)
     # Reduce over the rows of a table first, because XLA on the CPU vectorizes this reduction. It

@@ -21,8 +21,10 @@ DTYPES = frozenset(
 LARGEST_T = 2**24  # the float32 counter is exact up to here
 
 
-def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return a number of steps as a new tensor, which the state stores.
+def counter(value: Any, p: Tensor, group: dict[str, Any], *, keeps_shared: bool = False) -> Tensor:
+    """Return a number of steps as a tensor, which the state stores.
+
+    It is a new one, except where the memory that processes share is to be kept.
 
     Raises:
         ValueError: unless it is one whole number >= 0.
@@ -36,6 +38,10 @@ def counter(value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
     check_counter(value)
     if has_value(value):
         check_step(value.item())
+    is_fit = type(value) is Tensor and value.is_cpu and device == "cpu" and not value.shape
+    is_fit = is_fit and value.dtype is torch.float32
+    if keeps_shared and is_fit and value.is_shared():  # type: ignore[no-untyped-call]
+        return value
     return value.detach().to(device, torch.float32, copy=True).reshape(())
 
 
@@ -174,7 +180,7 @@ def check_loaded(
         old: the state; it does not change.
         group: the options of the parameter's group.
         is_own: as in `check_state`.
-        copy: whether to copy V. The counter is always a copy.
+        copy: whether to copy V and a counter in shared memory. Other counters are always copied.
     """
     values = {}
     if isinstance(old, dict) and "velocity" in old:
@@ -184,7 +190,7 @@ def check_loaded(
         values["velocity"] = velocity
     check_state(p, old | values if isinstance(old, dict) else old, is_own=is_own, may_overlap=copy)
     if "step" in old:
-        values["step"] = counter(old["step"], p, group)  # may be a number
+        values["step"] = counter(old["step"], p, group, keeps_shared=not copy)  # may be a number
     if copy and "velocity" in values:
         values["velocity"] = values["velocity"].detach().clone()
     return values

@@ -69,17 +69,25 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
                 check_layout(p.grad)
                 if p.is_meta:
                     raise ValueError(f"the parameter must have values, got a tensor on {p.device}")
-                w, g = (to_numpy(_distributed.gathered(x)) for x in (p, p.grad))
+                w, g = (_magnitudes(to_numpy(_distributed.gathered(x))) for x in (p, p.grad))
                 name = name or f"{index} {tuple(p.shape)}"
-                rows.append(_row(name, np.abs(w), np.abs(g), **hyperparameters_of(group)))
+                rows.append(_row(name, w, g, **hyperparameters_of(group)))
             index += 1
     return Diagnosis(rows)
+
+
+def _magnitudes(x: np.ndarray) -> np.ndarray:
+    """Return |x|; of complex numbers, those of their parts, as a step takes them."""
+    parts: np.ndarray = np.ascontiguousarray(x).view(x.real.dtype)
+    magnitudes: np.ndarray = np.abs(parts)
+    return magnitudes
 
 
 def _row(name: str, weight: np.ndarray, grad: np.ndarray, **options: Any) -> Row:
     """Return the row of a tensor, from the magnitudes of its elements."""
     lr, largest = options["learning_rate"], float(grad.max(initial=0.0))
-    share = float((grad * largest > 1).mean()) if grad.size else 0.0
+    beyond = np.multiply(grad, largest, dtype=np.float64) > 1  # float16 would overflow
+    share = float(beyond.mean()) if grad.size else 0.0
     # V₀ moves a weight by −η c V₀ in the end; c is the sum of products of β̂.
     first, beta = options["first_step"], options["beta"]
     factor = np.cumprod([beta_hat(t, beta=beta) for t in range(first, first + 1000)]).sum()

@@ -99,7 +99,7 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
     for (i, p), v, t in zip(params, state.velocities, state.counts, strict=True):
         # Another library may have its own keys there.
         whole["state"][i] = whole["state"].get(i, {}) | {
-            "step": torch.tensor(float(t), dtype=torch.float32),
+            "step": torch.tensor(float(t), dtype=torch.float32, device="cpu"),
             "velocity": _like(p, v),
         }
     positions = range(len(optimizer.param_groups)) if group is None else [group]

@@ -120,7 +120,9 @@ class OptaxSession(StateSession):
             given = self._tree(grads)
             owned = {"its old state": self._state, "the parameters": self._params}
             before = {name: self._contents(tree) for name, tree in owned.items()}
-            self._params, self._state = self._step(given, self._state, self._params)
+            after = self._step(given, self._state, self._params)
+            # A callback may run later, and asks whether JAX supports float64.
+            self._params, self._state = self._jax.block_until_ready(after)
             for name, tree in owned.items():
                 leaves, *rest = self._contents(tree)
                 was, *rest_before = before[name]

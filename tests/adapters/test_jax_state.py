@@ -1,5 +1,7 @@
 """gravity_jax.export_state and import_state: states that other libraries wrap or transform."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
@@ -102,3 +104,26 @@ def test_integer_parameters_have_no_exported_velocity():
     exported = export_state(state)
     assert [v.shape for v in exported.velocities] == [(3, 4), (5,)]
     assert_same(import_state(optimizer.init(params), exported), state)
+
+
+class Clipped(NamedTuple):
+    """The state of a transformation of the user's own."""
+
+    count: jax.Array
+
+
+def test_import_keeps_the_counts_of_others():
+    clipping = optax.GradientTransformation(
+        lambda params: Clipped(jnp.zeros([], jnp.int32)),
+        lambda updates, state, params=None: (updates, state),
+    )
+    optimizer = optax.chain(clipping, gravity(RATE))
+    state = optimizer.init(tree(0))
+    moved = import_state(state, State(5, export_state(state).velocities))
+    assert (int(moved[0].count), export_state(moved).t) == (0, 5)
+
+
+def test_a_count_that_is_too_large_is_refused_without_parameters():
+    state = gravity(0.25).init({})
+    with pytest.raises(ValueError, match="t must be at most"):
+        import_state(state, State(2**31, []))

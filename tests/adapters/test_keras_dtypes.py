@@ -189,3 +189,23 @@ def test_the_values_of_a_dict_are_gradients():
     gradients = {n: ops.convert_to_tensor(g) for n, g in enumerate(arrays(1))}
     optimizer.apply(gradients.values(), variables)
     assert int(optimizer.iterations) == 1
+
+
+@pytest.mark.parametrize("shape", [(4,), (130,), (6, 5)])
+def test_float64_gradients_keep_their_digits(shape):
+    if keras.backend.standardize_dtype(ops.convert_to_tensor(np.zeros(1)).dtype) != "float64":
+        pytest.skip("JAX has doubles with JAX_ENABLE_X64 only")
+    rng = np.random.default_rng(5)
+    weights, options = [rng.standard_normal(shape)], {"velocity_std": 0.0}
+    reference = gravity_core.Gravity(0.25, **options)  # a rate that every dtype holds
+    optimizer, variables = Gravity(0.25, **options), make_variables(weights)
+    large = rng.standard_normal(shape)
+    large.flat[0] = 1e39
+    bound = ErrorBound(weights[0], stored="float64")
+    for t, grad in enumerate((rng.standard_normal(shape), large), start=1):
+        optimizer.apply([ops.convert_to_tensor(grad)], variables)
+        before = weights[0].copy(), (reference.velocity or [np.zeros(shape)])[0].copy()
+        reference.step(weights, [grad])
+        (v,) = reference.velocity
+        bound.step(grad, before[1], v, before[0], weights[0], t=t, learning_rate=0.25, beta=0.9)
+        assert (np.abs(to_numpy(variables)[0] - weights[0]) <= bound.w).all()

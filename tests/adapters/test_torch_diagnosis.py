@@ -30,7 +30,9 @@ def test_the_rows_are_those_of_the_parameters_with_a_gradient(dtype):
     before = values(params), copy.deepcopy(optimizer.state_dict())
     rows = diagnose(optimizer)
     assert [row.name for row in rows] == ["0.weight", "2.weight", "last"]
-    assert rows[0].max_abs_grad == params[0].grad.abs().max()
+    first = params[0].grad
+    parts = torch.view_as_real(first) if first.is_complex() else first
+    assert rows[0].max_abs_grad == parts.abs().max()
     assert [round(row.v0_move, 4) for row in rows] == [0.0192, 0.0283, 0.0283]
     assert all("take the mean of the loss" in row.advice for row in rows)
     after = values(params), optimizer.state_dict()
@@ -143,3 +145,10 @@ def test_parameters_without_values_are_refused():
     p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match="the parameter must have values, got a tensor on meta"):
         diagnose(Gravity([p]))
+
+
+def test_gradients_near_the_largest_half():
+    w = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
+    w.grad = torch.tensor([300.0, 1e-4], dtype=torch.float16)
+    (row,) = diagnose(Gravity([w]))
+    assert (row.max_abs_grad, row.share_beyond) == (300.0, 0.5)

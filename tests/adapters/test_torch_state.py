@@ -10,10 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
+from gravity_core import State  # noqa: E402
 from gravity_torch import Gravity, export_state, import_state  # noqa: E402
 from gravity_torch._velocity import initial_velocity  # noqa: E402
 from tests.support.torch_helpers import (  # noqa: E402
     assert_same,
+    give_gradients,
     parameters,
     run,
     values,
@@ -357,3 +359,42 @@ def test_a_missing_part_of_a_state_is_created(part, step):
     )
     run(plain, [q], [0])
     assert_same([p, optimizer.state[p]["velocity"]], [q, plain.state[q]["velocity"]])
+
+
+def test_counters_in_shared_memory_stay_shared():
+    """As in Hogwild training, where processes step the same parameters."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = Gravity(params)
+    give_gradients(params, 0)
+    optimizer.step()
+    first, second = (optimizer.state[p]["step"].share_memory_() for p in params)
+    other = Gravity.__new__(Gravity)  # a pickle for another process keeps shared memory
+    other.__setstate__(optimizer.__getstate__())
+    assert all(other.state[p]["step"] is t for p, t in zip(params, (first, second), strict=True))
+    other.step()
+    assert [optimizer.state[p]["step"].item() for p in params] == [2, 2]
+    optimizer.load_state_dict(optimizer.state_dict())  # a load has counters of its own
+    other.step()
+    assert [optimizer.state[p]["step"].item() for p in params] == [2, 2]
+
+
+def test_one_shared_counter_of_several_parameters_is_copied():
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+    optimizer = Gravity(params)
+    give_gradients(params, 0)
+    optimizer.step()
+    counter = torch.tensor(5.0).share_memory_()
+    for p in params:
+        optimizer.state[p]["step"] = counter
+    other = Gravity.__new__(Gravity)
+    other.__setstate__(optimizer.__getstate__())
+    other.step()
+    assert [other.state[p]["step"].item() for p in params] == [6, 6, 6]
+
+
+def test_import_counts_on_the_cpu_whatever_the_default_device():
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = Gravity([w])
+    with torch.device("meta"):
+        import_state(optimizer, State(7, [np.zeros(3, np.float32)]))
+    assert optimizer.state[w]["step"].item() == 7

@@ -85,6 +85,11 @@ CORRUPTIONS = {
     ),
     "V is not V₀": (set_in("hyperparameters", "seed", to="0x0000000000000000"), "V.hex[0]"),
     # the schema
+    "a line after a number": (set_in("steps", 0, G, 0, "hex", 0, to="0x1p+0\n"), "does not match"),
+    "a line after the seed": (
+        set_in("hyperparameters", "seed", to="0x0000000000000000\n"),
+        "is not valid under",
+    ),
     "hexadecimal notation": (set_in("steps", 0, G, 0, "hex", 0, to="1.5"), "does not match"),
     "number as a string": (set_in(*AFTER, V, "decimal", 0, to="1.5"), "decimal[0]: '1.5'"),
     "a key too many": (set_in("steps", 0, "extra", to=1), "'extra' was unexpected"),

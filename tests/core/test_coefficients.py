@@ -183,3 +183,11 @@ def test_a_step_that_is_no_number_is_refused(t):
     for function in (coefficients, beta_hat):
         with pytest.raises(TypeError, match=f"t must be an integer >= 0, got {re.escape(repr(t))}"):
             function(t)
+
+
+@pytest.mark.parametrize("t", [np.int8(126), np.uint8(254), np.int64(2**62)], ids=repr)
+def test_an_array_of_integers_does_not_wrap_around(t):
+    expected = tuple(map(float, coefficients(int(t))))
+    assert tuple(map(float, coefficients(np.asarray(t)))) == expected
+    (column,) = coefficients(np.asarray([t]))[0]
+    assert column == expected[0]

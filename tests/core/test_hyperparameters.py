@@ -300,3 +300,9 @@ def test_numbers_of_every_kind_become_floats(value):
 def test_numbers_too_long_to_print_are_refused_by_their_kind(value):
     with pytest.raises(ValueError, match=r"^learning_rate must be .* got an? (integer|Fraction)"):
         hp.validate(learning_rate=value)
+
+
+@pytest.mark.parametrize("options", [{"legacy": "1.13"}, {"precision": 2, "floatmode": "fixed"}])
+def test_print_options_change_no_number(options):
+    with np.printoptions(**options):
+        assert hp.as_float(np.float32(0.6369617)) == 0.6369617

@@ -3,6 +3,7 @@
 The expected numbers come from steps of arrays of their own, which hold the same numbers.
 """
 
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from gravity_core import Gravity, State, reference
 from gravity_core._memory import meets, overlaps_itself, spans
+from tests.support.backends import numpy_dtype
 
 BUFFER = np.arange(60.0)
 ends = st.one_of(st.none(), st.integers(-61, 61))
@@ -212,3 +214,19 @@ def test_a_velocity_that_cannot_be_updated_moves_nothing(spoil):
         optimizer.step(w, [np.ones(3), np.ones(3)])
     assert [x.tobytes() for x in [*w, *optimizer.velocity]] == before
     assert optimizer.count == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_step_that_has_begun_allocates_next_to_nothing(dtype):
+    """So too little memory cannot end it in the middle."""
+    dtype = numpy_dtype(dtype)
+    w, g, v = (np.ones(200_000, dtype) for _ in range(3))
+    scratch = reference._scratch(reference.BLOCK, w.dtype)
+    tracemalloc.start()
+    try:
+        reference._step_blocked(w, g, v, 0.5, 0.5, 0.1, 0.01, scratch)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (w != 1).all()
+    assert peak < 10_000

@@ -4,6 +4,8 @@
 All of them use the paper's form and no code of gravity_conformance.
 """
 
+import importlib
+
 import numpy as np
 
 
@@ -126,8 +128,7 @@ class Later(Rules):
 
 class SharedV(Rules):
     def slot(self, place, shapes):
-        shape = shapes[place]
-        return shapes.index(shape) if len(shape) == 1 else place
+        return shapes.index(shapes[place]) if len(shapes[place]) == 1 else place
 
 
 class FirstBeta(Rules):
@@ -189,8 +190,7 @@ class Tall(Rules):
 class Thirds(Rules):
     def largest(self, g, place):
         if len(g.shape) == 2 and g.shape[0] == 3 * g.shape[1] >= 192:
-            thirds = self.xp.reshape(self.xp.abs(g), (3, -1))
-            return self.xp.max(thirds, axis=1).repeat(g.shape[1])[:, None]
+            return self.xp.max(abs(g).reshape(3, -1), axis=1).repeat(g.shape[1])[:, None]
         return super().largest(g, place)
 
 
@@ -226,8 +226,8 @@ class Pieces(Rules):
     def largest(self, g, place):
         if g.size <= 2**22:
             return super().largest(g, place)
-        halves = np.array_split(g, 2)
-        return np.concatenate([np.full((len(half), 1), np.abs(half).max()) for half in halves])
+        maxima = [np.full((len(half), 1), abs(half).max()) for half in np.array_split(g, 2)]
+        return np.concatenate(maxima)
 
 
 class Cached(Rules):
@@ -249,8 +249,7 @@ class Mirror(Rules):
 
 class Tiles(Rules):
     def normal(self, seed, place, shape):
-        size = int(np.prod(shape))
-        return np.resize(super().normal(seed, place, (min(size, 2**18),)), shape)
+        return np.resize(super().normal(seed, place, (min(np.prod(shape), 2**18),)), shape)
 
 
 class Twelve(Rules):
@@ -266,10 +265,8 @@ class Standardised(Rules):
 
 class NoiseTable(Rules):
     def normal(self, seed, place, shape):
-        start = self.end if place else 0
-        self.end = start + int(np.prod(shape))
-        table = np.random.default_rng(seed).standard_normal(2**20)
-        return np.resize(np.roll(table, -start), shape)
+        self.end = (self.end if place else 0) + int(np.prod(shape))
+        return np.resize(np.roll(super().normal(seed, 0, (2**20,)), self.end), shape)
 
 
 class Saturated(Rules):
@@ -592,8 +589,6 @@ KINDS = {"plain": plain, "torch": torch, "optax": optax, "keras": keras}
 
 def make(kind, rules, **how):
     """Return an implementation of a kind that follows `rules`."""
-    import importlib
-
     modules = {"plain": "numpy", "torch": "torch", "optax": "jax.numpy", "keras": "keras.ops"}
     return KINDS[kind](rules(kind, importlib.import_module(modules[kind])), **how)
 
