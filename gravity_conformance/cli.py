@@ -1,5 +1,7 @@
 """The command ``gravity``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -69,23 +71,32 @@ def vectors(out: Path | None, force: bool, files: tuple[Path, ...], failed: Path
         )
     if force and out is None:
         raise click.UsageError("--force needs --out")
+    if failed is not None:
+        with _named():
+            explanation = _explained(failed)
+        emit(f"{explanation}\n")
+    for path in [] if out is None else _written(out, force):
+        emit(f"wrote {visible(str(path))}\n")
+    status = RIGHT
+    for path in files:  # what is found is printed, whatever the next file is
+        with _named():
+            faults = check(path)
+        status = DIFFERS if faults else status
+        for line in faults or ["no fault"]:
+            emit(f"{visible(f'{path}: {line}')}\n")
+    return status
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Name a package that is missing, or a file that cannot be read."""
     try:
-        explanation = None if failed is None else _explained(failed)
-        written = [] if out is None else _written(out, force)
-        faults = {path: check(path) for path in files}
+        yield
     except ModuleNotFoundError as error:
         raise click.UsageError(f"vectors needs {error.name}: {install('cli')}") from error
     except OSError as error:
         name = error.filename or "a file"
         raise click.UsageError(f"{name}: {error.strerror or error}") from error
-    if explanation is not None:
-        emit(f"{explanation}\n")
-    for path in written:
-        emit(f"wrote {visible(str(path))}\n")
-    for path, lines in faults.items():
-        for line in lines or ["no fault"]:
-            emit(f"{visible(f'{path}: {line}')}\n")
-    return DIFFERS if any(faults.values()) else RIGHT
 
 
 def _written(out: Path, force: bool) -> list[Path]:

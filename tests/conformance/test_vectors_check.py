@@ -306,6 +306,15 @@ def test_bad_arguments_give_one_line_and_status_2(arguments, message, tmp_path):
     assert message in line
 
 
+def test_faults_before_a_file_that_cannot_be_read_are_printed(tmp_path):
+    (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
+    arguments = ["--check", "bad.json", "--check", "absent.json"]
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "bad.json: " in done.stdout
+    assert "absent.json: No such file" in done.stderr
+
+
 WITHOUT = """
 import sys
 
