@@ -194,7 +194,7 @@ class Gravity(torch.optim.Optimizer):
         given = state.get("defaults", self.__dict__.get("defaults", {}))
         defaults = DEFAULTS | given  # an old pickle may lack some
         self.__dict__.setdefault("_rates", {})
-        options, states, counters = [], [], set()
+        options, states = [], []
         for i, group in enumerate(state["param_groups"]):
             new = {**defaults, **group}
             if group.get("velocity_std") is None:
@@ -212,10 +212,6 @@ class Gravity(torch.optim.Optimizer):
             for p in group["params"]:
                 old = state["state"].get(p, {})
                 values = check_loaded(p, old, new, is_own="first_step" in group, copy=is_load)
-                if (step := values.get("step")) is not None:
-                    if id(step) in counters:  # one counter of several parameters
-                        values["step"] = step.clone()
-                    counters.add(id(step))
                 states.append((old, values))
         # Nothing below fails.
         for group, new in zip(state["param_groups"], options, strict=True):

@@ -12,8 +12,8 @@ import numpy as np
 from gravity_conformance.drive.session import Arrays, Setup, StateSession
 from gravity_conformance.protocol import Mode, Task, Training
 
-NAMES = ("kernel", "kernel", "bias", "gamma", "beta", "embeddings")
-REPLICAS = ["CPU:0", "CPU:1"]
+_NAMES = ("kernel", "kernel", "bias", "gamma", "beta", "embeddings")
+_REPLICAS = ["CPU:0", "CPU:1"]
 
 
 @contextmanager
@@ -50,7 +50,7 @@ class KerasSession(StateSession):
         config = importlib.import_module("tensorflow").config
         cpu, *_ = config.list_physical_devices("CPU")
         with suppress(RuntimeError):
-            devices = [config.LogicalDeviceConfiguration() for _ in REPLICAS]
+            devices = [config.LogicalDeviceConfiguration() for _ in _REPLICAS]
             config.set_logical_device_configuration(cpu, devices)
 
     @staticmethod
@@ -111,7 +111,7 @@ class KerasSession(StateSession):
         self._strategy: Any = None
         if setup.replicas:
             tensorflow = importlib.import_module("tensorflow")
-            self._strategy = tensorflow.distribute.MirroredStrategy(REPLICAS)
+            self._strategy = tensorflow.distribute.MirroredStrategy(_REPLICAS)
         with _wide_enough(setup.dtype), self._strategy.scope() if self._strategy else nullcontext():
             self._variables = [self._variable(i, w) for i, w in enumerate(weights)]
             if setup.again:
@@ -161,12 +161,12 @@ class KerasSession(StateSession):
         if not KerasSession.takes_rows():
             return False
         config = importlib.import_module("tensorflow").config
-        return len(config.list_logical_devices("CPU")) >= len(REPLICAS)
+        return len(config.list_logical_devices("CPU")) >= len(_REPLICAS)
 
     def _variable(self, index: int, w: np.ndarray) -> Any:
         """Return a variable with the name and the path of one of a layer: layers share the name."""
         alike = self.setup.alike
-        name = "kernel" if alike or index % 2 else NAMES[index // 2 % len(NAMES)]
+        name = "kernel" if alike or index % 2 else _NAMES[index // 2 % len(_NAMES)]
         with self._keras.name_scope("layer" if alike else f"layer_{index}"):
             made = self._keras.Variable(w, dtype=self.setup.dtype_of(w), name=name)
         if (limit := self.setup.limit) is not None:
@@ -229,12 +229,8 @@ class KerasSession(StateSession):
         return tensorflow.IndexedSlices(values, indices, tensorflow.shape(gradient))
 
     def weights(self) -> Arrays:
-        """Return the variables; of replicas, those of the last one."""
-        variables = self._variables
-        if self._strategy:
-            local = self._strategy.experimental_local_results
-            variables = [local(w.value)[-1] for w in variables]
-        return [self._numpy(w) for w in variables]
+        """Return the variables."""
+        return [self._numpy(w) for w in self._variables]
 
     def _slots(self) -> list[Any] | None:
         """Return the variables that hold V; None if they cannot be identified."""

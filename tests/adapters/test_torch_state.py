@@ -378,9 +378,10 @@ def test_counters_in_shared_memory_stay_shared():
     assert [optimizer.state[p]["step"].item() for p in params] == [2, 2]
 
 
-def test_one_shared_counter_of_several_parameters_is_copied():
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, {"foreach": True}, {"fused": True}])
+def test_one_shared_counter_of_several_parameters_counts_a_step_once(path):
     params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
-    optimizer = Gravity(params)
+    optimizer = Gravity(params, **path)
     give_gradients(params, 0)
     optimizer.step()
     counter = torch.tensor(5.0).share_memory_()

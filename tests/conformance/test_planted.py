@@ -54,7 +54,6 @@ WRONG = {
     "tiles": ("v0", "default", ("torch",)),
     "twelve": ("v0", "default", ("torch",)),
     "standardised": ("v0", "quick", ("torch",)),
-    "table": ("v0", "default", ("torch",)),
     "saturated": ("float64", "quick", ("plain",)),
 }
 

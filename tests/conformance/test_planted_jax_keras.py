@@ -214,19 +214,20 @@ def test_a_mistake_around_the_update_of_keras_differs(name, tmp_path):
         assert findings(spec, [check], level=level)[check]["outcome"] == outcome
 
 
-def test_replicas_have_one_maximum(tmp_path):
+def test_replicas_have_one_gradient(tmp_path):
     """In a process of its own, whose CPU can be divided."""
     pytest.importorskip("tensorflow", reason="tf.distribute")
-    clipped = (
+    mean = (
         "    def _backend_update_step(self, grads, variables, lr):\n"
-        "        grads = [tf.clip_by_value(g, -0.1, 0.1) for g in grads]\n"
-        "        super()._backend_update_step(grads, variables, lr)"
+        "        number = tf.distribute.get_strategy().num_replicas_in_sync\n"
+        "        super()._backend_update_step([g / number for g in grads], variables, lr)"
     )
-    for body, outcome in ((DENSE, "pass"), (clipped, "differs")):
+    checks = ("--only", "gradient", "--only", "replicas")
+    for body, outcome in ((DENSE, "pass"), (mean, "differs")):
         spec = written(tmp_path, "tensorflow as tf", body, kind="keras")
-        done = gravity("conform", spec, "--only", "replicas", "--json", "-", "--quick")
-        (found,) = json.loads(done.stdout)["results"]
-        assert found["outcome"] == outcome, done.stderr
+        done = gravity("conform", spec, *checks, "--json", "-", "--quick")
+        found = [result["outcome"] for result in json.loads(done.stdout)["results"]]
+        assert found == [outcome, "pass"], done.stderr
 
 
 # Transformations of optax that are wrong around the update, and the check.
@@ -378,6 +379,13 @@ def cached(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0, *,
 
     return optax.GradientTransformation(init, update)
 
+def by_schedule(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+    name = getattr(learning_rate, "__qualname__", learning_rate)
+    used = kept.setdefault((name, beta), learning_rate)
+    inner = planted.optax_right(used, alpha, beta, seed)
+    start = planted.optax_right(learning_rate, alpha, beta, seed)
+    return optax.GradientTransformation(start.init, inner.update)
+
 def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
     return cached(learning_rate, alpha, beta, seed, weight_decay, keeps=False)
 """
@@ -394,6 +402,7 @@ def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
         ("mutable", "gradient", "correct"),
         ("owner", "gradient", "correct"),
         ("cached", "turns", "decays"),
+        ("by_schedule", "turns", "correct"),
         ("tuples", "update", "correct"),
         ("donated", "compiled", "correct"),
         ("restructured", "transformed", "correct"),

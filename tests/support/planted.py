@@ -263,12 +263,6 @@ class Standardised(Rules):
         return (z - z.mean()) / (z.std() or 1.0)
 
 
-class NoiseTable(Rules):
-    def normal(self, seed, place, shape):
-        self.end = (self.end if place else 0) + int(np.prod(shape))
-        return np.resize(np.roll(super().normal(seed, 0, (2**20,)), self.end), shape)
-
-
 class Saturated(Rules):
     def zeta(self, g, place):
         s = g * self.largest(g, place)
@@ -388,7 +382,6 @@ RULES = {
     "tiles": Tiles,
     "twelve": Twelve,
     "standardised": Standardised,
-    "table": NoiseTable,
     "saturated": Saturated,
     "scratch": Scratch,
     "quarters": Quarters,

@@ -220,17 +220,24 @@ def turns(subject: Subject, judge: Judge) -> Finding:
     if "weight_decay" in subject.decaying:
         others["weight_decay"] = 0.2
     alike, different = (SHAPES, SHAPES), (((6,), (3, 4)), ((40,), (2, 5), (3,)))
-    # The shapes of both trainings, and β of the second one.
-    pairs = (alike, 0.9), (alike, 0.7), (different, 0.7)
+    # The shapes of both trainings, β of the second one, and whether both have schedules.
+    pairs = [(alike, 0.9, False), (alike, 0.7, False), (different, 0.7, False)]
+    if subject.unschedulable is None:
+        pairs.append((alike, 0.9, True))
     shares = (False, True) if subject.driver.session.shares else (False,)
-    for (pair, beta), shared in itertools.product(pairs, shares):
+    for (pair, beta, scheduled), shared in itertools.product(pairs, shares):
+        if shared and scheduled:  # one optimizer has one schedule
+            continue
         cases: list[Case] = []
         for shapes in pair:
             options = subject.decaying
             if cases and not shared:
                 options = subject.options(**others, beta=beta)
             weights, gradients = patterned(rng, 5, shapes)
-            cases.append(Case(weights, gradients, options, subject.velocity(weights)))
+            factors = (1.0, 2.0, 0.5, 1.0, 2.0) if cases else (1.0, 0.5, 0.25, 0.5, 1.0)
+            rates = [float(options["learning_rate"]) * x for x in factors] if scheduled else None
+            velocity = subject.velocity(weights)
+            cases.append(Case(weights, gradients, options, velocity, rates=rates))
         findings += [judge.found(trial) for trial in judge.in_turn(cases, shared=shared)]
     wrong = [finding for finding in findings if finding.outcome != "pass"]
     return wrong[0] if wrong else max(findings, key=lambda finding: finding.worst or 0.0)
