@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 
+from gravity_conformance.conform.checks.inputs import LEVELS, sweep
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.vectors import load_vectors
 from tests.support.command import STRANGERS
@@ -130,3 +132,11 @@ def test_a_right_stranger_conforms(kind):
     for name, dtype in (("vectors", "float32"), ("float64-vectors", "float64")):
         fit, every = suitable(kind, dtype)
         assert found[name]["note"].startswith(f"{fit} of {every} can be fed to it")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_sweep_has_every_number_of_axes(seed):
+    level = LEVELS["quick"]
+    shapes = sweep(np.random.default_rng(seed), level.top, level.tensors)
+    assert len(shapes) == level.tensors
+    assert {len(shape) for shape in shapes} == {*range(1, 8)}

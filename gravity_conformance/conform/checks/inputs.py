@@ -78,7 +78,8 @@ def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, .
     An implementation may treat blocks, tails of vectors, numbers of axes, equal lengths or long
     lists of tensors in a way of their own. From the default level on, shapes of layers as people
     have them, one vector of 2²⁰ + 1 elements, and many lengths that leave every rest of a division
-    are added. If there are more than `tensors` shapes, the greatest and others by chance remain.
+    are added. If there are more than `tensors` shapes, the greatest, one of each number of axes (as
+    far as half of `tensors` allows) and others by chance remain.
     """
     lengths = sorted({2**k + d for k in range(1, top + 1) for d in (-1, 0, 1)})
     lengths += [int(n) | 1 for n in np.exp2(rng.uniform(3, top, 8))]
@@ -91,10 +92,12 @@ def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, .
         for least, number in ((1_100, 64), (2**17, 16)):
             lengths += (least + rng.integers(64, size=number)).tolist()
     shapes = [*((n,) for n in lengths), *axes, *[(6,)] * 8]
-    greatest = max(range(len(shapes)), key=lambda i: int(np.prod(shapes[i])))
-    kept = [i for i in rng.permutation(len(shapes)).tolist() if i != greatest][: tensors - 1]
-    kept.insert(int(rng.integers(len(kept) + 1)), greatest)
-    return [shapes[i] for i in kept]
+    order = rng.permutation(len(shapes)).tolist()
+    greatest = max(order, key=lambda i: int(np.prod(shapes[i])))
+    of_axes = {len(shapes[i]): i for i in order} | {len(shapes[greatest]): greatest}
+    first = [greatest, *of_axes.values()][: tensors // 2]
+    kept = {*first, *[i for i in order if i not in first][: tensors - len({*first})]}
+    return [shapes[i] for i in order if i in kept]
 
 
 def patterned(
