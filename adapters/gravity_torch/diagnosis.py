@@ -86,7 +86,8 @@ def _magnitudes(x: np.ndarray) -> np.ndarray:
 def _row(name: str, weight: np.ndarray, grad: np.ndarray, **options: Any) -> Row:
     """Return the row of a tensor, from the magnitudes of its elements."""
     lr, largest = options["learning_rate"], float(grad.max(initial=0.0))
-    beyond = np.multiply(grad, largest, dtype=np.float64) > 1  # float16 would overflow
+    with np.errstate(invalid="ignore"):  # 0 times infinity
+        beyond = np.multiply(grad, largest, dtype=np.float64) > 1  # float16 would overflow
     share = float(beyond.mean()) if grad.size else 0.0
     # V₀ moves a weight by −η c V₀ in the end; c is the sum of products of β̂.
     first, beta = options["first_step"], options["beta"]

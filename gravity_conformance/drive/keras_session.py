@@ -28,6 +28,10 @@ def _floatx(dtype: str) -> Iterator[None]:
         config.set_floatx(before)
 
 
+def _is_on_tensorflow() -> bool:
+    return bool(importlib.import_module("keras").backend.backend() == "tensorflow")
+
+
 def _wide_enough(dtype: str) -> AbstractContextManager[None]:
     """Return floatx float64 for float64 variables, else the user's."""
     config = importlib.import_module("keras").config
@@ -45,7 +49,7 @@ class KerasSession(StateSession):
     @staticmethod
     def prepare() -> None:
         """Divide the CPU into the devices of the replicas, if TensorFlow has not started yet."""
-        if not KerasSession.takes_rows():
+        if not _is_on_tensorflow():
             return
         config = importlib.import_module("tensorflow").config
         cpu, *_ = config.list_physical_devices("CPU")
@@ -69,12 +73,12 @@ class KerasSession(StateSession):
     @staticmethod
     def takes_rows() -> bool:
         """Return whether this is TensorFlow, which gives those of an embedding."""
-        return bool(importlib.import_module("keras").backend.backend() == "tensorflow")
+        return _is_on_tensorflow()
 
     @staticmethod
     def builds_in_a_graph() -> bool:
         """Return whether this is TensorFlow, whose users call `apply` in a tf.function."""
-        return KerasSession.takes_rows()
+        return _is_on_tensorflow()
 
     @staticmethod
     def train(setup: Setup, task: Task) -> Training:
@@ -157,9 +161,7 @@ class KerasSession(StateSession):
 
     @staticmethod
     def has_replicas() -> bool:
-        """Return whether TensorFlow has the devices of the replicas."""
-        if not KerasSession.takes_rows():
-            return False
+        """Return whether TensorFlow, which Keras runs on, has the devices of the replicas."""
         config = importlib.import_module("tensorflow").config
         return len(config.list_logical_devices("CPU")) >= len(_REPLICAS)
 

@@ -152,3 +152,11 @@ def test_gradients_near_the_largest_half():
     w.grad = torch.tensor([300.0, 1e-4], dtype=torch.float16)
     (row,) = diagnose(Gravity([w]))
     assert (row.max_abs_grad, row.share_beyond) == (300.0, 0.5)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_gradient_that_is_not_finite_beside_zeros(value):
+    w = torch.nn.Parameter(torch.ones(2))
+    w.grad = torch.tensor([value, 0.0])
+    (row,) = diagnose(Gravity([w]))
+    assert row.advice == "the gradient is not finite: skip such steps"

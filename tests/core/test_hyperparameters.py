@@ -306,3 +306,12 @@ def test_numbers_too_long_to_print_are_refused_by_their_kind(value):
 def test_print_options_change_no_number(options):
     with np.printoptions(**options):
         assert hp.as_float(np.float32(0.6369617)) == 0.6369617
+
+
+def test_a_refused_quotient_leaves_the_given_sigma():
+    optimizer = Gravity(alpha=1e308, velocity_std=0.5)
+    with pytest.raises(ValueError, match="alpha / learning_rate"):
+        optimizer.velocity_std = None
+    optimizer.learning_rate = 10.0  # this would warn if σ came from the first rate
+    optimizer.step([np.ones(3)], [np.ones(3)])
+    assert optimizer.velocity_std == 0.5

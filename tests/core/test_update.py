@@ -533,3 +533,12 @@ def test_update_of_algorithm_1_by_hand():
     # 0.9 is rounded by at most half a unit, which adds γ₁ · 0.9 / 0.1 to the error of 0.1.
     slack = exact.gamma(ErrorBound.ROUNDINGS, np.float64) + exact.gamma(1, np.float64)
     exact.assert_within(got, want, [float(abs(x)) * slack for x in want])
+
+
+def test_what_the_squares_lose_is_no_error():
+    """Also where the caller lets NumPy raise errors: s·s underflows, or overflows."""
+    grads = np.asarray([1e-30, 1.0], np.float32), np.asarray([1.0, 1e30], np.float32)
+    with np.errstate(all="raise"):
+        small, large = map(gradient_term, grads)
+    assert small.tolist() == [float(grads[0][0]), 0.5]
+    assert large.tolist() == [0.0, 0.0]

@@ -95,8 +95,8 @@ def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, .
     order = rng.permutation(len(shapes)).tolist()
     greatest = max(order, key=lambda i: int(np.prod(shapes[i])))
     of_axes = {len(shapes[i]): i for i in order} | {len(shapes[greatest]): greatest}
-    first = [greatest, *of_axes.values()][: tensors // 2]
-    kept = {*first, *[i for i in order if i not in first][: tensors - len({*first})]}
+    first = list(dict.fromkeys([greatest, *of_axes.values()]))[: tensors // 2]
+    kept = {*first, *[i for i in order if i not in first][: tensors - len(first)]}
     return [shapes[i] for i in order if i in kept]
 
 

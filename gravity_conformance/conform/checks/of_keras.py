@@ -103,7 +103,7 @@ def alike(subject: Subject, judge: Judge) -> Finding:
 def replicas(subject: Subject, judge: Judge) -> Finding:
     """Two replicas of a MirroredStrategy: max|G| is that of the sum of their gradients."""
     session: Any = subject.driver.session
-    if subject.driver.kind != "keras" or not session.takes_rows():
+    if not session.builds_in_a_graph():
         return Finding("not applicable", "only in Keras on TensorFlow")
     if not session.has_replicas():
         return Finding("not applicable", "TensorFlow starts when SPEC is imported")
