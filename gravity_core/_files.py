@@ -130,15 +130,11 @@ def destination(path: StrPath) -> str:
             # Strictly: without it, ".." would leave a folder that is not there.
             return os.path.join(os.path.realpath(folder, strict=True), name)
         _check_regular(found, path)
+        _check_named(path)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(found, os.stat(target)):
                 break
-        # Another writer has replaced the file meanwhile, or it has no name any more: /dev/stdout
-        # may lead to such a one.
-        if os.path.samestat(found, os.stat(path)):
-            raise io.UnsupportedOperation(
-                errno.EINVAL, "must be a file with a name", os.fspath(path)
-            )
+        # Another writer has replaced the file meanwhile.
     if not os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
     return target
@@ -191,6 +187,22 @@ def _check_regular(found: os.stat_result, path: StrPath) -> None:
         raise io.UnsupportedOperation(
             errno.EINVAL, f"must be a regular file, got {kind}", os.fspath(path)
         )
+
+
+def _check_named(path: StrPath) -> None:
+    """Raise if links lead to an open file of a process, as /dev/stdout does.
+
+    It may have no name any more. If it has one, whoever has it open would go on to write to what
+    was replaced.
+    """
+    link = os.fspath(path)
+    while os.path.islink(link):
+        folder = os.path.dirname(link)
+        if os.path.realpath(folder).startswith("/proc/"):
+            raise io.UnsupportedOperation(
+                errno.EINVAL, "must be the name of a file, got one that is open", os.fspath(path)
+            )
+        link = os.path.join(folder, os.readlink(link))
 
 
 @contextlib.contextmanager

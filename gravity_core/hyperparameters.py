@@ -62,8 +62,10 @@ def may_be_a_number(value: Any) -> bool:
     return dtype is None or bool(_NUMBER_DTYPES.fullmatch(dtype_name(dtype)))
 
 
-def checked_integer(argument: str, value: Any) -> int:
+def checked_integer(argument: str, value: Any, bits: int | None = None) -> int:
     """Return an integer >= 0 as a Python integer; raise ValueError for everything else.
+
+    With `bits`, the integer must be below 2**bits.
 
     Example:
         >>> checked_integer("steps", np.int64(3))
@@ -73,8 +75,9 @@ def checked_integer(argument: str, value: Any) -> int:
         number = operator.index(value) if may_be_a_number(value) else -1
     except TypeError:
         number = -1
-    if number < 0:
-        raise ValueError(f"{argument} must be an integer >= 0, got {shown(value)}")
+    if number < 0 or (bits is not None and number >> bits):
+        allowed = ">= 0" if bits is None else f"in [0, 2**{bits})"
+        raise ValueError(f"{argument} must be an integer {allowed}, got {shown(value)}")
     return number
 
 

@@ -20,8 +20,6 @@ Source: Salmon, Moraes, Dror and Shaw, 2011, "Parallel random numbers: as easy a
 """
 
 import functools
-import math
-import operator
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,8 +31,8 @@ from gravity_core.hyperparameters import (
     NORMAL_LEVELS,
     SEED,
     check_velocity_std,
+    checked_integer,
     largest_velocity_std,
-    may_be_a_number,
     shown,
     validate,
 )
@@ -105,9 +103,7 @@ def tensor_key(seed: int = SEED, index: int = 0) -> Words:
         ['0x6b200159', '0x99ba4efe']
     """
     seed = validate(seed=seed)["seed"]
-    if not may_be_a_number(index) or not 0 <= operator.index(index) < 2**32:
-        raise ValueError(f"index must be an integer in [0, 2**32), got {shown(index)}")
-    index = operator.index(index)
+    index = checked_integer("index", index, bits=32)
     # Arrays of one element: NumPy warns when a uint32 scalar wraps around, not when an array does.
     hi, lo, stream = (np.asarray([n & 0xFFFFFFFF], np.uint32) for n in (seed >> 32, seed, index))
     return fold_in((hi, lo), stream)
@@ -259,7 +255,8 @@ def initial_velocity(
         index: the tensor's position among the optimizer's parameters, from 0.
 
     Raises:
-        ValueError: if std, seed or index is outside its range, or V₀ would overflow the dtype.
+        ValueError: if shape, std, seed or index is outside its range, or V₀ would overflow the
+            dtype.
         TypeError: for a dtype that is not floating.
 
     Source: arXiv 2101.09192, Algorithm 1 (V₀). The module docstring defines the generator.
@@ -273,15 +270,16 @@ def initial_velocity(
     given = validate(velocity_std=std, names={"velocity_std": "std"})["velocity_std"]
     if given is None:
         raise ValueError(f"std must be a number in [0, {largest_velocity_std():g}], got None")
-    dtype = np.dtype(dtype)
-    if dtype.kind == "c":
-        real = np.empty(0, dtype).real.dtype
-        pairs = initial_velocity((*shape, 2), real, std=given, seed=seed, index=index)
-        return np.asarray(pairs.view(dtype)[..., 0])
-    v = np.empty(shape, dtype)
-    check_velocity_std(given, float_name(v, "dtype"), names={"velocity_std": "std"})
-    flat = v.reshape(-1)
-    scale = np.float64(given) if dtype.name == "float64" else np.float32(given)
-    for a, b, z in standard_normal(0, math.prod(shape), seed=seed, index=index):
-        flat[a:b] = z * scale
+    try:
+        sizes = tuple(shape)
+    except TypeError:
+        raise ValueError(f"shape must be a tuple of integers, got {shown(shape)}") from None
+    v = np.empty([checked_integer("each size in shape", n) for n in sizes], dtype)
+    reals = v.reshape(-1)
+    reals = reals.view(reals.real.dtype)  # a complex number is a pair
+    name = float_name(reals, "dtype")
+    check_velocity_std(given, name, names={"velocity_std": "std"})
+    scale = np.float64(given) if name == "float64" else np.float32(given)
+    for a, b, z in standard_normal(0, reals.size, seed=seed, index=index):
+        reals[a:b] = z * scale
     return v

@@ -136,14 +136,24 @@ def test_a_pipe_without_a_name_is_refused():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
-def test_a_file_that_has_lost_its_name_is_refused(tmp_path):
-    with (tmp_path / "a").open("wb") as file:
-        (tmp_path / "a").unlink()
-        path = f"/dev/fd/{file.fileno()}"
-        for use in (_files.check_writable, _files.destination):
-            with pytest.raises(OSError, match="must be a file with a name") as caught:
-                use(path)
-            assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, path)
+@pytest.mark.parametrize("named", [True, False])
+def test_an_open_file_is_refused_by_its_number(tmp_path, named):
+    """/dev/stdout is one: the file there would be replaced, and what is printed lost."""
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "a").open("w+b") as file:
+        if not named:
+            (tmp_path / "a").unlink()
+        link = tmp_path / "folder" / "link"
+        link.symlink_to(f"/dev/fd/{file.fileno()}")
+        for path in (f"/dev/fd/{file.fileno()}", str(link)):
+            for use in (_files.check_writable, _files.destination, put):
+                with pytest.raises(OSError, match="must be the name of a file, got one") as caught:
+                    use(path)
+                assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, path)
+        file.write(b"still")
+        file.flush()
+        assert os.pread(file.fileno(), 9, 0) == b"still"
+        assert names(tmp_path) == ["a"] * named + ["folder"]
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o755])

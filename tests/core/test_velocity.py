@@ -1,6 +1,7 @@
 """V₀: the generator against known answers, JAX and plain integers; distribution; slices."""
 
 import math
+import re
 import statistics
 from itertools import chain
 from types import SimpleNamespace
@@ -333,13 +334,28 @@ def test_initial_velocity_is_sigma_z_in_each_dtype(dtype, shape, std, seed, inde
     assert v.tobytes() == want.tobytes()
 
 
-@pytest.mark.parametrize("index", [-1, 2**32])
+@pytest.mark.parametrize("index", [-1, 2**32, 1.0, True, None, "1"])
 def test_an_index_that_is_no_word_is_refused(index):
-    message = rf"^index must be an integer in \[0, 2\*\*32\), got {index}$"
-    with pytest.raises(ValueError, match=message):
+    message = re.escape(f"index must be an integer in [0, 2**32), got {index!r}")
+    with pytest.raises(ValueError, match=f"^{message}$"):
         velocity.tensor_key(0, index)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         initial_velocity((1,), std=1.0, index=index)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (5, "shape must be a tuple of integers, got 5"),
+        (None, "shape must be a tuple of integers, got None"),
+        ((2, -1), "each size in shape must be an integer >= 0, got -1"),
+        ((2.0,), "each size in shape must be an integer >= 0, got 2.0"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_a_shape_that_is_none_is_refused(shape, message, dtype):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        initial_velocity(shape, dtype, std=1.0)
 
 
 def test_the_last_index_and_seed_have_a_velocity_of_their_own():
