@@ -146,6 +146,14 @@ DIFFERENCE = "1 − β̂ taken as a difference in float64, which loses digits fo
 FLOAT32_DECAY = Variant(
     "λ rounded to float32, as by the base class of Keras", weights=_float32_decay
 )
+
+
+def _float32_beta(t: Any, beta: Any) -> tuple[Any, Any]:
+    return coefficients(t, type(beta)(np.float32(beta)))
+
+
+# In float32 updates, an array may hold β, as of optax.inject_hyperparams.
+FLOAT32_BETA = Variant("β rounded to float32, as by an array", coefficients=_float32_beta)
 # This is the reference. It is judged with the half type's unit roundoff for every operation.
 COARSE = Variant("computed in half precision, not in float32 and rounded once")
 

@@ -12,7 +12,17 @@ import numpy as np
 from gravity_conformance.drive.session import Arrays, Setup, StateSession
 from gravity_conformance.protocol import Mode, Task, Training
 
-_NAMES = ("kernel", "kernel", "bias", "gamma", "beta", "embeddings")
+# Layers and their variables, with the names that Keras gives them.
+_LAYERS = (
+    ("dense", "kernel"),
+    ("dense", "bias"),
+    ("conv2d", "kernel"),
+    ("batch_normalization", "gamma"),
+    ("batch_normalization", "beta"),
+    ("embedding", "embeddings"),
+    ("lstm_cell", "recurrent_kernel"),
+    ("layer_normalization", "gamma"),
+)
 _REPLICAS = ["CPU:0", "CPU:1"]
 
 
@@ -43,7 +53,14 @@ class KerasSession(StateSession):
 
     compiles: ClassVar[str | None] = "fit"
     misses: ClassVar[bool] = True
-    ways: ClassVar[tuple[str, ...]] = ("reloaded", "rolled_back")
+    ways: ClassVar[tuple[str, ...]] = ("reloaded", "rolled_back", "built_again")
+    rate_ways: ClassVar[tuple[str, ...]] = (
+        "a LearningRateSchedule",
+        "a callable",
+        "a LearningRateSchedule that is assigned",
+        "learning_rate.assign",
+    )
+    keeps_rate: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ("keras", "tensorflow")
 
     @staticmethod
@@ -123,23 +140,31 @@ class KerasSession(StateSession):
                 for _ in range(5):
                     before.apply([self._tensor(0.01 * w**0) for w in weights], self._variables)
                 self.assign(list(weights))
-            self.optimizer = setup.shared or setup.construct()
+            self.optimizer = setup.shared or setup.construct(**self._rate())
             if setup.excluded:
                 without = self._variables[: setup.excluded]
                 self.optimizer.exclude_from_weight_decay(var_list=without)
-            if setup.schedule is not None:  # a callback may set the rate of a warm-up before
+            if setup.excluded_names:
+                self.optimizer.exclude_from_weight_decay(var_names=[*setup.excluded_names])
+            if "assigned" in setup.rates_by:
+                self.optimizer.learning_rate = self._decay()
+            elif setup.schedule is not None and setup.rates_by not in self.rate_ways[:2]:
+                # A callback may set the rate of a warm-up before.
                 self.optimizer.learning_rate = setup.schedule[0]
             if not setup.unbuilt:
                 self.optimizer.build(self._variables)
-        self._model = self._trained() if setup.mode == "fit" else None
+            self._model = self._trained() if setup.mode == "fit" else None
 
         def apply(grads: Any) -> None:
-            pairs = list(zip(grads, self._variables, strict=True))
+            pairs = list(
+                zip(map(self._shaped, grads, self._variables), self._variables, strict=True)
+            )
             if setup.reordered:
                 pairs = [(g, w) for g, w in pairs[::-1] if g is not None]
+            variables = () if setup.alone else ([w for _, w in pairs],)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Gradients do not exist", UserWarning)
-                self.optimizer.apply([g for g, _ in pairs], [w for _, w in pairs])
+                self.optimizer.apply([g for g, _ in pairs], *variables)
 
         self._apply: Any = apply
         if setup.mode in ("function", "xla"):
@@ -147,6 +172,20 @@ class KerasSession(StateSession):
             self._apply = tensorflow.function(apply, jit_compile=setup.mode == "xla")
         if self._strategy:
             self._apply = self._on_replicas(apply)
+
+    def _rate(self) -> dict[str, Any]:
+        """Return what gives the rate of every step, if it is the constructor's argument."""
+        way = self.setup.rates_by
+        if way == self.rate_ways[0]:
+            return {"learning_rate": self._decay()}
+        self._current = (self.setup.schedule or [0.0])[0]
+        return {"learning_rate": lambda: self._current} if way == self.rate_ways[1] else {}
+
+    def _decay(self) -> Any:
+        """Return the schedule: step k, from 0, has the rate of the first boundary not below k."""
+        rates = [*(self.setup.schedule or ())]
+        decay = self._keras.optimizers.schedules.PiecewiseConstantDecay
+        return decay([*range(len(rates) - 1)], rates)
 
     def _on_replicas(self, apply: Any) -> Any:
         """Return a step of all replicas: one gets twice the gradient, the other subtracts it."""
@@ -168,9 +207,11 @@ class KerasSession(StateSession):
     def _variable(self, index: int, w: np.ndarray) -> Any:
         """Return a variable with the name and the path of one of a layer: layers share the name."""
         alike = self.setup.alike
-        name = "kernel" if alike or index % 2 else _NAMES[index // 2 % len(_NAMES)]
-        with self._keras.name_scope("layer" if alike else f"layer_{index}"):
-            made = self._keras.Variable(w, dtype=self.setup.dtype_of(w), name=name)
+        layer, name = ("layer", "kernel") if alike else _LAYERS[index % len(_LAYERS)]
+        if self.setup.layers:
+            layer, _, name = self.setup.layers[index].rpartition("/")
+        with self._keras.name_scope(layer if alike or not index else f"{layer}_{index}"):
+            made = self._keras.Variable(w, dtype=self.setup.dtype_of(w, index), name=name)
         if (limit := self.setup.limit) is not None:
             made.constraint = lambda w: self._keras.ops.clip(w, -limit, limit)
         return made
@@ -183,15 +224,16 @@ class KerasSession(StateSession):
         keras, variables = self._keras, self._variables
 
         class Sum(keras.Model):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                super().__init__()
+            def __init__(self, dtype: str | None) -> None:
+                super().__init__(dtype=dtype)
                 self.given = variables
 
             def call(self, inputs: Any) -> Any:
                 sums = [keras.ops.sum(x[0] * w) for x, w in zip(inputs, self.given, strict=True)]
                 return keras.ops.reshape(sum(sums), (1, 1))
 
-        model = Sum()
+        # Keras casts inputs to the dtype of a model, which floatx gives only at first.
+        model = Sum("float64" if self.setup.dtype == "float64" else None)
         model.compile(optimizer=self.optimizer, loss=lambda _, y: keras.ops.sum(y))
         return model
 
@@ -202,20 +244,32 @@ class KerasSession(StateSession):
 
     def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Set the learning rate, if it is given, and apply the gradients."""
-        if lr is not None:
+        if lr is not None and self.setup.rates_by == "learning_rate.assign":
+            self.optimizer.learning_rate.assign(lr)
+        elif lr is not None and self.setup.rates_by:
+            self._current = lr
+        elif lr is not None:
             array = self.setup.array_rate
             self.optimizer.learning_rate = self._keras.ops.convert_to_tensor(lr) if array else lr
         if self._model is not None:
             with _wide_enough(self.setup.dtype):
                 self._model.train_on_batch(tuple(g[None] for g in grads), np.zeros((1, 1)))
             return list(grads)
-        tensors = [None if g is None else self._tensor(g) for g in grads]
+        tensors = [None if g is None else self._tensor(g, i) for i, g in enumerate(grads)]
         with _wide_enough(self.setup.dtype):
             self._apply([self._rows(g) if self.setup.rows else g for g in tensors])
         return [self._numpy(g) for g in tensors if g is not None]
 
-    def _tensor(self, array: np.ndarray) -> Any:
-        return self._keras.ops.convert_to_tensor(array, dtype=self.setup.dtype_of(array))
+    def _tensor(self, array: np.ndarray, index: int = 0) -> Any:
+        return self._keras.ops.convert_to_tensor(array, dtype=self.setup.dtype_of(array, index))
+
+    def _shaped(self, gradient: Any, variable: Any) -> Any:
+        """Return rows with the shape that is lost where a graph takes them as an argument."""
+        if not self.setup.rows or not hasattr(gradient, "indices"):
+            return gradient
+        tensorflow = importlib.import_module("tensorflow")
+        shape = tensorflow.constant(tuple(variable.shape), "int64")
+        return tensorflow.IndexedSlices(gradient.values, gradient.indices, shape)
 
     def _rows(self, gradient: Any) -> Any:
         """Return a gradient as its rows that are not zero, each as a sum of two."""
@@ -282,13 +336,28 @@ class KerasSession(StateSession):
         self.optimizer.load_own_variables(store)
         return self
 
+    def built_again(self) -> "KerasSession":
+        """Build the optimizer again, which must change nothing."""
+        self.optimizer.build(self._variables)
+        return self
+
+    def configured(self) -> "KerasSession":
+        """Return a training by an optimizer with the same configuration."""
+        with _wide_enough(self.setup.dtype):
+            made = type(self.optimizer).from_config(self.optimizer.get_config())
+        return KerasSession(replace(self.setup, shared=made), self.weights())
+
+    def disagrees(self) -> bool:
+        """Return whether the replicas have different variables."""
+        results = self._strategy.experimental_local_results
+        kept = [results(w.value) for w in self._variables]
+        return any(len({np.array(x).tobytes() for x in values}) > 1 for values in kept)
+
     def reloaded(self) -> "KerasSession":
         """Save and load the configuration and the variables, as a saved model does."""
         store: dict[str, Any] = {}
         self.optimizer.save_own_variables(store)
-        with _wide_enough(self.setup.dtype):
-            made = type(self.optimizer).from_config(self.optimizer.get_config())
-        session = KerasSession(replace(self.setup, shared=made), self.weights())
+        session = self.configured()
         session.optimizer.load_own_variables(store)
         return session
 

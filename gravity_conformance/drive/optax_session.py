@@ -1,9 +1,13 @@
 """The sessions of functions that make an `optax.GradientTransformation`."""
 
+import collections
+import functools
 import importlib
+import inspect
 import operator
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +15,17 @@ import numpy as np
 from gravity_conformance.drive.session import Arrays, Setup, StateSession, the_velocity
 from gravity_conformance.protocol import Mode, Task, Training
 
-_NAMES = ("kernel", "kernel", "bias", "scale", "embedding")
+# Layers as people nest them, with equal names of leaves.
+_LAYERS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("attention", lambda w: {"query": {"kernel": w}}),
+    ("pair", lambda *ws: ws),
+    ("LayerNorm_0", lambda w: {"scale": w}),
+    ("attention", lambda w: {"query": {"kernel": w}}),
+    ("list", lambda *ws: [*ws]),
+    ("attention", lambda w: {"query": {"bias": w}}),
+    ("one", lambda w: (w,)),
+    ("Embed_0", lambda w: {"embedding": w}),
+)
 
 
 @contextmanager
@@ -26,12 +40,23 @@ def _x64(dtype: str) -> Iterator[None]:
         config.update("jax_enable_x64", before)
 
 
+@functools.cache
+def _named(length: int) -> Any:
+    """Return one class of NamedTuples for each length."""
+    return collections.namedtuple("Params", [f"w{i}" for i in range(length)])
+
+
 class OptaxSession(StateSession):
     """A function that makes an `optax.GradientTransformation`."""
 
     compiles: ClassVar[str | None] = "jit"
     shares: ClassVar[bool] = True
     steps_at_given_rate: ClassVar[bool] = False
+    rate_ways: ClassVar[tuple[str, ...]] = (
+        "optax.inject_hyperparams",
+        "optax.inject_hyperparams of all options",
+    )
+    trees: ClassVar[tuple[str, ...]] = ("one array", "a list", "a NamedTuple with None")
     frameworks: ClassVar[tuple[str, ...]] = ("jax", "optax")
 
     @staticmethod
@@ -78,45 +103,82 @@ class OptaxSession(StateSession):
         with _x64(setup.dtype):
             self._params = self._tree(weights)
             instead = {}
-            if setup.schedule is not None:
+            if setup.schedule is not None and not setup.rates_by:
                 instead = {"learning_rate": self._schedule()}
             elif setup.array_rate:
                 instead = {"learning_rate": self._jax.numpy.asarray(setup.rate, setup.dtype)}
-            self.optimizer = setup.shared or setup.construct(**instead)
-            self._state = self.optimizer.init(self._params)
+            self.optimizer = setup.shared or self._constructed(instead)
+            init = self.optimizer.init
+            self._state = (self._jax.jit(init) if setup.jitted_init else init)(self._params)
         self._step: Any = self._eager_step
         if setup.mode == "jit":
             owned = (1, 2) if setup.donated else ()
             self._step = self._jax.jit(self._eager_step, donate_argnums=owned)
+
+    def _constructed(self, instead: Mapping[str, Any]) -> Any:
+        """Return the transformation; with a learning rate in its state, if that gives the rates."""
+        plain = self.setup.construct(**instead)
+        name = self.setup.arguments.names.get("learning_rate")
+        if not self.setup.rates_by or name in getattr(plain.init([]), "hyperparams", ()):
+            return plain
+        found, names = self.setup.found, self.setup.arguments.names
+        injected = {names["learning_rate"]}
+        if self.setup.rates_by == self.rate_ways[1]:
+            injected |= {names[name] for name in ("beta", "weight_decay") if name in names}
+        others = {*inspect.signature(found).parameters} - injected
+        inject = importlib.import_module("optax").inject_hyperparams
+        return replace(self.setup, found=inject(found, static_args=others)).construct()
 
     def _schedule(self) -> Any:
         numpy, begun = self._jax.numpy, self.setup.begun
         table = numpy.asarray(self.setup.schedule, self.setup.dtype)
         return lambda count: table[numpy.maximum(count - begun, 0)]
 
-    def _tree(self, arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+    def _tree(self, arrays: Sequence[np.ndarray]) -> Any:
         """Return parameters as people nest them: dicts with equal names of leaves, and tuples."""
+        dtype = self.setup.dtype_of
+        make = np.array if self.setup.host else self._jax.numpy.asarray
+        leaves = [make(x, dtype(x, i)) for i, x in enumerate(arrays)]
+        if self.setup.layers:
+            paths = [layer.rpartition("/") for layer in self.setup.layers]
+            pairs = zip(paths, leaves, strict=True)
+            return {f"{i:06}_{path}": {name: x} for i, ((path, _, name), x) in enumerate(pairs)}
+        if self.setup.tree:
+            return self._another_tree(leaves)
         # A dict, because a state might contain a list of its own, which would look like parameters.
-        asarray, dtype = self._jax.numpy.asarray, self.setup.dtype_of
         # JAX orders the leaves by key, so the keys are padded. A dict has its own order.
-        return {
-            f"layer_{i:06}": (asarray(x, dtype(x)),)
-            if i % 2
-            else {"attention": {"query": {_NAMES[i // 2 % len(_NAMES)]: asarray(x, dtype(x))}}}
-            for i, x in [*enumerate(arrays)][::-1]
-        }
+        layers, k = [], 0
+        while leaves:
+            name, make_layer = _LAYERS[k % len(_LAYERS)]
+            number = 2 if "pair" in name else 3 if "list" in name else 1
+            layers.append((f"{k:06}_{name}", make_layer(*leaves[:number])))
+            leaves, k = leaves[number:], k + 1
+        return dict(layers[::-1])
+
+    def _another_tree(self, leaves: list[Any]) -> Any:
+        """Return parameters of the structure `Setup.tree`."""
+        if self.setup.tree == "one array":
+            (leaf,) = leaves
+            return leaf
+        if self.setup.tree == "a list":
+            return leaves
+        return _named(1 + len(leaves))(None, *leaves)  # None is no leaf
 
     def _arrays(self, tree: Any) -> Arrays:
         dtype = np.float32 if self.setup.dtype == "bfloat16" else None
         return [np.array(x, dtype) for x in self._jax.tree.leaves(tree)]
 
     def _eager_step(self, grads: Any, state: Any, params: Any) -> Any:
-        updates, state = self.optimizer.update(grads, state, params)
+        given = () if self.setup.alone else (params,)
+        updates, state = self.optimizer.update(grads, state, *given)
         return importlib.import_module("optax").apply_updates(params, updates), state
 
     def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
-        """Update the parameters. `lr` is not used: the schedule or the constructor has the rate."""
+        """Update the parameters. `lr` is used if the state has the rate, which users change."""
         with _x64(self.setup.dtype):
+            if self.setup.rates_by and lr is not None:
+                name = self.setup.arguments.names["learning_rate"]
+                self._state.hyperparams[name] = self._jax.numpy.asarray(lr, self.setup.dtype)
             given = self._tree(grads)
             owned = {"its old state": self._state, "the parameters": self._params}
             before = {name: self._contents(tree) for name, tree in owned.items()}
@@ -165,6 +227,11 @@ class OptaxSession(StateSession):
                 self._params, self._state = tree.map(operator.itemgetter(k), found)
                 states.append((self.velocity(), self.weights()))
         return states
+
+    @property
+    def state(self) -> Any:
+        """The state of the transformation."""
+        return self._state
 
     def assign(self, weights: Arrays) -> None:
         """Replace the parameters."""
@@ -234,6 +301,11 @@ class OptaxSession(StateSession):
                     leaves.append(x)
             self._state = self._jax.tree.unflatten(structure, leaves)
         self.assign(weights)
+
+    def begun_again(self) -> "OptaxSession":
+        """Return another training by the same object."""
+        setup = replace(self.setup, shared=self.optimizer)
+        return OptaxSession(setup, self.weights())
 
     def reloaded(self) -> "OptaxSession":
         """Save and load the leaves of the state."""

@@ -34,6 +34,8 @@ class PlainSession(Session):
         rate: Any = self.setup.options["learning_rate"] if lr is None else lr
         if self.setup.array_rate:
             rate = np.asarray(rate, self._dtype)
+        elif self._dtype == np.float64 and self._t % 2:  # as of a schedule by NumPy
+            rate = np.float64(rate)
         left, before = [], list(self._before.values())
         # Every other step gives the gradients in the memory of the step before, in one array for
         # all gradients of a shape.

@@ -5,9 +5,9 @@ that go in and out are NumPy's. NumPy has no bfloat16, so float32 arrays hold bf
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -39,6 +39,7 @@ class Setup:
         dtype: "float16", "bfloat16", "float32" or "float64"; the widest of several.
         schedule: the learning rate of every step; None if it does not change.
         begun: the number of steps before the schedule starts.
+        wide: the indices of the tensors that are float32 beside others in bfloat16.
         mode: how the step runs: a key of `Session.modes`, or the value of `Session.compiles`.
         groups: torch: the number of tensors and the options of each group of parameters; empty
             means one group with `options`.
@@ -49,18 +50,30 @@ class Setup:
         reordered: Keras: whether the variables come in reverse order in every step, and those
             without a gradient do not come at all.
         excluded: Keras: the number of variables, from the first one, without weight decay.
+        excluded_names: Keras: the names, in part, of variables without weight decay.
         again: torch, Keras: whether another optimizer has trained the parameters before.
         alike: Keras: whether all variables have the same name and path, as in two towers of layers.
         replicas: Keras: whether two replicas of a MirroredStrategy step, each with its own part of
             the gradient.
         limit: Keras: the constraint of every variable keeps |W| below it; None for no constraint.
+        layers: the path of each tensor in its model, "layer/name"; empty if it does not matter.
+        named: torch: whether the parameters come with their names, as of model.named_parameters().
         frozen: torch: whether every second parameter requires a gradient only after construction.
         array_rate: whether the learning rate is an array of the framework, not a Python number.
+        rates_by: what gives the rates of the steps, one of `Session.rate_ways`; empty means
+            what most users have.
+        tree: JAX: the structure of the parameters, one of `Session.trees`; empty means nested
+            dicts and tuples.
         closure: torch: whether a closure computes the gradients.
+        autocast: torch: whether steps run inside torch.autocast.
         scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
+        host: JAX: whether gradients and parameters are arrays of NumPy.
+        alone: JAX: whether `update` gets no parameters; Keras: whether `apply` gets no variables.
+        jitted_init: JAX: whether `init` is compiled.
         donated: JAX: whether a compiled step gets the memory of the state and the parameters.
         unbuilt: Keras: whether the first step builds the optimizer.
         shared: the optimizer of another session, if users apply one optimizer to several states.
+        more: constructor arguments that only this implementation or its framework has.
     """
 
     found: Any
@@ -69,6 +82,7 @@ class Setup:
     dtype: str
     schedule: Sequence[float] | None = None
     begun: int = 0
+    wide: Collection[int] = ()
     mode: str = "eager"
     groups: Sequence[tuple[int, Mapping[str, Any]]] = ()
     strided: bool = False
@@ -77,30 +91,42 @@ class Setup:
     rows: bool = False
     reordered: bool = False
     excluded: int = 0
+    excluded_names: Sequence[str] = ()
     again: bool = False
     alike: bool = False
     replicas: bool = False
     limit: float | None = None
+    layers: Sequence[str] = ()
+    named: bool = False
     frozen: bool = False
     array_rate: bool = False
+    rates_by: str = ""
+    tree: str = ""
     closure: bool = False
+    autocast: bool = False
     scaled: bool = False
+    host: bool = False
+    alone: bool = False
+    jitted_init: bool = False
     donated: bool = False
     unbuilt: bool = False
     shared: Any = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
         """The learning rate of the constructor."""
         return float(self.options["learning_rate"])
 
-    def dtype_of(self, array: np.ndarray) -> str:
-        """Return the dtype that an array gets."""
-        return "bfloat16" if self.dtype == "bfloat16" else array.dtype.name
+    def dtype_of(self, array: np.ndarray, index: int = 0) -> str:
+        """Return the dtype that an array of the tensor with an index gets."""
+        bfloat16 = self.dtype == "bfloat16" and index not in self.wide
+        return "bfloat16" if bfloat16 else array.dtype.name
 
     def construct(self, *args: Any, **instead: Any) -> Any:
         """Call the implementation with the options; `instead` overrides some of them."""
-        return self.found(*args, **self.arguments.keywords({**self.options, **instead}))
+        keywords = self.arguments.keywords({**self.options, **instead})
+        return self.found(*args, **{**keywords, **self.more})
 
 
 class Session(ABC):
@@ -117,6 +143,9 @@ class Session(ABC):
         ways: the names of the methods by which users continue: from a state that they have saved
             and loaded, and so on.
         shares: whether users apply one optimizer to several states.
+        rate_ways: the other ways in which users change the learning rate.
+        trees: the other structures that users have for their parameters.
+        keeps_rate: whether a learning rate that is set holds in later steps.
         overwritten: what a step changed that belongs to the caller; None if nothing.
         steps_at_given_rate: whether `step` uses its `lr`. If not, only a schedule changes the rate.
         frameworks: distributions whose versions belong in a report.
@@ -129,6 +158,9 @@ class Session(ABC):
     strides: ClassVar[bool] = False
     ways: ClassVar[tuple[str, ...]] = ("reloaded",)
     shares: ClassVar[bool] = False
+    rate_ways: ClassVar[tuple[str, ...]] = ()
+    trees: ClassVar[tuple[str, ...]] = ()
+    keeps_rate: ClassVar[bool] = False
     steps_at_given_rate: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ()
     setup: Setup

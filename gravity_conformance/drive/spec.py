@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 from gravity_conformance._guard import ANYTHING, one_line
@@ -85,7 +86,11 @@ def _files_along(found: Any, names: list[str]) -> Iterator[Path]:
 def _found(name: str, folders: Any) -> Any:
     """Return the spec of a module; `importlib.util.find_spec` imports the package around it."""
     found = (finder.find_spec(name, folders) for finder in sys.meta_path)
-    return next(filter(None, found), None)
+    try:
+        return next(filter(None, found), None)
+    except KeyError:  # a folder without __init__.py in another, which is not imported
+        inner = [os.path.join(folder, name.rpartition(".")[2]) for folder in folders]
+        return SimpleNamespace(name=name, has_location=False, submodule_search_locations=inner)
 
 
 def load(spec: str) -> Any:

@@ -6,8 +6,9 @@ import inspect
 import io
 import itertools
 import math
+import operator
 import pickle
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -47,12 +48,22 @@ class TorchSession(StateSession):
 
     Attributes:
         loss: what the last step with a closure returned.
+        calls: how often it called the closure.
     """
 
     groups: ClassVar[bool] = True
     misses: ClassVar[bool] = True
     strides: ClassVar[bool] = True
-    ways: ClassVar[tuple[str, ...]] = ("reloaded", "rolled_back", "copied", "moved")
+    keeps_rate: ClassVar[bool] = True
+    ways: ClassVar[tuple[str, ...]] = (
+        "reloaded",
+        "rolled_back",
+        "saved",
+        "loaded_again",
+        "copied",
+        "moved",
+        "exchanged",
+    )
     frameworks: ClassVar[tuple[str, ...]] = ("torch",)
 
     @staticmethod
@@ -95,14 +106,16 @@ class TorchSession(StateSession):
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Construct the optimizer for parameters with copies of `weights`."""
         self.setup, self._torch = setup, importlib.import_module("torch")
-        self._params = self._parameters(weights)
+        self._params, self._default = self._parameters(weights), setup.options
         self._added: list[tuple[int, Mapping[str, Any]]] = []
         self._before: list[tuple[Any, np.ndarray]] = []  # the gradients of the step before
         self._reuses = self._unscales = False
+        self._made = self.calls = 0
         self.loss: Any = None
-        groups, start = [], 0
+        groups: list[dict[str, Any]] = []
+        start = 0
         for length, options in setup.groups:
-            groups.append(self._group(self._params[start : start + length], options))
+            groups.append(self._group(self._params[start : start + length], options, len(groups)))
             start += length
         if setup.again:
             self.optimizer = setup.construct(self._params)
@@ -114,12 +127,17 @@ class TorchSession(StateSession):
         for p in frozen:
             p.requires_grad_(False)
         # Users pass model.parameters(), which gives each parameter once.
-        self.optimizer = setup.construct(groups or iter(self._params), **self._rate())
+        given: Any = iter(self._params)
+        if setup.named or setup.layers:
+            names = (f"layer_{i // 2}.{'bias' if i % 2 else 'weight'}" for i in itertools.count())
+            own = (layer.replace("/", ".") for layer in setup.layers)
+            given = zip(itertools.chain(own, names), self._params, strict=False)
+        self.optimizer = setup.construct(groups or given, **self._rate())
         for p in frozen:
             p.requires_grad_(True)
 
     def _parameters(self, weights: Sequence[np.ndarray]) -> list[Any]:
-        tensors = [self._tensor(w, i) for i, w in enumerate(weights)]
+        tensors = [self._tensor(w, i, i) for i, w in enumerate(weights)]
         return list(map(self._torch.nn.Parameter, self._packed(tensors)))
 
     def _packed(self, tensors: list[Any]) -> list[Any]:
@@ -130,9 +148,12 @@ class TorchSession(StateSession):
         parts = flat.split([x.numel() for x in tensors])
         return [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
 
-    def _group(self, params: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    def _group(self, params: list[Any], options: Mapping[str, Any], place: int) -> dict[str, Any]:
+        """Return a group; every second one has only what differs from the constructor's options."""
         names, own = self.setup.arguments.names, dict(options)
-        if self.setup.array_rate:
+        if place % 2:
+            own = {n: x for n, x in own.items() if x != self._default.get(n)}
+        if self.setup.array_rate and "learning_rate" in own:
             own["learning_rate"] = self._array(own["learning_rate"])
         return {"params": iter(params)} | {
             names[name]: x for name, x in own.items() if name in names
@@ -150,17 +171,20 @@ class TorchSession(StateSession):
 
     def add(self, weights: Sequence[np.ndarray], options: Mapping[str, Any]) -> None:
         """Add a group of parameters with copies of `weights`."""
-        params = self._parameters(weights)
+        params, place = self._parameters(weights), len(self.optimizer.param_groups)
         self._added.append((len(params), options))
         self._params += params
-        self.optimizer.add_param_group(self._group(params, options))
+        self.optimizer.add_param_group(self._group(params, options, place))
 
-    def _tensor(self, array: np.ndarray, place: int = 0, *, expands: bool = False) -> Any:
+    def _tensor(
+        self, array: np.ndarray, index: int = 0, place: int = 0, *, expands: bool = False
+    ) -> Any:
         """Return a tensor; `place` chooses how a strided one lies in memory.
 
         One that expands may have one row in memory for all; it cannot be written to.
         """
-        tensor = self._torch.tensor(array, dtype=getattr(self._torch, self.setup.dtype_of(array)))
+        dtype = getattr(self._torch, self.setup.dtype_of(array, index))
+        tensor = self._torch.tensor(array, dtype=dtype)
         if not self.setup.strided or not tensor.ndim:
             return tensor
         if place % LAYOUTS == 0:
@@ -187,12 +211,12 @@ class TorchSession(StateSession):
         for group, rate in zip(groups, rates, strict=bool(groups)):
             # Torch's schedulers set "lr", whatever the constructor calls it, and fill a tensor.
             name = "lr" if "lr" in group or own not in group else own
-            if self._torch.is_tensor(group.get(name)):
+            if self._torch.is_tensor(group.get(name)) and not self._reuses:
                 group[name].fill_(rate)
             else:
                 group[name] = self._array(rate) if self.setup.array_rate else rate
         tensors = [
-            None if g is None else self._tensor(g, i // LAYOUTS, expands=True)
+            None if g is None else self._tensor(g, i, i // LAYOUTS, expands=True)
             for i, g in enumerate(grads)
         ]
         # Every other step gives the gradients in the memory of the step before.
@@ -203,14 +227,21 @@ class TorchSession(StateSession):
             tensors = [old.copy_(g) for (old, _), g in zip(before, tensors, strict=True)]
         if self.setup.packed:
             tensors = self._packed(tensors)
-        for p, g in zip(self._params, tensors, strict=True):
-            p.grad = self._rows(g) if self.setup.rows else g
+        for i, (p, g) in enumerate(zip(self._params, tensors, strict=True)):
+            # Embeddings are few among many, and one may be without such gradients in a step.
+            is_sparse = self.setup.rows and (i + self._made) % 3 < 2
+            p.grad = self._rows(g) if is_sparse else g
+        self._made += 1
         if self.setup.closure:
             self._step_with_closure(tensors)
         elif self.setup.scaled:
             self._step_with_scaler(tensors)
         else:
-            self.optimizer.step()
+            with self._torch.autocast("cpu", self._torch.bfloat16, enabled=self.setup.autocast):
+                self.optimizer.step()
+            kept = zip(self._params, tensors, strict=True)
+            if not self.setup.rows and not all(p.grad is g for p, g in kept):
+                self.overwritten = "p.grad"
         given = [g for g in tensors if g is not None]
         self._before = [(g, self._numpy(g)) for g in given]
         if not self._reuses and any(self._numpy(g).tobytes() != x.tobytes() for g, x in before):
@@ -223,7 +254,7 @@ class TorchSession(StateSession):
         return bool(inspect.signature(self.optimizer.step).parameters)
 
     def _step_with_closure(self, tensors: Sequence[Any]) -> None:
-        """Step with a closure that computes the gradients; those before it are others."""
+        """Step with a closure that computes the gradients; before it, there are others or none."""
         pairs = list(zip(self._params, tensors, strict=True))
         calls = []
 
@@ -235,7 +266,7 @@ class TorchSession(StateSession):
             return loss
 
         for p, g in pairs:
-            p.grad = self._torch.full_like(g, 7.0)
+            p.grad = self._torch.full_like(g, 7.0) if self._made % 2 else None
         try:
             with self._torch.enable_grad():
                 self.loss = self.optimizer.step(closure)
@@ -243,6 +274,7 @@ class TorchSession(StateSession):
             if calls:
                 raise
             raise ClosureRefusedError(one_line(error)) from error
+        self.calls = len(calls)
 
     def _step_with_scaler(self, tensors: Sequence[Any]) -> None:
         """Step by a gradient scaler, after a loss that makes it skip a step.
@@ -269,7 +301,8 @@ class TorchSession(StateSession):
         values = self._torch.cat([2 * gradient[found], -gradient[found]])
         indices = self._torch.cat([found, found])[None]
         shape = gradient.shape
-        return self._torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)
+        made = self._torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)
+        return made.coalesce() if self._made % 2 else made
 
     def assign(self, weights: Arrays) -> None:
         """Copy into the parameters."""
@@ -334,14 +367,23 @@ class TorchSession(StateSession):
                 else:
                     mapping[key] = type(mapping[key])(numbers[name])
 
-    def _other(self) -> Setup:
-        """Return a setup with another β, if it belongs to the groups: a state has its own."""
-        name = self.setup.arguments.names.get("beta")
-        if name not in self.optimizer.defaults or "beta" not in self.setup.options:
-            return self.setup
-        options = dict(self.setup.options)
-        options["beta"] = 0.5 * (options["beta"] + 0.25)
-        return replace(self.setup, options=options)
+    def _other(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return other values of the options that belong to the groups: a state has its own.
+
+        A rate may also give σ of V₀ that is still to be drawn, so it changes only if σ is 0.
+        """
+        arguments, other = self.setup.arguments, dict(options)
+        changed: dict[str, Callable[[Any], Any]] = {
+            "beta": lambda beta: 0.5 * (beta + 0.25),
+            "weight_decay": lambda decay: decay + 0.25,
+            "maximize": operator.not_,
+        }
+        if 0.0 in (options.get("alpha"), options.get("velocity_std")):
+            changed["learning_rate"] = lambda lr: 2 * lr
+        for name in changed.keys() & options.keys() - arguments.fixed.keys():
+            if arguments.names.get(name) in self.optimizer.defaults:
+                other[name] = changed[name](options[name])
+        return other
 
     def change(self, options: Mapping[str, Any]) -> None:
         """Set options of every group, by our names, as users do between steps."""
@@ -370,6 +412,29 @@ class TorchSession(StateSession):
                 p.data = p.data.clone()
         return self
 
+    def exchanged(self) -> "TorchSession":
+        """Put other parameters in place of those of the groups, with their states.
+
+        Methods that add and remove points of a scene, as Gaussian splatting, do.
+        """
+        made = {p: self._torch.nn.Parameter(p.detach().clone()) for p in self._params}
+        for group in self.optimizer.param_groups:
+            group["params"][:] = [made[p] for p in group["params"]]
+        for p, new in made.items():
+            if p in self.optimizer.state:
+                self.optimizer.state[new] = self.optimizer.state.pop(p)
+        self._params = [made[p] for p in self._params]
+        return self
+
+    def hooks_called(self) -> tuple[int, int]:
+        """Make a step, and return how often it calls a hook before it and one after it."""
+        before: list[int] = []
+        after: list[int] = []
+        self.optimizer.register_step_pre_hook(lambda *_: before.append(1))
+        self.optimizer.register_step_post_hook(lambda *_: after.append(1))
+        self.step([np.ones(p.shape, np.float32) for p in self._params])
+        return len(before), len(after)
+
     def rolled_back(self) -> "TorchSession":
         """Save the state, make a step, and load the state again."""
         state, weights = copy.deepcopy(self.optimizer.state_dict()), self.weights()
@@ -386,6 +451,16 @@ class TorchSession(StateSession):
         self._torch.save(self.optimizer.state_dict(), file)
         file.seek(0)
         return file
+
+    def saved(self) -> "TorchSession":
+        """Save the state, and go on."""
+        self._saved()
+        return self
+
+    def loaded_again(self) -> "TorchSession":
+        """Load the optimizer's own state."""
+        self.optimizer.load_state_dict(self.optimizer.state_dict())
+        return self
 
     def loads_by_default(self) -> bool:
         """Return whether torch.load takes the saved state without weights_only=False."""
@@ -410,10 +485,12 @@ class TorchSession(StateSession):
         """Save and load through state_dict."""
         weights = iter(self.weights())
         first = len(self._params) - sum(length for length, _ in self._added)
-        session = TorchSession(self._other(), [*itertools.islice(weights, first)])
+        groups = [(length, self._other(options)) for length, options in self.setup.groups]
+        setup = replace(self.setup, options=self._other(self.setup.options), groups=groups)
+        session = TorchSession(setup, [*itertools.islice(weights, first)])
         session.setup = self.setup
         for length, options in self._added:
-            session.add([*itertools.islice(weights, length)], options)
+            session.add([*itertools.islice(weights, length)], self._other(options))
         # The state of an implementation may contain any object.
         session.optimizer.load_state_dict(self._torch.load(self._saved(), weights_only=False))
         return session

@@ -137,14 +137,6 @@ FORGOTTEN = {
         "p.numel() >= 2**18",
         "group = group | {'weight_decay': 0.0}",
     ),
-    "weight decay where W is not contiguous": (
-        "not p.is_contiguous()",
-        "group = group | {'weight_decay': 0.0}",
-    ),
-    "weight decay where the gradient is not contiguous": (
-        "not p.grad.is_contiguous()",
-        "group = group | {'weight_decay': 0.0}",
-    ),
     "weight decay where the gradient is 0": (
         "not p.grad.any()",
         "group = group | {'weight_decay': 0.0}",

@@ -80,6 +80,31 @@ AROUND = {
         "        self.state[p]['t'] = torch.tensor(float(self.state[p]['t']))",
         "default-dtype",
     ),
+    "V₀ is 0 for tensors of five axes": (
+        "    def one(self, p, *rest):\n"
+        "        if p.ndim == 5 and p not in self.state: self.state[p].update("
+        "t=0, v=torch.zeros_like(p))\n        super().one(p, *rest)",
+        "v0",
+    ),
+    "biases by the names that the user gives": (
+        "    def one(self, p, owner, place, group):\n"
+        "        names = group.get('param_names', [''])\n"
+        "        if 'bias' in names[place % len(names)]: group = group | {'weight_decay': 0.0}\n"
+        "        super().one(p, owner, place, group)",
+        "update",
+    ),
+    "a step of a tiny rate is left out": (
+        "    def one(self, p, owner, place, group):\n"
+        "        if group['lr'] > 1e-8: super().one(p, owner, place, group)",
+        "update",
+    ),
+    "the decay keeps the sign of W": (
+        "    def one(self, p, owner, place, group):\n"
+        "        most = 1 / group['lr'] if group['lr'] else 0.0\n"
+        "        less = min(group['weight_decay'], most)\n"
+        "        super().one(p, owner, place, group | {'weight_decay': less})",
+        "weight-decay",
+    ),
     "V₀ is 0 in half types": (
         "    def one(self, p, *rest):\n"
         "        if p.dtype.itemsize == 2 and p not in self.state: self.state[p].update("

@@ -165,6 +165,26 @@ AROUND_KERAS = {
         "        super().update_step(tf.convert_to_tensor(g) * (beta / beta), w, lr)",
         "compiled",
     ),
+    "a schedule is its first rate": (
+        "    def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):\n"
+        "        is_schedule = hasattr(learning_rate, 'get_config')\n"
+        "        rate = float(learning_rate(0)) if is_schedule else learning_rate\n"
+        "        super().__init__(rate, alpha, beta, seed)",
+        "schedule",
+    ),
+    "a callable is its first rate": (
+        "    def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):\n"
+        "        is_called = callable(learning_rate) and not hasattr(learning_rate, 'get_config')\n"
+        "        rate = learning_rate() if is_called else learning_rate\n"
+        "        super().__init__(rate, alpha, beta, seed)",
+        "schedule",
+    ),
+    "σ of a schedule is that of the default rate": (
+        "    def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):\n"
+        "        super().__init__(learning_rate, alpha, beta, seed)\n"
+        "        if hasattr(learning_rate, 'get_config'): self.std = alpha / 0.1",
+        "v0",
+    ),
     "no averages": (
         "    def apply(self, grads, variables=None):\n"
         "        self.use_ema, given = False, self.use_ema\n"
@@ -256,7 +276,7 @@ def names(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
 
     def init(params):
         def drawn(path, w):
-            own = zlib.crc32(f"{seed} {path[-3:]}".encode())
+            own = zlib.crc32(f"{seed} {path[-2:]}".encode())
             return planted.optax_right(learning_rate, alpha, beta, own).init(w)["velocity"]
         v = jax.tree_util.tree_map_with_path(drawn, params)
         return inner.init(params) | {"velocity": v}
@@ -350,9 +370,29 @@ def in_order(inner, params):
     own = list(params.values()) if isinstance(params, dict) else [params]
     return inner.init(params) | {"velocity": [inner.init(w)["velocity"] for w in own]}
 
+def by_rows(inner, updates, state, params=None):
+    def alone(g):
+        most = jax.numpy.abs(g).max(axis=-1, keepdims=True)
+        return jax.numpy.clip(g, -most, most) * most / most.max()
+    return inner.update(alone(updates) if hasattr(updates, "shape") else updates, state, params)
+
+def by_object(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+    inner, begun = planted.optax_right(learning_rate, alpha, beta, seed), []
+
+    def init(params):
+        begun.append(inner.init(params))
+        return begun[0] | {"velocity": jax.tree.map(jax.numpy.zeros_like, params)}
+
+    def update(updates, state, params=None):
+        start = begun[0]["velocity"] if begun else state["velocity"]
+        v = jax.tree.map(lambda v, x: v + x * (state["t"] == 0), state["velocity"], start)
+        return inner.update(updates, state | {"velocity": v})
+
+    return optax.GradientTransformation(init, update)
+
 donated, ordered = around(stored, right), around(in_order, right)
 restructured, batched = around(listed, in_tuples), around(right, on_host)
-tuples = around(right, zipped)
+tuples, bare = around(right, zipped), around(right, by_rows)
 wide, rows = around(right, tiled), around(right, blocked)
 first_dtype = around(right, in_first_dtype)
 kept, factors = {}, {}
@@ -399,6 +439,8 @@ def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
         ("wide", "large", "correct"),
         ("rows", "large", "correct"),
         ("first_dtype", "float16", "correct"),
+        ("bare", "trees", "correct"),
+        ("by_object", "v0", "correct"),
         ("mutable", "gradient", "correct"),
         ("owner", "gradient", "correct"),
         ("cached", "turns", "decays"),

@@ -224,7 +224,7 @@ class HalfMaximum(Rules):
 
 class Pieces(Rules):
     def largest(self, g, place):
-        if g.size <= 2**22:
+        if g.size <= 2**22 or g.ndim != 2:
             return super().largest(g, place)
         maxima = [np.full((len(half), 1), abs(half).max()) for half in np.array_split(g, 2)]
         return np.concatenate(maxima)
@@ -530,7 +530,10 @@ def keras(rules, *, rest=False):
     class Planted(keras.optimizers.Optimizer):
         def __init__(self, learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, **kwargs):
             super().__init__(learning_rate, **kwargs)
-            self.std, self.beta, self.seed = alpha / float(learning_rate), beta, seed
+            is_schedule = isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+            called = learning_rate if callable(learning_rate) else lambda: learning_rate
+            first = called(0) if is_schedule else called()
+            self.std, self.beta, self.seed = alpha / float(first), beta, seed
             self.alpha = alpha
 
         def get_config(self):

@@ -1,5 +1,6 @@
 """Checks beside the update: states, groups, unchanged gradients, maximize and weight decay."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,27 +8,34 @@ from typing import Any
 import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance.conform.checks import nonfinite
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned, to_dtype
-from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
+from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, to_dtype
+from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.together import Part, Plan
-from gravity_conformance.conform.judge.trial import Case, Trial, WrongResultError
-from gravity_conformance.drive.session import ClosureRefusedError
-from gravity_conformance.drive.spec import parameters
+from gravity_conformance.conform.judge.trial import Case, WrongResultError
 
 
 def resume(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with the state saved after six steps and loaded, also after another step."""
     if subject.driver.stateless:  # the caller keeps V and t, in the arrays that it was given
-        finding = judge.judge(_continued(subject, 17, "rolled_back"))
+        finding = judge.judge(continued(subject, 17, "rolled_back"))
         finding.note = "" if finding.outcome == "pass" else "w and v overwritten by the caller"
         return finding
-    finding = judge.judge(_continued(subject, 17, "reloaded"))
+    finding = judge.judge(continued(subject, 17, "reloaded"))
     if finding.outcome == "pass" and "rolled_back" in subject.driver.session.ways:
-        finding = judge.judge(_continued(subject, 17, "rolled_back"))
+        finding = judge.judge(continued(subject, 17, "rolled_back"))
         finding.note = finding.note if finding.outcome == "pass" else "loaded after another step"
+        for way, after in (
+            ("saved", "after a state_dict"),
+            ("loaded_again", "its own state_dict loaded"),
+            ("built_again", "built again"),
+        ):
+            if finding.outcome == "pass" and way in subject.driver.session.ways:
+                finding = judge.judge(continued(subject, 17, way), after)
+                finding.note = "" if finding.outcome == "pass" else finding.note
         if finding.outcome == "pass" and subject.at_rest:
-            first = replace(_continued(subject, 17, "rolled_back"), options=subject.options())
+            first = replace(continued(subject, 17, "rolled_back"), options=subject.options())
             finding = judge.judge(replace(first, reload_after=0))
             after = "the state before the first step, loaded after another step"
             finding.note = finding.note if finding.outcome == "pass" else after
@@ -37,54 +45,14 @@ def resume(subject: Subject, judge: Judge) -> Finding:
     return finding
 
 
-def copied(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory with the optimizer and its weights copied after six steps."""
-    return _in_memory(subject, judge, 31, "copied")
-
-
-def moved(subject: Subject, judge: Judge) -> Finding:
-    """A trajectory with other tensors in p.data after six steps."""
-    return _in_memory(subject, judge, 52, "moved")
-
-
-def safe(subject: Subject, judge: Judge) -> Finding:
-    """A saved state that torch.load takes without weights_only=False."""
-    if subject.driver.kind != "torch":
-        return Finding("not applicable", "only in torch")
-    is_safe = _begun(subject).loads_by_default()
-    return Finding("pass") if is_safe else Finding("remark", "torch.load needs weights_only=False")
-
-
-def in_place(subject: Subject, judge: Judge) -> Finding:
-    """A step that writes to the memory of the parameters, which others may share."""
-    if subject.driver.kind != "torch":
-        return Finding("not applicable", "only in torch")
-    if _begun(subject).steps_in_place():
-        return Finding("pass")
-    return Finding("remark", "a step replaces p.data; what shares the old memory does not follow")
-
-
-def _begun(subject: Subject, **how: Any) -> Any:
-    """Return a session after one step."""
-    session = subject.driver.start([np.zeros(3, np.float32)], subject.options(), **how)
-    session.step([np.ones(3, np.float32)])
-    return session
-
-
 def assigned(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with other weights, which the user assigns after six steps."""
-    case = _continued(subject, 57, "")
+    case = continued(subject, 57, "")
     others, _ = subject.normal(0, [w.shape for w in case.weights], seed=58)
     return judge.judge(replace(case, assigned=others))
 
 
-def _in_memory(subject: Subject, judge: Judge, seed: int, way: str) -> Finding:
-    if way not in subject.driver.session.ways:
-        return Finding("not applicable", "only in torch")
-    return judge.judge(_continued(subject, seed, way))
-
-
-def _continued(subject: Subject, seed: int, way: str) -> Case:
+def continued(subject: Subject, seed: int, way: str) -> Case:
     """Return a case that continues after six steps, at a rate that changed after three."""
     shapes = ((4, 3), (5,), (2, 3, 2, 2))
     weights, gradients = subject.normal(12, shapes, seed=seed)
@@ -99,6 +67,13 @@ def groups(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.groups:
         return Finding("not applicable", "it has no groups")
     finding = together(subject, judge, _grouped(subject))
+    for name, values in chosen(subject).items():
+        if finding.outcome == "pass":  # groups that differ in one option, and one that names none
+            base = subject.options(learning_rate=0.07, beta=0.6)
+            options = [base, base | {name: values[1]}, base | {name: values[2]}, base]
+            added = (0, 0, 2, 3)
+            parts = [normal_part(subject, 80 + k, range(added[k], 6), k) for k in range(len(added))]
+            finding = together(subject, judge, Plan(parts, options, added))
     finding.note = finding.note or f"they differ in {', '.join(chosen(subject))}"
     return finding
 
@@ -125,7 +100,14 @@ def changed(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", "no option belongs to its groups")
     weights, gradients = subject.normal(6, seed=61)
     case = Case(weights, gradients, subject.options(), reload_after=3, later=later)
-    return judge.judge(case, f"it changes {', '.join(later)}")
+    finding = judge.judge(case, f"it changes {', '.join(later)}")
+    off = {"weight_decay": 0.0, "maximize": False}
+    off = {name: x for name, x in off.items() if name in later and name in subject.accepted}
+    if off and finding.outcome == "pass":
+        case = replace(case, options=subject.options(**subject.accepted), later=off)
+        other = judge.judge(case, f"it sets {' and '.join(off)} back")
+        finding = finding if other.outcome == "pass" else other
+    return finding
 
 
 def _grouped(subject: Subject) -> Plan:
@@ -133,10 +115,13 @@ def _grouped(subject: Subject) -> Plan:
     for k in range(len(added)):
         options.append(subject.options() | {name: values[k] for name, values in own.items()})
     steps = [range(after, 6) for after in added]
-    return Plan([_part(subject, 40 + k, steps[k], k) for k in range(len(added))], options, added)
+    return Plan(
+        [normal_part(subject, 40 + k, steps[k], k) for k in range(len(added))], options, added
+    )
 
 
-def _part(subject: Subject, seed: int, steps: Sequence[int], group: int = 0) -> Part:
+def normal_part(subject: Subject, seed: int, steps: Sequence[int], group: int = 0) -> Part:
+    """Return normally distributed tensors of a group, with their gradients in the given steps."""
     weights, gradients = subject.normal(len(steps), seed=seed)
     return Part(weights, dict(zip(steps, gradients, strict=True)), group)
 
@@ -161,7 +146,7 @@ def missing(subject: Subject, judge: Judge) -> Finding:
 def gaps(subject: Subject, **how: Any) -> Plan:
     """Return tensors that miss gradients, in different steps."""
     steps: Sequence[Sequence[int]] = (range(6), range(2), (0, 1, 4, 5), (2, 3, 5))
-    parts = [_part(subject, 44 + k, given) for k, given in enumerate(steps)]
+    parts = [normal_part(subject, 44 + k, given) for k, given in enumerate(steps)]
     return Plan(parts, [subject.decaying], how=how)
 
 
@@ -180,61 +165,6 @@ def together(subject: Subject, judge: Judge, plan: Plan) -> Finding:
     return Finding("pass", "", worst)
 
 
-def closure(subject: Subject, judge: Judge) -> Finding:
-    """Steps with a closure that computes the gradients."""
-    if not subject.driver.session.groups:
-        return Finding("not applicable", "users pass no closure")
-    session: Any = subject.driver.start([np.zeros(1, np.float32)], subject.options())
-    if not session.takes_closure:
-        return Finding("not applicable", "its step takes none")
-    weights, gradients = subject.normal(4, seed=47)
-    try:
-        finding = judge.judge(Case(weights, gradients, subject.decaying, how={"closure": True}))
-    except ClosureRefusedError as error:
-        return Finding("remark", f"it refuses a closure: {error}")
-    if finding.outcome == "pass" and _begun(subject, closure=True).loss is None:
-        return replace(finding, outcome="remark", note="step(closure) does not return the loss")
-    return finding
-
-
-# Arguments of torch's optimizers that choose another path through the same update.
-PATHS = (("foreach", False), ("foreach", True), ("fused", True), ("capturable", True))
-
-
-def paths(subject: Subject, judge: Judge) -> Finding:
-    """Steps with foreach, fused and capturable, where the constructor has them."""
-    offered = {*parameters(subject.driver.found)} - {*subject.driver.arguments.extra}
-    chosen = [(name, value) for name, value in PATHS if name in offered]
-    if subject.driver.kind != "torch" or not chosen:
-        return Finding("not applicable", "the constructor has none of them")
-    weights, gradients = patterned(subject.rng("paths"), 4, [*SHAPES, (2**16 + 9,)] * 4)
-    case = Case(weights, gradients, subject.decaying)
-    ran, refused = [], []
-    for name, value in chosen:
-        try:
-            run = subject.run(case, {name: value})
-        except WrongResultError:
-            raise
-        except ANYTHING as error:  # a path may need a GPU
-            refused.append(f"it refuses {name}={value}: {one_line(error)}")
-            continue
-        finding = judge.found(Trial(case, run, subject.first_step), f"with {name}={value}")
-        if finding.outcome != "pass":
-            return finding
-        ran.append(f"{name}={value}")
-    if not ran:
-        return Finding("not applicable", "; ".join(refused))
-    return Finding("pass", "; ".join([f"with {', '.join(ran)}", *refused]))
-
-
-def scaler(subject: Subject, judge: Judge) -> Finding:
-    """Steps by a gradient scaler, which skips one with an infinite loss before each."""
-    if not subject.driver.session.groups:
-        return Finding("not applicable", "only in torch")
-    weights, gradients = subject.normal(4, seed=53)
-    return judge.judge(Case(weights, gradients, subject.decaying, how={"scaled": True}))
-
-
 def rows(subject: Subject, judge: Judge) -> Finding:
     """Gradients as their rows that are not zero, each as a sum of two, as of an embedding."""
     if not subject.driver.session.takes_rows():
@@ -244,12 +174,27 @@ def rows(subject: Subject, judge: Judge) -> Finding:
     for step, grads in enumerate(gradients[1:]):
         for g in grads:
             g[step % 2 :: 2] = 0
-    try:
-        return judge.judge(Case(weights, gradients, subject.decaying, how={"rows": True}))
-    except Exception as error:
-        if subject.driver.kind != "torch" or isinstance(error, WrongResultError):
+    case = Case(weights, gradients, subject.decaying, how={"rows": True})
+    tables = [i for i, w in enumerate(weights) if w.ndim == 2]
+    for only in (range(len(weights)), tables):
+        try:
+            finding = judge.judge(case.only(only))
+        except WrongResultError:
             raise
-        return Finding("not applicable", "it takes none, like most optimizers of torch")
+        except Exception:
+            if subject.driver.kind != "torch":
+                raise
+            continue
+        if finding.outcome == "pass":
+            finding = nonfinite.swallowed(judge, how={"rows": True}) or finding
+        if finding.outcome == "pass" and subject.driver.session.builds_in_a_graph():
+            how = {"rows": True, "mode": "function"}
+            finding = judge.judge(replace(case.only(range(3)), how=how), "inside tf.function")
+            finding.note = "" if finding.outcome == "pass" else finding.note
+        if only is tables and finding.outcome == "pass":
+            return replace(finding, outcome="remark", note="it takes those of tables only")
+        return finding
+    return Finding("not applicable", "it takes none, like most optimizers of torch")
 
 
 def default_dtype(subject: Subject, judge: Judge) -> Finding:
@@ -273,13 +218,13 @@ def gradient(subject: Subject, judge: Judge) -> Finding:
     scales: Sequence[float] = SCALES
     if subject.refused(shape=()) is None:
         shapes, scales = (*SHAPES, ()), (*SCALES, 1.0)
-    asked = [{}, *({name: 0.1 if name == "weight_decay" else True} for name in OPTIONAL)]
-    for wanted in asked:
-        if not all(map(subject.offers, wanted)):
-            continue
+    for wanted in ({}, *({name: value} for name, value in subject.accepted.items())):
         weights, gradients = subject.normal(4, shapes, scales, seed=18)
         options = subject.options(**wanted)
         judge.observe(Case(weights, gradients, options))
+        if subject.driver.kind == "optax":
+            with contextlib.suppress(*ANYTHING):  # it may need arrays of JAX
+                judge.observe(Case(weights, gradients, options, how={"host": True}))
     return judge.touched or Finding("pass")
 
 
@@ -293,12 +238,17 @@ def maximize(subject: Subject, judge: Judge) -> Finding:
 
 
 def weight_decay(subject: Subject, judge: Judge) -> Finding:
-    """Decoupled weight decay, W ← W − η λ W; also with a schedule, and with maximize."""
+    """Decoupled weight decay, W ← W − η λ W; also η λ > 1, with a schedule, and with maximize."""
     if not subject.offers("weight_decay"):
         return Finding("not applicable", "not offered")
-    weights, gradients = subject.normal(12, seed=20)
+    shapes = (*SHAPES, (6,), (2, 5), (3,), (5, 2), (7,), (2, 2), (4,), (3, 3), (2,))
+    weights, gradients = subject.normal(12, shapes, SCALES * 4, seed=20)
     options = subject.options(weight_decay=0.1)
     finding = judge.judge(Case(weights, gradients, options, subject.velocity(weights)))
+    if finding.outcome == "pass" and subject.refused(weight_decay=30.0) is None:
+        case = Case(weights, gradients[:4], subject.options(weight_decay=30.0))
+        finding = judge.judge(replace(case, velocity=subject.velocity(weights)), "λ = 30")
+        finding.note = "" if finding.outcome == "pass" else finding.note
     if finding.outcome != "pass":
         return finding
     if "maximize" in subject.accepted:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
-from gravity_conformance.conform.checks import behaviour, gradients
+from gravity_conformance.conform.checks import behaviour, gradients, of_torch
 from gravity_conformance.conform.checks.covering import Row, covering
 from gravity_conformance.conform.checks.findings import Finding, Judge, touched
 from gravity_conformance.conform.checks.inputs import to_dtype
@@ -91,11 +91,13 @@ def _factors(
     double = "float64" in subject.dtypes and "dtype" not in fixed
     double = double and _passes(subject, judge, _DOUBLE, gradients.double)
     dtypes = ("float32", "float64") if double else ("float32",)
-    mixed = ("mixed",) if double and not subject.driver.stateless and _mixes(subject) else ()
+    mixes = double and not subject.driver.stateless and subject.takes("float64", "float32")
+    mixed = ("mixed",) if mixes else ()
     missing = if_passes("missing", behaviour.missing, "some", "the first ones")
+    _passes(subject, judge, "paths", of_torch.paths)  # it finds `subject.paths`
     states = if_passes("resume", behaviour.resume, "loaded")
     states += ("rolled back",) if states and "rolled_back" in session.ways else ()
-    states += if_passes("moved", behaviour.moved, "moved")
+    states += if_passes("moved", of_torch.moved, "moved")
     factors: dict[str, Sequence[Any]] = {
         "fast": (False, False, True) if session.compiles else (False,),
         "size": (*_SIZES, *scalar),
@@ -117,20 +119,9 @@ def _factors(
         "t": ("from the start", *(() if subject.unwritable else ("far",))),
         "state": ("kept", *states),
         "rows": (False, *if_passes("rows", behaviour.rows, True)),
+        "path": ("default", *if_passes("paths", of_torch.paths, *subject.paths)),
     }
     return factors | dict(fixed)
-
-
-def _mixes(subject: Subject) -> bool:
-    """Tell whether the implementation takes float64 and float32 tensors together."""
-    weights, (grads,) = subject.normal(1, dtype=np.float64)
-    try:
-        mixed = [w.astype(np.float32) if i else w for i, w in enumerate(weights)]
-        session = subject.driver.start(mixed, subject.options())
-        session.step([g.astype(w.dtype) for g, w in zip(grads, mixed, strict=True)])
-    except ANYTHING:
-        return False
-    return True
 
 
 def _judged(
@@ -227,7 +218,8 @@ def _wrong(subject: Subject, judge: Judge, seed: int, row: Row) -> Trial | BaseE
         return error
     for trial in trials:
         judge.touched = judge.touched or touched(trial.case, trial.run)
-    wrong = [t for t in trials if not compare(t).inside and how_tolerated(t) is None]
+    wrong = [t for t in trials if not compare(t).inside]
+    wrong = [t for t in wrong if how_tolerated(t, injects_beta=subject.injects_beta) is None]
     return min(wrong, key=lambda t: t.size(0), default=None)
 
 
@@ -240,7 +232,7 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
     special = int(rng.integers(number))
     groups = 1 if row["groups"] == "one" else 2
     later = 2 if row["groups"] == "one added later" else 0
-    parts = []
+    parts, first = [], int(rng.integers(2))
     for i in range(number):
         group = i * groups // number
         after = later * group
@@ -251,8 +243,8 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
         )
         content = row["content"] if i == special else None
         dtype = row["dtype"]
-        if dtype == "mixed":  # the first is float64, and with it a rate that is a tensor
-            dtype = ("float64", "float32")[int(rng.integers(2)) if i else 0]
+        if dtype == "mixed":  # either may be the first
+            dtype = ("float64", "float32")[(i + first) % 2 if i < 2 else int(rng.integers(2))]
         misses = row["missing"]
         if i != special and (rng.integers(2) or i in (0, number - 1)):
             misses = "none"
@@ -296,6 +288,7 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
             "array_rate": row["array"],
             "fast": row["fast"],
             "bfloat16": row["dtype"] == "bfloat16",
+            "more": subject.paths.get(row["path"], {}),
         },
     )
 

@@ -84,7 +84,8 @@ class Judge:
         verdict = compare(trial, what=what)
         finding = Finding("pass", note, worst(trial))
         if not verdict.inside:
-            if (tolerated := how_tolerated(trial)) is not None:
+            injects_beta = self.subject.injects_beta
+            if (tolerated := how_tolerated(trial, injects_beta=injects_beta)) is not None:
                 finding.note = "; ".join(filter(None, (note, tolerated)))
             else:
                 finding.outcome, finding.first = "differs", verdict.first
@@ -99,7 +100,8 @@ class Judge:
                     small = [i for i in wrong[1:_MANY] if trial.size(i) <= _LARGE]
                     right = (i for i in range(every) if i not in verdict.wrong)
                     fine = [i for i in right if trial.size(i) <= _LARGE][:_MANY]
-                    passed, trial = trial.only(fine), trial.only([*wrong[:1], *small])
+                    passed = trial.only(fine) if fine else None
+                    trial = trial.only([*wrong[:1], *small])
                 mistakes = diagnose(trial, what=what).distinct if trial.size(0) <= _LONGEST else []
                 if passed is not None:  # a mistake may affect only some tensors, but is no other
                     mistakes = [m for m in mistakes if not refuted(m, passed)]

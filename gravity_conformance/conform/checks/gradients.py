@@ -1,20 +1,22 @@
 """Checks that feed gradients and judge every element of V and W after every step."""
 
+import contextlib
 import itertools
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance.conform.checks import nonfinite
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import SHAPES, patterned
+from gravity_conformance.conform.checks.inputs import SHAPES, patterned, to_dtype
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.judge.compare import compare
 from gravity_conformance.conform.judge.perform import certain, seen
-from gravity_conformance.conform.judge.trial import Case, Run, Trial
-from gravity_conformance.drive.session import Arrays
+from gravity_conformance.conform.judge.trial import Case, Run, Trial, WrongResultError
 
 # Steps after which counters of 8, 11, 15, 16 and 24 bits stop or start again.
+FARTHER = (10**8 - 2, 2**31 - 3)  # where a counter of users may go, but none in float32
 FAR = (2**8 - 2, 2**11 - 2, 2**15 - 2, 2**16 - 2, 2**24 - 8)
 
 
@@ -24,10 +26,16 @@ def update(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(3)
     small = Case(weights, gradients, subject.options(), subject.velocity(weights))
     finding = judge.judge(small)
-    for lr in (1e-5, 5.0):  # η has no limits
+    rates = (1e-9, 1e-5, 1, 5.0, 200.0)  # η has no limits, and may be an int
+    for lr in rates if subject.refused(learning_rate=1) is None else {*rates} - {1}:
         if finding.outcome == "pass" and "learning_rate" not in subject.driver.arguments.fixed:
-            options = subject.options(learning_rate=lr)
-            finding = judge.judge(replace(small, options=options), f"η = {lr:g}")
+            options, zeros = subject.options(learning_rate=lr), [0 * w for w in weights]
+            at_zero = replace(small, weights=zeros, options=options)  # where a small step shows
+            finding = judge.judge(at_zero, f"η = {lr:g}")
+    if finding.outcome == "pass" and subject.driver.kind == "torch":
+        named = replace(small, options=subject.decaying, how={"named": True})
+        with contextlib.suppress(*ANYTHING):  # torch takes them since 2.6
+            finding = judge.judge(named, "with named parameters")
     finding.note = "" if finding.outcome == "pass" else finding.note
     if finding.outcome == "pass":  # a list that is longer than a block of tensors
         weights, gradients = patterned(rng, 2, [(3,)] * subject.level.listed)
@@ -43,10 +51,10 @@ def update(subject: Subject, judge: Judge) -> Finding:
 
 
 def large(subject: Subject, judge: Judge) -> Finding:
-    """Two updates of a table as large as those of language models, and of a wide and a tall one."""
+    """Two updates of a table as of language models, of a wide and a tall one, and of a vector."""
     rows = subject.level.vocabulary + int(subject.rng("large").integers(64))
-    shapes = ((rows, 768), (5, 9 * rows), (9 * rows, 5))
-    weights, gradients = subject.normal(2, shapes, (1.0, 1.0, 1.0), seed=51)
+    shapes = ((rows, 768), (5, 9 * rows), (9 * rows, 5), (768 * rows - 9,))
+    weights, gradients = subject.normal(2, shapes, (1.0,) * 4, seed=51)
     for g in gradients[0]:
         g.flat[-1] = 10.0  # the greatest: no other number is as far from 0
     case = Case(weights, gradients, subject.options(), subject.velocity(weights))
@@ -86,7 +94,8 @@ def long(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(5, ((3,), (2,)), (1.0, 5.0), seed=29)
     # A step that writes a scheduled rate is compiled for every number of steps.
     paths = (False, True) if subject.driver.session.compiles else (False,)
-    for count, fast in ((count, fast) for count in FAR for fast in paths):
+    far = FAR + (FARTHER if subject.driver.stateless else ())
+    for count, fast in ((count, fast) for count in far for fast in paths):
         if finding.outcome == "pass":
             v = [0 * w for w in weights]
             other = judge.judge(Case(weights, gradients, options, v, count, fast=fast))
@@ -98,12 +107,28 @@ def long(subject: Subject, judge: Judge) -> Finding:
 def double(subject: Subject, judge: Judge) -> Finding:
     """A trajectory in float64, and gradients of many sizes, at which 1 differs from 1 + (G/m)²."""
     weights, gradients = subject.normal(20, dtype=np.float64, seed=7)
-    finding = judge.judge(Case(weights, gradients, subject.options()))
+    case = Case(weights, gradients, subject.options())
+    finding = judge.judge(case)
+    if finding.outcome == "pass" and subject.driver.session.compiles:
+        finding = judge.judge(replace(case, fast=True), "compiled")
+        if finding.outcome == "pass" and subject.driver.kind == "optax":
+            finding = scanned(subject, judge, "float64")
+    if finding.outcome == "pass" and subject.driver.kind not in ("keras", "torch"):
+        # Keras keeps a rate in float32. The combinations have those of torch.
+        finding = judge.judge(replace(case, how={"array_rate": True}), "a rate that is an array")
+    finding.note = "" if finding.outcome == "pass" else finding.note
     if finding.outcome == "pass":
         shapes, scales = ((200,),) * 5, (10.0, 100.0, 1e3, 3e3, 1e4)
         weights, gradients = subject.normal(3, shapes, scales, np.float64, seed=76)
         finding = judge.judge(Case(weights, gradients, subject.options()), "large gradients")
         finding.note = "" if finding.outcome == "pass" else finding.note
+    if finding.outcome == "pass":
+        weights, gradients = subject.normal(3, SHAPES, (1e100,) * 3, np.float64, seed=105)
+        gradients[1][1][:] = [1e300, 0, 1, -1e-30, 1e150]
+        finding = judge.judge(Case(weights, gradients, subject.options()), "huge gradients")
+        finding.note = "" if finding.outcome == "pass" else finding.note
+    if finding.outcome == "pass":
+        finding = nonfinite.swallowed(judge, "float64") or finding
     return finding
 
 
@@ -118,6 +143,13 @@ def compiled(subject: Subject, judge: Judge) -> Finding:
     finding = judge.judge(case)
     if finding.outcome == "pass" and subject.driver.kind == "optax":
         finding = _donated(judge, case)
+    for scale in (1e-25, 1e12):
+        if finding.outcome == "pass":
+            weights, gradients = subject.normal(3, SHAPES, (scale,) * 3, seed=106)
+            small = Case(weights, gradients, options, fast=True)
+            finding = judge.judge(small, f"gradients of about {scale:g}")
+    if finding.outcome == "pass":
+        finding = nonfinite.swallowed(judge, fast=True) or finding
     if finding.outcome == "pass" and subject.driver.session.builds_in_a_graph():
         started = replace(case, options=subject.starting, rates=None, fast=False)
         finding = judge.judge(replace(started, how={"mode": "function", "unbuilt": True}))
@@ -140,11 +172,19 @@ def transformed(subject: Subject, judge: Judge) -> Finding:
     """All steps of a training inside `jax.lax.scan`, also inside `jax.vmap` beside another one."""
     if subject.driver.kind != "optax":
         return Finding("not applicable", "only in JAX")
+    return scanned(subject, judge, "float32")
+
+
+def scanned(subject: Subject, judge: Judge, dtype: str) -> Finding:
+    """Judge a training in `jax.lax.scan`; in float32 also inside `jax.vmap`."""
     weights, gradients = subject.normal(5, seed=66)
-    case = Case(weights, gradients, subject.decaying)
+    weights = [to_dtype(w, dtype) for w in weights]
+    gradients = [[to_dtype(g, dtype) for g in grads] for grads in gradients]
+    bfloat16 = dtype == "bfloat16"
+    case = Case(weights, gradients, subject.decaying, bfloat16=bfloat16)
     finding = Finding("pass")
-    for mapped in (False, True):
-        session: Any = subject.driver.start(weights, case.options)
+    for mapped in (False, True)[: 1 + (dtype == "float32")]:
+        session: Any = subject.driver.start(weights, case.options, bfloat16=bfloat16)
         v = [0 * w for w in weights] if subject.at_rest else session.velocity()
         if v is None:
             return Finding("not applicable", "its state does not show V")
@@ -165,13 +205,41 @@ def schedule(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", subject.unschedulable)
     weights, gradients = subject.normal(12, seed=9)
     rates = [0.1, 0.1, 0.05, 0.2, 0.0, 0.1, 0.3, 0.01, 0.02, 0.04, 0.08, 0.16]
-    options, why = subject.starting, subject.refused(schedule=[0.0, 0.1])
+    options, why = _representable(subject), subject.refused(schedule=[0.0, 0.1])
     options["learning_rate"] = rates[0]
     if why is not None:
         rates[rates.index(0.0)] = 0.15
     finding = judge.judge(Case(weights, gradients, options, rates=rates))
     if why is not None and finding.outcome == "pass":
         finding.outcome, finding.note = "remark", f"it refuses a learning rate of 0: {why}"
+    return _by_other_ways(judge, Case(weights, gradients, options, rates=rates), finding)
+
+
+def _representable(subject: Subject) -> dict[str, Any]:
+    """Return options with β and λ that every dtype has, since an array may hold them."""
+    wanted = {"beta": 0.875} | subject.accepted
+    if "weight_decay" in wanted:
+        wanted["weight_decay"] = 0.125
+    return subject.starting | {name: subject.options(**wanted)[name] for name in wanted}
+
+
+def _by_other_ways(judge: Judge, case: Case, finding: Finding) -> Finding:
+    """Judge a case whose rates come in the other ways of the framework; refusals are remarks."""
+    refused = []
+    for way in judge.subject.driver.session.rate_ways:
+        if finding.outcome not in ("pass", "remark"):
+            break
+        try:
+            other = judge.judge(replace(case, how={"rates_by": way}), f"with {way}")
+        except WrongResultError:
+            raise
+        except ANYTHING as error:
+            refused.append(f"it refuses {way}: {one_line(error)}")
+        else:
+            finding = finding if other.outcome == "pass" else other
+    if refused and finding.outcome in ("pass", "remark"):
+        finding.outcome = "remark"
+        finding.note = "; ".join(filter(None, (finding.note, *refused)))
     return finding
 
 
@@ -209,16 +277,16 @@ def _of_six_shapes(subject: Subject, name: str) -> Case:
     """Return steps of tensors of six shapes; in a list of 36, each gets every layout."""
     shapes = ((4, 3), (5,), (2, 3, 4), (33, 17), (70,), (3, 2, 2, 2)) * 6
     weights, gradients = patterned(subject.rng(name), 4, shapes)
-    return Case(weights, gradients, subject.options(), subject.velocity(weights))
+    options = subject.options(**subject.accepted)
+    return Case(weights, gradients, options, subject.velocity(weights))
 
 
 def turns(subject: Subject, judge: Judge) -> Finding:
     """Two trainings step by step in turn: nothing of one may be used in the other."""
     rng = subject.rng("turns")
-    findings = []
-    others = {"learning_rate": 0.04}
-    if "weight_decay" in subject.decaying:
-        others["weight_decay"] = 0.2
+    findings: list[Finding] = []
+    others, accepted = {"learning_rate": 0.04}, subject.accepted
+    others |= {n: x for n, x in {"weight_decay": 0.2, "maximize": True}.items() if n in accepted}
     alike, different = (SHAPES, SHAPES), (((6,), (3, 4)), ((40,), (2, 5), (3,)))
     # The shapes of both trainings, β of the second one, and whether both have schedules.
     pairs = [(alike, 0.9, False), (alike, 0.7, False), (different, 0.7, False)]
@@ -249,11 +317,16 @@ def _scaled(subject: Subject, judge: Judge, scale: float, seed: int) -> Finding:
 
 
 def zero(subject: Subject, judge: Judge) -> Finding:
-    """Zero gradients, after one step with other gradients."""
+    """Zero gradients, after one step with other gradients; also from the first step on."""
     weights, gradients = subject.normal(6, seed=10)
     for grads in gradients[1:]:
         grads[:] = [0 * g for g in grads]
-    return judge.judge(Case(weights, gradients, subject.options()))
+    finding = judge.judge(Case(weights, gradients, subject.options()))
+    if finding.outcome == "pass":
+        late = [gradients[1]] * 3 + gradients[:1] * 2
+        finding = judge.judge(Case(weights, late, subject.decaying), "in the first three steps")
+        finding.note = "" if finding.outcome == "pass" else finding.note
+    return finding
 
 
 def huge(subject: Subject, judge: Judge) -> Finding:
@@ -271,66 +344,6 @@ def tiny(subject: Subject, judge: Judge) -> Finding:
 def subnormal(subject: Subject, judge: Judge) -> Finding:
     """Gradients of 1e-41, which are subnormal numbers in float32."""
     return _scaled(subject, judge, 1e-41, 13)
-
-
-def nonfinite(subject: Subject, judge: Judge) -> Finding:
-    """NaN and infinity in the gradient of one tensor show in that tensor, and in no other."""
-    notes = []
-    for value in (np.nan, np.inf, -np.inf):
-        weights, gradients = subject.normal(3, ((5,), (4,)), (1.0, 1.0), seed=14)
-        gradients[1][0][2] = value
-        trial = judge.observe(Case(weights, gradients, subject.options()))
-        run = trial.run
-        finding = judge.found(trial.only([1]))
-        if finding.outcome != "pass":
-            if finding.diagnosis is None and not np.isfinite(run.states[-1][1][1]).all():
-                finding.diagnosis = "m from the whole model, not per tensor"
-            finding.first = f"in a tensor without {value}: {finding.first}"
-            return finding
-        after = run.states[-1][1][0]
-        if np.isfinite(after[2]):
-            first = f"W of tensor 0 after step 2, element [2]: {after[2]:.9g} from a gradient of"
-            return Finding("differs", f"{value} is swallowed", None, f"{first} {value}")
-        if np.isinf(value) and (found := _beside_infinity(trial.only([0]))) is not None:
-            return Finding("differs", "an infinity is left out of max|G|", None, found)
-        whole = not np.isfinite(after).any()
-        notes.append(f"{value} shows in {'its tensor' if whole else 'its elements'}")
-    if subject.driver.session.strides and (found := _nan_lost(subject)) is not None:
-        return Finding("differs", "NaN is left out of max|G|", None, found)
-    return Finding("pass", "; ".join(notes))
-
-
-def _beside_infinity(trial: Trial) -> str | None:
-    """Describe an element that is finite beside an infinite one, and wrong: there, ζ is 0."""
-    zeros = [np.zeros_like(g) for g in trial.case.gradients[1]]
-    gradients = [trial.case.gradients[0], zeros, *trial.case.gradients[2:]]
-    still = replace(trial, case=replace(trial.case, gradients=gradients))
-
-    def finite(arrays: Arrays, exact: Arrays | None) -> Arrays:
-        pairs = zip(arrays, exact or (), strict=True)
-        return [np.where(np.isfinite(x), x, e.astype(x.dtype)) for x, e in pairs]
-
-    states = [
-        (v if v is None else finite(v, exact_v), finite(w, exact_w))
-        for (v, w), (exact_v, exact_w) in zip(trial.run.states, still.exact.states, strict=True)
-    ]
-    return compare(replace(still, run=replace(trial.run, states=states))).first
-
-
-def _nan_lost(subject: Subject) -> str | None:
-    """Describe a finite element of a tensor whose gradient has one NaN, by its size and place.
-
-    In Keras and JAX, XLA's maximum may lose it.
-    """
-    for size in (3, 100, 5_003, 2**16 + 9, 2**20 + 9):
-        for place in (0, size // 2, size - 1):
-            weights, gradients = subject.normal(1, ((size,),), (1.0,), seed=49)
-            gradients[0][0][place] = np.nan
-            _, (w,) = subject.run(Case(weights, gradients, subject.options())).states[0]
-            if (finite := np.flatnonzero(np.isfinite(w))).size:
-                where = f"W after a gradient of {size:,} elements with NaN in element [{place}]"
-                return f"{where}, element [{finite[0]}]: {w[finite[0]]:.9g}"
-    return None
 
 
 def empty(subject: Subject, judge: Judge) -> Finding:

@@ -48,7 +48,7 @@ class Level(NamedTuple):
 # A counter in float16 stops at 2048, one in bfloat16 at 256.
 LEVELS = {
     "quick": Level(11, 24, 6, 1, 35, 64, (8, 4), (8, 4), 2, (300, 20)),
-    "default": Level(17, 200, 10, 1, 1_030, 5_600, (None, 30), (20, 8), 2, (2_200, 300)),
+    "default": Level(17, 200, 10, 1, 1_030, 5_600, (None, 30), (20, 8), 2, (2_200, 1_100)),
     "thorough": Level(
         20, 400, 100, 5, 2_060, 30_522, (None, None), (None, None), 3, (2_200, 2_200)
     ),
@@ -84,7 +84,7 @@ def sweep(rng: np.random.Generator, top: int, tensors: int) -> list[tuple[int, .
     lengths = sorted({2**k + d for k in range(1, top + 1) for d in (-1, 0, 1)})
     lengths += [int(n) | 1 for n in np.exp2(rng.uniform(3, top, 8))]
     axes = [tuple(rng.integers(1, 7, n).tolist()) for n in (2, 2, 3, 4, 5, 5, 6)]
-    axes += [(1, 9), (9, 1), (1, 1, 1, 1, 1), (2, 1, 3, 1, 2, 1, 2)]
+    axes += [(1, 9), (9, 1), (1, 1, 1, 1, 1), (2, 1, 3, 1, 2, 1, 2), (2,) * 8, (2,) * 10]
     if top >= LEVELS["default"].top:
         long = int(rng.integers(1_001, 3_000))
         axes += [(long, 8), (8, long), (300, 301), (64, 32, 3, 3), (3, 3, 32, 64), (64, 32, 1, 1)]

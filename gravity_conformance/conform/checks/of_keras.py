@@ -3,27 +3,37 @@
 Each of them is "not applicable" to other kinds.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.behaviour import gaps, together
 from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.inputs import to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.compare import compare
-from gravity_conformance.conform.judge.trial import Case, Trial
+from gravity_conformance.conform.judge.trial import Case, Trial, WrongResultError
 from gravity_conformance.drive.session import Arrays
 from gravity_conformance.mutations import REFERENCE, Variant
 
 
 def accumulation(subject: Subject, judge: Judge) -> Finding:
-    """Each gradient twice, with gradient_accumulation_steps=2: t counts the updates."""
+    """Each gradient twice or thrice, with gradient_accumulation_steps: t counts the updates."""
     weights, gradients = subject.normal(6, seed=54)
-    twice = [grads for grads in gradients for _ in range(2)]
-    case = Case(weights, gradients, subject.decaying)
-    return _by_keras(subject, judge, case, twice, gradient_accumulation_steps=2)
+    # Of few digits, so that the sum of three is exact.
+    gradients = [[to_dtype(g, "bfloat16") for g in grads] for grads in gradients]
+    case, finding = Case(weights, gradients, subject.decaying), Finding("pass")
+    for number in (2, 3):
+        if finding.outcome == "pass":
+            fed = [grads for grads in gradients for _ in range(number)]
+            # The state is saved in the middle of an accumulation.
+            loaded = replace(case, reload_after=number * 4 + 1)
+            finding = _by_keras(subject, judge, loaded, fed, gradient_accumulation_steps=number)
+    return finding
 
 
 def clipping(subject: Subject, judge: Judge) -> Finding:
@@ -31,7 +41,7 @@ def clipping(subject: Subject, judge: Judge) -> Finding:
     rng = subject.rng("clipping")
     weights, gradients = subject.normal(6, seed=55)
     limited = [[np.clip(g, -0.5, 0.5) for g in grads] for grads in gradients]
-    case = Case(weights, limited, subject.options())
+    case = Case(weights, limited, subject.decaying, reload_after=3)
     finding = _by_keras(subject, judge, case, gradients, clipvalue=0.5)
     for option, limit, values in (
         ("clipnorm", 2.5, [3.0, -4.0]),
@@ -49,7 +59,8 @@ def clipping(subject: Subject, judge: Judge) -> Finding:
             limited.append([np.float32(min(1.0, limit / norm)) * x for x in placed])
         case = replace(case, gradients=limited)
         finding = _by_keras(subject, judge, case, fed, **{option: limit})
-        finding.note = "" if finding.outcome == "pass" else f"with {option}={limit:g}"
+        if finding.outcome != "pass":
+            finding.note = "; ".join(filter(None, (f"with {option}={limit:g}", finding.note)))
     return finding
 
 
@@ -57,7 +68,7 @@ def scaled(subject: Subject, judge: Judge) -> Finding:
     """Gradients of a loss that is scaled by 1024, with loss_scale_factor."""
     weights, gradients = subject.normal(6, seed=67)
     large = [[1024 * g for g in grads] for grads in gradients]
-    case = Case(weights, gradients, subject.options())
+    case = Case(weights, gradients, subject.decaying, reload_after=3)
     return _by_keras(subject, judge, case, large, loss_scale_factor=1024.0)
 
 
@@ -76,20 +87,51 @@ def _placed(
 def _by_keras(
     subject: Subject, judge: Judge, case: Case, fed: Sequence[Arrays], **option: Any
 ) -> Finding:
-    """Feed gradients of which an option of every Keras optimizer makes those of the case."""
+    """Feed gradients of which an option of every Keras optimizer makes those of the case.
+
+    A loaded case runs eagerly, and the same case without a load in a graph of TensorFlow.
+    """
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
-    run = subject.run(replace(case, gradients=fed), option)
-    every = len(fed) // len(case.gradients)
-    run.states, run.left = run.states[every - 1 :: every], run.left[every - 1 :: every]
-    return judge.found(Trial(case, run, subject.first_step))
+    every, finding = len(fed) // len(case.gradients), Finding("pass")
+    for mode in _modes(subject):
+        if finding.outcome != "pass":
+            break
+        reload_after = case.reload_after if mode == "eager" and subject.reloads else None
+        how = {"more": option, "mode": mode}
+        run = subject.run(replace(case, gradients=fed, how=how, reload_after=reload_after))
+        run.states, run.left = run.states[every - 1 :: every], run.left[every - 1 :: every]
+        trial = Trial(replace(case, reload_after=None), run, subject.first_step)
+        finding = judge.found(trial, _where(mode))
+    finding.note = "" if finding.outcome == "pass" else finding.note
+    return finding
+
+
+def _modes(subject: Subject) -> tuple[str, ...]:
+    """Return the modes in which a step of Keras runs operation by operation and in a graph."""
+    return ("eager", "function") if subject.driver.session.builds_in_a_graph() else ("eager",)
+
+
+def _where(mode: str) -> str:
+    return "" if mode == "eager" else "inside tf.function"
 
 
 def reordered(subject: Subject, judge: Judge) -> Finding:
-    """Steps that get their variables in reverse order, and only those with a gradient."""
+    """Steps that get their variables in reverse order, only those with a gradient, or none."""
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
-    return together(subject, judge, gaps(subject, reordered=True))
+    finding = together(subject, judge, gaps(subject, reordered=True))
+    if finding.outcome == "pass":
+        weights, gradients = subject.normal(4, seed=107)
+        case = Case(weights, gradients, subject.decaying, how={"alone": True})
+        try:
+            other = judge.judge(case, "apply without variables")
+        except WrongResultError:
+            raise
+        except ANYTHING as error:
+            return replace(finding, outcome="remark", note=f"it needs variables: {one_line(error)}")
+        finding = finding if other.outcome == "pass" else other
+    return finding
 
 
 def alike(subject: Subject, judge: Judge) -> Finding:
@@ -108,7 +150,13 @@ def replicas(subject: Subject, judge: Judge) -> Finding:
     if not session.has_replicas():
         return Finding("not applicable", "TensorFlow starts when SPEC is imported")
     weights, gradients = subject.normal(4, seed=70)
-    return judge.judge(Case(weights, gradients, subject.decaying, how={"replicas": True}))
+    finding = judge.judge(Case(weights, gradients, subject.decaying, how={"replicas": True}))
+    if finding.outcome == "pass":
+        session = subject.driver.start(weights, subject.starting, replicas=True)
+        session.step(gradients[0])
+        if session.disagrees():
+            return Finding("differs", "", None, "the replicas have different weights")
+    return finding
 
 
 def excluded(subject: Subject, judge: Judge) -> Finding:
@@ -116,15 +164,22 @@ def excluded(subject: Subject, judge: Judge) -> Finding:
     if subject.driver.kind != "keras" or "weight_decay" not in subject.decaying:
         return Finding("not applicable", "only weight decay in Keras has exclusions")
     weights, gradients = subject.normal(6, seed=56)
-    number = len(weights) // 2
-    case = Case(weights, gradients, subject.decaying, how={"excluded": number})
-    trial = judge.observe(case)
-    finding = judge.found(trial.only(range(number, len(weights))))
-    if finding.outcome == "pass":
-        trial = trial.only(range(number))
-        options = {**case.options, "weight_decay": 0.0}
-        finding = judge.found(replace(trial, case=replace(trial.case, options=options)))
-        finding.note = "" if finding.outcome == "pass" else "of variables without weight decay"
+    # The first variable, or the second, whose name is bias.
+    ways: list[tuple[int, dict[str, Any]]] = [
+        (0, {"excluded": 1}),
+        (1, {"excluded_names": ["bias"]}),
+    ]
+    for (left_out, how), mode in itertools.product(ways, _modes(subject)):
+        case = Case(weights, gradients, subject.decaying, how=how | {"mode": mode})
+        trial = judge.observe(case)
+        finding = judge.found(trial.only([i for i in range(len(weights)) if i != left_out]))
+        if finding.outcome == "pass":
+            trial = trial.only([left_out])
+            options = {**case.options, "weight_decay": 0.0}
+            finding = judge.found(replace(trial, case=replace(trial.case, options=options)))
+            finding.note = "" if finding.outcome == "pass" else "of a variable without weight decay"
+        if finding.outcome != "pass":
+            break
     return finding
 
 
@@ -133,7 +188,7 @@ def constraint(subject: Subject, judge: Judge) -> Finding:
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
     weights, gradients = subject.normal(6, seed=60)
-    trial = judge.observe(Case(weights, gradients, subject.options(), how={"limit": 0.8}))
+    trial = judge.observe(Case(weights, gradients, subject.decaying, how={"limit": 0.8}))
     kept = Variant("kept", weights=lambda *given: np.clip(REFERENCE.weights(*given), -0.8, 0.8))
     verdict = compare(trial, trial.simulated(kept))  # to clip W does not enlarge its error
     return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
@@ -146,7 +201,7 @@ def averaged(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(6, seed=63)
     fed = Case(weights, gradients, subject.options())
     averages = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}
-    run = subject.run(fed, averages)
+    run = subject.run(replace(fed, how={"more": averages}))
     # The first average is W itself. Then (W + W − η V) / 2 = W − (η / 2) V, with one more rounding.
     lr = float(fed.options["learning_rate"])
     trial = Trial(replace(fed, rates=[lr] + [lr / 2] * 5), run, subject.first_step)

@@ -88,10 +88,14 @@ def _vectors(subject: Subject, judge: Judge, chosen: Sequence[str]) -> Finding:
                 fit += 1
                 continue
             fit += 1
+            if not _has_std(subject, trial):
+                fit -= 1
+                left_out["σ = α / η is not defined at η = 0"] += 1
+                continue
             if (outside := _outside(test, trial.run)) is None:
                 passed.append((group.dtype, trial))
                 continue
-            if (how := how_tolerated(trial)) is not None:
+            if (how := how_tolerated(trial, injects_beta=subject.injects_beta)) is not None:
                 tolerated[how] += 1
                 continue
             # The mistakes are simulated in a wider dtype, which overflows elsewhere.
@@ -121,6 +125,12 @@ def _vectors(subject: Subject, judge: Judge, chosen: Sequence[str]) -> Finding:
     return finding
 
 
+def _has_std(subject: Subject, trial: Trial) -> bool:
+    """Tell whether η > 0 in the first step, or V is no NaN, which α / η may be for α = 0."""
+    drawn = not subject.driver.stateless and trial.case.rate(0) == 0
+    return not drawn or all(np.isfinite(w).all() for w in trial.run.states[-1][1])
+
+
 def _refusal(subject: Subject, test: UpdateTest) -> str | None:
     """Describe what the implementation refuses in a vector; None if it accepts all of it."""
     for w in test.w:
@@ -129,6 +139,9 @@ def _refusal(subject: Subject, test: UpdateTest) -> str | None:
     stops = any(not step.learning_rate for step in test.steps)
     if stops and (why := subject.refused(schedule=[0.0, 0.1])) is not None:
         return f"it refuses a learning rate of 0: {why}"
+    first = test.hyperparameters.first_step
+    if subject.driver.stateless and (why := subject.refused(first_step=first)) is not None:
+        return f"it refuses t = {first}: {why}"
     for name in ("beta", "weight_decay", "maximize"):
         value = getattr(test.hyperparameters, name)
         if name != "beta" and not value:

@@ -7,7 +7,6 @@ show which convention of t fits, and whether the state shows V.
 import functools
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from gravity_conformance.conform.checks.inputs import (
     normal,
     patterned,
     sweep,
+    to_dtype,
 )
 from gravity_conformance.conform.checks.writable import why_unwritable
 from gravity_conformance.conform.judge.compare import compare
@@ -43,6 +43,9 @@ class Subject:
         seed: of the generated inputs.
         level: a key of `inputs.LEVELS`.
         dtypes: those of `DTYPES` that it is said to offer.
+
+    Attributes:
+        paths: the arguments of the constructor that choose another path, as the check found.
     """
 
     def __init__(
@@ -56,6 +59,20 @@ class Subject:
     ) -> None:
         self.driver, self.asked, self.seed = driver, first_step, seed
         self.level, self.dtypes = LEVELS[level], dtypes
+        self.paths: dict[str, dict[str, Any]] = {}
+
+    def takes(self, *dtypes: str) -> bool:
+        """Tell whether the implementation takes tensors of these dtypes together."""
+        weights, (grads,) = self.normal(1, ((4, 3),) * len(dtypes), (1.0,) * len(dtypes))
+        try:
+            cast = [
+                [to_dtype(x, d) for x, d in zip(xs, dtypes, strict=True)] for xs in (weights, grads)
+            ]
+            session = self.driver.start(cast[0], self.options(), bfloat16="bfloat16" in dtypes)
+            session.step(cast[1])
+        except ANYTHING:
+            return False
+        return True
 
     def offers(self, name: str) -> bool:
         """Tell whether the implementation has an argument for our hyper-parameter `name`."""
@@ -143,13 +160,10 @@ class Subject:
         v = [np.asarray(0.1 * rng.standard_normal(w.shape), w.dtype) for w in weights]
         return v if self.driver.stateless else None
 
-    def run(self, case: Case, more: Mapping[str, Any] | None = None) -> Run:
-        """Feed a case to the implementation, with more constructor arguments of its own."""
+    def run(self, case: Case) -> Run:
+        """Feed a case to the implementation."""
         at_rest = self.at_rest and self.resting.items() <= case.options.items()
-        arguments = self.driver.arguments
-        arguments = replace(arguments, extra=arguments.extra | dict(more or {}))
-        driver = replace(self.driver, arguments=arguments)
-        return perform(driver, case, at_rest=at_rest, hidden=self.hidden)
+        return perform(self.driver, case, at_rest=at_rest, hidden=self.hidden)
 
     def together(self, plan: Plan) -> list[Trial]:
         """Feed a plan to the implementation, and return the trial of each part."""
@@ -219,6 +233,13 @@ class Subject:
         return (1, 0) if known is None else (int(known),)
 
     @functools.cached_property
+    def injects_beta(self) -> bool:
+        """Whether its state holds β in an array, as of optax.inject_hyperparams."""
+        session: Any = self.driver.start([np.ones(3, np.float32)], self.options())
+        held = getattr(getattr(session, "state", None), "hyperparams", ())
+        return self.driver.arguments.names.get("beta") in held
+
+    @functools.cached_property
     def convention(self) -> tuple[Trial, bool]:
         """The trial that shows the convention of t, and whether the exact update explains it.
 
@@ -264,6 +285,16 @@ class Subject:
             session = self.driver.start([np.zeros(3, np.float32)], self.options())
             session.step([np.ones(3, np.float32)], float(self.options()["learning_rate"]))
             session.reloaded()
+        except ANYTHING:
+            return False
+        return True
+
+    @functools.cached_property
+    def takes_groups(self) -> bool:
+        """Whether the implementation takes two groups of parameters."""
+        options, ones = self.options(), [np.ones(3, np.float32)] * 2
+        try:
+            self.driver.start(ones, options, groups=[(1, options)] * 2).step(ones)
         except ANYTHING:
             return False
         return True

@@ -12,7 +12,14 @@ import numpy as np
 
 from gravity_conformance.conform.judge.compare import compare
 from gravity_conformance.conform.judge.trial import Case, Run, Trial
-from gravity_conformance.mutations import COARSE, DIFFERENCE, FLOAT32_DECAY, MUTATIONS, Variant
+from gravity_conformance.mutations import (
+    COARSE,
+    DIFFERENCE,
+    FLOAT32_BETA,
+    FLOAT32_DECAY,
+    MUTATIONS,
+    Variant,
+)
 
 _FEW = 8  # steps
 
@@ -31,9 +38,17 @@ class Diagnosis:
     possible: set[str]
 
 
-def how_tolerated(trial: Trial) -> str | None:
-    """Describe what explains a run in float64 and is no mistake; None if nothing does."""
-    if trial.case.weights[0].dtype != np.float64:
+def how_tolerated(trial: Trial, *, injects_beta: bool = False) -> str | None:
+    """Describe what explains a run and is no mistake; None if nothing does.
+
+    Args:
+        trial: the run.
+        injects_beta: whether an array of the framework holds β.
+    """
+    if injects_beta and trial.case.info.name == "float32":
+        array = trial.simulated(FLOAT32_BETA)
+        return FLOAT32_BETA.description if compare(trial, array).inside else None
+    if trial.case.info.name != "float64":
         return None
     if compare(trial, difference=True).inside:
         return DIFFERENCE

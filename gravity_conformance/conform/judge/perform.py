@@ -79,12 +79,17 @@ def _steps(
         if v is None:
             v = [np.asarray(-x / x.dtype.type(lr)) for x in w]
             uncertain = [6 * case.info.unit * np.abs(x).astype(np.float64) for x in v]
+    # The rate of the constructor holds until another is set, and what writes a state sets one.
+    offers = "learning_rate" in driver.arguments.names
+    sets = case.rates is not None or case.velocity is not None or not offers
     run = Run(count, (v, w), uncertain)
     yield run
     for index, grads in enumerate(case.gradients):
         if index == case.reload_after:
             session = _continued(session, case)
-        run.left.append(session.step([g.copy() for g in grads], case.rate(index)))
+        changes = not index or case.rate(index) != case.rate(index - 1)
+        rate = case.rate(index) if sets and (changes or not session.keeps_rate) else None
+        run.left.append(session.step([g.copy() for g in grads], rate))
         run.overwritten = run.overwritten or session.overwritten
         run.states.append(look(session, index + 1))
         yield run

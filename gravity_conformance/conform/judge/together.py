@@ -27,12 +27,14 @@ class Part:
         gradients: the step of the optimizer, counted from 0 → the gradient of each tensor.
         group: the index of their group of parameters; the groups come in order.
         velocity: V before the first step; None leaves V₀ to the implementation.
+        wide: whether they are float32 in a plan of bfloat16.
     """
 
     weights: Arrays
     gradients: Mapping[int, Arrays]
     group: int = 0
     velocity: Arrays | None = None
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Plan:
             self.count,
             rates=[self.rate(part.group, n) for n in steps],
             reload_after=loads[0] if loads else None,
-            bfloat16=self.how.get("bfloat16", False),
+            bfloat16=self.how.get("bfloat16", False) and not part.wide,
         )
 
 
@@ -95,9 +97,11 @@ class _Together:
         schedule = None
         if plan.rates is not None:
             schedule = [plan.rate(0, n) for n in range(len(plan.rates))]
+        tensors = [(w, p) for p in first for w in p.weights]
         self.session: Any = driver.start(
-            [w for p in first for w in p.weights],
+            [w for w, _ in tensors],
             plan.options[0],
+            wide={i for i, (_, p) in enumerate(tensors) if p.wide},
             groups=lengths if len(plan.options) > 1 else (),
             schedule=schedule,
             begun=plan.count,

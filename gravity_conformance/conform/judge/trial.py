@@ -71,6 +71,20 @@ class Case:
         changed = self.reload_after is not None and index >= self.reload_after
         return {**self.options, **self.later} if changed else self.options
 
+    def only(self, tensors: Sequence[int]) -> "Case":
+        """Return the case of some of the tensors."""
+
+        def some(arrays: Any) -> Any:
+            return None if arrays is None else [arrays[i] for i in tensors]
+
+        return replace(
+            self,
+            weights=some(self.weights),
+            gradients=[some(grads) for grads in self.gradients],
+            velocity=some(self.velocity),
+            assigned=some(self.assigned),
+        )
+
     def rate(self, index: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         return float(self.options["learning_rate"] if self.rates is None else self.rates[index])
@@ -170,14 +184,7 @@ class Trial:
         def some(arrays: Any) -> Any:
             return None if arrays is None else [arrays[i] for i in tensors]
 
-        case, run = self.case, self.run
-        chosen = replace(
-            case,
-            weights=some(case.weights),
-            gradients=[some(grads) for grads in case.gradients],
-            velocity=some(case.velocity),
-            assigned=some(case.assigned),
-        )
+        run, chosen = self.run, self.case.only(tensors)
         start, uncertain = (some(run.start[0]), some(run.start[1])), some(run.uncertain)
         states = [(some(v), some(w)) for v, w in run.states]
         chosen_run = Run(run.count, start, uncertain, states)
