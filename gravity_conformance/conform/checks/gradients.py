@@ -259,9 +259,9 @@ def strides(subject: Subject, judge: Judge) -> Finding:
     for grads in case.gradients:
         for g in grads[::2] + grads[9:18]:
             g[:] = g[:1]  # one row in memory can hold such a gradient
-    finding = judge.judge(replace(case, how={"strided": True}))
+    finding = _with_options(judge, replace(case, how={"strided": True}))
     if finding.outcome == "pass" and subject.driver.kind == "torch":
-        finding = judge.judge(replace(case, how={"packed": True}))
+        finding = _with_options(judge, replace(case, how={"packed": True}))
         finding.note = "" if finding.outcome == "pass" else "of parameters that lie in one buffer"
     return finding
 
@@ -270,15 +270,29 @@ def swapped(subject: Subject, judge: Judge) -> Finding:
     """Arrays of the byte order that the machine does not have, as from some files."""
     if subject.driver.kind != "plain":
         return Finding("not applicable", "only in NumPy")
-    return judge.judge(replace(_of_six_shapes(subject, "swapped"), how={"swapped": True}))
+    return _with_options(judge, replace(_of_six_shapes(subject, "swapped"), how={"swapped": True}))
+
+
+def _with_options(judge: Judge, case: Case) -> Finding:
+    """Judge a case, and the same case with weight decay and maximize, which is no refusal of it."""
+    finding, accepted = judge.judge(case), judge.subject.accepted
+    if finding.outcome != "pass" or not accepted:
+        return finding
+    note = f"with {' and '.join(name.replace('_', ' ') for name in accepted)}"
+    try:
+        other = judge.judge(replace(case, options=judge.subject.options(**accepted)), note)
+    except WrongResultError:
+        raise
+    except ANYTHING as error:
+        return Finding("error", f"{note}: {one_line(error)}")
+    return finding if other.outcome == "pass" else other
 
 
 def _of_six_shapes(subject: Subject, name: str) -> Case:
     """Return steps of tensors of six shapes; in a list of 36, each gets every layout."""
     shapes = ((4, 3), (5,), (2, 3, 4), (33, 17), (70,), (3, 2, 2, 2)) * 6
     weights, gradients = patterned(subject.rng(name), 4, shapes)
-    options = subject.options(**subject.accepted)
-    return Case(weights, gradients, options, subject.velocity(weights))
+    return Case(weights, gradients, subject.options(), subject.velocity(weights))
 
 
 def turns(subject: Subject, judge: Judge) -> Finding:
