@@ -495,6 +495,21 @@ def test_one_that_takes_one_group_is_judged_with_one(tmp_path):
     assert findings(full(tmp_path, code + wrong), ["scaler"])["scaler"]["outcome"] == "differs"
 
 
+def test_what_no_load_loses_is_not_called_that(tmp_path):
+    pytest.importorskip("torch", reason="optimizers of torch")
+    code = (
+        "    known = frozenset()\n"
+        "    def one(self, p, *rest):\n"
+        "        if p in self.state and p not in self.known: self.state[p]['v'].zero_()\n"
+        "        self.known |= {p}\n"
+        "        super().one(p, *rest)"
+    )
+    found = findings(full(tmp_path, code), ["exchanged", "resume"])
+    assert [found[check]["outcome"] for check in found] == ["differs"] * 2
+    assert found["exchanged"]["diagnosis"] is None
+    assert found["resume"]["diagnosis"] == "V reset on load"
+
+
 def test_another_default_is_a_remark(tmp_path):
     pytest.importorskip("torch", reason="optimizers of torch")
     code = (

@@ -14,6 +14,7 @@ from gravity_conformance.conform.checks.inputs import SHAPES, patterned, to_dtyp
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.perform import certain, seen
 from gravity_conformance.conform.judge.trial import Case, Run, Trial, WrongResultError
+from gravity_core import hyperparameters as hp
 
 # Steps after which counters of 8, 11, 15, 16 and 24 bits stop or start again.
 FARTHER = (10**8 - 2, 2**31 - 3)  # where a counter of users may go, but none in float32
@@ -87,17 +88,16 @@ def long(subject: Subject, judge: Judge) -> Finding:
     finding = judge.judge(Case(weights, gradients, subject.options(), fast=True), f"{steps} steps")
     if not settable:
         return finding
-    # With β = 1, 1 − β̂ is small, so an error of t shows.
-    options = subject.decaying
-    if subject.refused(beta=1.0) is None:
-        options["beta"] = subject.options(beta=1.0)["beta"]
+    # With β = 1, 1 − β̂ = 1 / (t + 2) shows an error of t, and with β = 0.9999 one of 1 − β.
+    betas = [b for b in (1.0, 0.9999) if subject.refused(beta=b) is None] or [hp.BETA]
     weights, gradients = subject.normal(5, ((3,), (2,)), (1.0, 5.0), seed=29)
     # A step that writes a scheduled rate is compiled for every number of steps.
     paths = (False, True) if subject.driver.session.compiles else (False,)
     far = FAR + (FARTHER if subject.driver.stateless else ())
-    for count, fast in ((count, fast) for count in far for fast in paths):
+    for count, fast, beta in itertools.product(far, paths, betas):
         if finding.outcome == "pass":
-            v = [0 * w for w in weights]
+            v, options = [0 * w for w in weights], subject.decaying
+            options["beta"] = subject.options(beta=beta)["beta"]
             other = judge.judge(Case(weights, gradients, options, v, count, fast=fast))
             other.note = f"{finding.note}; after {count:,} steps".replace("pass; ", "")
             finding = other if other.outcome != "pass" else finding

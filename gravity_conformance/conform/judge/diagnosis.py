@@ -109,7 +109,7 @@ def _explanations(trial: Trial, what: str, *, coarse: bool) -> Diagnosis:
 def _idle(variant: Variant, case: Case) -> bool:
     """Tell whether a case does not use the parts that a variant replaces."""
     unused = {"std", "left"}
-    if not case.loads:
+    if not case.restores:
         unused.add("loaded")
     if case.rates is None:
         unused.add("learning_rate")

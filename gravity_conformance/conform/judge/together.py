@@ -79,6 +79,7 @@ class Plan:
             self.count,
             rates=[self.rate(part.group, n) for n in steps],
             reload_after=loads[0] if loads else None,
+            continued=self.continued,
             bfloat16=self.how.get("bfloat16", False) and not part.wide,
         )
 

@@ -63,8 +63,13 @@ class Case:
 
     @property
     def loads(self) -> bool:
-        """Whether a state is loaded."""
+        """Whether the session continues in the way `continued`."""
         return self.reload_after is not None and self.assigned is None and not self.later
+
+    @property
+    def restores(self) -> bool:
+        """Whether what is loaded has been saved: a mistake may lose some of it."""
+        return self.loads and self.continued in ("reloaded", "rolled_back", "loaded_again")
 
     def options_at(self, index: int) -> Mapping[str, Any]:
         """Return the options of a step, counted from 0."""
@@ -153,7 +158,7 @@ class Trial:
         for index, grads in enumerate(case.gradients):
             count = self.count(index) - lost
             w = [np.asarray(x, w[0].dtype) for x in self.before(index, w)]
-            if index == case.reload_after and case.loads:
+            if index == case.reload_after and case.restores:
                 v, kept = variant.loaded(v, count, result.start[0])
                 count, lost = kept, lost + count - kept
             given = [g.astype(w[0].dtype) for g in grads]
