@@ -241,8 +241,7 @@ def weight_decay(subject: Subject, judge: Judge) -> Finding:
     """Decoupled weight decay, W ← W − η λ W; also η λ > 1, with a schedule, and with maximize."""
     if not subject.offers("weight_decay"):
         return Finding("not applicable", "not offered")
-    shapes = (*SHAPES, (6,), (2, 5), (3,), (5, 2), (7,), (2, 2), (4,), (3, 3), (2,))
-    weights, gradients = subject.normal(12, shapes, SCALES * 4, seed=20)
+    weights, gradients = subject.normal(12, SHAPES * 4, SCALES * 4, seed=20)
     options = subject.options(weight_decay=0.1)
     finding = judge.judge(Case(weights, gradients, options, subject.velocity(weights)))
     if finding.outcome == "pass" and subject.refused(weight_decay=30.0) is None:

@@ -63,7 +63,9 @@ CHECKS: dict[str, Check] = {
     "closure": Check("a closure", of_torch.closure),
     "schedule": Check("scheduled learning rate", gradients.schedule),
     "rate": Check("learning rate as an array", gradients.rate, "a learning rate that is an array"),
-    "layers": Check("tensors of common layers", structures.layers, "parameters with names"),
+    "layers": Check(
+        "tensors of common layers", structures.layers, "parameters with names", quick=False
+    ),
     "trees": Check("parameters of other structures", structures.trees),
     "strides": Check("transposed, sliced, expanded", gradients.strides, "arrays with strides"),
     "default-dtype": Check(
