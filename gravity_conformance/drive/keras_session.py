@@ -23,6 +23,9 @@ _LAYERS = (
     ("lstm_cell", "recurrent_kernel"),
     ("layer_normalization", "gamma"),
 )
+# What gives the rates of the steps, other than an assignment to the optimizer.
+_SCHEDULE, _CALLABLE = "a LearningRateSchedule", "a callable"
+_LATER, _ASSIGN = "a LearningRateSchedule that is assigned", "learning_rate.assign"
 _REPLICAS = ["CPU:0", "CPU:1"]
 
 
@@ -54,12 +57,7 @@ class KerasSession(StateSession):
     compiles: ClassVar[str | None] = "fit"
     misses: ClassVar[bool] = True
     ways: ClassVar[tuple[str, ...]] = ("reloaded", "rolled_back", "built_again")
-    rate_ways: ClassVar[tuple[str, ...]] = (
-        "a LearningRateSchedule",
-        "a callable",
-        "a LearningRateSchedule that is assigned",
-        "learning_rate.assign",
-    )
+    rate_ways: ClassVar[tuple[str, ...]] = (_SCHEDULE, _CALLABLE, _LATER, _ASSIGN)
     keeps_rate: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ("keras", "tensorflow")
 
@@ -146,9 +144,9 @@ class KerasSession(StateSession):
                 self.optimizer.exclude_from_weight_decay(var_list=without)
             if setup.excluded_names:
                 self.optimizer.exclude_from_weight_decay(var_names=[*setup.excluded_names])
-            if "assigned" in setup.rates_by:
+            if setup.rates_by == _LATER:
                 self.optimizer.learning_rate = self._decay()
-            elif setup.schedule is not None and setup.rates_by not in self.rate_ways[:2]:
+            elif setup.schedule is not None and setup.rates_by not in (_SCHEDULE, _CALLABLE):
                 # A callback may set the rate of a warm-up before.
                 self.optimizer.learning_rate = setup.schedule[0]
             if not setup.unbuilt:
@@ -176,10 +174,10 @@ class KerasSession(StateSession):
     def _rate(self) -> dict[str, Any]:
         """Return what gives the rate of every step, if it is the constructor's argument."""
         way = self.setup.rates_by
-        if way == self.rate_ways[0]:
+        if way == _SCHEDULE:
             return {"learning_rate": self._decay()}
         self._current = (self.setup.schedule or [0.0])[0]
-        return {"learning_rate": lambda: self._current} if way == self.rate_ways[1] else {}
+        return {"learning_rate": lambda: self._current} if way == _CALLABLE else {}
 
     def _decay(self) -> Any:
         """Return the schedule: step k, from 0, has the rate of the first boundary not below k."""
@@ -244,7 +242,7 @@ class KerasSession(StateSession):
 
     def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Set the learning rate, if it is given, and apply the gradients."""
-        if lr is not None and self.setup.rates_by == "learning_rate.assign":
+        if lr is not None and self.setup.rates_by == _ASSIGN:
             self.optimizer.learning_rate.assign(lr)
         elif lr is not None and self.setup.rates_by:
             self._current = lr

@@ -15,6 +15,9 @@ import numpy as np
 from gravity_conformance.drive.session import Arrays, Setup, StateSession, the_velocity
 from gravity_conformance.protocol import Mode, Task, Training
 
+# What gives the rates of the steps, other than a schedule.
+_INJECTED = "optax.inject_hyperparams"
+_ALL_INJECTED = "optax.inject_hyperparams of all options"
 # Layers as people nest them, with equal names of leaves.
 _LAYERS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("attention", lambda w: {"query": {"kernel": w}}),
@@ -52,10 +55,7 @@ class OptaxSession(StateSession):
     compiles: ClassVar[str | None] = "jit"
     shares: ClassVar[bool] = True
     steps_at_given_rate: ClassVar[bool] = False
-    rate_ways: ClassVar[tuple[str, ...]] = (
-        "optax.inject_hyperparams",
-        "optax.inject_hyperparams of all options",
-    )
+    rate_ways: ClassVar[tuple[str, ...]] = (_INJECTED, _ALL_INJECTED)
     trees: ClassVar[tuple[str, ...]] = ("one array", "a list", "a NamedTuple with None")
     frameworks: ClassVar[tuple[str, ...]] = ("jax", "optax")
 
@@ -123,7 +123,7 @@ class OptaxSession(StateSession):
             return plain
         found, names = self.setup.found, self.setup.arguments.names
         injected = {names["learning_rate"]}
-        if self.setup.rates_by == self.rate_ways[1]:
+        if self.setup.rates_by == _ALL_INJECTED:
             injected |= {names[name] for name in ("beta", "weight_decay") if name in names}
         others = {*inspect.signature(found).parameters} - injected
         inject = importlib.import_module("optax").inject_hyperparams

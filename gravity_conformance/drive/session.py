@@ -57,7 +57,6 @@ class Setup:
             the gradient.
         limit: Keras: the constraint of every variable keeps |W| below it; None for no constraint.
         layers: the path of each tensor in its model, "layer/name"; empty if it does not matter.
-        named: torch: whether the parameters come with their names, as of model.named_parameters().
         frozen: torch: whether every second parameter requires a gradient only after construction.
         array_rate: whether the learning rate is an array of the framework, not a Python number.
         rates_by: what gives the rates of the steps, one of `Session.rate_ways`; empty means
@@ -97,7 +96,6 @@ class Setup:
     replicas: bool = False
     limit: float | None = None
     layers: Sequence[str] = ()
-    named: bool = False
     frozen: bool = False
     array_rate: bool = False
     rates_by: str = ""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.worker import findings, written
+from tests.support.worker import findings, module, outcomes, written
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ AROUND = {
         "        names = group.get('param_names', [''])\n"
         "        if 'bias' in names[place % len(names)]: group = group | {'weight_decay': 0.0}\n"
         "        super().one(p, owner, place, group)",
-        "update",
+        "layers",
     ),
     "a step of a tiny rate is left out": (
         "    def one(self, p, owner, place, group):\n"
@@ -411,18 +411,13 @@ addressed = planted.make("plain", AtAddress)
     ("name", "check"), [("native", "byte-order"), ("remembered", "resume"), ("addressed", "update")]
 )
 def test_a_mistake_about_arrays_differs(name, check, tmp_path):
-    path = tmp_path / "around.py"
-    path.write_text(PLAIN, encoding="utf-8")
-    found = {x: findings(f"{path}:{x}", [check], kind="plain")[check] for x in (name, "right")}
-    assert {x: finding["outcome"] for x, finding in found.items()} == {
-        name: "differs",
-        "right": "pass",
-    }
+    path = module(tmp_path, PLAIN)
+    found = outcomes(path, check, name, "right", kind="plain")
+    assert found == {name: "differs", "right": "pass"}
 
 
 def test_a_function_may_refuse_the_other_byte_order(tmp_path):
-    path = tmp_path / "around.py"
-    path.write_text(PLAIN, encoding="utf-8")
+    path = module(tmp_path, PLAIN)
     found = findings(f"{path}:refuses", ["strides", "byte-order"], kind="plain")
     assert found["strides"]["outcome"] == "pass"
     assert found["byte-order"]["outcome"] == "remark"

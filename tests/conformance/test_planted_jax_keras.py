@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.command import gravity
-from tests.support.worker import findings, written
+from tests.support.worker import findings, module, written
 
 pytestmark = pytest.mark.slow
 
@@ -456,8 +456,7 @@ def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
 )
 def test_a_mistake_around_the_update_of_optax_differs(name, check, right, tmp_path):
     pytest.importorskip("optax", reason="a transformation of optax")
-    path = tmp_path / "around.py"
-    path.write_text(AROUND_OPTAX, encoding="utf-8")
+    path = module(tmp_path, AROUND_OPTAX)
     level = "default" if check == "large" else "quick"
     # "update" is not jitted, so what it leaves behind is no tracer.
     checks = ["update", check] if name == "leaking" else [check]
@@ -469,8 +468,7 @@ def test_a_mistake_around_the_update_of_optax_differs(name, check, right, tmp_pa
 def test_callbacks_see_float64(tmp_path):
     """JAX runs them in threads of its own."""
     pytest.importorskip("optax", reason="a transformation of optax")
-    path = tmp_path / "around.py"
-    path.write_text(AROUND_OPTAX, encoding="utf-8")
+    path = module(tmp_path, AROUND_OPTAX)
     assert findings(f"{path}:batched", ["float64"])["float64"]["outcome"] == "pass"
 
 
@@ -485,6 +483,5 @@ def test_rows_have_a_shape(tmp_path):
 
 def test_w_may_have_the_dtype_of_the_gradient_in_optax(tmp_path):
     pytest.importorskip("optax", reason="a transformation of optax")
-    path = tmp_path / "around.py"
-    path.write_text(AROUND_OPTAX, encoding="utf-8")
+    path = module(tmp_path, AROUND_OPTAX)
     assert findings(f"{path}:flat", ["float16"])["float16"]["outcome"] == "pass"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.worker import findings
+from tests.support.worker import findings, module, outcomes
 
 pytestmark = pytest.mark.slow
 
@@ -379,10 +379,9 @@ WRONG = {
 }
 
 
-def full(tmp_path, code=""):
+def full(tmp_path, code="    pass"):
     """Write the full optimizer, and a subclass with the code; return the SPEC."""
-    path = tmp_path / "around.py"
-    path.write_text(f"{FULL}\nclass Around(Full):\n{code or '    pass'}\n", encoding="utf-8")
+    path = module(tmp_path, f"{FULL}\nclass Around(Full):\n{code}")
     return f"{path}:Around"
 
 
@@ -458,21 +457,13 @@ def restarts(w, v, g, t, lr, beta):
     ],
 )
 def test_a_mistake_about_numbers_differs(name, check, tmp_path):
-    path = tmp_path / "around.py"
-    path.write_text(PLAIN, encoding="utf-8")
-    found = {
-        x: findings(f"{path}:{x}", [check], kind="plain", level="default")[check]
-        for x in (name, "right")
-    }
-    assert {x: finding["outcome"] for x, finding in found.items()} == {
-        name: "differs",
-        "right": "pass",
-    }
+    path = module(tmp_path, PLAIN)
+    found = outcomes(path, check, name, "right", kind="plain", level="default")
+    assert found == {name: "differs", "right": "pass"}
 
 
 def test_a_function_may_refuse_t_from_0(tmp_path):
-    path = tmp_path / "around.py"
-    path.write_text(PLAIN, encoding="utf-8")
+    path = module(tmp_path, PLAIN)
     found = findings(f"{path}:positive", ["vectors"], kind="plain", level="default")["vectors"]
     assert found["outcome"] == "pass"
     assert "it refuses t = 0: ValueError: t must be positive, got 0" in found["note"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.worker import findings, written
+from tests.support.worker import findings, module, outcomes, written
 
 pytestmark = pytest.mark.slow
 
@@ -187,11 +187,8 @@ def test_a_mistake_in_another_use_of_keras_differs(name, tmp_path):
     spec = written(tmp_path, "tensorflow as tf", f"{RIGHT}\nclass Wrong(Around):\n{code}", "keras")
     level = "default" if check in ("rows", "compiled") else "quick"
     path = spec.rpartition(":")[0]
-    found = {x: findings(f"{path}:{x}", [check], level=level)[check] for x in ("Wrong", "Around")}
-    assert {x: finding["outcome"] for x, finding in found.items()} == {
-        "Wrong": "differs",
-        "Around": "pass",
-    }
+    found = outcomes(path, check, "Wrong", "Around", level=level)
+    assert found == {"Wrong": "differs", "Around": "pass"}
 
 
 def test_a_schedule_or_a_decay_may_be_refused(tmp_path):
@@ -216,7 +213,7 @@ import numpy as np
 import optax
 from tests.support import planted
 
-def changed(start=None, step=None, first=float):
+def changed(start=None, step=None):
     def factory(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
         def inner():
             return planted.optax_right(learning_rate, alpha, beta, seed)
@@ -286,14 +283,6 @@ def by_list(grads, state, params, beta):
         return [jnp.where(jnp.abs(g) == jnp.abs(g).max(), jnp.sign(g) * most, g) for g in node]
     return jax.tree.map(raised, grads, is_leaf=lambda node: isinstance(node, list))
 
-def pairs(grads, state, params, beta):
-    both = jax.tree.map(lambda g: (g, g), grads)
-    return jax.tree.map(lambda p: p[0], both, is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2
-                        and all(hasattr(y, "shape") for y in x))
-
-def waits(grads, state, params, beta):
-    return grads
-
 numpy_in_place, jit_float64 = changed(step=in_place), changed(step=single)
 lists = changed(step=by_list)
 
@@ -358,21 +347,16 @@ def drifts(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
 )
 def test_a_mistake_in_another_use_of_optax_differs(name, check, tmp_path):
     pytest.importorskip("optax", reason="a transformation of optax")
-    path = tmp_path / "around.py"
-    path.write_text(OPTAX, encoding="utf-8")
+    path = module(tmp_path, OPTAX)
     level = "default" if check == "float64" else "quick"
-    found = {x: findings(f"{path}:{x}", [check], level=level)[check] for x in (name, "right")}
-    assert {x: finding["outcome"] for x, finding in found.items()} == {
-        name: "differs",
-        "right": "pass",
-    }
+    found = outcomes(path, check, name, "right", level=level)
+    assert found == {name: "differs", "right": "pass"}
 
 
 def test_a_state_that_changes_its_dtype_does_not_offer_it(tmp_path):
     """`jax.lax.scan` refuses it."""
     pytest.importorskip("optax", reason="a transformation of optax")
-    path = tmp_path / "around.py"
-    path.write_text(OPTAX, encoding="utf-8")
+    path = module(tmp_path, OPTAX)
     found = findings(f"{path}:drifts", ["bfloat16"])["bfloat16"]
     assert found["outcome"] == "remark"
     assert "scan" in found["note"]

@@ -44,10 +44,20 @@ def findings(*args, **kwargs):
     return {e["check"]: e for e in events(*args, **kwargs) if e["event"] == "finding"}
 
 
-def written(tmp_path, module, code, kind=None):
-    """Write a subclass of the right optimizer of a kind; return its SPEC."""
+def outcomes(path, check, *names, **job):
+    """Return the outcome of a check by the name of each implementation in a module."""
+    return {x: findings(f"{path}:{x}", [check], **job)[check]["outcome"] for x in names}
+
+
+def module(tmp_path, code):
+    """Write a module; return its path."""
     path = tmp_path / "around.py"
-    head = f"from tests.support import planted\nimport {module}\n\n"
-    body = f"class Around(planted.{kind or module}_right):\n{code}\n"
-    path.write_text(head + body, encoding="utf-8")
-    return f"{path}:Around"
+    path.write_text(code, encoding="utf-8")
+    return path
+
+
+def written(tmp_path, imported, code, kind=None):
+    """Write a subclass of the right optimizer of a kind; return its SPEC."""
+    head = f"from tests.support import planted\nimport {imported}\n\n"
+    body = f"class Around(planted.{kind or imported}_right):\n{code}\n"
+    return f"{module(tmp_path, head + body)}:Around"

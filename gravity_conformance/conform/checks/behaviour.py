@@ -1,7 +1,8 @@
 """Checks beside the update: states, groups, unchanged gradients, maximize and weight decay."""
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks import nonfinite
-from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.together import Part, Plan
@@ -22,27 +23,31 @@ def resume(subject: Subject, judge: Judge) -> Finding:
         finding = judge.judge(continued(subject, 17, "rolled_back"))
         finding.note = "" if finding.outcome == "pass" else "w and v overwritten by the caller"
         return finding
-    finding = judge.judge(continued(subject, 17, "reloaded"))
-    if finding.outcome == "pass" and "rolled_back" in subject.driver.session.ways:
-        finding = judge.judge(continued(subject, 17, "rolled_back"))
-        finding.note = finding.note if finding.outcome == "pass" else "loaded after another step"
-        for way, after in (
-            ("saved", "after a state_dict"),
-            ("loaded_again", "its own state_dict loaded"),
-            ("built_again", "built again"),
-        ):
-            if finding.outcome == "pass" and way in subject.driver.session.ways:
-                finding = judge.judge(continued(subject, 17, way), after)
-                finding.note = "" if finding.outcome == "pass" else finding.note
-        if finding.outcome == "pass" and subject.at_rest:
-            first = replace(continued(subject, 17, "rolled_back"), options=subject.options())
-            finding = judge.judge(replace(first, reload_after=0))
-            after = "the state before the first step, loaded after another step"
-            finding.note = finding.note if finding.outcome == "pass" else after
+    return first_wrong(_resumed(subject, judge))
+
+
+# The ways to go on from a state, other than to load it once.
+_WAYS = {
+    "rolled_back": "loaded after another step",
+    "saved": "after a state_dict",
+    "loaded_again": "its own state_dict loaded",
+    "built_again": "built again",
+}
+
+
+def _resumed(subject: Subject, judge: Judge) -> Iterator[Finding]:
+    ways = subject.driver.session.ways
+    yield judge.judge(continued(subject, 17, "reloaded"))
+    for way, note in _WAYS.items():
+        if way in ways:
+            yield judge.judge(continued(subject, 17, way), note)
+    if "rolled_back" in ways and subject.at_rest:
+        first = replace(continued(subject, 17, "rolled_back"), options=subject.options())
+        note = "the state before the first step, loaded after another step"
+        yield judge.judge(replace(first, reload_after=0), note)
     grouped = judge.findings.get("groups")
-    if finding.outcome == "pass" and grouped is not None and grouped.outcome == "pass":
-        return together(subject, judge, replace(_grouped(subject), reload_after=4))
-    return finding
+    if grouped is not None and grouped.outcome == "pass":
+        yield together(subject, judge, replace(_grouped(subject), reload_after=4))
 
 
 def assigned(subject: Subject, judge: Judge) -> Finding:
@@ -63,19 +68,22 @@ def continued(subject: Subject, seed: int, way: str) -> Case:
 
 
 def groups(subject: Subject, judge: Judge) -> Finding:
-    """Groups that differ in every option; one is added later."""
+    """Groups that differ in every option, or in one; some are added later."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "it has no groups")
-    finding = together(subject, judge, _grouped(subject))
-    for name, values in chosen(subject).items():
-        if finding.outcome == "pass":  # groups that differ in one option, and one that names none
-            base = subject.options(learning_rate=0.07, beta=0.6)
-            options = [base, base | {name: values[1]}, base | {name: values[2]}, base]
-            added = (0, 0, 2, 3)
-            parts = [normal_part(subject, 80 + k, range(added[k], 6), k) for k in range(len(added))]
-            finding = together(subject, judge, Plan(parts, options, added))
+    plans = itertools.chain([_grouped(subject)], _alike(subject))
+    finding = first_wrong(together(subject, judge, plan) for plan in plans)
     finding.note = finding.note or f"they differ in {', '.join(chosen(subject))}"
     return finding
+
+
+def _alike(subject: Subject) -> Iterator[Plan]:
+    """Yield groups that differ in one option; the last one has those of the constructor."""
+    base, added = subject.options(learning_rate=0.07, beta=0.6), (0, 0, 2, 3)
+    for name, values in chosen(subject).items():
+        options = [base, base | {name: values[1]}, base | {name: values[2]}, base]
+        parts = [normal_part(subject, 80 + k, range(n, 6), k) for k, n in enumerate(added)]
+        yield Plan(parts, options, added)
 
 
 def chosen(subject: Subject) -> dict[str, Sequence[Any]]:
@@ -90,7 +98,7 @@ def chosen(subject: Subject) -> dict[str, Sequence[Any]]:
 
 
 def changed(subject: Subject, judge: Judge) -> Finding:
-    """Options of the groups that the user changes after three steps."""
+    """Options of the groups that the user changes after three steps, and changes back."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "only in torch")
     wanted: dict[str, Any] = {"beta": 0.6, "weight_decay": 0.1, "maximize": True}
@@ -98,15 +106,15 @@ def changed(subject: Subject, judge: Judge) -> Finding:
     later = {n: x for n, x in later.items() if subject.refused(**{n: x}) is None}
     if not later:
         return Finding("not applicable", "no option belongs to its groups")
+    off = {"weight_decay": 0.0, "maximize": False}
+    off = {n: x for n, x in off.items() if n in later and n in subject.accepted}
     weights, gradients = subject.normal(6, seed=61)
     case = Case(weights, gradients, subject.options(), reload_after=3, later=later)
-    finding = judge.judge(case, f"it changes {', '.join(later)}")
-    off = {"weight_decay": 0.0, "maximize": False}
-    off = {name: x for name, x in off.items() if name in later and name in subject.accepted}
-    if off and finding.outcome == "pass":
-        case = replace(case, options=subject.options(**subject.accepted), later=off)
-        other = judge.judge(case, f"it sets {' and '.join(off)} back")
-        finding = finding if other.outcome == "pass" else other
+    back = replace(case, options=subject.options(**subject.accepted), later=off)
+    note = f"it changes {', '.join(later)}"
+    cases = [(case, note), (back, f"it sets {' and '.join(off)} back")][: 1 + bool(off)]
+    finding = first_wrong(judge.judge(*each) for each in cases)
+    finding.note = finding.note or note
     return finding
 
 
@@ -185,16 +193,18 @@ def rows(subject: Subject, judge: Judge) -> Finding:
             if subject.driver.kind != "torch":
                 raise
             continue
-        if finding.outcome == "pass":
-            finding = nonfinite.swallowed(judge, how={"rows": True}) or finding
-        if finding.outcome == "pass" and subject.driver.session.builds_in_a_graph():
-            how = {"rows": True, "mode": "function"}
-            finding = judge.judge(replace(case.only(range(3)), how=how), "inside tf.function")
-            finding.note = "" if finding.outcome == "pass" else finding.note
+        finding = first_wrong(itertools.chain([finding], _more_rows(subject, judge, case)))
         if only is tables and finding.outcome == "pass":
             return replace(finding, outcome="remark", note="it takes those of tables only")
         return finding
     return Finding("not applicable", "it takes none, like most optimizers of torch")
+
+
+def _more_rows(subject: Subject, judge: Judge, case: Case) -> Iterator[Finding]:
+    yield nonfinite.swallowed(judge, how=case.how)
+    if subject.driver.session.builds_in_a_graph():
+        inside = replace(case.only(range(3)), how={**case.how, "mode": "function"})
+        yield judge.judge(inside, "inside tf.function")
 
 
 def default_dtype(subject: Subject, judge: Judge) -> Finding:
@@ -241,15 +251,17 @@ def weight_decay(subject: Subject, judge: Judge) -> Finding:
     """Decoupled weight decay, W ← W − η λ W; also η λ > 1, with a schedule, and with maximize."""
     if not subject.offers("weight_decay"):
         return Finding("not applicable", "not offered")
+    return first_wrong(_decaying(subject, judge))
+
+
+def _decaying(subject: Subject, judge: Judge) -> Iterator[Finding]:
     weights, gradients = subject.normal(12, SHAPES * 4, SCALES * 4, seed=20)
     options = subject.options(weight_decay=0.1)
-    finding = judge.judge(Case(weights, gradients, options, subject.velocity(weights)))
-    if finding.outcome == "pass" and subject.refused(weight_decay=30.0) is None:
-        case = Case(weights, gradients[:4], subject.options(weight_decay=30.0))
-        finding = judge.judge(replace(case, velocity=subject.velocity(weights)), "λ = 30")
-        finding.note = "" if finding.outcome == "pass" else finding.note
-    if finding.outcome != "pass":
-        return finding
+    case = Case(weights, gradients, options, subject.velocity(weights))
+    yield judge.judge(case)
+    if subject.refused(weight_decay=30.0) is None:
+        large = subject.options(weight_decay=30.0)
+        yield judge.judge(replace(case, gradients=gradients[:4], options=large), "λ = 30")
     if "maximize" in subject.accepted:
-        options["maximize"] = True
-    return judge.judge(Case(weights, gradients, options, rates=subject.halved(12)))
+        options = options | {"maximize": True}
+    yield judge.judge(Case(weights, gradients, options, rates=subject.halved(12)))

@@ -94,7 +94,6 @@ def _factors(
     mixes = double and not subject.driver.stateless and subject.takes("float64", "float32")
     mixed = ("mixed",) if mixes else ()
     missing = if_passes("missing", behaviour.missing, "some", "the first ones")
-    _passes(subject, judge, "paths", of_torch.paths)  # it finds `subject.paths`
     states = if_passes("resume", behaviour.resume, "loaded")
     states += ("rolled back",) if states and "rolled_back" in session.ways else ()
     states += if_passes("moved", of_torch.moved, "moved")
@@ -119,7 +118,7 @@ def _factors(
         "t": ("from the start", *(() if subject.unwritable else ("far",))),
         "state": ("kept", *states),
         "rows": (False, *if_passes("rows", behaviour.rows, True)),
-        "path": ("default", *if_passes("paths", of_torch.paths, *subject.paths)),
+        "path": ("default", *if_passes("paths", of_torch.paths, *subject.paths[0])),
     }
     return factors | dict(fixed)
 
@@ -288,7 +287,7 @@ def _plan(subject: Subject, rng: np.random.Generator, row: Row) -> Plan:
             "array_rate": row["array"],
             "fast": row["fast"],
             "bfloat16": row["dtype"] == "bfloat16",
-            "more": subject.paths.get(row["path"], {}),
+            "more": subject.paths[0].get(row["path"], {}),
         },
     )
 

@@ -1,7 +1,7 @@
 """The result of a check, and the judge that turns a trial into one."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,6 +43,19 @@ class Finding:
     first: str | None = None
     diagnosis: str | None = None
     plot: dict[str, list[float]] = field(default_factory=dict)
+
+
+def first_wrong(findings: Iterable[Finding]) -> Finding:
+    """Return the first finding that is not a pass; else a pass with the greatest error of all.
+
+    An iterator makes them as they are asked for, so what follows the first wrong one is not judged.
+    """
+    worst = 0.0
+    for finding in findings:
+        if finding.outcome != "pass":
+            return finding
+        worst = max(worst, finding.worst or 0.0)
+    return Finding("pass", "", worst)
 
 
 class Judge:

@@ -1,7 +1,7 @@
 """Checks that feed gradients and judge every element of V and W after every step."""
 
-import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks import nonfinite
-from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
 from gravity_conformance.conform.checks.inputs import LEVELS, SHAPES, patterned, to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.perform import certain, seen
@@ -23,32 +23,25 @@ FAR = (2**8 - 2, 2**11 - 2, 2**15 - 2, 2**16 - 2, 2**24 - 8)
 
 def update(subject: Subject, judge: Judge) -> Finding:
     """Updates of a few tensors, of a long list, and of tensors of many sizes and shapes."""
+    return first_wrong(_updates(subject, judge))
+
+
+def _updates(subject: Subject, judge: Judge) -> Iterator[Finding]:
     rng = subject.rng("update")
     weights, gradients = subject.normal(3)
     small = Case(weights, gradients, subject.options(), subject.velocity(weights))
-    finding = judge.judge(small)
-    rates = (1e-9, 1e-5, 1, 5.0, 200.0)  # η has no limits, and may be an int
-    for lr in rates if subject.refused(learning_rate=1) is None else {*rates} - {1}:
-        if finding.outcome == "pass" and "learning_rate" not in subject.driver.arguments.fixed:
-            options, zeros = subject.options(learning_rate=lr), [0 * w for w in weights]
-            at_zero = replace(small, weights=zeros, options=options)  # where a small step shows
-            finding = judge.judge(at_zero, f"η = {lr:g}")
-    if finding.outcome == "pass" and subject.driver.kind == "torch":
-        named = replace(small, options=subject.decaying, how={"named": True})
-        with contextlib.suppress(*ANYTHING):  # torch takes them since 2.6
-            finding = judge.judge(named, "with named parameters")
-    finding.note = "" if finding.outcome == "pass" else finding.note
-    if finding.outcome == "pass":  # a list that is longer than a block of tensors
-        weights, gradients = patterned(rng, 2, [(3,)] * subject.level.listed)
-        finding = judge.judge(
-            Case(weights, gradients, subject.options(), subject.velocity(weights))
-        )
+    yield judge.judge(small)
+    if "learning_rate" not in subject.driver.arguments.fixed:  # η has no limits, and may be an int
+        at_zero = replace(small, weights=[0 * w for w in weights])  # where a small step shows
+        for lr in (1e-9, 1e-5, 1, 5.0, 200.0):
+            if isinstance(lr, float) or subject.refused(learning_rate=lr) is None:
+                options = subject.options(learning_rate=lr)
+                yield judge.judge(replace(at_zero, options=options), f"η = {lr:g}")
+    # A list that is longer than a block of tensors.
+    weights, gradients = patterned(rng, 2, [(3,)] * subject.level.listed)
+    yield judge.judge(Case(weights, gradients, subject.options(), subject.velocity(weights)))
     for _ in range(subject.level.repeats):
-        if finding.outcome == "pass":
-            other = judge.judge(subject.swept(rng, fast=False))
-            other.worst = max(other.worst or 0.0, finding.worst or 0.0)
-            finding = other
-    return finding
+        yield judge.judge(subject.swept(rng, fast=False))
 
 
 def large(subject: Subject, judge: Judge) -> Finding:
@@ -82,92 +75,85 @@ def drawn(subject: Subject, judge: Judge) -> Finding:
 
 def long(subject: Subject, judge: Judge) -> Finding:
     """A long trajectory; where t can be set, also steps far from the first."""
-    settable = subject.unwritable is None
-    steps = subject.level.steps[settable]
+    steps = subject.level.steps[subject.unwritable is None]
     weights, gradients = subject.normal(steps, ((3,), (2,)), (1.0, 5.0), seed=6)
-    finding = judge.judge(Case(weights, gradients, subject.options(), fast=True), f"{steps} steps")
-    if not settable:
-        return finding
+    case, note = Case(weights, gradients, subject.options(), fast=True), f"{steps} steps"
+    finding = first_wrong(itertools.chain([judge.judge(case, note)], _far(subject, judge)))
+    finding.note = finding.note or note
+    return finding
+
+
+def _far(subject: Subject, judge: Judge) -> Iterator[Finding]:
+    """Judge steps far from the first, if t can be set."""
+    if subject.unwritable is not None:
+        return
+    weights, gradients = subject.normal(5, ((3,), (2,)), (1.0, 5.0), seed=29)
     # With β = 1, 1 − β̂ = 1 / (t + 2) shows an error of t, and with β = 0.9999 one of 1 − β.
     betas = [b for b in (1.0, 0.9999) if subject.refused(beta=b) is None] or [hp.BETA]
-    weights, gradients = subject.normal(5, ((3,), (2,)), (1.0, 5.0), seed=29)
     # A step that writes a scheduled rate is compiled for every number of steps.
     paths = (False, True) if subject.driver.session.compiles else (False,)
     far = FAR + (FARTHER if subject.driver.stateless else ())
     for count, fast, beta in itertools.product(far, paths, betas):
-        if finding.outcome == "pass":
-            v, options = [0 * w for w in weights], subject.decaying
-            options["beta"] = subject.options(beta=beta)["beta"]
-            other = judge.judge(Case(weights, gradients, options, v, count, fast=fast))
-            other.note = f"{finding.note}; after {count:,} steps".replace("pass; ", "")
-            finding = other if other.outcome != "pass" else finding
-    return finding
+        v, options = [0 * w for w in weights], subject.decaying
+        options["beta"] = subject.options(beta=beta)["beta"]
+        case = Case(weights, gradients, options, v, count, fast=fast)
+        yield judge.judge(case, f"after {count:,} steps")
 
 
 def double(subject: Subject, judge: Judge) -> Finding:
     """A trajectory in float64, and gradients of many sizes, at which 1 differs from 1 + (G/m)²."""
+    return first_wrong(_doubles(subject, judge))
+
+
+def _doubles(subject: Subject, judge: Judge) -> Iterator[Finding]:
     weights, gradients = subject.normal(20, dtype=np.float64, seed=7)
     case = Case(weights, gradients, subject.options())
-    finding = judge.judge(case)
-    compiles = subject.driver.session.compiles and subject.level.top >= LEVELS["default"].top
-    if finding.outcome == "pass" and compiles:
-        finding = judge.judge(replace(case, fast=True), "compiled")
-        if finding.outcome == "pass" and subject.driver.kind == "optax":
-            finding = scanned(subject, judge, "float64")
-    if finding.outcome == "pass" and subject.driver.kind not in ("keras", "torch"):
+    yield judge.judge(case)
+    if subject.driver.session.compiles and subject.level.top >= LEVELS["default"].top:
+        yield judge.judge(replace(case, fast=True), "compiled")
+        if subject.driver.kind == "optax":
+            yield scanned(subject, judge, "float64")
+    if subject.driver.kind not in ("keras", "torch"):
         # Keras keeps a rate in float32. The combinations have those of torch.
         short = replace(case, gradients=gradients[:3], how={"array_rate": True})
-        finding = judge.judge(short, "a rate that is an array")
-    finding.note = "" if finding.outcome == "pass" else finding.note
-    if finding.outcome == "pass":
-        shapes, scales = ((200,),) * 5, (10.0, 100.0, 1e3, 3e3, 1e4)
-        weights, gradients = subject.normal(3, shapes, scales, np.float64, seed=76)
-        finding = judge.judge(Case(weights, gradients, subject.options()), "large gradients")
-        finding.note = "" if finding.outcome == "pass" else finding.note
-    if finding.outcome == "pass":
-        weights, gradients = subject.normal(3, SHAPES, (1e100,) * 3, np.float64, seed=105)
-        gradients[1][1][:] = [1e300, 0, 1, -1e-30, 1e150]
-        finding = judge.judge(Case(weights, gradients, subject.options()), "huge gradients")
-        finding.note = "" if finding.outcome == "pass" else finding.note
-    if finding.outcome == "pass":
-        finding = nonfinite.swallowed(judge, "float64") or finding
-    return finding
+        yield judge.judge(short, "a rate that is an array")
+    shapes, scales = ((200,),) * 5, (10.0, 100.0, 1e3, 3e3, 1e4)
+    weights, gradients = subject.normal(3, shapes, scales, np.float64, seed=76)
+    yield judge.judge(Case(weights, gradients, subject.options()), "large gradients")
+    weights, gradients = subject.normal(3, SHAPES, (1e100,) * 3, np.float64, seed=105)
+    gradients[1][1][:] = [1e300, 0, 1, -1e-30, 1e150]
+    yield judge.judge(Case(weights, gradients, subject.options()), "huge gradients")
+    yield nonfinite.swallowed(judge, "float64")
 
 
 def compiled(subject: Subject, judge: Judge) -> Finding:
     """Compiled as users compile it, by jax.jit or by Keras's trainer: tensors of many sizes."""
     if not subject.driver.session.compiles:
         return Finding("not applicable", "nothing is compiled")
+    return first_wrong(_compiled(subject, judge))
+
+
+def _compiled(subject: Subject, judge: Judge) -> Iterator[Finding]:
     weights, gradients = subject.normal(12, seed=26)
     # β is new, so whatever is cached for it is made while a step is traced.
     options = subject.options(beta=0.8125) | subject.accepted
     case = Case(weights, gradients, options, rates=subject.halved(12), fast=True)
-    finding = judge.judge(case)
-    if finding.outcome == "pass" and subject.driver.kind == "optax":
-        finding = _donated(judge, case)
+    yield judge.judge(case)
+    if subject.driver.kind == "optax":
+        yield judge.judge(replace(case, how={"donated": True}), "with donated buffers")
+        # Nothing that the first training donated may be needed.
+        short = replace(case, gradients=gradients[:2], rates=None, fast=False)
+        yield judge.judge(short, "after a training with donated buffers")
     for scale in (1e-25, 1e12):
-        if finding.outcome == "pass":
-            weights, gradients = subject.normal(3, SHAPES, (scale,) * 3, seed=106)
-            small = Case(weights, gradients, options, fast=True)
-            finding = judge.judge(small, f"gradients of about {scale:g}")
-    if finding.outcome == "pass":
-        finding = nonfinite.swallowed(judge, fast=True) or finding
-    if finding.outcome == "pass" and subject.driver.session.builds_in_a_graph():
+        weights, gradients = subject.normal(3, SHAPES, (scale,) * 3, seed=106)
+        small = Case(weights, gradients, options, fast=True)
+        yield judge.judge(small, f"gradients of about {scale:g}")
+    yield nonfinite.swallowed(judge, fast=True)
+    if subject.driver.session.builds_in_a_graph():
         started = replace(case, options=subject.starting, rates=None, fast=False)
-        finding = judge.judge(replace(started, how={"mode": "function", "unbuilt": True}))
-        finding.note = "" if finding.outcome == "pass" else "built inside tf.function"
-    if finding.outcome == "pass":
-        return judge.judge(subject.swept(subject.rng("compiled"), True, options))
-    return finding
-
-
-def _donated(judge: Judge, case: Case) -> Finding:
-    """Judge steps that get the memory of the state, and a training after them."""
-    finding = judge.judge(replace(case, how={"donated": True}))
-    if finding.outcome == "pass":  # nothing that the first training donated may be needed
-        finding = judge.judge(replace(case, gradients=case.gradients[:2], rates=None, fast=False))
-    finding.note = "" if finding.outcome == "pass" else "with donated buffers"
-    return finding
+        how = {"mode": "function", "unbuilt": True}
+        yield judge.judge(replace(started, how=how), "built inside tf.function")
+    yield judge.judge(subject.swept(subject.rng("compiled"), True, options))
 
 
 def transformed(subject: Subject, judge: Judge) -> Finding:
@@ -184,8 +170,8 @@ def scanned(subject: Subject, judge: Judge, dtype: str) -> Finding:
     gradients = [[to_dtype(g, dtype) for g in grads] for grads in gradients]
     bfloat16 = dtype == "bfloat16"
     case = Case(weights, gradients, subject.decaying, bfloat16=bfloat16)
-    finding = Finding("pass")
-    for mapped in (False, True)[: 1 + (dtype == "float32")]:
+
+    def judged(mapped: bool) -> Finding:
         session: Any = subject.driver.start(weights, case.options, bfloat16=bfloat16)
         v = [0 * w for w in weights] if subject.at_rest else session.velocity()
         if v is None:
@@ -194,11 +180,9 @@ def scanned(subject: Subject, judge: Judge, dtype: str) -> Finding:
         for k, (v, w) in enumerate(session.scanned(gradients, mapped=mapped)):
             run.states.append(seen(case, None if subject.hidden else v, w, k + 1))
         where = "in lax.scan under vmap" if mapped else "in lax.scan"
-        finding = judge.found(Trial(case, run, subject.first_step), where)
-        if finding.outcome != "pass":
-            return finding
-    finding.note = ""
-    return finding
+        return judge.found(Trial(case, run, subject.first_step), where)
+
+    return first_wrong(map(judged, (False, True) if dtype == "float32" else (False,)))
 
 
 def schedule(subject: Subject, judge: Judge) -> Finding:
@@ -261,11 +245,11 @@ def strides(subject: Subject, judge: Judge) -> Finding:
     for grads in case.gradients:
         for g in grads[::2] + grads[9:18]:
             g[:] = g[:1]  # one row in memory can hold such a gradient
-    finding = _with_options(judge, replace(case, how={"strided": True}))
-    if finding.outcome == "pass" and subject.driver.kind == "torch":
-        finding = _with_options(judge, replace(case, how={"packed": True}))
-        finding.note = "" if finding.outcome == "pass" else "of parameters that lie in one buffer"
-    return finding
+    ways = {"strided": ""}
+    if subject.driver.kind == "torch":
+        ways["packed"] = "of parameters that lie in one buffer"
+    cases = ((replace(case, how={way: True}), note) for way, note in ways.items())
+    return first_wrong(_with_options(judge, *each) for each in cases)
 
 
 def swapped(subject: Subject, judge: Judge) -> Finding:
@@ -275,19 +259,19 @@ def swapped(subject: Subject, judge: Judge) -> Finding:
     return _with_options(judge, replace(_of_six_shapes(subject, "swapped"), how={"swapped": True}))
 
 
-def _with_options(judge: Judge, case: Case) -> Finding:
+def _with_options(judge: Judge, case: Case, note: str = "") -> Finding:
     """Judge a case, and the same case with weight decay and maximize, which is no refusal of it."""
-    finding, accepted = judge.judge(case), judge.subject.accepted
+    finding, accepted = judge.judge(case, note), judge.subject.accepted
     if finding.outcome != "pass" or not accepted:
         return finding
-    note = f"with {' and '.join(name.replace('_', ' ') for name in accepted)}"
+    names = " and ".join(name.replace("_", " ") for name in accepted)
+    note = "; ".join(filter(None, (note, f"with {names}")))
     try:
-        other = judge.judge(replace(case, options=judge.subject.options(**accepted)), note)
+        return judge.judge(replace(case, options=judge.subject.options(**accepted)), note)
     except WrongResultError:
         raise
     except ANYTHING as error:
         return Finding("error", f"{note}: {one_line(error)}")
-    return finding if other.outcome == "pass" else other
 
 
 def _of_six_shapes(subject: Subject, name: str) -> Case:
@@ -337,12 +321,12 @@ def zero(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(6, seed=10)
     for grads in gradients[1:]:
         grads[:] = [0 * g for g in grads]
-    finding = judge.judge(Case(weights, gradients, subject.options()))
-    if finding.outcome == "pass":
-        late = [gradients[1]] * 3 + gradients[:1] * 2
-        finding = judge.judge(Case(weights, late, subject.decaying), "in the first three steps")
-        finding.note = "" if finding.outcome == "pass" else finding.note
-    return finding
+    late = [gradients[1]] * 3 + gradients[:1] * 2
+    cases = (
+        (Case(weights, gradients, subject.options()), ""),
+        (Case(weights, late, subject.decaying), "in the first three steps"),
+    )
+    return first_wrong(judge.judge(*each) for each in cases)
 
 
 def huge(subject: Subject, judge: Judge) -> Finding:

@@ -123,7 +123,7 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
         return finding if finding.outcome == "remark" else other
     if (wrong := first_velocity.wrong_drawn(subject, dtype)) is not None:
         return Finding("differs", "V₀", None, wrong)
-    if (lost := nonfinite.swallowed(judge, dtype)) is not None:
+    if (lost := nonfinite.swallowed(judge, dtype)).outcome != "pass":
         return lost
     if subject.driver.kind == "optax":
         other = gradients_of.scanned(subject, judge, dtype)

@@ -76,10 +76,10 @@ def _nan_lost(subject: Subject) -> str | None:
     return None
 
 
-def swallowed(judge: Judge, dtype: str = "float32", **case: Any) -> Finding | None:
-    """Return the finding on NaN or an infinity that W does not show, in a matrix or a vector.
+def swallowed(judge: Judge, dtype: str = "float32", **case: Any) -> Finding:
+    """Judge whether W shows NaN and infinities of a matrix and of a vector.
 
-    If the implementation refuses them, or loses them in vectors of float32, there is none.
+    It is a pass if the implementation refuses them, or if the check "non-finite" has not passed.
 
     Args:
         judge: judges the implementation.
@@ -88,7 +88,7 @@ def swallowed(judge: Judge, dtype: str = "float32", **case: Any) -> Finding | No
     """
     known = judge.findings.get("non-finite")
     if known is not None and known.outcome != "pass":
-        return None
+        return Finding("pass")
     places = ((1, 1), (2,))
     for value in _VALUES:
         weights, gradients = judge.subject.normal(2, ((3, 2), (5,)), (1.0, 1.0), seed=103)
@@ -102,10 +102,10 @@ def swallowed(judge: Judge, dtype: str = "float32", **case: Any) -> Finding | No
         except WrongResultError:
             raise
         except ANYTHING:
-            return None
+            return Finding("pass")
         for w, place in zip(after, places, strict=True):
             if np.isfinite(w[place]):
                 first = f"W of shape {w.shape} after step 2, element {list(place)}: {w[place]:.9g}"
                 note = f"{value} is swallowed in {dtype}"
                 return Finding("differs", note, None, f"{first} from a gradient of {value}")
-    return None
+    return Finding("pass")

@@ -12,7 +12,7 @@ import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.behaviour import gaps, together
-from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
 from gravity_conformance.conform.checks.inputs import to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.compare import compare
@@ -26,14 +26,15 @@ def accumulation(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(6, seed=54)
     # Of few digits, so that the sum of three is exact.
     gradients = [[to_dtype(g, "bfloat16") for g in grads] for grads in gradients]
-    case, finding = Case(weights, gradients, subject.decaying), Finding("pass")
-    for number in (2, 3):
-        if finding.outcome == "pass":
-            fed = [grads for grads in gradients for _ in range(number)]
-            # The state is saved in the middle of an accumulation.
-            loaded = replace(case, reload_after=number * 4 + 1)
-            finding = _by_keras(subject, judge, loaded, fed, gradient_accumulation_steps=number)
-    return finding
+    case = Case(weights, gradients, subject.decaying)
+
+    def judged(number: int) -> Finding:
+        fed = [grads for grads in gradients for _ in range(number)]
+        # The state is saved in the middle of an accumulation.
+        loaded = replace(case, reload_after=number * 4 + 1)
+        return _by_keras(subject, judge, loaded, fed, gradient_accumulation_steps=number)
+
+    return first_wrong(map(judged, (2, 3)))
 
 
 def clipping(subject: Subject, judge: Judge) -> Finding:
@@ -93,27 +94,22 @@ def _by_keras(
     """
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
-    every, finding = len(fed) // len(case.gradients), Finding("pass")
-    for mode in _modes(subject):
-        if finding.outcome != "pass":
-            break
+    every = len(fed) // len(case.gradients)
+
+    def judged(mode: str) -> Finding:
         reload_after = case.reload_after if mode == "eager" and subject.reloads else None
         how = {"more": option, "mode": mode}
         run = subject.run(replace(case, gradients=fed, how=how, reload_after=reload_after))
         run.states, run.left = run.states[every - 1 :: every], run.left[every - 1 :: every]
         trial = Trial(replace(case, reload_after=None), run, subject.first_step)
-        finding = judge.found(trial, _where(mode))
-    finding.note = "" if finding.outcome == "pass" else finding.note
-    return finding
+        return judge.found(trial, "" if mode == "eager" else "inside tf.function")
+
+    return first_wrong(map(judged, _modes(subject)))
 
 
 def _modes(subject: Subject) -> tuple[str, ...]:
     """Return the modes in which a step of Keras runs operation by operation and in a graph."""
     return ("eager", "function") if subject.driver.session.builds_in_a_graph() else ("eager",)
-
-
-def _where(mode: str) -> str:
-    return "" if mode == "eager" else "inside tf.function"
 
 
 def reordered(subject: Subject, judge: Judge) -> Finding:

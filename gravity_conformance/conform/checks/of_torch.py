@@ -3,12 +3,12 @@
 Each of them is "not applicable" to other kinds.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks import first_velocity, nonfinite
 from gravity_conformance.conform.checks.behaviour import (
     chosen,
@@ -16,13 +16,12 @@ from gravity_conformance.conform.checks.behaviour import (
     normal_part,
     together,
 )
-from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
 from gravity_conformance.conform.checks.inputs import SHAPES, patterned
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.together import Plan
 from gravity_conformance.conform.judge.trial import Case
 from gravity_conformance.drive.session import ClosureRefusedError
-from gravity_conformance.drive.spec import parameters
 
 
 def copied(subject: Subject, judge: Judge) -> Finding:
@@ -127,54 +126,32 @@ def _in_two_groups(subject: Subject, **how: Any) -> Plan:
     return Plan(parts, [base, second], (0, 0), how=how)
 
 
-# Arguments of torch's optimizers that choose another path through the same update.
-PATHS = (("foreach", False), ("foreach", True), ("fused", True), ("capturable", True))
-
-
 def paths(subject: Subject, judge: Judge) -> Finding:
     """Steps with foreach, fused and capturable, where the constructor has them."""
-    offered = {*parameters(subject.driver.found)} - {*subject.driver.arguments.extra}
-    chosen = [(name, value) for name, value in PATHS if name in offered]
-    if subject.driver.kind != "torch" or not chosen:
+    accepted, refused = subject.paths
+    if subject.driver.kind != "torch" or not (accepted or refused):
         return Finding("not applicable", "the constructor has none of them")
-    refused = []
-    for name, value in chosen:
-        way = f"{name}={value}"
-        try:
-            ones = [np.ones(3, np.float32)]
-            subject.driver.start(ones, subject.options(), more={name: value}).step(ones)
-        except ANYTHING as error:  # a path may need a GPU
-            refused.append(f"it refuses {way}: {one_line(error)}")
-            continue
-        finding = _on_path(subject, judge, {"more": {name: value}})
+    if not accepted:
+        return Finding("not applicable", "; ".join(refused))
+    for way, argument in accepted.items():
+        finding = first_wrong(_on_path(subject, judge, {"more": argument}))
         if finding.outcome != "pass":
             finding.note = "; ".join(filter(None, (f"with {way}", finding.note)))
             return finding
-        subject.paths[way] = {name: value}
-    if not subject.paths:
-        return Finding("not applicable", "; ".join(refused))
-    return Finding("pass", "; ".join([f"with {', '.join(subject.paths)}", *refused]))
+    return Finding("pass", "; ".join([f"with {', '.join(accepted)}", *refused]))
 
 
-def _on_path(subject: Subject, judge: Judge, how: dict[str, Any]) -> Finding:
-    """Judge what an optimizer of torch may forget on a path: options, V₀, float64, NaN."""
+def _on_path(subject: Subject, judge: Judge, how: dict[str, Any]) -> Iterator[Finding]:
+    """Judge what an optimizer of torch may forget on a path: options, a load, float64, V₀, NaN."""
     weights, gradients = patterned(subject.rng("paths"), 4, [*SHAPES, (2**16 + 9,)] * 4)
-    cases = [Case(weights, gradients, subject.options(**subject.accepted), how=how)]
-    cases.append(replace(continued(subject, 101, "reloaded"), how=how))
+    yield judge.judge(Case(weights, gradients, subject.options(**subject.accepted), how=how))
+    yield judge.judge(replace(continued(subject, 101, "reloaded"), how=how))
     if "float64" in subject.dtypes and subject.takes("float64"):
         weights, gradients = subject.normal(6, dtype=np.float64, seed=102)
-        cases.append(Case(weights, gradients, subject.options(), how=how))
-    finding = Finding("pass")
-    for case in cases:
-        if finding.outcome == "pass":
-            finding = judge.judge(case)
-    if (
-        finding.outcome == "pass"
-        and (wrong := first_velocity.wrong_drawn(subject, **how)) is not None
-    ):
-        return Finding("differs", "V₀", None, wrong)
-    found = nonfinite.swallowed(judge, how=how) if finding.outcome == "pass" else None
-    return found or finding
+        yield judge.judge(Case(weights, gradients, subject.options(), how=how))
+    if (wrong := first_velocity.wrong_drawn(subject, **how)) is not None:
+        yield Finding("differs", "V₀", None, wrong)
+    yield nonfinite.swallowed(judge, how=how)
 
 
 def scaler(subject: Subject, judge: Judge) -> Finding:

@@ -1,10 +1,10 @@
 """Checks of parameters as models hold them: in trees, with names and shapes of their layers."""
 
 import contextlib
-from dataclasses import replace
+from collections.abc import Iterator
 
 from gravity_conformance._guard import ANYTHING
-from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.trial import Case
@@ -42,19 +42,20 @@ def layers(subject: Subject, judge: Judge) -> Finding:
 
 def trees(subject: Subject, judge: Judge) -> Finding:
     """Parameters that are one array, a list, or a NamedTuple with None; none given to update."""
-    findings = [Finding("not applicable", "only in JAX")]
-    if subject.driver.kind == "optax":
-        weights, gradients = subject.normal(4, seed=78)
-        case = Case(weights, gradients, subject.decaying, how={"alone": True})
-        with contextlib.suppress(*ANYTHING):  # weight decay needs them
-            findings.append(judge.judge(case, "update without parameters"))
-            if findings[-1].outcome != "pass":
-                return findings[-1]
+    if subject.driver.kind != "optax":
+        return Finding("not applicable", "only in JAX")
+    return first_wrong(_trees(subject, judge))
+
+
+def _trees(subject: Subject, judge: Judge) -> Iterator[Finding]:
+    weights, gradients = subject.normal(4, seed=78)
+    case = Case(weights, gradients, subject.decaying, how={"alone": True})
+    without = Finding("pass")
+    with contextlib.suppress(*ANYTHING):  # weight decay needs them
+        without = judge.judge(case, "update without parameters")
+    yield without
     for tree in subject.driver.session.trees:
         shapes = SHAPES[:1] if tree == "one array" else SHAPES
         weights, gradients = subject.normal(4, shapes, SCALES[: len(shapes)], seed=77)
         case = Case(weights, gradients, subject.decaying, how={"tree": tree})
-        findings.append(judge.judge(case, f"the parameters are {tree}"))
-        if findings[-1].outcome != "pass":
-            break
-    return findings[-1] if findings[-1].outcome != "pass" else replace(findings[-1], note="")
+        yield judge.judge(case, f"the parameters are {tree}")

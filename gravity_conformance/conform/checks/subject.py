@@ -28,9 +28,12 @@ from gravity_conformance.conform.judge.together import COUNTED, Part, Plan, perf
 from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_conformance.drive.drivers import Driver
 from gravity_conformance.drive.session import Arrays
+from gravity_conformance.drive.spec import parameters
 from gravity_core import hyperparameters as hp
 
 OPTIONAL = ("maximize", "weight_decay")
+# Arguments of torch's optimizers that choose another path through the same update.
+PATHS = (("foreach", False), ("foreach", True), ("fused", True), ("capturable", True))
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -43,9 +46,6 @@ class Subject:
         seed: of the generated inputs.
         level: a key of `inputs.LEVELS`.
         dtypes: those of `DTYPES` that it is said to offer.
-
-    Attributes:
-        paths: the arguments of the constructor that choose another path, as the check found.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class Subject:
     ) -> None:
         self.driver, self.asked, self.seed = driver, first_step, seed
         self.level, self.dtypes = LEVELS[level], dtypes
-        self.paths: dict[str, dict[str, Any]] = {}
 
     def takes(self, *dtypes: str) -> bool:
         """Tell whether the implementation takes tensors of these dtypes together."""
@@ -298,6 +297,21 @@ class Subject:
         except ANYTHING:
             return False
         return True
+
+    @functools.cached_property
+    def paths(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """The arguments of torch that choose another path, by their text, and why others do not."""
+        offered = {*parameters(self.driver.found)} - {*self.driver.arguments.extra}
+        accepted, refused, ones = {}, [], [np.ones(3, np.float32)]
+        for name, value in PATHS if self.driver.kind == "torch" else ():
+            if name in offered:
+                try:
+                    self.driver.start(ones, self.options(), more={name: value}).step(ones)
+                except ANYTHING as error:  # a path may need a GPU
+                    refused.append(f"it refuses {name}={value}: {one_line(error)}")
+                else:
+                    accepted[f"{name}={value}"] = {name: value}
+        return accepted, refused
 
     @functools.cached_property
     def of_groups(self) -> Collection[str]:
