@@ -48,6 +48,7 @@ class TorchSteps(StateSession):
     misses: ClassVar[bool] = True
     strides: ClassVar[bool] = True
     keeps_rate: ClassVar[bool] = True
+    rate_ways: ClassVar[tuple[str, ...]] = ("a tensor",)
     frameworks: ClassVar[tuple[str, ...]] = ("torch",)
 
     @staticmethod
@@ -109,14 +110,18 @@ class TorchSteps(StateSession):
         names, own = self.setup.arguments.names, dict(options)
         if place % 2:
             own = {n: x for n, x in own.items() if x != self._constructed.get(n)}
-        if self.setup.array_rate and "learning_rate" in own:
+        if self._has_tensor_rate and "learning_rate" in own:
             own["learning_rate"] = self._array(own["learning_rate"])
         return {"params": iter(params)} | {
             names[name]: x for name, x in own.items() if name in names
         }
 
+    @property
+    def _has_tensor_rate(self) -> bool:
+        return self.setup.array_rate or bool(self.setup.rates_by)
+
     def _rate(self) -> dict[str, Any]:
-        if not self.setup.array_rate:
+        if not self._has_tensor_rate:
             return {}
         return {"learning_rate": self._array(self.setup.rate)}
 
@@ -170,7 +175,7 @@ class TorchSteps(StateSession):
             if self._torch.is_tensor(group.get(name)) and not self._reuses:
                 group[name].fill_(rate)
             else:
-                group[name] = self._array(rate) if self.setup.array_rate else rate
+                group[name] = self._array(rate) if self._has_tensor_rate else rate
         tensors = [
             None if g is None else self._tensor(g, i, i // LAYOUTS, expands=True)
             for i, g in enumerate(grads)

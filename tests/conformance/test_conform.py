@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from gravity_conformance.conform.checks.findings import Finding, first_wrong
 from gravity_conformance.conform.checks.inputs import LEVELS, sweep
 from gravity_conformance.conform.checks.registry import CHECKS
 from gravity_conformance.vectors import load_vectors
@@ -138,3 +139,21 @@ def test_a_sweep_has_every_number_of_axes(seed):
     shapes = sweep(np.random.default_rng(seed), level.top, level.tensors)
     assert len(shapes) == level.tensors
     assert {len(shape) for shape in shapes} == {*range(1, 9), 10}
+
+
+def test_the_first_wrong_finding_ends_a_check():
+    made = []
+
+    def findings_of(*outcomes):
+        for outcome in outcomes:
+            made.append(outcome)
+            yield Finding(outcome, f"a {outcome}", 1.0 + len(made))
+
+    assert (
+        first_wrong(findings_of("pass", "not applicable", "differs", "pass")).outcome == "differs"
+    )
+    assert made == ["pass", "not applicable", "differs"]
+    found = first_wrong(findings_of("not applicable", "pass", "not applicable", "pass"))
+    assert (found.outcome, found.note, found.worst) == ("pass", "a pass", 8.0)
+    assert first_wrong(findings_of("not applicable")).outcome == "not applicable"
+    assert first_wrong([]).outcome == "pass"

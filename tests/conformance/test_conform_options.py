@@ -138,3 +138,18 @@ def test_a_name_given_by_kw_stands_for_nothing_else():
     names = arguments(gravity, {"decay": "{beta}"}).names
     assert names["beta"] == "decay"
     assert "weight_decay" not in names
+
+
+def test_a_spec_may_lie_in_folders_without_init(literal, tmp_path):
+    """The folders are packages that only their import would find."""
+    place = tmp_path / "outer" / "inner"
+    place.mkdir(parents=True)
+    source = Path(literal.rpartition(":")[0])
+    (place / "port.py").write_text(source.read_text("utf-8"), encoding="utf-8")
+    spec = f"outer.inner.port:{literal.rpartition(':')[2]}"
+    done = gravity_conform(spec, "--only", "convention", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    # What SPEC names is no output.
+    done = gravity_conform(spec, "--only", "convention", "--json", place / "port.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert (place / "port.py").read_text("utf-8") == source.read_text("utf-8")

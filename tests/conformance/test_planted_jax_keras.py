@@ -242,8 +242,16 @@ def test_replicas_have_one_gradient(tmp_path):
         "        number = tf.distribute.get_strategy().num_replicas_in_sync\n"
         "        super()._backend_update_step([g / number for g in grads], variables, lr)"
     )
+    own = (
+        "    def update_step(self, g, w, lr):\n"
+        "        v = self.velocities[self._get_variable_index(w)]\n"
+        "        first = tf.equal(tf.convert_to_tensor(self._iterations), 0)\n"
+        "        drawn = tf.random.normal(v.shape, stddev=self.std)\n"
+        "        self.assign(v, tf.where(first, drawn, tf.convert_to_tensor(v)))\n"
+        "        super().update_step(g, w, lr)"
+    )
     checks = ("--only", "gradient", "--only", "replicas")
-    for body, outcome in ((DENSE, "pass"), (mean, "differs")):
+    for body, outcome in ((DENSE, "pass"), (mean, "differs"), (own, "differs")):
         spec = written(tmp_path, "tensorflow as tf", body, kind="keras")
         done = gravity("conform", spec, *checks, "--json", "-", "--quick")
         found = [result["outcome"] for result in json.loads(done.stdout)["results"]]

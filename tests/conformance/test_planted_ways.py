@@ -132,6 +132,39 @@ WRONG = {
         "        super().one(p, owner, place, group)",
         "v0",
     ),
+    "V₀ is 0 for tensors that were frozen": (
+        "    def add_param_group(self, group):\n"
+        "        super().add_param_group(group)\n"
+        "        own = {p for p in self.param_groups[-1]['params'] if not p.requires_grad}\n"
+        "        self.frozen = getattr(self, 'frozen', set()) | own\n"
+        "    def one(self, p, owner, place, group):\n"
+        "        if p in self.frozen and p not in self.state: self.state[p].update("
+        "t=0, v=torch.zeros_like(p))\n"
+        "        super().one(p, owner, place, group)",
+        "v0",
+    ),
+    "σ is that of the default rate where the rate is an int": (
+        "    def add_param_group(self, group):\n"
+        "        super().add_param_group(group)\n"
+        "        own = self.param_groups[-1]\n"
+        "        if isinstance(own['lr'], int): own['std'] = own['alpha'] / 0.1",
+        "v0",
+    ),
+    "a rate in a tensor is read once": (
+        "    def one(self, p, owner, place, group):\n"
+        "        self.rates = getattr(self, 'rates', {})\n"
+        "        lr = group['lr']\n"
+        "        if torch.is_tensor(lr): lr = self.rates.setdefault(id(lr), (float(lr), lr))[0]\n"
+        "        super().one(p, owner, place, group | {'lr': lr})",
+        "schedule",
+    ),
+    "a rate in a tensor is that of the first tensor": (
+        "    def one(self, p, owner, place, group):\n"
+        "        self.rate = getattr(self, 'rate', group['lr'])\n"
+        "        own = {'lr': self.rate} if torch.is_tensor(group['lr']) else {}\n"
+        "        super().one(p, owner, place, group | own)",
+        "schedule",
+    ),
     "V₀ is clipped at 2": (
         "    def one(self, p, owner, place, group):\n"
         "        is_new = p not in self.state\n"

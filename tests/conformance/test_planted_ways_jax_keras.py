@@ -156,6 +156,23 @@ KERAS = {
         "            w.assign_sub(old * (own or 0.0) * tf.cast(self.learning_rate, w.dtype))",
         "constraint",
     ),
+    "a schedule that is assigned is its first rate": (
+        "    @property\n"
+        "    def learning_rate(self):\n"
+        "        return super().learning_rate\n"
+        "    @learning_rate.setter\n"
+        "    def learning_rate(self, value):\n"
+        "        rate = float(value(0)) if hasattr(value, 'get_config') else value\n"
+        "        type(self).__mro__[-3].learning_rate.fset(self, rate)",
+        "schedule",
+    ),
+    "float64 is computed in float32 in compiled code": (
+        f"{STEP}"
+        "        g = tf.convert_to_tensor(g)\n"
+        "        if not tf.executing_eagerly(): g = tf.cast(tf.cast(g, 'float32'), g.dtype)\n"
+        "        super().update_step(g, w, lr)",
+        "float64",
+    ),
     "NaN is lost in compiled code": (
         f"{STEP}"
         "        g = tf.convert_to_tensor(g)\n"
@@ -185,7 +202,7 @@ def test_a_mistake_in_another_use_of_keras_differs(name, tmp_path):
     pytest.importorskip("tensorflow", reason="optimizers of Keras")
     code, check = KERAS[name]
     spec = written(tmp_path, "tensorflow as tf", f"{RIGHT}\nclass Wrong(Around):\n{code}", "keras")
-    level = "default" if check in ("rows", "compiled") else "quick"
+    level = "default" if check in ("rows", "compiled", "float64") else "quick"
     path = spec.rpartition(":")[0]
     found = outcomes(path, check, "Wrong", "Around", level=level)
     assert found == {"Wrong": "differs", "Around": "pass"}
@@ -247,6 +264,9 @@ def traced(params):
     return any(isinstance(w, jax.core.Tracer) for w in jax.tree.leaves(params))
 
 right = changed()
+integer = changed(
+    lambda state, params, known: rest(state) if isinstance(known["learning_rate"], int) else state
+)
 jitted = changed(lambda state, params, known: rest(state) if traced(params) else state)
 second = changed(lambda state, params, known: rest(state) if known["begun"] > 1 else state)
 array = changed(
@@ -285,6 +305,44 @@ def by_list(grads, state, params, beta):
 
 numpy_in_place, jit_float64 = changed(step=in_place), changed(step=single)
 lists = changed(step=by_list)
+
+def undrawn(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, *, eagerly=True):
+    # V₀ is drawn in the first update: eagerly only, or wherever V is 0.
+    inner = planted.optax_right(learning_rate, alpha, beta, seed)
+
+    def update(grads, state, params=None):
+        v = state["velocity"]
+        if eagerly and traced(grads):
+            return inner.update(grads, state, params)
+        std = jnp.float32(alpha) / (learning_rate(0) if callable(learning_rate) else learning_rate)
+
+        def drawn(i, v):
+            z = np.random.default_rng([seed, i]).standard_normal(v.shape)
+            return jnp.where(jnp.any(v != 0), v, v + jnp.asarray(std * z, v.dtype))
+
+        leaves, structure = jax.tree.flatten(v)
+        v = structure.unflatten([drawn(i, x) for i, x in enumerate(leaves)])
+        return inner.update(grads, state | {"velocity": v}, params)
+
+    return optax.GradientTransformation(lambda params: rest(inner.init(params)), update)
+
+def lazy(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+    return undrawn(learning_rate, alpha, beta, seed, eagerly=False)
+
+def injected(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+    def inner(learning_rate, beta):
+        made = planted.optax_right(1.0, alpha, beta, seed)
+
+        def update(grads, state, params=None):
+            moves, after = made.update(grads, state, params)
+            return jax.tree.map(lambda m: learning_rate * m, moves), after
+
+        return optax.GradientTransformation(made.init, update)
+
+    return optax.inject_hyperparams(inner)(learning_rate, beta)
+
+def single_beta(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
+    return planted.optax_right(learning_rate, alpha, float(np.float32(beta)), seed)
 
 def norms(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
     inner = right(learning_rate, alpha, beta, seed, weight_decay)
@@ -333,6 +391,9 @@ def drifts(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
     ("name", "check"),
     [
         ("jitted", "v0"),
+        ("integer", "v0"),
+        ("undrawn", "v0"),
+        ("single_beta", "long"),
         ("second", "v0"),
         ("array", "v0"),
         ("cached", "v0"),
@@ -351,6 +412,23 @@ def test_a_mistake_in_another_use_of_optax_differs(name, check, tmp_path):
     level = "default" if check == "float64" else "quick"
     found = outcomes(path, check, name, "right", level=level)
     assert found == {name: "differs", "right": "pass"}
+
+
+def test_an_array_of_inject_hyperparams_may_hold_beta(tmp_path):
+    """It is a float32, and the state shows it; the rates are set there."""
+    pytest.importorskip("optax", reason="a transformation of optax")
+    path = module(tmp_path, OPTAX)
+    found = findings(f"{path}:injected", ["long", "schedule"])
+    assert [found[check]["outcome"] for check in found] == ["pass", "pass"]
+    assert "β rounded to float32, as by an array" in found["long"]["note"]
+
+
+def test_sigma_is_not_defined_for_a_first_rate_of_0(tmp_path):
+    """One that draws V₀ wherever V is 0 then has NaN."""
+    pytest.importorskip("optax", reason="a transformation of optax")
+    found = findings(f"{module(tmp_path, OPTAX)}:lazy", ["vectors"], level="default")["vectors"]
+    assert found["outcome"] == "pass"
+    assert "σ = α / η is not defined at η = 0" in found["note"]
 
 
 def test_a_state_that_changes_its_dtype_does_not_offer_it(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks import nonfinite
-from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
+from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong, joined
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.together import Part, Plan
@@ -20,9 +20,9 @@ from gravity_conformance.conform.judge.trial import Case, WrongResultError
 def resume(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with the state saved after six steps and loaded, also after another step."""
     if subject.driver.stateless:  # the caller keeps V and t, in the arrays that it was given
-        finding = judge.judge(continued(subject, 17, "rolled_back"))
-        finding.note = "" if finding.outcome == "pass" else "w and v overwritten by the caller"
-        return finding
+        return judge.judge(
+            continued(subject, 17, "rolled_back"), "w and v overwritten by the caller"
+        )
     return first_wrong(_resumed(subject, judge))
 
 
@@ -144,8 +144,8 @@ def missing(subject: Subject, judge: Judge) -> Finding:
         return Finding("error", one_line(error))
     if finding.outcome == "pass" and subject.driver.session.groups:
         weights, gradients = subject.normal(4, seed=62)
-        other = judge.judge(Case(weights, gradients, subject.options(), how={"frozen": True}))
-        other.note = "where requires_grad was set after construction"
+        case = Case(weights, gradients, subject.options(), how={"frozen": True})
+        other = judge.judge(case, "where requires_grad was set after construction")
         finding = finding if other.outcome == "pass" else other
     finding.note = finding.note or f"t counts the steps of {subject.counted}"
     return finding
@@ -167,7 +167,7 @@ def together(subject: Subject, judge: Judge, plan: Plan) -> Finding:
             of = [f"{name} {value:g}" for name, value in trial.case.options.items()]
             after = plan.added[part.group]
             of += [f"added after {after} steps"] if after else []
-            finding.note = "; ".join(filter(None, (f"group of {', '.join(of)}", finding.note)))
+            finding.note = joined(f"group of {', '.join(of)}", finding.note)
             return finding
         worst = max(worst, finding.worst or 0.0)
     return Finding("pass", "", worst)
@@ -219,7 +219,9 @@ def default_dtype(subject: Subject, judge: Judge) -> Finding:
     if subject.driver.kind == "keras" and not exact:
         return Finding("not applicable", f"Keras would round the learning rate {rate:g}")
     with setting:
-        return judge.judge(Case(weights, gradients, options), f"with {name}")
+        finding = judge.judge(Case(weights, gradients, options))
+    finding.note = joined(f"with {name}", finding.note)
+    return finding
 
 
 def gradient(subject: Subject, judge: Judge) -> Finding:

@@ -13,7 +13,7 @@ import numpy as np
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks import behaviour, gradients, of_torch
 from gravity_conformance.conform.checks.covering import Row, covering
-from gravity_conformance.conform.checks.findings import Finding, Judge, touched
+from gravity_conformance.conform.checks.findings import Finding, Judge, joined, touched
 from gravity_conformance.conform.checks.inputs import to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.compare import compare, worst
@@ -148,7 +148,7 @@ def _judged(
     if before is None and not judged:
         return Finding("not applicable", "its state does not show V")
     finding = before or Finding("pass")
-    finding.note = "; ".join(filter(None, (finding.note, f"{judged} combinations")))
+    finding.note = joined(finding.note, f"{judged} combinations")
     return finding
 
 

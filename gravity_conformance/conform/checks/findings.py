@@ -45,17 +45,28 @@ class Finding:
     plot: dict[str, list[float]] = field(default_factory=dict)
 
 
-def first_wrong(findings: Iterable[Finding]) -> Finding:
-    """Return the first finding that is not a pass; else a pass with the greatest error of all.
+def joined(*notes: str) -> str:
+    """Return the notes that say something as one."""
+    return "; ".join(filter(None, notes))
 
-    An iterator makes them as they are asked for, so what follows the first wrong one is not judged.
+
+def first_wrong(findings: Iterable[Finding]) -> Finding:
+    """Return the first finding that is neither a pass nor "not applicable".
+
+    If there is none, return a pass with the greatest error and the notes of all; or the last one
+    that is not applicable, if there is no pass. An iterator makes findings as they are asked for,
+    so what follows the first wrong one is not judged.
     """
-    worst = 0.0
+    result = None
     for finding in findings:
-        if finding.outcome != "pass":
+        if finding.outcome not in ("pass", "not applicable"):
             return finding
-        worst = max(worst, finding.worst or 0.0)
-    return Finding("pass", "", worst)
+        if result is None or result.outcome != "pass":
+            result = finding
+        elif finding.outcome == "pass":
+            note = result.note if finding.note in result.note else joined(result.note, finding.note)
+            result = Finding("pass", note, max(result.worst or 0.0, finding.worst or 0.0))
+    return result or Finding("pass")
 
 
 class Judge:
@@ -87,21 +98,24 @@ class Judge:
         return [Trial(case, run, subject.first_step) for case, run in zip(cases, runs, strict=True)]
 
     def judge(self, case: Case, note: str = "", *, plot: bool = False) -> Finding:
-        """Feed a case to the implementation, and judge every step."""
+        """Feed a case to the implementation, and judge every step; `note` is for what differs."""
         return self.found(self.observe(case), note, plot=plot)
 
     def found(
         self, trial: Trial, note: str = "", *, what: str = "VW", plot: bool = False
     ) -> Finding:
-        """Return the finding on a trial: how it compares with the exact update."""
+        """Return the finding on a trial: how it compares with the exact update.
+
+        A pass has a note if an accepted variant explains it. `note` is for what differs.
+        """
         verdict = compare(trial, what=what)
-        finding = Finding("pass", note, worst(trial))
+        finding = Finding("pass", "", worst(trial))
         if not verdict.inside:
             injects_beta = self.subject.injects_beta
             if (tolerated := how_tolerated(trial, injects_beta=injects_beta)) is not None:
-                finding.note = "; ".join(filter(None, (note, tolerated)))
+                finding.note = tolerated
             else:
-                finding.outcome, finding.first = "differs", verdict.first
+                finding.outcome, finding.note, finding.first = "differs", note, verdict.first
                 passed = None
                 if len(trial.case.weights) > _MANY:
                     wrong = sorted(verdict.wrong, key=lambda i: trial.size(i))

@@ -9,7 +9,7 @@ import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks import nonfinite
-from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
+from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong, joined
 from gravity_conformance.conform.checks.inputs import LEVELS, SHAPES, patterned, to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.perform import certain, seen
@@ -52,7 +52,9 @@ def large(subject: Subject, judge: Judge) -> Finding:
     for g in gradients[0]:
         g.flat[-1] = 10.0  # the greatest: no other number is as far from 0
     case = Case(weights, gradients, subject.options(), subject.velocity(weights))
-    return judge.judge(case, f"shapes {', '.join(map(str, shapes))}")
+    finding, note = judge.judge(case), f"shapes {', '.join(map(str, shapes))}"
+    finding.note = joined(note, finding.note)
+    return finding
 
 
 def trajectory(subject: Subject, judge: Judge) -> Finding:
@@ -77,9 +79,9 @@ def long(subject: Subject, judge: Judge) -> Finding:
     """A long trajectory; where t can be set, also steps far from the first."""
     steps = subject.level.steps[subject.unwritable is None]
     weights, gradients = subject.normal(steps, ((3,), (2,)), (1.0, 5.0), seed=6)
-    case, note = Case(weights, gradients, subject.options(), fast=True), f"{steps} steps"
-    finding = first_wrong(itertools.chain([judge.judge(case, note)], _far(subject, judge)))
-    finding.note = finding.note or note
+    case = Case(weights, gradients, subject.options(), fast=True)
+    finding = first_wrong(itertools.chain([judge.judge(case)], _far(subject, judge)))
+    finding.note = joined(f"{steps} steps", finding.note)
     return finding
 
 
@@ -225,7 +227,7 @@ def _by_other_ways(judge: Judge, case: Case, finding: Finding) -> Finding:
             finding = finding if other.outcome == "pass" else other
     if refused and finding.outcome in ("pass", "remark"):
         finding.outcome = "remark"
-        finding.note = "; ".join(filter(None, (finding.note, *refused)))
+        finding.note = joined(finding.note, *refused)
     return finding
 
 
@@ -265,7 +267,7 @@ def _with_options(judge: Judge, case: Case, note: str = "") -> Finding:
     if finding.outcome != "pass" or not accepted:
         return finding
     names = " and ".join(name.replace("_", " ") for name in accepted)
-    note = "; ".join(filter(None, (note, f"with {names}")))
+    note = joined(note, f"with {names}")
     try:
         return judge.judge(replace(case, options=judge.subject.options(**accepted)), note)
     except WrongResultError:

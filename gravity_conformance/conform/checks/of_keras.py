@@ -12,7 +12,7 @@ import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.behaviour import gaps, together
-from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
+from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong, joined
 from gravity_conformance.conform.checks.inputs import to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.compare import compare
@@ -61,7 +61,7 @@ def clipping(subject: Subject, judge: Judge) -> Finding:
         case = replace(case, gradients=limited)
         finding = _by_keras(subject, judge, case, fed, **{option: limit})
         if finding.outcome != "pass":
-            finding.note = "; ".join(filter(None, (f"with {option}={limit:g}", finding.note)))
+            finding.note = joined(f"with {option}={limit:g}", finding.note)
     return finding
 
 

@@ -16,7 +16,7 @@ from gravity_conformance.conform.checks.behaviour import (
     normal_part,
     together,
 )
-from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
+from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong, joined
 from gravity_conformance.conform.checks.inputs import SHAPES, patterned
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.together import Plan
@@ -136,7 +136,7 @@ def paths(subject: Subject, judge: Judge) -> Finding:
     for way, argument in accepted.items():
         finding = first_wrong(_on_path(subject, judge, {"more": argument}))
         if finding.outcome != "pass":
-            finding.note = "; ".join(filter(None, (f"with {way}", finding.note)))
+            finding.note = joined(f"with {way}", finding.note)
             return finding
     return Finding("pass", "; ".join([f"with {', '.join(accepted)}", *refused]))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks import halves as half_types
-from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.findings import Finding, Judge, joined
 from gravity_conformance.conform.checks.inputs import NO_BFLOAT16, has_bfloat16
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.compare import difference, worst
@@ -49,7 +49,7 @@ def halves(subject: Subject, judge: Judge) -> Finding:
         else:
             notes.append(f"none in {name}, see there")
     finding = _vectors(subject, judge, chosen) if chosen else Finding("not applicable")
-    finding.note = "; ".join(filter(None, [*notes, finding.note]))
+    finding.note = joined(*notes, finding.note)
     return finding
 
 

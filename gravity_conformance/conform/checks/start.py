@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gravity_conformance.conform.checks import first_velocity
-from gravity_conformance.conform.checks.findings import Finding, Judge
+from gravity_conformance.conform.checks.findings import Finding, Judge, joined
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge import distribution
 from gravity_conformance.conform.judge.trial import Case, Trial
@@ -30,7 +30,8 @@ def convention(subject: Subject, judge: Judge) -> Finding:
         note = f"does not count {named}"
     else:
         note = f"β̂ fits no step count; taken to be {named}"
-    finding = judge.found(trial, note, what="V")
+    finding = judge.found(trial, what="V")
+    finding.note = joined(note, finding.note)
     if finding.outcome != "pass" or not subject.offers("first_step") or subject.driver.stateless:
         return finding
     weights, gradients = subject.normal(4)
