@@ -62,6 +62,7 @@ def parts(report: Report) -> list[Part]:
         Line(head(report)),
         *([_table(report), Line(LEGEND), Line(_inputs(report))] if report.results else [Line("")]),
         *([Line(said)] if report.printed else []),
+        *([Line(_unseen(report))] if report.unseen else []),
         _verdict(report, f"conform: {verdict(report)}"),
         *(Line(f'to mend "{mistake}": {mend}') for mistake, mend in mends(report.diagnoses)),
     ]
@@ -69,6 +70,10 @@ def parts(report: Report) -> list[Part]:
 
 def _inputs(report: Report) -> str:
     return f"inputs generated from seed {report.seed}, {report.level} level"
+
+
+def _unseen(report: Report) -> str:
+    return f"not judged, because no check ran these lines: {report.unseen}"
 
 
 def _table(report: Report) -> Table:
@@ -111,6 +116,7 @@ def page(report: Report, command: str) -> str:
         *([_html.table(_table(report))] if report.results else []),
         _html.paragraph(Line(LEGEND)),
         _html.paragraph(Line(_inputs(report))),
+        *([_html.paragraph(Line(_unseen(report)))] if report.unseen else []),
     ]
     for k, result in enumerate(result for result in report.results if result.plot):
         body += [f"<h2>{escape(result.title)}</h2>", _html.plots(drawings(result.plot, f"p{k}"))]

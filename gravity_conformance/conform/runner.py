@@ -47,6 +47,7 @@ class Report:
         versions: of Python, NumPy, the framework and the implementation's package.
         results: one for each check.
         printed: the number of bytes that the implementation printed.
+        unseen: the lines of its source that no check ran; empty if not all checks ran.
         error: why nothing could be checked.
     """
 
@@ -61,6 +62,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     printed: int = 0
+    unseen: str = ""
     error: str | None = None
 
     @property
@@ -84,7 +86,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values; schema.json describes them."""
-        head = {"format": "gravity-conform", "version": 3, "gravity": gravity_core.__version__}
+        head = {"format": "gravity-conform", "version": 4, "gravity": gravity_core.__version__}
         found = {"status": self.status, "diagnoses": self.diagnoses, "remarks": self.remarks}
         return head | found | asdict(self)
 
@@ -141,7 +143,7 @@ def conform(
     check_timeout(timeout)
     report = Report(spec, kind, seed, level, tuple(dtypes), tuple(skip), strict)
     left = selected(level, only, skip)
-    for _ in range(_LIVES):
+    for life in range(_LIVES):
         job = {
             "spec": spec,
             "kind": kind,
@@ -151,6 +153,7 @@ def conform(
             "level": level,
             "dtypes": list(dtypes),
             "checks": left,
+            "trace": level != "quick" and not only and not life,
         }
         left = _live(report, job, timeout, progress)
         if not left or report.error is not None:
@@ -196,6 +199,8 @@ def _live(
                     left.remove(name)
                     under_way = None
                     report.results.append(_result(event))
+                case {"event": "unseen", "lines": str(lines)}:
+                    report.unseen = clean(lines, _LONGEST)
                 case {"event": "error", "message": str(message)}:
                     report.error = clean(message, _LONGEST)
                 case {"event": "done"}:

@@ -3,7 +3,7 @@
 Its events, in order:
 
 {"event": "ready", …}  {"event": "start", "check": …}  {"event": "finding", "check": …, …}
-{"event": "error", "message": …}  {"event": "done"}
+{"event": "unseen", "lines": …}  {"event": "error", "message": …}  {"event": "done"}
 """
 
 import platform
@@ -17,6 +17,7 @@ import numpy as np
 
 from gravity_conformance._guard import one_line
 from gravity_conformance._worker import ANYTHING, Inbox, Tell, serve
+from gravity_conformance.conform import unseen
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.registry import CHECKS, Check
 from gravity_conformance.conform.checks.subject import Subject
@@ -37,7 +38,12 @@ def _serve(job: dict[str, Any], inbox: Inbox, tell: Tell) -> None:
         driver.session.prepare()
         # SPEC may have set others, in which the numbers of the checks would raise errors.
         with np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"):
-            _run(driver, job, tell)
+            if not job["trace"]:
+                _run(driver, job, tell)
+            else:
+                with unseen.traced(driver.found) as described:
+                    _run(driver, job, tell)
+                    tell("unseen", lines=described())
     except specs.SpecError as error:
         tell("error", message=str(error))
     except ANYTHING as error:

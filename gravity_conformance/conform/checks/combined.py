@@ -60,16 +60,6 @@ def half(subject: Subject, judge: Judge, dtype: str, before: Finding) -> Finding
     return _judged(subject, judge, lambda row: True, before, fixed)
 
 
-def _passes(subject: Subject, judge: Judge, name: str, check: Any) -> bool:
-    """Tell whether a check passes; it may not have run."""
-    if name not in judge.findings:
-        try:
-            judge.findings[name] = check(subject, judge)
-        except ANYTHING as error:
-            judge.findings[name] = Finding("error", one_line(error))
-    return judge.findings[name].outcome == "pass"
-
-
 def _factors(
     subject: Subject, judge: Judge, fixed: Mapping[str, Sequence[Any]]
 ) -> dict[str, Sequence[Any]]:
@@ -77,7 +67,7 @@ def _factors(
     session = subject.driver.session
 
     def if_passes(name: str, check: Any, *values: Any) -> tuple[Any, ...]:
-        return values if _passes(subject, judge, name, check) else ()
+        return values if judge.passes(name, check) else ()
 
     def if_offered(name: str) -> tuple[bool, ...]:
         return (False, True) if name in subject.accepted else (False,)
@@ -89,7 +79,7 @@ def _factors(
     moving = subject.unschedulable is None
     scalar = if_passes("0-d", gradients.scalar, "0-d")
     double = "float64" in subject.dtypes and "dtype" not in fixed
-    double = double and _passes(subject, judge, _DOUBLE, gradients.double)
+    double = double and judge.passes(_DOUBLE, gradients.double)
     dtypes = ("float32", "float64") if double else ("float32",)
     mixes = double and not subject.driver.stateless and subject.takes("float64", "float32")
     mixed = ("mixed",) if mixes else ()

@@ -1,12 +1,13 @@
 """The result of a check, and the judge that turns a trial into one."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.subject import OPTIONAL, Subject
 from gravity_conformance.conform.judge.compare import Verdict, compare, worst
 from gravity_conformance.conform.judge.diagnosis import diagnose, how_tolerated, refuted
@@ -18,7 +19,7 @@ Outcome = Literal["pass", "differs", "error", "remark", "not applicable"]
 
 
 _MANY = 8  # tensors; of more, only the smallest ones that differ are diagnosed
-_LONGEST = 2**21  # elements of a tensor for which all mistakes are simulated
+_LONGEST = 2**21  # elements for which all mistakes are simulated
 _LARGE = 4_096  # elements; of the smallest ones, only the first may be larger
 
 
@@ -84,6 +85,15 @@ class Judge:
         self.findings: dict[str, Finding] = {}
         self._certain: set[str] = set()  # each was the only mistake that explained some check
 
+    def passes(self, name: str, check: "Callable[[Subject, Judge], Finding]") -> bool:
+        """Tell whether a check passes; it may not have run."""
+        if name not in self.findings:
+            try:
+                self.findings[name] = check(self.subject, self)
+            except ANYTHING as error:
+                self.findings[name] = Finding("error", one_line(error))
+        return self.findings[name].outcome == "pass"
+
     def observe(self, case: Case) -> Trial:
         """Feed a case to the implementation, and note whether it overwrote a gradient."""
         run = self.subject.run(case)
@@ -117,9 +127,10 @@ class Judge:
             else:
                 finding.outcome, finding.note, finding.first = "differs", note, verdict.first
                 passed = None
-                if len(trial.case.weights) > _MANY:
+                sizes = [w.size for w in trial.case.weights]
+                if len(sizes) > _MANY or sum(sizes) > _LONGEST:
                     wrong = sorted(verdict.wrong, key=lambda i: trial.size(i))
-                    every = len(trial.case.weights)
+                    every = len(sizes)
                     shapes = list(dict.fromkeys(trial.case.weights[i].shape for i in wrong))
                     verb = "differs" if len(wrong) == 1 else "differ"
                     finding.note = f"{len(wrong)} of {every} tensors {verb}, of shapes "

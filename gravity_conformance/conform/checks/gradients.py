@@ -1,7 +1,7 @@
 """Checks that feed gradients and judge every element of V and W after every step."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -80,22 +80,25 @@ def long(subject: Subject, judge: Judge) -> Finding:
     steps = subject.level.steps[subject.unwritable is None]
     weights, gradients = subject.normal(steps, ((3,), (2,)), (1.0, 5.0), seed=6)
     case = Case(weights, gradients, subject.options(), fast=True)
-    finding = first_wrong(itertools.chain([judge.judge(case)], _far(subject, judge)))
+    counts = FAR + (FARTHER if subject.driver.stateless else ())
+    # A step that writes a scheduled rate is compiled for every number of steps.
+    paths = (False, True) if subject.driver.session.compiles else (False,)
+    steps_far = far(subject, judge, counts, paths)
+    finding = first_wrong(itertools.chain([judge.judge(case)], steps_far))
     finding.note = joined(f"{steps} steps", finding.note)
     return finding
 
 
-def _far(subject: Subject, judge: Judge) -> Iterator[Finding]:
-    """Judge steps far from the first, if t can be set."""
+def far(
+    subject: Subject, judge: Judge, counts: Iterable[int], paths: Iterable[bool]
+) -> Iterator[Finding]:
+    """Judge five steps after each of `counts`, compiled or not, if t can be set."""
     if subject.unwritable is not None:
         return
     weights, gradients = subject.normal(5, ((3,), (2,)), (1.0, 5.0), seed=29)
     # With β = 1, 1 − β̂ = 1 / (t + 2) shows an error of t, and with β = 0.9999 one of 1 − β.
     betas = [b for b in (1.0, 0.9999) if subject.refused(beta=b) is None] or [hp.BETA]
-    # A step that writes a scheduled rate is compiled for every number of steps.
-    paths = (False, True) if subject.driver.session.compiles else (False,)
-    far = FAR + (FARTHER if subject.driver.stateless else ())
-    for count, fast, beta in itertools.product(far, paths, betas):
+    for count, fast, beta in itertools.product(counts, paths, betas):
         v, options = [0 * w for w in weights], subject.decaying
         options["beta"] = subject.options(beta=beta)["beta"]
         case = Case(weights, gradients, options, v, count, fast=fast)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from gravity_conformance.conform.checks import (
     behaviour,
     combined,
+    constants,
     first_velocity,
     gradients,
     halves,
@@ -106,6 +107,7 @@ CHECKS: dict[str, Check] = {
     "excluded": Check("without weight decay", of_keras.excluded, "exclude_from_weight_decay"),
     "maximize": Check("maximize", behaviour.maximize, "maximize"),
     "weight-decay": Check("weight decay", behaviour.weight_decay, "weight decay"),
+    "constants": Check("numbers and names of its source", constants.constants, quick=False),
     "combined": Check("combinations", combined.combined),
     "compiled": Check("compiled", combined.compiled, quick=False),
     "transformed": Check("inside scan and vmap", gradients.transformed, quick=False),
