@@ -147,13 +147,13 @@ def test_the_first_wrong_finding_ends_a_check():
     def findings_of(*outcomes):
         for outcome in outcomes:
             made.append(outcome)
-            yield Finding(outcome, f"a {outcome}", 1.0 + len(made))
+            yield Finding(outcome, f"a {outcome}", 10.0 - len(made))
 
     assert (
         first_wrong(findings_of("pass", "not applicable", "differs", "pass")).outcome == "differs"
     )
     assert made == ["pass", "not applicable", "differs"]
     found = first_wrong(findings_of("not applicable", "pass", "not applicable", "pass"))
-    assert (found.outcome, found.note, found.worst) == ("pass", "a pass", 8.0)
+    assert (found.outcome, found.note, found.worst) == ("pass", "a pass", 5.0)
     assert first_wrong(findings_of("not applicable")).outcome == "not applicable"
     assert first_wrong([]).outcome == "pass"

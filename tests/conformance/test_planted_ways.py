@@ -207,6 +207,14 @@ WRONG = {
         "        super().add_param_group(group)",
         "random",
     ),
+    "a sparse gradient without duplicates counts twice": (
+        "    def step(self, closure=None):\n"
+        "        for p in (p for group in self.param_groups for p in group['params']):\n"
+        "            g = p.grad\n"
+        "            if g is not None and g.is_sparse and g.is_coalesced(): p.grad = 2 * g\n"
+        "        return super().step(closure)",
+        "rows",
+    ),
     "sparse and dense steps are counted apart": (
         "    def step(self, closure=None):\n"
         "        self.sparse = {p for group in self.param_groups for p in group['params']"

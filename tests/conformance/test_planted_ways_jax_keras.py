@@ -208,6 +208,14 @@ def test_a_mistake_in_another_use_of_keras_differs(name, tmp_path):
     assert found == {"Wrong": "differs", "Around": "pass"}
 
 
+def test_float64_is_right_after_float32_was_compiled(tmp_path):
+    """Keras's models keep the dtype that was the default when the first one was made."""
+    pytest.importorskip("tensorflow", reason="optimizers of Keras")
+    spec = written(tmp_path, "tensorflow as tf", "    pass", "keras")
+    found = findings(spec, ["compiled", "float64"], level="default")
+    assert [found[check]["outcome"] for check in found] == ["pass", "pass"]
+
+
 def test_a_schedule_or_a_decay_may_be_refused(tmp_path):
     """One that refuses weight decay has no gradients that it overwrites with it."""
     pytest.importorskip("tensorflow", reason="optimizers of Keras")

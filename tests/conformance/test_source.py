@@ -59,7 +59,7 @@ def rate(w, v, g, t, lr, beta):
     return right(w, v, g, t, lr if lr < 700 else 700, beta)
 
 def momentum(w, v, g, t, lr, beta):
-    return right(w, v, g, t, lr, beta if beta < 0.99995 else 0.9)
+    return right(w, v, g, t, lr, 0.9 if 0.93 < beta < 0.99 else beta)
 """
 NAMES = WRONG.partition("def above")[2].split("def ")
 
