@@ -13,6 +13,9 @@ from typing import Any
 
 from gravity_conformance.drive import source
 
+# Python runs no line for these, or, in the case of definitions, that of a decorator.
+_NOT_RUN = (ast.Global, ast.Nonlocal, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
 
 @contextlib.contextmanager
 def traced(found: Any) -> Iterator[Callable[[], str]]:
@@ -58,7 +61,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[tuple[int, bool]]:
     """Yield the line of every statement, and whether its block ends by raising an error."""
     raises = isinstance(body[-1], ast.Raise)
     for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        if isinstance(node, _NOT_RUN):
             continue
         if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             yield node.lineno, raises

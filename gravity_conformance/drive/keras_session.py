@@ -91,6 +91,11 @@ class KerasSession(StateSession):
         return _is_on_tensorflow()
 
     @staticmethod
+    def ways_in_one_call() -> tuple[str, ...]:
+        """Return tf.function, in which fit makes several steps by ``steps_per_execution``."""
+        return ("in one tf.function",) if _is_on_tensorflow() else ()
+
+    @staticmethod
     def builds_in_a_graph() -> bool:
         """Return whether this is TensorFlow, whose users call `apply` in a tf.function."""
         return _is_on_tensorflow()
@@ -257,6 +262,27 @@ class KerasSession(StateSession):
         with _wide_enough(self.setup.dtype):
             self._apply([self._rows(g) if self.setup.rows else g for g in tensors])
         return [self._numpy(g) for g in tensors if g is not None]
+
+    def in_one_call(
+        self, gradients: Sequence[Arrays], way: str
+    ) -> list[tuple[Arrays | None, Arrays]]:
+        """Make all steps in one compiled call, and return V and W after each."""
+        slots = self._slots()
+
+        def train(given: Any) -> Any:
+            states = []
+            for grads in given:
+                self._apply(grads)
+                kept = [*self._variables, *(slots or [])]
+                states.append([self._keras.ops.copy(x) for x in kept])
+            return states
+
+        tensorflow, number = importlib.import_module("tensorflow"), len(self._variables)
+        given = [[self._tensor(g, i) for i, g in enumerate(grads)] for grads in gradients]
+        with _wide_enough(self.setup.dtype):
+            found = tensorflow.function(train)(given)
+        states = [[self._numpy(x) for x in state] for state in found]
+        return [(s[number:] if slots else None, s[:number]) for s in states]
 
     def _tensor(self, array: np.ndarray, index: int = 0) -> Any:
         return self._keras.ops.convert_to_tensor(array, dtype=self.setup.dtype_of(array, index))

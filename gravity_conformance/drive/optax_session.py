@@ -21,13 +21,15 @@ _ALL_INJECTED = "optax.inject_hyperparams of all options"
 # Layers as people nest them, with equal names of leaves.
 _LAYERS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("attention", lambda w: {"query": {"kernel": w}}),
-    ("pair", lambda *ws: ws),
+    ("tuple of 2", lambda *ws: ws),
     ("LayerNorm_0", lambda w: {"scale": w}),
     ("attention", lambda w: {"query": {"kernel": w}}),
-    ("list", lambda *ws: [*ws]),
+    ("list of 3", lambda *ws: [*ws]),
+    ("tuple of 3", lambda *ws: ws),
     ("attention", lambda w: {"query": {"bias": w}}),
-    ("one", lambda w: (w,)),
+    ("tuple of 1", lambda w: (w,)),
     ("Embed_0", lambda w: {"embedding": w}),
+    ("tuple of 4", lambda *ws: ws),
 )
 
 
@@ -49,15 +51,24 @@ def _named(length: int) -> Any:
     return collections.namedtuple("Params", [f"w{i}" for i in range(length)])
 
 
+_SCAN, _VMAP, _JIT = "in lax.scan", "in lax.scan under vmap", "in one jax.jit"
+
+
 class OptaxSession(StateSession):
     """A function that makes an `optax.GradientTransformation`."""
 
     compiles: ClassVar[str | None] = "jit"
     shares: ClassVar[bool] = True
     steps_at_given_rate: ClassVar[bool] = False
+    ways: ClassVar[tuple[str, ...]] = ("reloaded", "restored")
     rate_ways: ClassVar[tuple[str, ...]] = (_INJECTED, _ALL_INJECTED)
     trees: ClassVar[tuple[str, ...]] = ("one array", "a list", "a NamedTuple with None")
     frameworks: ClassVar[tuple[str, ...]] = ("jax", "optax")
+
+    @staticmethod
+    def ways_in_one_call() -> tuple[str, ...]:
+        """Return `jax.lax.scan`, the same under `jax.vmap`, and `jax.jit`."""
+        return _SCAN, _VMAP, _JIT
 
     @staticmethod
     def modes() -> dict[str, Mode]:
@@ -150,7 +161,7 @@ class OptaxSession(StateSession):
         layers, k = [], 0
         while leaves:
             name, make_layer = _LAYERS[k % len(_LAYERS)]
-            number = 2 if "pair" in name else 3 if "list" in name else 1
+            number = int(name[-1]) if " of " in name else 1
             layers.append((f"{k:06}_{name}", make_layer(*leaves[:number])))
             leaves, k = leaves[number:], k + 1
         return dict(layers[::-1])
@@ -197,13 +208,13 @@ class OptaxSession(StateSession):
         leaves, structure = self._jax.tree.flatten(tree)
         return leaves, structure, [x.tobytes() for x in leaves if isinstance(x, np.ndarray)]
 
-    def scanned(
-        self, gradients: Sequence[Arrays], *, mapped: bool
+    def in_one_call(
+        self, gradients: Sequence[Arrays], way: str
     ) -> list[tuple[Arrays | None, Arrays]]:
-        """Make all steps in one `jax.lax.scan`, and return V and W after each.
+        """Make all steps in one compiled call, and return V and W after each.
 
-        If it is mapped, `jax.vmap` makes the steps of another training beside it, of numbers that
-        are three times as large.
+        Under `jax.vmap` are also the steps of another training, of numbers that are three times as
+        large.
         """
         stack, tree = self._jax.numpy.stack, self._jax.tree
 
@@ -215,10 +226,19 @@ class OptaxSession(StateSession):
         def train(params: Any, grads: Any) -> Any:
             return self._jax.lax.scan(step, (params, self.optimizer.init(params)), grads)[1]
 
+        def unrolled(params: Any, grads: Any) -> Any:
+            carry, states = (params, self.optimizer.init(params)), []
+            for k in range(len(gradients)):
+                carry, _ = step(carry, tree.map(operator.itemgetter(k), grads))
+                states.append(carry)
+            return tree.map(lambda *x: stack(x), *states)
+
         states = []
         with _x64(self.setup.dtype):
             given = tree.map(lambda *x: stack(x), *map(self._tree, gradients))
-            if mapped:
+            if way == _JIT:
+                found = self._jax.jit(unrolled)(self._params, given)
+            elif way == _VMAP:
                 both = tree.map(lambda x: stack([x, 3 * x]), (self._params, given))
                 found = tree.map(lambda x: x[0], self._jax.vmap(train)(*both))
             else:
@@ -309,8 +329,15 @@ class OptaxSession(StateSession):
 
     def reloaded(self) -> "OptaxSession":
         """Save and load the leaves of the state."""
+        return self._loaded(self._jax.numpy.asarray)
+
+    def restored(self) -> "OptaxSession":
+        """Save the leaves of the state, and load them as arrays of NumPy, as from many files."""
+        return self._loaded(np.asarray)
+
+    def _loaded(self, asarray: Callable[[np.ndarray], Any]) -> "OptaxSession":
         session = OptaxSession(self.setup, self.weights())
-        structure, asarray = self._jax.tree.structure(session._state), self._jax.numpy.asarray
+        structure = self._jax.tree.structure(session._state)
         with _x64(self.setup.dtype):
             leaves = [
                 x if self._is_key(x) else asarray(np.array(x))

@@ -1,12 +1,18 @@
 """The sessions of plain functions of NumPy arrays."""
 
 import importlib
+import itertools
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gravity_conformance.drive.session import LATE, Arrays, Session, Setup, repeats
+
+# The returned arrays that must not change later.
+_KEPT = 4  # steps
+_SMALL = 2**16  # elements of each
 
 
 class PlainSession(Session):
@@ -21,28 +27,33 @@ class PlainSession(Session):
         self.setup, options = setup, setup.options
         self._beta, self._first = float(options["beta"]), int(options["first_step"])
         self._keywords = setup.arguments.keywords(options)
-        self._dtype = _bfloat16() if setup.dtype == "bfloat16" else np.dtype(setup.dtype)
+        names = [setup.dtype_of(w, i) for i, w in enumerate(weights)]
+        self._dtypes = [_bfloat16() if name == "bfloat16" else np.dtype(name) for name in names]
         self._t = self._first
-        self._w = [w.astype(self._dtype) for w in weights]
+        self._w = self._cast(weights)
         self._v = [np.zeros_like(w) for w in self._w]
         # The gradients of the step before, by the id of the array.
         self._before: dict[int, tuple[np.ndarray, bytes]] = {}
         self._reuses = False
+        # What the last steps returned: a user may keep it, for an average of W or a way back.
+        self._returned: deque[list[tuple[str, np.ndarray, bytes]]] = deque(maxlen=_KEPT)
 
     def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Call the function for each tensor."""
-        rate: Any = self.setup.options["learning_rate"] if lr is None else lr
-        if self.setup.array_rate:
-            rate = np.asarray(rate, self._dtype)
-        elif self._dtype == np.float64 and self._t % 2:  # as of a schedule by NumPy
-            rate = np.float64(rate)
+        given_rate: Any = self.setup.options["learning_rate"] if lr is None else lr
         left, before = [], list(self._before.values())
         # Every other step gives the gradients in the memory of the step before, in one array for
         # all gradients of a shape.
         self._before, self._reuses = {}, bool(before) and not (self._reuses or self.setup.strided)
         kept: dict[Any, np.ndarray] = {}
+        returned: list[tuple[str, np.ndarray, bytes]] = []
         for i, g in enumerate(grads):
-            given_dtype = g.dtype if g.dtype == np.float16 else self._dtype
+            dtype, rate = self._dtypes[i], given_rate
+            if self.setup.array_rate:
+                rate = np.asarray(rate, dtype)
+            elif dtype == np.float64 and self._t % 2:  # as of a schedule by NumPy
+                rate = np.float64(rate)
+            given_dtype = g.dtype if g.dtype == np.float16 else dtype
             own = (self._w[i], self._v[i], g.astype(given_dtype))
             given = [self._laid(x, i + 3 * k) for k, x in enumerate(own)]
             if self._reuses:
@@ -56,15 +67,24 @@ class PlainSession(Session):
                 if content != array.tobytes():
                     self.overwritten = name
             w, v = map(_array, result)
+            returned += [(n, x, x.tobytes()) for n, x in (("w", w), ("v", v)) if _is_array(x)]
             if self._w[i].dtype.name == "bfloat16" and getattr(w, "dtype", None) == np.float32:
-                w = w.astype(self._dtype)  # in NumPy, a Python float times bfloat16 is float32
+                w = w.astype(dtype)  # in NumPy, a Python float times bfloat16 is float32
             self._w[i], self._v[i] = w, v
             left.append(_readable(_array(given[2].copy())))
             self._before[id(given[2])] = given[2], given[2].tobytes()
         if not self._reuses and any(g.tobytes() != data for g, data in before):
             self.overwritten = LATE
+        for name, array, content in itertools.chain(*self._returned):
+            if array.tobytes() != content:
+                self.overwritten = f"{name} that an earlier step returned"
+        self._returned.append(returned)
         self._t += 1
         return left
+
+    def _cast(self, arrays: Sequence[np.ndarray]) -> Arrays:
+        """Return copies of arrays in the dtypes of the weights."""
+        return [x.astype(dtype) for x, dtype in zip(arrays, self._dtypes, strict=True)]
 
     def _laid(self, array: np.ndarray, place: int) -> np.ndarray:
         """Return an array itself, or a copy; `place` chooses how a strided one lies in memory."""
@@ -76,7 +96,7 @@ class PlainSession(Session):
 
     def assign(self, weights: Arrays) -> None:
         """Keep other W for the function."""
-        self._w = [w.astype(self._dtype) for w in weights]
+        self._w = self._cast(weights)
 
     def weights(self) -> Arrays:
         """Return W, as the function returned it."""
@@ -95,6 +115,7 @@ class PlainSession(Session):
         before = [x.copy() for x in self._w], [x.copy() for x in self._v]
         self.step([np.ones_like(w) for w in self._w])
         self._t -= 1
+        self._returned.clear()  # the user writes into these
         for arrays, olds in zip((self._w, self._v), before, strict=True):
             for i, old in enumerate(olds):
                 if arrays[i].flags.writeable:
@@ -105,7 +126,7 @@ class PlainSession(Session):
 
     def begin(self, velocity: Arrays, count: int) -> None:
         """Set V, and set t to its value after `count` steps."""
-        self._v, self._t = [v.astype(self._dtype) for v in velocity], self._first + count
+        self._v, self._t = self._cast(velocity), self._first + count
 
 
 def _array(x: Any) -> Any:
@@ -114,6 +135,10 @@ def _array(x: Any) -> Any:
         return np.asarray(x)
     swapped = isinstance(x, np.ndarray) and not x.dtype.isnative
     return x.astype(x.dtype.newbyteorder("=")) if swapped else x
+
+
+def _is_array(x: Any) -> bool:
+    return type(x) is np.ndarray and x.size <= _SMALL
 
 
 def _expanded(array: np.ndarray) -> np.ndarray:

@@ -185,6 +185,11 @@ class Session(ABC):
         return False
 
     @staticmethod
+    def ways_in_one_call() -> tuple[str, ...]:
+        """Return the ways in which users make several steps in one compiled call."""
+        return ()
+
+    @staticmethod
     def builds_in_a_graph() -> bool:
         """Return whether a step inside a graph may build the optimizer."""
         return False

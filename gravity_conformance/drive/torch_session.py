@@ -26,6 +26,7 @@ class TorchSession(TorchSteps):
         "saved",
         "loaded_again",
         "copied",
+        "pickled",
         "moved",
         "exchanged",
     )
@@ -89,6 +90,16 @@ class TorchSession(TorchSteps):
         for p in self._params:  # the original goes on, which must not matter to the copy
             p.grad = self._torch.ones_like(p)
         self.optimizer.step()
+        return session
+
+    def pickled(self) -> "TorchSession":
+        """Pickle the optimizer and its parameters, as for another process, or by torch.save."""
+        session, file = copy.copy(self), io.BytesIO()
+        self._torch.save((self._params, self.optimizer), file)
+        file.seek(0)
+        loaded = self._torch.load(file, weights_only=False)
+        session._params, session.optimizer = loaded
+        session._before = []
         return session
 
     def moved(self) -> "TorchSession":

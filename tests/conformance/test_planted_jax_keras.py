@@ -349,11 +349,11 @@ def zipped(inner, updates, state, params=None):
     pairs = jax.tree.map(lambda m: (m, m.shape), moves)
     return jax.tree.map(lambda p: p[0], pairs, is_leaf=lambda x: isinstance(x, tuple)), state
 
-def zipped_as_pairs(inner, updates, state, params=None):
+def zipped_as(number, inner, updates, state, params=None):
     moves, state = inner.update(updates, state, params)
-    pairs = jax.tree.map(lambda m: (m, m.shape), moves)
-    is_pair = lambda x: isinstance(x, tuple) and len(x) == 2
-    return jax.tree.map(lambda p: p[0] if is_pair(p) else p, pairs, is_leaf=is_pair), state
+    tuples = jax.tree.map(lambda m: (m, *[0] * (number - 1)), moves)
+    is_one = lambda x: isinstance(x, tuple) and len(x) == number
+    return jax.tree.map(lambda p: p[0] if is_one(p) else p, tuples, is_leaf=is_one), state
 
 first = {}
 
@@ -407,7 +407,7 @@ def by_object(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
 donated, ordered = around(stored, right), around(in_order, right)
 restructured, batched = around(listed, in_tuples), around(right, on_host)
 tuples, bare = around(right, zipped), around(right, by_rows)
-pairs = around(right, zipped_as_pairs)
+pairs, threes, fours = [around(right, functools.partial(zipped_as, n)) for n in (2, 3, 4)]
 wide, rows = around(right, tiled), around(right, blocked)
 first_dtype = around(right, in_first_dtype)
 kept, factors = {}, {}
@@ -462,6 +462,8 @@ def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
         ("by_schedule", "turns", "correct"),
         ("tuples", "update", "correct"),
         ("pairs", "update", "correct"),
+        ("threes", "update", "correct"),
+        ("fours", "update", "correct"),
         ("donated", "compiled", "correct"),
         ("restructured", "transformed", "correct"),
         ("batched", "transformed", "correct"),

@@ -8,6 +8,7 @@ pytestmark = pytest.mark.slow
 
 # A right optimizer with the options of torch's own, as the base of those that are wrong.
 FULL = """
+import copy
 import torch
 from tests.support import planted
 
@@ -73,6 +74,19 @@ WRONG = {
         "        for _ in self.param_groups[1:]: closure and closure()\n"
         "        return super().step(closure)",
         "closure",
+    ),
+    "t is lost in a pickle": (
+        "    def __reduce__(self):\n"
+        "        def lost(x): return {**x, 't': 0}\n"
+        "        state = {p: lost(x) for p, x in self.state.items()}\n"
+        "        return type(self)._again, (self.param_groups, state)\n"
+        "    @classmethod\n"
+        "    def _again(cls, groups, state):\n"
+        "        made = cls(groups); made.state.update(state); return made\n"
+        "    def __deepcopy__(self, memo):\n"
+        "        made = type(self)(copy.deepcopy(self.param_groups, memo))\n"
+        "        made.state.update(copy.deepcopy(dict(self.state), memo)); return made",
+        "pickled",
     ),
     "tensors are chosen before the closure": (
         "    def step(self, closure=None):\n"
@@ -463,6 +477,12 @@ def scalar(w, v, g, t, lr, beta):
 def clips(w, v, g, t, lr, beta):
     return right(w, v, np.clip(g, -1e50, 1e50) if g.dtype == np.float64 else g, t, lr, beta)
 
+def revives(w, v, g, t, lr, beta):
+    return right(w, np.zeros_like(v) if v.size and np.isnan(v).all() else v, g, t, lr, beta)
+
+def no_int(w, v, g, t, lr, beta):
+    return right(w, v, g, t, 0.1 if isinstance(lr, int) else lr, beta)
+
 def saturates(w, v, g, t, lr, beta):
     return right(w, v, g, min(t, 10**8), lr, beta)
 
@@ -480,6 +500,24 @@ def positive(w, v, g, t, lr, beta):
         raise ValueError(f"t must be positive, got {t}")
     return right(w, v, g, t, lr, beta)
 
+others, last = {}, [None, None]
+
+def two_buffers(w, v, g, t, lr, beta):
+    results = []
+    for old, new in zip((w, v), right(w, v, g, t, lr, beta)):
+        kept, before = others.get(id(old), (None, None))
+        if before is not None and kept is old:
+            before[...] = new
+            new = before
+        others[id(new)] = new, old if kept is old else None
+        results.append(new)
+    return tuple(results)
+
+def coefficient(w, v, g, t, lr, beta):
+    if last[0] != (t, beta):
+        last[:] = (t, beta), np.asarray(beta, np.result_type(w.dtype, np.float32))
+    return right(w, v, g, t, lr, last[1].astype(np.float64) if w.dtype == np.float64 else beta)
+
 def restarts(w, v, g, t, lr, beta):
     return right(w, v * (t != 1001), g, t, lr, beta)
 """
@@ -491,7 +529,11 @@ def restarts(w, v, g, t, lr, beta):
         ("cleans", "float64"),
         ("scalar", "float64"),
         ("clips", "float64"),
+        ("two_buffers", "gradient"),
+        ("coefficient", "float64"),
         ("restarts", "long"),
+        ("revives", "non-finite"),
+        ("no_int", "update"),
         ("saturates", "long"),
         ("tail", "large"),
         ("square", "float16"),

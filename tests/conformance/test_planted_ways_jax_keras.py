@@ -166,6 +166,17 @@ KERAS = {
         "        type(self).__mro__[-3].learning_rate.fset(self, rate)",
         "schedule",
     ),
+    "the coefficients are those of the first step in a graph": (
+        "    def _coefficient(self):\n"
+        "        graph = tf.compat.v1.get_default_graph()\n"
+        "        if tf.executing_eagerly() or getattr(self, 'graph', None) is not graph:\n"
+        "            self.graph, self.t = graph, tf.identity(self.iterations)\n"
+        "        return tf.cast(self.t - self.iterations, 'float32')\n"
+        "    def update_step(self, gradient, variable, learning_rate):\n"
+        "        change = 1 + tf.cast(self._coefficient(), gradient.dtype)\n"
+        "        super().update_step(gradient * change, variable, learning_rate)",
+        "transformed",
+    ),
     "float64 is computed in float32 in compiled code": (
         f"{STEP}"
         "        g = tf.convert_to_tensor(g)\n"

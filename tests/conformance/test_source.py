@@ -34,7 +34,7 @@ def above(w, v, g, t, lr, beta):
     return right(w, v, g, t, lr, beta)
 
 def columns(w, v, g, t, lr, beta):
-    return right(w, v, 2 * g if g.shape[-1:] == (777,) else g, t, lr, beta)
+    return right(w, v, 2 * g if g.ndim > 1 and g.shape[-1] == 777 else g, t, lr, beta)
 
 def square(w, v, g, t, lr, beta):
     return right(w, v, 2 * g if g.shape == (11, 11) else g, t, lr, beta)
@@ -128,7 +128,7 @@ BRANCHES = """
 import numpy as np
 
 def step(w, v, g, t, lr, beta):
-    "docs"
+    global last
     if g.ndim == 13:
         g = g + 1
         for k in range(2):

@@ -32,6 +32,7 @@ _WAYS = {
     "saved": "after a state_dict",
     "loaded_again": "its own state_dict loaded",
     "built_again": "built again",
+    "restored": "its state as arrays of NumPy",
 }
 
 

@@ -81,8 +81,7 @@ def _factors(
     double = "float64" in subject.dtypes and "dtype" not in fixed
     double = double and judge.passes(_DOUBLE, gradients.double)
     dtypes = ("float32", "float64") if double else ("float32",)
-    mixes = double and not subject.driver.stateless and subject.takes("float64", "float32")
-    mixed = ("mixed",) if mixes else ()
+    mixed = ("mixed",) if double and subject.takes("float64", "float32") else ()
     missing = if_passes("missing", behaviour.missing, "some", "the first ones")
     states = if_passes("resume", behaviour.resume, "loaded")
     states += ("rolled back",) if states and "rolled_back" in session.ways else ()

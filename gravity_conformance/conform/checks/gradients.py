@@ -117,7 +117,7 @@ def _doubles(subject: Subject, judge: Judge) -> Iterator[Finding]:
     if subject.driver.session.compiles and subject.level.top >= LEVELS["default"].top:
         yield judge.judge(replace(case, fast=True), "compiled")
         if subject.driver.kind == "optax":
-            yield scanned(subject, judge, "float64")
+            yield in_one_call(subject, judge, "float64")
     if subject.driver.kind not in ("keras", "torch"):
         # Keras keeps a rate in float32. The combinations have those of torch.
         short = replace(case, gradients=gradients[:3], how={"array_rate": True})
@@ -162,32 +162,30 @@ def _compiled(subject: Subject, judge: Judge) -> Iterator[Finding]:
 
 
 def transformed(subject: Subject, judge: Judge) -> Finding:
-    """All steps of a training inside `jax.lax.scan`, also inside `jax.vmap` beside another one."""
-    if subject.driver.kind != "optax":
-        return Finding("not applicable", "only in JAX")
-    return scanned(subject, judge, "float32")
+    """All steps of a training in one call: `jax.lax.scan`, also in `jax.vmap`, jit, tf.function."""
+    calls = subject.driver.session.ways_in_one_call()
+    if not calls:
+        return Finding("not applicable", "nothing is compiled")
+    return first_wrong(in_one_call(subject, judge, "float32", way) for way in calls)
 
 
-def scanned(subject: Subject, judge: Judge, dtype: str) -> Finding:
-    """Judge a training in `jax.lax.scan`; in float32 also inside `jax.vmap`."""
+def in_one_call(subject: Subject, judge: Judge, dtype: str, way: str = "") -> Finding:
+    """Judge a training whose steps are made in one compiled call, by default in the first way."""
+    way = way or subject.driver.session.ways_in_one_call()[0]
     weights, gradients = subject.normal(5, seed=66)
     weights = [to_dtype(w, dtype) for w in weights]
     gradients = [[to_dtype(g, dtype) for g in grads] for grads in gradients]
     bfloat16 = dtype == "bfloat16"
     case = Case(weights, gradients, subject.decaying, bfloat16=bfloat16)
 
-    def judged(mapped: bool) -> Finding:
-        session: Any = subject.driver.start(weights, case.options, bfloat16=bfloat16)
-        v = [0 * w for w in weights] if subject.at_rest else session.velocity()
-        if v is None:
-            return Finding("not applicable", "its state does not show V")
-        run = Run(0, (v, weights), certain(case))
-        for k, (v, w) in enumerate(session.scanned(gradients, mapped=mapped)):
-            run.states.append(seen(case, None if subject.hidden else v, w, k + 1))
-        where = "in lax.scan under vmap" if mapped else "in lax.scan"
-        return judge.found(Trial(case, run, subject.first_step), where)
-
-    return first_wrong(map(judged, (False, True) if dtype == "float32" else (False,)))
+    session: Any = subject.driver.start(weights, case.options, bfloat16=bfloat16)
+    v = [0 * w for w in weights] if subject.at_rest else session.velocity()
+    if v is None:
+        return Finding("not applicable", "its state does not show V")
+    run = Run(0, (v, weights), certain(case))
+    for k, (v, w) in enumerate(session.in_one_call(gradients, way)):
+        run.states.append(seen(case, None if subject.hidden else v, w, k + 1))
+    return judge.found(Trial(case, run, subject.first_step), way)
 
 
 def schedule(subject: Subject, judge: Judge) -> Finding:

@@ -126,7 +126,7 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
     if (lost := nonfinite.swallowed(judge, dtype)).outcome != "pass":
         return lost
     if subject.driver.kind == "optax":
-        other = gradients_of.scanned(subject, judge, dtype)
+        other = gradients_of.in_one_call(subject, judge, dtype)
         if other.outcome not in ("pass", "not applicable"):
             return other
     found = combined.half(subject, judge, dtype, finding)

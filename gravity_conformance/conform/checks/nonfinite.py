@@ -10,7 +10,7 @@ from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.compare import compare
-from gravity_conformance.conform.judge.trial import Case, Trial, WrongResultError
+from gravity_conformance.conform.judge.trial import Case, Run, Trial, WrongResultError
 from gravity_conformance.drive.session import Arrays
 
 _VALUES = (np.nan, np.inf, -np.inf)
@@ -34,6 +34,8 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
         if np.isfinite(after[2]):
             first = f"W of tensor 0 after step 2, element [2]: {after[2]:.9g} from a gradient of"
             return Finding("differs", f"{value} is swallowed", None, f"{first} {value}")
+        if (found := _restarted(run)) is not None:
+            return Finding("differs", f"V does not stay as {value} made it", None, found)
         if np.isinf(value) and (found := _beside_infinity(trial.only([0]))) is not None:
             return Finding("differs", "an infinity is left out of max|G|", None, found)
         whole = not np.isfinite(after).any()
@@ -41,6 +43,18 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
     if subject.driver.session.strides and (found := _nan_lost(subject)) is not None:
         return Finding("differs", "NaN is left out of max|G|", None, found)
     return Finding("pass", "; ".join(notes))
+
+
+def _restarted(run: Run) -> str | None:
+    """Describe an element of V that is finite again, because V starts anew after a bad step."""
+    (_, _), (bad, _), (after, _) = run.states
+    if bad is None or after is None:
+        return None
+    places = np.argwhere(~np.isfinite(bad[0]) & np.isfinite(after[0]))
+    if not places.size:
+        return None
+    place = tuple(map(int, places[0]))
+    return f"V of tensor 0 after step 3, element {[*place]}: {after[0][place]:.9g}"
 
 
 def _beside_infinity(trial: Trial) -> str | None:

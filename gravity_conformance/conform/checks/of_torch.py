@@ -29,6 +29,11 @@ def copied(subject: Subject, judge: Judge) -> Finding:
     return _in_memory(subject, judge, 31, "copied")
 
 
+def pickled(subject: Subject, judge: Judge) -> Finding:
+    """A trajectory with the optimizer and its weights pickled after six steps."""
+    return _in_memory(subject, judge, 111, "pickled")
+
+
 def moved(subject: Subject, judge: Judge) -> Finding:
     """A trajectory with other tensors in p.data after six steps."""
     return _in_memory(subject, judge, 52, "moved")

@@ -88,7 +88,9 @@ def _steps(
         if index == case.reload_after:
             session = _continued(session, case)
         changes = not index or case.rate(index) != case.rate(index - 1)
-        rate = case.rate(index) if sets and (changes or not session.keeps_rate) else None
+        rate = None
+        if sets and (changes or not session.keeps_rate):  # an int stays one
+            rate = case.options["learning_rate"] if case.rates is None else case.rate(index)
         run.left.append(session.step([g.copy() for g in grads], rate))
         run.overwritten = run.overwritten or session.overwritten
         run.states.append(look(session, index + 1))

@@ -14,6 +14,8 @@ from gravity_conformance.drive.session import Arrays
 from gravity_conformance.mutations import REFERENCE, Variant
 from gravity_core._arrays import FloatInfo, float_info
 
+_RESTORING = ("reloaded", "restored", "rolled_back", "loaded_again")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -69,7 +71,7 @@ class Case:
     @property
     def restores(self) -> bool:
         """Whether what is loaded has been saved: a mistake may lose some of it."""
-        return self.loads and self.continued in ("reloaded", "rolled_back", "loaded_again")
+        return self.loads and self.continued in _RESTORING
 
     def options_at(self, index: int) -> Mapping[str, Any]:
         """Return the options of a step, counted from 0."""
