@@ -67,7 +67,7 @@ class Known(NamedTuple):
     places: list[Place | None]  # None if the kernels cannot take it
     devices: np.ndarray
     alone: np.ndarray  # whether W or V shares memory, or has no plain numbers
-    counters: np.ndarray  # the parameters whose counters share memory
+    counters: np.ndarray  # the parameters whose counters share memory, or have no plain number
     written: list[tuple[int, np.ndarray, np.ndarray]]  # devices, starts and ends of memory
 
 
@@ -221,7 +221,7 @@ def _found(key: tuple[Any, ...], tensors: Facts) -> Known:
     distinct = list(dict.fromkeys(places))
     devices = each(Tensor.get_device, params, np.int64)
     alone = each(Tensor.is_neg, params) | each(Tensor.is_neg, velocities)  # memory differs
-    counters, written = np.zeros(len(params), bool), []
+    counters, written = each(Tensor.is_neg, steps), []
     if tensors.has_addresses:
         starts, ends = _spans(tensors, (P, VELOCITY))
         steps_at = tensors.rows[:, STEP]

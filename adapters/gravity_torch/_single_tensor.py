@@ -32,6 +32,8 @@ def update_item(item: Item, options: Options) -> None:
         w = w.clone() - w.clone() * _scalar(options.lr * options.weight_decay, w)
     # Multiply and then subtract, as NumPy does: sub(alpha=lr) rounds only once.
     w = w - v.to(dtype) * _scalar(options.lr, w)
+    if p.is_neg():  # between float32 and float16, copy_ may ignore that its target is negated
+        w = w.to(p.dtype)
     velocity.copy_(v)  # only after all that allocates
     p.copy_(w)
 

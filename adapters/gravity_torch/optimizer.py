@@ -5,6 +5,7 @@ arguments, bad states and sparse gradients raise errors before any parameter mov
 writes to a gradient. On a CPU, V and W have the bits of the NumPy reference on every path.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, overload
@@ -44,6 +45,10 @@ from gravity_torch._velocity import initial_velocity
 
 # Parameters, parameter groups or named parameters, as for torch's own optimizers.
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+# Threads may share an optimizer, and make its first step at once. One lock for all optimizers, as a
+# lock can be neither pickled nor copied; it is held for a few accesses to dicts only.
+_publication = threading.Lock()
 
 
 class Gravity(torch.optim.Optimizer):
@@ -370,19 +375,18 @@ class Gravity(torch.optim.Optimizer):
 
         The last list gets each parameter whose state was created, and its state before.
         """
-        states, strided = self.state, torch.strided  # look them up once, outside the loop
+        # Look them up once, outside the loop. `get` makes no state, as an index would: hashing
+        # a tensor is Python code, so each of two threads could make its own.
+        state_of, strided = self.state.get, torch.strided
         for i, p in enumerate(group["params"]):
             if (grad := p.grad) is not None:
                 if grad.layout is not strided:
                     check_layout(grad)
-                state = states[p]
+                state: Any = state_of(p)
                 try:
                     velocity, step = state["velocity"], state["step"]
                 except (KeyError, TypeError, IndexError):
-                    check_is_dict(state)
-                    if created is not None:
-                        created.append((p, dict(state)))
-                    state = self._init_state(p, group, self._position(group) + i)
+                    state = self._init_state(p, group, self._position(group) + i, created)
                     velocity, step = state["velocity"], state["step"]
                 params.append(p)
                 grads.append(grad)
@@ -398,28 +402,41 @@ class Gravity(torch.optim.Optimizer):
             index += len(other["params"])
         return index
 
-    def _init_state(self, p: Tensor, group: dict[str, Any], index: int) -> dict[str, Any]:
-        """Create what a state lacks; another library may have its own keys there."""
-        state: dict[str, Any] = self.state[p]
-        if {"velocity", "step"} <= state.keys():  # another thread was first
+    def _init_state(
+        self,
+        p: Tensor,
+        group: dict[str, Any],
+        index: int,
+        created: list[tuple[Tensor, dict[str, Any]]] | None = None,
+    ) -> dict[str, Any]:
+        """Create what a state lacks; another library may have its own keys there.
+
+        If another thread is first, its state counts: it may have made a step already.
+        """
+        state: dict[str, Any] = self.state.get(p, {})
+        check_is_dict(state)
+        if _is_complete(state):
             return state
+        before = dict(state)
         if torch.compiler.is_compiling():
-            # The generator of V₀ cannot be traced.
+            # The generator of V₀ cannot be traced, nor can a lock.
             draw = torch.compiler.disable(self._draw)
-            step, velocity = counter(state.get("step", 0.0), p, group), state.get("velocity")
+            step, velocity = counter(before.get("step", 0.0), p, group), before.get("velocity")
             velocity = draw(p, group, index) if velocity is None else velocity
-        else:
-            # Tensors made in inference mode could not be changed outside of it.
-            with torch.inference_mode(mode=False):
-                step, velocity = counter(state.get("step", 0.0), p, group), state.get("velocity")
-                if "velocity" not in state:
-                    velocity = self._draw(p, group, index)
-        if state.get("step") is None and not torch.compiler.is_compiling():
-            # Another thread may create the state at the same time.
-            state.setdefault("velocity", velocity)
-            state.setdefault("step", step)
-        else:
+            state = self.state[p]
             state["velocity"], state["step"] = velocity, step
+            return state
+        # Tensors made in inference mode could not be changed outside of it.
+        with torch.inference_mode(mode=False):
+            step, velocity = counter(before.get("step", 0.0), p, group), before.get("velocity")
+            if "velocity" not in before:
+                velocity = self._draw(p, group, index)
+        with _publication:
+            state = self.state[p]
+            if not _is_complete(state):
+                if created is not None:
+                    created.append((p, before))
+                state.update(velocity=velocity, step=step)
         return state
 
     def _draw(self, p: Tensor, group: dict[str, Any], index: int) -> Tensor:
@@ -435,6 +452,10 @@ class Gravity(torch.optim.Optimizer):
                 hp.warn_of_first_rate(nominal, rate, nominal * std, names=NAMES, stacklevel=level)
                 self._warned |= {"rate"}
         return velocity
+
+
+def _is_complete(state: dict[str, Any]) -> bool:
+    return "velocity" in state and "step" in state
 
 
 def first_velocity(p: Tensor, group: dict[str, Any], index: int) -> Tensor:

@@ -95,7 +95,13 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
     groups = _groups(optimizer, group)
     params = [(i, p) for values, start in groups for i, p in enumerate(values["params"], start)]
     state.check([(tuple(p.shape), _name(p)) for _, p in params], largest_t=LARGEST_T)
-    whole = optimizer.state_dict()
+    whole, chosen, kept = optimizer.state_dict(), dict(params), {}
+    for values, start in _groups(optimizer, None):
+        for i, p in enumerate(values["params"], start):
+            if i not in chosen and p in optimizer.state:
+                # Loaded, V would be rounded to the dtype of its parameter.
+                kept[p] = optimizer.state[p]
+                whole["state"].pop(i, None)
     for (i, p), v, t in zip(params, state.velocities, state.counts, strict=True):
         # Another library may have its own keys there.
         whole["state"][i] = whole["state"].get(i, {}) | {
@@ -108,7 +114,10 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
         for name, value in state.hyperparameters.items():
             old = values[NAMES[name]]
             values[NAMES[name]] = _rate_like(old, value) if isinstance(old, Tensor) else value
-    optimizer.load_state_dict(whole)
+    try:
+        optimizer.load_state_dict(whole)
+    finally:  # a hook of the user may raise after the load
+        optimizer.state.update(kept)
 
 
 def check_is_gravity(optimizer: Any) -> None:

@@ -137,6 +137,39 @@ def test_different_torch_groups_are_exported_one_at_a_time(torch):
     assert torch.equal(other.state[fresh[2]]["velocity"], optimizer.state[params[2]]["velocity"])
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["loads", "a hook of the user raises"])
+def test_the_states_of_other_torch_groups_stay_as_they_are(torch, fails):
+    """Also a V that load_state_dict would round or, as it overflows a half type, refuse."""
+    from gravity_torch import Gravity as Torch
+    from gravity_torch import import_state
+
+    params = parameters(torch, 3, 2, 4, 5)
+    optimizer = Torch([{"params": params[:1]}, {"params": params[1:3]}, {"params": params[3:]}])
+    step(torch, optimizer, dict.fromkeys(params[:3], 0.3))  # the last has no state
+    _, rounded, overflowing, _ = params
+    rounded.data, overflowing.data = rounded.data.bfloat16(), overflowing.data.half()
+    optimizer.state[overflowing]["velocity"][0] = 1e30
+    kept = {p: dict(optimizer.state[p]) for p in params[1:3]}
+    before = {p: {name: x.clone() for name, x in kept[p].items()} for p in kept}
+    state = State(4, [np.full(3, 7, np.float32)])
+
+    def hook(optimizer):
+        raise KeyError("of the user")
+
+    if fails:
+        optimizer.register_load_state_dict_post_hook(hook)
+        with pytest.raises(KeyError, match="of the user"):
+            import_state(optimizer, state, group=0)
+    else:
+        import_state(optimizer, state, group=0)
+    assert optimizer.state[params[0]]["velocity"].tolist() == [7, 7, 7]
+    assert set(optimizer.state) == set(params[:3])
+    for p in kept:
+        for name, x in optimizer.state[p].items():
+            assert x is kept[p][name]
+            assert torch.equal(x, before[p][name])
+
+
 def test_torch_keeps_its_own_options_and_layout(torch):
     from gravity_torch import Gravity as Torch
     from gravity_torch import import_state

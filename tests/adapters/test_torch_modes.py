@@ -100,6 +100,74 @@ def test_two_threads_that_create_a_state_at_once_share_it(monkeypatch):
     assert first["step"] is step
 
 
+def step_during_the_first_draw(monkeypatch, optimizer, then=lambda: None):
+    """Let another thread make a whole step while the first V₀ is drawn."""
+    draw, threads = Gravity._draw, [threading.Thread(target=optimizer.step, daemon=True)]
+
+    def late(self, p, group, index):
+        velocity = draw(self, p, group, index)
+        if threads:
+            thread = threads.pop()
+            thread.start()
+            thread.join(60)
+            assert not thread.is_alive()
+            then()
+        return velocity
+
+    monkeypatch.setattr(Gravity, "_draw", late)
+
+
+@path
+@pytest.mark.parametrize("before", [None, {"own": 1}, {"step": 3.0}], ids=str)
+def test_first_steps_of_two_threads_are_two_steps(monkeypatch, options, before):
+    runs = []
+    for together in (True, False):
+        params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+        optimizer = Gravity(params, **options)
+        for p in params:
+            p.grad = torch.ones(3)
+            if before is not None:
+                optimizer.state[p] = dict(before)
+        if together:
+            step_during_the_first_draw(monkeypatch, optimizer)
+        else:
+            optimizer.step()
+        optimizer.step()
+        monkeypatch.undo()
+        assert all(optimizer.state[p]["step"] == (before or {}).get("step", 0) + 2 for p in params)
+        runs.append([x for p in params for x in (p.detach(), optimizer.state[p]["velocity"])])
+    assert all(map(torch.equal, *runs))
+
+
+def test_a_thread_that_fails_keeps_the_states_that_another_one_has_made(monkeypatch):
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = Gravity(params)
+    for p in params:
+        p.grad = torch.ones(3)
+
+    def spoil():
+        params[1].grad = torch.ones(3).to_sparse()
+
+    step_during_the_first_draw(monkeypatch, optimizer, then=spoil)
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    assert [optimizer.state[p]["step"] for p in params] == [1, 1]
+
+
+def test_no_thread_meets_a_state_that_is_not_complete(monkeypatch):
+    found, draw = [], Gravity._draw
+
+    def look(self, p, group, index):
+        found.append(p in self.state)
+        return draw(self, p, group, index)
+
+    monkeypatch.setattr(Gravity, "_draw", look)
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    Gravity([p]).step()
+    assert found == [False]
+
+
 @path
 @pytest.mark.parametrize("saved", ["the DTensor", "its shard"])
 def test_a_graph_of_a_dtensor_is_stale_after_a_step(options, saved):

@@ -157,24 +157,30 @@ def test_lazily_negated_and_conjugated_tensors(path):
 def negated(values):
     """Return a contiguous tensor whose numbers are those of its memory with the other sign."""
     values = torch.as_tensor(values)
-    memory = torch.complex(torch.zeros(values.shape), -values).conj().imag
+    memory = torch.complex(torch.zeros_like(values), -values).conj().imag
     x = memory.as_strided(values.shape, (1,))  # every second number: 0, −v₀, 0, …
     assert x.is_contiguous()
     assert x.is_neg()
     return x
 
 
-@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize(
+    "path",
+    [{}, *({name: True} for name in ("foreach", "fused", "capturable")), {"foreach": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("what", ["p", "p.grad", "velocity"])
-def test_contiguous_tensors_of_another_sign(path, what):
+def test_contiguous_tensors_of_another_sign(path, dtype, what):
     """After a step, so that all addresses are known."""
     runs = []
     for lazy in (True, False):
-        (p,) = parameters((6,))
+        (p,) = parameters((6,), dtype=dtype)
         optimizer = Gravity([p], **path)
-        p.grad = torch.ones(6)
+        p.grad = torch.ones(6, dtype=dtype)
         optimizer.step()
-        replaced = negated(torch.arange(6.0))
+        replaced = negated(torch.arange(6, dtype=dtype))
         chosen = replaced if lazy else replaced.resolve_neg()
         if what == "p":
             p.data = chosen
@@ -185,6 +191,18 @@ def test_contiguous_tensors_of_another_sign(path, what):
         optimizer.step()
         runs.append([p.detach().clone(), optimizer.state[p]["velocity"].clone()])
     assert all(torch.equal(a.resolve_neg(), b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_a_counter_of_another_sign_counts(path):
+    (p,) = parameters((6,))
+    optimizer = Gravity([p], **path)
+    p.grad = torch.ones(6)
+    optimizer.step()
+    optimizer.state[p]["step"] = torch.tensor(-7j).conj().imag
+    optimizer.step()
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 9
 
 
 @pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
