@@ -3,9 +3,10 @@
 What a command was asked wrongly is one line, and its status is 2.
 """
 
+import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +95,41 @@ def text_of(option: str, file: Path) -> str:
         raise click.UsageError(f"{name} must be text in UTF-8: {error}") from error
 
 
-def drawn(output: Output, draw: Callable[[], str | bytes], paths: list[Path]) -> bool:
-    """Write a file with plots and add its path, or say why that failed; return whether it is there.
+class Saving:
+    """The files of a command's results.
 
-    A failure is that of matplotlib, its fonts or the disk. It must not lose the results.
+    What fails is kept to be said after the results, which it must not lose.
     """
-    try:
-        content = draw()
-    except Exception as error:
-        complain(f"gravity: {output} cannot be drawn: {one_line(error)}")
-        return False
-    try:
-        write({output.path: content})
-    except OSError as error:
-        complain(f"gravity: {cannot_write(output, error)}")
-        return False
-    paths.append(output.given)
-    return True
+
+    def __init__(self) -> None:
+        self.paths: list[Path] = []
+        self._faults: list[str] = []
+
+    def write(self, output: Output, content: str | bytes) -> None:
+        """Write a file."""
+        with self.attempt(output):
+            write({output.path: content})
+            self.paths.append(output.given)
+
+    def draw(self, output: Output, draw: Callable[[], str | bytes]) -> None:
+        """Write a file with plots, which matplotlib or its fonts may fail to draw."""
+        try:
+            content = draw()
+        except Exception as error:
+            self._faults.append(f"{output} cannot be drawn: {one_line(error)}")
+        else:
+            self.write(output, content)
+
+    @contextlib.contextmanager
+    def attempt(self, what: object) -> Iterator[None]:
+        """Keep what the disk refuses."""
+        try:
+            yield
+        except OSError as error:
+            self._faults.append(cannot_write(what, error))
+
+    def status(self, status: int) -> int:
+        """Say what failed; return a status, or that of a command that could not write."""
+        for fault in self._faults:
+            complain(f"gravity: {fault}")
+        return COULD_NOT if self._faults else status

@@ -8,6 +8,7 @@ import contextlib
 import html
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,10 @@ def clean() -> Iterator[None]:
     """Draw with matplotlib's defaults and ours; every figure is made and saved inside."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A name may be in any script, and what its font lacks is drawn as a box.
+        for message in ("Glyph .* missing from", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", message)
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
         yield

@@ -1,10 +1,14 @@
 """Keep the output of a stranger's code out of a report, and its exceptions to one line."""
 
+import itertools
 import re
+from collections.abc import Iterable
+from typing import TypeVar
 
 # A stranger's code may raise these; they become its result and do not end the command.
 ANYTHING = (Exception, SystemExit)
 
+_Value = TypeVar("_Value")
 _LONGEST = 500  # characters of an exception's message
 
 
@@ -32,6 +36,21 @@ def clean(text: str, longest: int = _LONGEST) -> str:
     )
     whole = len(text) <= 4 * longest and len(shown) <= longest
     return shown if whole else f"{shown[: longest - 1]}…"
+
+
+def clean_names(named: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
+    """Return what strangers named, by clean names; a number keeps apart those that become equal.
+
+    Example:
+        >>> clean_names([("a b", 1), ("a  b", 2)])
+        {'a b': 1, 'a b (2)': 2}
+    """
+    found: dict[str, _Value] = {}
+    for name, value in named:
+        shown = clean(name)
+        others = (f"{shown} ({number})" for number in itertools.count(2))
+        found[next(n for n in itertools.chain([shown], others) if n not in found)] = value
+    return found
 
 
 # Control characters, lone surrogates, and those that turn or break lines: a terminal may obey them.

@@ -32,10 +32,10 @@ def namespace(xp: Namespace | None, **arrays: Array) -> Namespace:
         TypeError: for arrays of an unknown library, and for subclasses of NumPy's.
     """
     # JAX has a subclass of its own, for constants of what it traces. A namespace may be any object.
-    if xp is None or getattr(xp, "__name__", None) in ("numpy", "array_api_compat.numpy"):
-        for name, array in arrays.items():
-            if isinstance(array, np.ndarray):
-                check_plain(name, array)
+    is_numpy = xp is None or getattr(xp, "__name__", None) in ("numpy", "array_api_compat.numpy")
+    for name, array in arrays.items():
+        if isinstance(array, np.ndarray if is_numpy else (np.ma.MaskedArray, np.matrix)):
+            check_plain(name, array)
     if xp is not None:
         return xp
     try:
@@ -149,7 +149,7 @@ def listed(argument: str, values: Any, entries: str = "arrays, one for each tens
     Raises:
         TypeError: for everything else; the message names `argument` and what its `entries` are.
     """
-    is_one = isinstance(values, (np.ndarray, np.generic, Mapping, str, bytes))
+    is_one = hasattr(values, "dtype") or isinstance(values, (Mapping, str, bytes, bytearray))
     if is_one or not isinstance(values, Iterable):
         raise TypeError(f"{argument} must be a list of {entries}, got {type(values).__name__}")
     return list(values)

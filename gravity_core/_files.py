@@ -62,8 +62,9 @@ def as_text(path: object) -> str:
 def write(contents: Mapping[StrPath, Content | None]) -> None:
     """Write files, all of them or none.
 
-    All contents are on the disk before the first file is replaced. Hard links are not kept: the
-    other names of a file keep its old content.
+    All contents are on the disk before the first file is replaced. If a later one cannot be, the
+    earlier ones get their old content again; only a kill between two moves leaves both kinds. Hard
+    links are not kept: the other names of a file keep its old content.
 
     Args:
         contents: for each path a function that writes the content to a binary file, or None to
@@ -91,10 +92,15 @@ def write(contents: Mapping[StrPath, Content | None]) -> None:
                     file.flush()
                     os.fsync(file.fileno())
                 moves.append((path, target, file))
-        with _uninterrupted():
-            for path, target, file in moves:
-                with _naming(path):
-                    _move(file, target)
+        old: list[BinaryIO | None] = []
+        for path, target, _ in moves[:-1]:  # after the last move, nothing is left to fail
+            with _naming(path):
+                old.append(_copied(target, stack))
+        with _uninterrupted(), contextlib.ExitStack() as undo:
+            for (path, target, file), before in zip(moves, [*old, None], strict=True):
+                _move(path, target, file)
+                undo.callback(_move, path, target, before)
+            undo.pop_all()
     for folder in dict.fromkeys(os.path.dirname(target) for _, target, _ in moves):
         _flush_folder(folder)
 
@@ -291,14 +297,29 @@ def _like(target: str, path: str) -> None:
     shutil.copystat(target, path)
 
 
-def _move(file: BinaryIO | None, target: str) -> None:
-    if file is None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(target)
-        return
-    if fcntl is None:  # Windows moves no open file
-        file.close()
-    os.replace(file.name, target)
+def _copied(target: str, stack: contextlib.ExitStack) -> BinaryIO | None:
+    """Return a copy beside a file, which the stack removes if it is left; None of no file."""
+    try:
+        with open_regular(target) as source:
+            file = stack.enter_context(_scratch(target))
+            shutil.copyfileobj(source, file)
+        file.flush()
+        _like(target, file.name)  # once more, for its times
+    except FileNotFoundError:
+        return None
+    return file
+
+
+def _move(path: StrPath, target: str, file: BinaryIO | None) -> None:
+    """Move a file to its place, or remove what is there."""
+    with _naming(path):
+        if file is None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(target)
+            return
+        if fcntl is None:  # Windows moves no open file
+            file.close()
+        os.replace(file.name, target)
 
 
 def _flush_folder(folder: str) -> None:
@@ -318,17 +339,21 @@ def _flush_folder(folder: str) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the end."""
-    # Only the main thread may set handlers, and only those of Python can be restored.
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is None:
+    """Hold Ctrl-C, and what else asks a process to end, back until the end."""
+    caught: set[int] = set()
+
+    def deliver(number: int) -> None:
+        if number in caught:
+            signal.raise_signal(number)
+
+    # All are delivered, whatever the first raises, once all handlers are back.
+    with contextlib.ExitStack() as delivery, contextlib.ExitStack() as handlers:
+        # Only the main thread may set handlers, and only those of Python can be restored.
+        main = threading.current_thread() is threading.main_thread()
+        for name in ("SIGINT", "SIGTERM", "SIGHUP") if main else ():
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and (before := signal.getsignal(number)) is not None:
+                delivery.callback(deliver, number)
+                handlers.callback(signal.signal, number, before)
+                signal.signal(number, lambda number, _: caught.add(number))
         yield
-        return
-    caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if caught:
-            signal.raise_signal(signal.SIGINT)

@@ -50,7 +50,8 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
         (0.9, 0.1)
     """
     beta, t = _checked_beta(beta), checked_step(t)
-    return (beta * t + 1) / (t + 2), ((1 - beta) * t + 1) / (t + 2)
+    below = t + 2.0 if hasattr(t, "dtype") else t + 2  # an integer array would wrap around
+    return (beta * t + 1) / below, ((1 - beta) * t + 1) / below
 
 
 def checked_step(t: Any) -> Any:

@@ -56,7 +56,7 @@ def may_be_a_number(value: Any) -> bool:
         (True, False)
     """
     # A masked number has no value.
-    if isinstance(value, (str, bytes, bool, np.ma.MaskedArray)):
+    if isinstance(value, (str, bytes, bytearray, bool, np.ma.MaskedArray)):
         return False
     dtype = getattr(value, "dtype", None)
     return dtype is None or bool(_NUMBER_DTYPES.fullmatch(dtype_name(dtype)))

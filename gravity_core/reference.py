@@ -119,6 +119,8 @@ class Gravity:
     def init(self, params: Sequence[np.ndarray]) -> None:
         """Draw V₀ for `params`. The first `step` does this if you have not.
 
+        If there is a velocity already, another run starts: the count is 0 again.
+
         Raises:
             ValueError: if V₀ would overflow the dtype of a parameter.
             TypeError: as in `step`.
@@ -129,10 +131,12 @@ class Gravity:
             hp.check_velocity_std(
                 self.velocity_std, w.real.dtype.name, learning_rate=rate, alpha=self.alpha
             )
-        self.velocity = [
+        drawn = [
             initial_velocity(w.shape, w.dtype, std=self.velocity_std, seed=self.seed, index=i)
             for i, w in enumerate(params)
         ]
+        self.count = 0 if self.velocity else self.count  # another run starts
+        self.velocity = drawn
 
     def _warn_of_first_rate(self) -> None:
         nominal = self._first_rate

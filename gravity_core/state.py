@@ -282,7 +282,8 @@ def _shown(value: Any) -> str:
 def _checked_t(t: Any, tensors: int) -> int | tuple[int, ...]:
     many = isinstance(t, (list, tuple))
     try:
-        counts = tuple(operator.index(n) for n in (t if many else [t]) if not isinstance(n, bool))
+        given = [n for n in (t if many else [t]) if hp.may_be_a_number(n) and not np.ndim(n)]
+        counts = tuple(map(operator.index, given))
     except TypeError:
         counts = ()
     if len(counts) != (len(t) if many else 1) or min(counts, default=0) < 0:

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from gravity_conformance import _terminal
-from gravity_conformance._click import FILE, check_installed, drawn, seconds, text_of
-from gravity_conformance._output import checked, write
-from gravity_conformance._status import COULD_NOT, RIGHT, cannot_write, emit, emit_json
+from gravity_conformance._click import FILE, Saving, check_installed, seconds, text_of
+from gravity_conformance._output import checked
+from gravity_conformance._status import RIGHT, emit, emit_json
 from gravity_conformance.conform import report as conform_reports
 from gravity_conformance.conform import runner as conforming
 from gravity_conformance.conform.checks.registry import CHECKS, selected
@@ -169,21 +169,17 @@ def conform(
             timeout=timeout,
             progress=_of_checks(selected(level, only, skip), advance),
         )
-    # First the results, which a failure to draw must not lose.
+    saving = Saving()
     if (output := outputs.get("--json")) is not None:
-        try:
-            write({output.path: conform_reports.as_json(report)})
-        except OSError as error:
-            raise click.UsageError(cannot_write(output, error)) from error
+        saving.write(output, conform_reports.as_json(report))
     if to_stdout:
         emit_json(conform_reports.as_json(report))
     else:
         _terminal.show(conform_reports.parts(report))
     if (output := outputs.get("--html")) is not None:
         command = shlex.join(["gravity", *sys.argv[1:]])
-        if not drawn(output, lambda: conform_reports.page(report, command), []):
-            return COULD_NOT
-    return report.status
+        saving.draw(output, lambda: conform_reports.page(report, command))
+    return saving.status(report.status)
 
 
 def _of_checks(names: Sequence[str], advance: _terminal.Advance) -> Callable[[str], None]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import gravity_core
-from gravity_conformance._guard import clean
+from gravity_conformance._guard import clean, clean_names
 from gravity_conformance._process import EndedError, Process, check_timeout
 from gravity_conformance.conform.checks.findings import Finding
 from gravity_conformance.conform.checks.inputs import LEVELS
@@ -217,7 +217,7 @@ def _live(
 
 
 def _cleaned(values: dict[str, Any]) -> dict[str, str]:
-    return {clean(name): clean(str(value)) for name, value in values.items()}
+    return clean_names((name, clean(str(value))) for name, value in values.items())
 
 
 def _result(event: dict[str, Any]) -> Result:

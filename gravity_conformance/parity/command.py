@@ -10,13 +10,13 @@ import click
 from gravity_conformance import _terminal
 from gravity_conformance._click import (
     OutputPath,
+    Saving,
     check_installed,
-    drawn,
     is_installed,
     seconds,
 )
 from gravity_conformance._output import check_no_links, checked
-from gravity_conformance._status import COULD_NOT, cannot_write, complain, emit_json
+from gravity_conformance._status import complain, emit_json
 from gravity_conformance.drive.spec import SpecError, place_and_attribute
 from gravity_conformance.drive.spec import files as source_files
 from gravity_conformance.parity import connection, plots
@@ -136,25 +136,23 @@ def parity(
         runner.run(report, backends, dtypes=dtypes, kinds=kinds, steps=steps, progress=advance)
         if not report.replays:
             report.failures.append("nothing was compared")
-        try:
-            paths = reports.write(report, out)
-        except OSError as error:
-            raise click.UsageError(cannot_write(f"--out {str(out)!r}", error)) from error
+        saving = Saving()
+        with saving.attempt(f"--out {str(out)!r}"):
+            saving.paths += reports.write(report, out)
         advance("plots", 0, 0)
-        drawings = []
-        if is_installed("matplotlib"):
-            picture = outputs[reports.FILES.index(reports.PICTURE)]
-            drawings.append(drawn(picture, lambda: plots.picture(report), paths))
-        else:
+        if not is_installed("matplotlib"):
             needed = f"it needs matplotlib: {install('cli')}"
             complain(f"gravity: {reports.PICTURE} is not drawn: {needed}")
+        elif saving.paths:  # beside the report of an earlier run, it would mislead
+            picture = outputs[reports.FILES.index(reports.PICTURE)]
+            saving.draw(picture, lambda: plots.picture(report))
         if html is not None:
-            drawings.append(drawn(outputs[-1], lambda: page(report), paths))
+            saving.draw(outputs[-1], lambda: page(report))
     if as_json:
         emit_json(reports.as_json(report))
     else:
-        _terminal.show(reports.parts(report, paths))
-    return reports.status(report) if all(drawings) else COULD_NOT
+        _terminal.show(reports.parts(report, saving.paths))
+    return saving.status(reports.status(report))
 
 
 def _choose(names: tuple[str, ...], required: tuple[str, ...]) -> list[str]:

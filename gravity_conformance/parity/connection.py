@@ -8,12 +8,12 @@ import binascii
 import contextlib
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from gravity_conformance._guard import clean
+from gravity_conformance._guard import clean, clean_names
 from gravity_conformance._process import EndedError, Event, Process
 from gravity_conformance.protocol import Mode, Replay, Step, Task, Training
 
@@ -55,32 +55,32 @@ def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     """
     found: dict[str, importlib.metadata.EntryPoint] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
-        name = clean(point.name)
-        other = found.setdefault(name, point)
+        other = found.setdefault(point.name, point)
         if other.value != point.value:
+            name = clean(point.name)
             raise ValueError(
                 f"the backend {name} is offered twice, as {other.value} and {point.value}"
             )
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "numpy", item[0])))
+    return clean_names(sorted(found.items(), key=lambda item: (item[0] != "numpy", item[0])))
 
 
 @contextlib.contextmanager
 def processes(
     names: Sequence[str], specs: Sequence[str] = (), timeout: float = TIMEOUT
 ) -> Iterator[dict[str, Speaker]]:
-    """Start a process for every backend and every SPEC; yield them by name, and end them all.
+    """Start a process for every backend and every SPEC; yield them by clean name; end them all.
 
     They import their frameworks side by side.
     """
     points = entry_points()
-    jobs: dict[str, Event] = {}
+    jobs: list[tuple[str, Event]] = []
     for name in names:
         point = points[name]
-        jobs[name] = {"point": {"name": name, "value": point.value, "group": GROUP}}
-    jobs |= {clean(spec): {"spec": spec} for spec in specs}
+        jobs.append((name, {"point": {"name": name, "value": point.value, "group": GROUP}}))
+    jobs += [(spec, {"spec": spec}) for spec in dict.fromkeys(specs)]
     with contextlib.ExitStack() as stack:
         found: dict[str, Speaker] = {}
-        for name, job in jobs.items():
+        for name, job in clean_names(jobs).items():
             found[name] = process = Process(PROGRAM, job, timeout)
             stack.callback(process.close)
         yield found
@@ -94,7 +94,7 @@ class Connection:
         process: its process.
         versions: of its libraries.
         dtypes: that it supports.
-        modes: in which it can replay, by name.
+        modes: in which it can replay, by clean name.
         stranger: whether a SPEC names it.
         stateless: whether it is a plain function, which has no gradients of its own.
         takes_first_step: whether the caller can choose t of the first step.
@@ -107,6 +107,8 @@ class Connection:
     stranger: bool
     stateless: bool
     takes_first_step: bool
+    _own_names: dict[str, str] = field(default_factory=dict)
+    """Those that the backend gave its modes, by clean name."""
     _lost: str = ""
 
     def record(self, replay: Replay) -> None:
@@ -115,7 +117,7 @@ class Connection:
 
     def ask(self, mode: str, options: Mapping[str, Any]) -> None:
         """Ask for a replay, whose answer `states` returns."""
-        self.process.send({"replay": mode, "options": dict(options)})
+        self.process.send({"replay": self._own_names[mode], "options": dict(options)})
 
     def states(self, replay: Replay, seconds: list[float]) -> Iterator[Step]:
         """Yield the states of the next replay that was asked for.
@@ -205,9 +207,10 @@ def connect(process: Speaker) -> Connection:
                 "stateless": bool(stateless),
                 "takes_first_step": bool(takes_first_step),
             }:
-                connection.versions = {clean(n): clean(v) for n, v in versions.items()}
+                connection.versions = clean_names((n, clean(v)) for n, v in versions.items())
                 connection.dtypes = tuple(map(clean, dtypes))
-                connection.modes = {clean(name): _mode(mode) for name, mode in modes.items()}
+                connection.modes = clean_names((n, _mode(mode)) for n, mode in modes.items())
+                connection._own_names = clean_names((name, name) for name in modes)
                 connection.stranger, connection.stateless = stranger, stateless
                 connection.takes_first_step = takes_first_step
                 return connection

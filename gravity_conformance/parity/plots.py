@@ -84,7 +84,7 @@ def deviations(axis: "Axes", report: Report, dtype: str) -> None:
         assert row.grade is not None
         bound = bound or row.grade.bound
         deviation = [d if d > 0 else math.nan for d in row.grade.deviation]
-        name = f"{_drawing.label(row.backend)} {row.mode}: {row.grade.verdict}"
+        name = f"{_drawing.label(row.backend)} {_drawing.label(row.mode)}: {row.grade.verdict}"
         axis.semilogy(range(1, len(deviation) + 1), deviation, lw=1, label=name)
     axis.semilogy(range(1, len(bound) + 1), bound, "k", lw=2, label="certified bound")
     axis.set(

@@ -66,6 +66,8 @@ def describe(backend: Backend) -> dict[str, Any]:
     for name, mode in modes.items():
         if not isinstance(mode, Mode) or mode.kind not in get_args(Kind):
             raise ValueError(f"modes() must map names to a Mode, {name} is {mode!r}")
+        if not isinstance(name, str):  # as text, it could be equal to another
+            raise ValueError(f"modes() must map names to a Mode, got the name {name!r}")
     stranger = backend if isinstance(backend, Driven) and backend.declared is None else None
     return {
         "versions": {str(name): str(version) for name, version in versions.items()},

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,22 @@ def test_the_command(mine, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("right", "wrong"), [("a b.py", "a  b.py"), ("d/" * 240 + "a.py", "d/" * 240 + "b.py")]
+)
+def test_names_that_are_shown_alike_are_both_compared(right, wrong, tmp_path):
+    """Shown are 499 characters, and one space for several."""
+    step = STEP.replace("from mine import K", "K = 1")
+    for name, text in ((right, step), (wrong, step.replace("v = old", "v = 2 * old"))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    right, wrong = f"{tmp_path / right}:step", f"{tmp_path / wrong}:step"
+    result = compared(wrong, right, right)
+    assert [row.grade.verdict for row in result.replays] == ["divergent", "exact"]
+    first, second = (row.backend for row in result.replays)
+    assert second == f"{first} (2)"
+
+
+@pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("no_such_module:X", "no_such_module cannot be imported: ModuleNotFoundError"),
@@ -225,6 +242,7 @@ def test_a_spec_that_names_nothing_is_one_line_and_status_2(spec, message, tmp_p
     assert done.stderr.startswith("gravity: --also: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+    assert not list(tmp_path.iterdir())  # no empty folder for the report
 
 
 @pytest.mark.parametrize("spec", ["gravity_core", "no_such.py:step", ":step"])
@@ -324,11 +342,19 @@ def report_of(*rows):
 
 @pytest.mark.parametrize(("draw", "more"), [(plots.losses, 0), (plots.deviations, 1)])
 def test_any_name_can_be_drawn(draw, more):
-    """Matplotlib reads $ as mathematics, and hides a label that starts with an underscore."""
-    names = ("$x^$.py:f", "_port.py:f", "long/" * 30 + "$.py:f")
+    """Matplotlib reads $ as mathematics, and hides a label that starts with an underscore.
+
+    It warns of letters that its font lacks, and here a warning is an error.
+    """
+    names = ("$x^$.py:f", "_port.py:f", "long/" * 30 + "$.py:f", "日本.py:f", "नमस्ते.py:f")
+    result = report_of(*((name, True, 90, []) for name in names))
+    result.replays[0].mode = r"$\frac$"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plots.picture(result).startswith(b"\x89PNG")
     with _drawing.clean():
         figure, axes = _drawing.figure((4, 3))
-        draw(axes[0, 0], report_of(*((name, True, 90, []) for name in names)), "float32")
+        draw(axes[0, 0], result, "float32")
         axes[0, 0].legend()
         assert _drawing.png(figure).startswith(b"\x89PNG")
         shown = [text.get_text() for text in axes[0, 0].get_legend().texts]

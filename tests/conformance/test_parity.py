@@ -273,6 +273,7 @@ def test_a_failing_backend_does_not_affect_others():
         ("modes", ["plain"]),
         ("modes", {"plain": "eager"}),
         ("modes", {"plain": Mode("graph")}),
+        ("modes", {1: Mode("eager"), "1": Mode("eager")}),
         ("versions", None),
         ("dtypes", None),
     ],
@@ -283,6 +284,25 @@ def test_the_description_of_a_backend_is_validated(name, value):
     assert not result.passed
     assert result.failures[0].startswith("s0: ")
     assert [row.backend for row in result.replays] == ["s1"]
+
+
+def test_modes_that_are_shown_alike_are_both_compared():
+    names = ["a b", "a  b", "x" * 600, "x" * 601]
+
+    class Alike(Stranger):
+        def modes(self):
+            return dict.fromkeys(names, Mode("eager"))
+
+        def replay(self, replay, mode):
+            if mode != "a b":
+                raise ValueError(f"{names.index(mode)} is wrong")
+            return super().replay(replay, mode)
+
+    rows = compare(Alike()).replays
+    assert [row.passed for row in rows] == [True, False, False, False]
+    assert [row.error for row in rows[1:]] == [f"ValueError: {i} is wrong" for i in (1, 2, 3)]
+    shown = "x" * 499 + "…"
+    assert [row.mode for row in rows] == ["a b", "a b (2)", shown, f"{shown} (2)"]
 
 
 @pytest.mark.parametrize("modes", [{}, {"fast": Mode("compiled", "no compiler")}])

@@ -97,6 +97,7 @@ CORRUPTIONS = {
     # ids, flags, notes and counts
     "id": (set_in("id", to=2), "2 tests have the id 2"),
     "unknown flag": (set_in("flags", 0, to="new_flag"), "'new_flag' is used but not explained"),
+    "version": (lambda c: c.update(version=1.0), "version: 1.0 is not of type 'integer'"),
     "number of tests": (lambda c: c.update(number_of_tests=1), "number_of_tests: is 1"),
     "unused note": (
         lambda c: c["notes"].update(more={"kind": "case", "description": ""}),

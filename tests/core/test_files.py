@@ -351,22 +351,91 @@ def test_several_files_are_replaced_and_removed_together(tmp_path):
     assert names(tmp_path) == ["a", "b"]
 
 
-def test_ctrl_c_waits_until_all_files_are_moved(tmp_path, monkeypatch):
+@pytest.mark.parametrize("failing", ["b", "d"])
+def test_files_that_were_moved_are_put_back_if_a_later_move_fails(tmp_path, monkeypatch, failing):
+    """A sticky folder refuses it late, and so does a file that a container mounts."""
     replace = os.replace
 
-    def interrupted(a, b):
-        signal.raise_signal(signal.SIGINT)
+    def refused(a, b):
+        if b.endswith(failing):
+            raise OSError(errno.EBUSY, "Device or resource busy", a, None, b)
         replace(a, b)
 
-    monkeypatch.setattr(os, "replace", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            _files.write({tmp_path / n: lambda f: f.write(b"new") for n in "ab"})
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    for name in "acd":
+        put(tmp_path / name, b"old")
+    (tmp_path / "a").chmod(0o640)
+    os.utime(tmp_path / "a", (1, 2))
+    monkeypatch.setattr(os, "replace", refused)
+    contents = {tmp_path / name: lambda f: f.write(b"new") for name in "abd"}
+    with pytest.raises(OSError, match=f"busy: '{tmp_path / failing}'$"):
+        _files.write({tmp_path / "c": None} | contents)
+    assert names(tmp_path) == ["a", "c", "d"]
+    assert {(tmp_path / name).read_bytes() for name in "acd"} == {b"old"}
+    found = (tmp_path / "a").stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_mtime) == (0o640, 2)
+
+
+@as_root
+def test_a_sticky_folder_with_the_file_of_somebody_else_keeps_all_files(tmp_path):
+    for name, owner in (("a", 65534), ("b", 0)):
+        put(tmp_path / name, b"old")
+        os.chown(tmp_path / name, owner, -1)
+        (tmp_path / name).chmod(0o666)
+    os.chown(tmp_path, 12345, -1)
+    with nobody(tmp_path):
+        os.seteuid(0)
+        tmp_path.chmod(0o1777)
+        os.seteuid(65534)
+        with pytest.raises(PermissionError, match=f"{tmp_path / 'b'}'$"):
+            _files.write({tmp_path / name: lambda f: f.write(b"new") for name in "ab"})
     assert names(tmp_path) == ["a", "b"]
+    assert {(tmp_path / name).read_bytes() for name in "ab"} == {b"old"}
+
+
+class ToldError(Exception):
+    """A signal came."""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [signal.SIGINT],
+        [signal.SIGTERM],
+        [signal.SIGHUP, signal.SIGHUP],
+        [signal.SIGTERM, signal.SIGINT],
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_asks_the_process_to_end_waits_until_all_files_are_moved(
+    tmp_path, monkeypatch, sent, fails
+):
+    """Each signal is then delivered once, whatever the first of them raises."""
+    replace, told = os.replace, []
+
+    def handler(number, frame):
+        told.append((number, names(tmp_path)))
+        raise ToldError
+
+    def interrupted(a, b):
+        for number in sent:
+            signal.raise_signal(number)
+        replace(a, b)
+        if fails and b.endswith("b"):
+            raise OSError(errno.EIO, "The disk fails")
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    before = {number: signal.signal(number, handler) for number in sent}
+    try:
+        with pytest.raises(ToldError):
+            _files.write({tmp_path / n: lambda f: f.write(b"new") for n in "ab"})
+        assert {signal.getsignal(number) for number in sent} == {handler}
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
+    assert sorted(number for number, _ in told) == sorted({*sent})
+    # Of an error, the second file is left, as its move was done when it was raised.
+    left = [name for _, found in told for name in found if not name.startswith(".")]
+    assert left == (["b"] if fails else ["a", "b"]) * len(told)
 
 
 def test_the_longest_name(tmp_path):
