@@ -302,7 +302,8 @@ class KerasSession(StateSession):
         tensorflow = importlib.import_module("tensorflow")
         axes = [*range(1, gradient.shape.rank)]
         (found,) = np.nonzero(np.asarray(tensorflow.reduce_any(gradient != 0, axis=axes)))
-        found = found if found.size else np.zeros(1, np.int64)  # an embedding gives one at least
+        if int(self._numpy(self.optimizer.iterations)) % 2 == 0 and not found.size:
+            found = np.zeros(1, np.int64)  # of no rows, an embedding may give none, or zeros
         given = tensorflow.gather(gradient, found)
         values = tensorflow.concat([2 * given, -given], 0)
         indices = tensorflow.constant(np.concatenate([found, found]))

@@ -181,7 +181,11 @@ class OptaxSession(StateSession):
 
     def _eager_step(self, grads: Any, state: Any, params: Any) -> Any:
         given = () if self.setup.alone else (params,)
-        updates, state = self.optimizer.update(grads, state, *given)
+        more: dict[str, Any] = {}
+        if self.setup.searches:  # what a line search knows; only `grads` is what others have made
+            other = self._jax.tree.map(lambda g: 1 - 2 * g, grads)
+            more = {"value": 1.0, "grad": other, "value_fn": lambda w: 0.0}
+        updates, state = self.optimizer.update(grads, state, *given, **more)
         return importlib.import_module("optax").apply_updates(params, updates), state
 
     def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
@@ -321,6 +325,11 @@ class OptaxSession(StateSession):
                     leaves.append(x)
             self._state = self._jax.tree.unflatten(structure, leaves)
         self.assign(weights)
+
+    def takes_more(self) -> bool:
+        """Return whether `update` takes more arguments, as those of a line search."""
+        kind = importlib.import_module("optax").GradientTransformationExtraArgs
+        return isinstance(self.optimizer, kind)
 
     def begun_again(self) -> "OptaxSession":
         """Return another training by the same object."""

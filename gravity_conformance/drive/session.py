@@ -68,6 +68,7 @@ class Setup:
         scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
         host: JAX: whether gradients and parameters are arrays of NumPy.
         alone: JAX: whether `update` gets no parameters; Keras: whether `apply` gets no variables.
+        searches: JAX: whether `update` gets the arguments of a line search, too.
         jitted_init: JAX: whether `init` is compiled.
         donated: JAX: whether a compiled step gets the memory of the state and the parameters.
         unbuilt: Keras: whether the first step builds the optimizer.
@@ -105,6 +106,7 @@ class Setup:
     scaled: bool = False
     host: bool = False
     alone: bool = False
+    searches: bool = False
     jitted_init: bool = False
     donated: bool = False
     unbuilt: bool = False

@@ -9,7 +9,7 @@ import pytest
 
 from gravity_conformance.conform.checks.covering import covering
 from tests.support import planted
-from tests.support.worker import KINDS, findings, written
+from tests.support.worker import KINDS, findings, module, written
 
 pytestmark = pytest.mark.slow
 SPEC = planted.__file__
@@ -254,3 +254,24 @@ def test_a_refused_closure_is_a_remark(tmp_path):
     found = findings(written(tmp_path, "torch", f"{code}        super().step()"), ["closure"])
     assert found["closure"]["outcome"] == "remark"
     assert found["closure"]["note"] == "it refuses a closure: ValueError: no closure"
+
+
+STILL = """
+import numpy as np
+from tests.support import planted
+
+def frozen(w, v, g, t, lr, beta):
+    return w - np.asarray(lr * v, w.dtype), v.copy()
+
+def nan(w, v, g, t, lr, beta):
+    w, v = planted.plain_right(w, v, g, t, lr, beta)
+    return np.nan * w, v
+"""
+
+
+@pytest.mark.parametrize("name", ["frozen", "nan"])
+def test_what_never_moves_and_what_is_never_finite_show_no_mistake_of_a_part(name, tmp_path):
+    path = module(tmp_path, STILL)
+    found = findings(f"{path}:{name}", ["update", "tiny", "non-finite"], kind="plain")
+    assert {f["diagnosis"] for f in found.values()} == {None}
+    assert "differs" in {f["outcome"] for f in found.values()}

@@ -441,6 +441,16 @@ def by_schedule(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
     start = planted.optax_right(learning_rate, alpha, beta, seed)
     return optax.GradientTransformation(start.init, inner.update)
 
+def searches(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, *, reads=True):
+    inner = planted.optax_right(learning_rate, alpha, beta, seed)
+
+    def update(updates, state, params=None, **more):
+        return inner.update(more.get("grad", updates) if reads else updates, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+ignores = functools.partial(searches, reads=False)
+
 def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
     return cached(learning_rate, alpha, beta, seed, weight_decay, keeps=False)
 """
@@ -462,6 +472,7 @@ def decays(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0):
         ("by_schedule", "turns", "correct"),
         ("tuples", "update", "correct"),
         ("pairs", "update", "correct"),
+        ("searches", "trees", "ignores"),
         ("threes", "update", "correct"),
         ("fours", "update", "correct"),
         ("donated", "compiled", "correct"),

@@ -166,6 +166,15 @@ KERAS = {
         "        type(self).__mro__[-3].learning_rate.fset(self, rate)",
         "schedule",
     ),
+    "a maximum over the rows of a batch": (
+        f"{STEP}"
+        "        if isinstance(g, tf.IndexedSlices):\n"
+        "            dense = tf.convert_to_tensor(g)\n"
+        "            most = tf.reduce_max(tf.abs(tf.gather(dense, g.indices)))\n"
+        "            g = tf.clip_by_value(dense, -most, most)\n"
+        "        super().update_step(g, w, lr)",
+        "rows",
+    ),
     "the coefficients are those of the first step in a graph": (
         "    def _coefficient(self):\n"
         "        graph = tf.compat.v1.get_default_graph()\n"

@@ -120,7 +120,7 @@ def _named(subject: Subject, judge: Judge, words: Sequence[str]) -> Iterator[Fin
         weights, gradients = patterned(subject.rng("words"), 3, ((4, 3), (5,)) * len(pairs))
         case = Case(weights, gradients, subject.decaying, how={"layers": paths})
         yield judge.judge(case, "names of its source")
-        for start in range(0, len(paths), 4):
+        for start in range(0, len(paths) if judge.passes("v0", first_velocity.v0) else 0, 4):
             four = (paths[start : start + 4] * 2)[:4]
             if (wrong := first_velocity.wrong_drawn(subject, layers=four)) is not None:
                 yield Finding("differs", f"V₀ of {', '.join(four)}", None, wrong)

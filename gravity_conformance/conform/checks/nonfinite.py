@@ -26,7 +26,8 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
         run = trial.run
         finding = judge.found(trial.only([1]))
         if finding.outcome != "pass":
-            if finding.diagnosis is None and not np.isfinite(run.states[-1][1][1]).all():
+            stayed = [bool(np.isfinite(w[1]).all()) for _, w in run.states]
+            if finding.diagnosis is None and stayed[0] and not stayed[-1]:
                 finding.diagnosis = "m from the whole model, not per tensor"
             finding.first = f"in a tensor without {value}: {finding.first}"
             return finding

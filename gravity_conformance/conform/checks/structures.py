@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from gravity_conformance._guard import ANYTHING
 from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
@@ -54,6 +56,9 @@ def _trees(subject: Subject, judge: Judge) -> Iterator[Finding]:
     with contextlib.suppress(*ANYTHING):  # weight decay needs them
         without = judge.judge(case, "update without parameters")
     yield without
+    session: Any = subject.driver.start(weights, case.options)
+    if session.takes_more():
+        yield judge.judge(replace(case, how={"searches": True}), "before a line search")
     for tree in subject.driver.session.trees:
         shapes = SHAPES[:1] if tree == "one array" else SHAPES
         weights, gradients = subject.normal(4, shapes, SCALES[: len(shapes)], seed=77)

@@ -97,7 +97,7 @@ def _explanations(trial: Trial, what: str, *, coarse: bool) -> Diagnosis:
             continue
         wrong = trial.simulated(variant)
         # If the case does not use the replaced part, the variant explains nothing.
-        if _same(wrong, trial.exact) or not compare(trial, wrong, **how).inside:
+        if _same(wrong, trial.exact) or _still(wrong) or not compare(trial, wrong, **how).inside:
             continue
         # If the bounds around the mistake and around the right update overlap, the run cannot
         # distinguish the two.
@@ -114,6 +114,14 @@ def _idle(variant: Variant, case: Case) -> bool:
     if case.rates is None:
         unused.add("learning_rate")
     return variant.replaced <= unused
+
+
+def _still(run: Run) -> bool:
+    """Tell whether nothing moves, which says nothing about the part that is replaced."""
+    return all(
+        _same(Run(0, run.start, [], [state]), Run(0, run.start, [], [run.start]))
+        for state in run.states
+    )
 
 
 def _same(run: Run, other: Run) -> bool:
