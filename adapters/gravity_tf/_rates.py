@@ -1,8 +1,11 @@
 """The learning rates of Keras: numbers, tensors, schedules and callables, and their checks.
 
-Guarantee: no function here but `checked_rate` calls a callable.
+Guarantee: only `checked_rate` and a `CallableRate` call a callable.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -31,6 +34,13 @@ def exact(number: Any) -> Any:
     """
     takes = keras.backend.backend() in ("tensorflow", "torch") and not is_compiling()
     return np.float64(number) if takes and isinstance(number, float) else number
+
+
+def checked_number(rate: Any) -> Any:
+    """Return a rate that is no tensor in the form of `exact`; raise if no step can take it."""
+    number = hp.validate(learning_rate=rate)["learning_rate"]
+    check_rate_fits(number, keras.config.floatx())
+    return exact(number)
 
 
 def check_known_rate(rate: Any) -> None:
@@ -65,3 +75,52 @@ def checked_rate(learning_rate: Any) -> float | None:
 def check_rate_fits(rate: Any, dtype: str) -> None:
     """Raise if a finite learning rate overflows the dtype of the variable that will store it."""
     check_fits("learning_rate", rate, dtype)
+
+
+class CallableRate:
+    """A callable as Keras receives it: what it returns is checked, and one step asks it once.
+
+    Keras asks again for every variable that decays, when others have moved already. A context
+    variable carries the answer through Keras to the end of the step, in the thread that takes it.
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+
+    def __call__(self) -> Any:
+        """Return the rate of the step that `asked_once` surrounds, or else ask the function.
+
+        Raises:
+            ValueError: if the rate is negative, not finite or not a number.
+        """
+        if is_compiling():  # the compiler of torch may not know context variables
+            return self._ask()
+        owner, answers = _STEP.get()
+        if owner is not self:
+            return self._ask()
+        if not answers:
+            answers.append(self._ask())
+        return answers[0]
+
+    def _ask(self) -> Any:
+        rate = self.function()
+        if not is_tensor(rate):
+            return checked_number(rate)
+        check_known_rate(rate)
+        return rate
+
+    @contextmanager
+    def asked_once(self) -> Iterator[None]:
+        """Return a context in which the first answer is the only one."""
+        token = _STEP.set((self, []))
+        try:
+            yield
+        finally:
+            _STEP.reset(token)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return nothing: Keras asks what it serializes, and Gravity serializes the function."""
+        return {}
+
+
+_STEP: ContextVar[tuple[CallableRate | None, list[Any]]] = ContextVar("step", default=(None, []))

@@ -46,6 +46,11 @@ def is_compiling() -> bool:
     return keras.backend.backend() == "torch" and bool(compiler.is_compiling())
 
 
+def is_eager() -> bool:
+    """Return whether the caller is not traced into a graph of TensorFlow or torch."""
+    return bool(tf.executing_eagerly()) if tf else not is_compiling()
+
+
 def to_numpy(x: Any) -> np.ndarray:
     """Return the numbers of a tensor or a variable; raise if it is traced."""
     # NumPy 2 warns of the copies that Keras's convert_to_numpy makes.
@@ -123,7 +128,7 @@ def dense(gradient: Any, variable: Any, accumulates: bool = False) -> Any:
     another dtype; others keep theirs, in which they may be clipped and unscaled.
 
     Raises:
-        TypeError: for anything but numbers.
+        TypeError: for anything but numbers, and for NumPy's subclasses, such as masked arrays.
         ValueError: unless the gradient has the variable's shape, and is real if the variable is.
         tf.errors.InvalidArgumentError: for an index of a row that does not exist.
     """
@@ -131,6 +136,9 @@ def dense(gradient: Any, variable: Any, accumulates: bool = False) -> Any:
         return None
     shape, name = tuple(variable.shape), getattr(variable, "path", variable.name)
     try:
+        array = gradient.values if tf and isinstance(gradient, tf.IndexedSlices) else gradient
+        if isinstance(array, np.ndarray) and type(array) not in (np.ndarray, np.memmap):
+            raise TypeError("the conversion to a tensor would drop the mask of an array")
         if tf and isinstance(gradient, tf.IndexedSlices):
             # The sum drops rows with negative indices.
             message = f"the gradient of {name} must have indices >= 0"

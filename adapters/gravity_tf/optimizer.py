@@ -30,8 +30,10 @@ from gravity_core.coefficients import coefficients
 from gravity_core.update import gradient_term, update
 from gravity_core.velocity import initial_velocity
 from gravity_tf._rates import (
+    CallableRate,
     check_known_rate,
     check_rate_fits,
+    checked_number,
     checked_rate,
     exact,
     is_schedule,
@@ -43,6 +45,7 @@ from gravity_tf._tensors import (
     check_moves,
     dense,
     from_reals,
+    is_eager,
     is_unchecked,
     known,
     max_abs,
@@ -131,10 +134,11 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         if not (is_tensor(learning_rate) or callable(learning_rate)):
             learning_rate = values["learning_rate"]
             check_rate_fits(learning_rate, keras.config.floatx())
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        rate = _asked(learning_rate)
+        super().__init__(learning_rate=rate, name=name, **kwargs)
         self._first_rate = values["learning_rate"]
-        self._has_first_schedule = is_schedule(learning_rate)
-        self._calls_for_rate = callable(learning_rate) and not is_schedule(learning_rate)
+        self._has_first_schedule = is_schedule(rate)
+        self._callable_rate = rate if isinstance(rate, CallableRate) else None
         self._has_compared = False  # whether `_compare_rates` has warned
         self.alpha = alpha
         self.beta = beta
@@ -152,8 +156,8 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         if name in hp.DEFAULTS and name != "learning_rate" and not no_decay:
             value = hp.validate(**{name: value})[name]
             if name == "velocity_std":
-                self._derives_std = value is None
-                value = hp.velocity_std(self._first_rate, self.alpha, value, stacklevel=4)
+                std = hp.velocity_std(self._first_rate, self.alpha, value, stacklevel=4)
+                self._derives_std, value = value is None, std
         super().__setattr__(name, value)
 
     @property
@@ -165,13 +169,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
                 not finite, or overflows the dtype that Keras stores a number in.
         """
         value = super().learning_rate
-        if not is_tensor(value):
-            rate = hp.validate(learning_rate=value)["learning_rate"]
-            check_rate_fits(rate, keras.config.floatx())
-            return exact(rate)
-        if self._calls_for_rate:
-            check_known_rate(value)
-        return value
+        return value if is_tensor(value) else checked_number(value)
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
@@ -180,11 +178,12 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         own = super().learning_rate if new is rate else None
         if isinstance(own, keras.Variable):  # else the base class refuses a number
             check_rate_fits(rate, stored_dtype(own))
+        if self.built:
+            self._compare_rates(rate)  # which raises where warnings are errors
+        new = _asked(new)
         keras.optimizers.Optimizer.learning_rate.fset(self, new)
         self._has_first_schedule = False
-        self._calls_for_rate = callable(new) and not is_schedule(new)
-        if self.built:
-            self._compare_rates(rate)
+        self._callable_rate = new if isinstance(new, CallableRate) else None
 
     @property
     def weight_decay(self) -> Any:
@@ -201,11 +200,11 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             return
         if not 0 < 10 * self._first_rate < rate:
             return
-        self._has_compared = True
         with tf.init_scope() if tf else contextlib.nullcontext():
             has_started = to_numpy(self.iterations).any()
         if not has_started:
             hp.warn_of_first_rate(self._first_rate, rate, self.alpha, stacklevel=4)
+        self._has_compared = True
 
     def build(self, variables: list[Any]) -> None:
         """Create one velocity variable for each of the model's variables.
@@ -269,7 +268,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             ValueError: for a gradient that has another shape than its variable, or is complex where
                 the variable is real. Also for a learning rate that is negative or not finite and
                 for a negative t, where the host has their values. No variable has changed then.
-            TypeError: for a gradient that is no tensor of numbers; likewise.
+            TypeError: for a gradient that is no tensor of numbers, or is a masked array; likewise.
         """
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
@@ -282,16 +281,18 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         pairs = zip(grads, variables, strict=False)
         grads = [*(dense(g, v, accumulates) for g, v in pairs), *grads[len(variables) :]]
         late = list(itertools.compress(grads, is_late))
-        # The base class asks a callable once, before anything moves. To ask again would skip values
-        # of an iterator. For weight decay it asks several times, and on torch past `learning_rate`.
-        if not self._calls_for_rate or self.weight_decay is not None:
-            check_known_rate(self.learning_rate)
         count = known(self.iterations)
         if count is not None and count < 0:
             raise ValueError(f"iteration must be an integer >= 0, got {count}")
-        # What a running graph has to check it checks before anything moves.
-        with tf.control_dependencies(late) if tf else contextlib.nullcontext():
-            super().apply(grads, trainable_variables)
+        # To ask a callable again would skip values of an iterator, and it may fail in mid-step.
+        # While gradients accumulate, Keras needs no rate; for an update it asks before any move.
+        asked = self._callable_rate if is_eager() else None
+        with asked.asked_once() if asked else contextlib.nullcontext():
+            if not self._callable_rate or (asked and not accumulates):
+                check_known_rate(self.learning_rate)
+            # What a running graph has to check it checks before anything moves.
+            with tf.control_dependencies(late) if tf else contextlib.nullcontext():
+                super().apply(grads, trainable_variables)
 
     def load_own_variables(self, store: Any) -> None:
         """Replace the optimizer's variables with those of a file; Keras calls this method.
@@ -375,8 +376,11 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         rate was changed.
         """
         config: dict[str, Any] = super().get_config()
-        rate, derives = super().learning_rate, self._has_first_schedule
-        if isinstance(rate, keras.Variable):
+        derives = self._has_first_schedule
+        if self._callable_rate is not None:
+            function = self._callable_rate.function
+            config["learning_rate"] = keras.saving.serialize_keras_object(function)
+        elif isinstance(rate := super().learning_rate, keras.Variable):
             derives = bool(to_numpy(rate) == np.asarray(self._first_rate, stored_dtype(rate)))
             if derives:
                 config["learning_rate"] = self._first_rate  # not rounded to Keras's dtype
@@ -389,6 +393,11 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
             "seed": self.seed,
             "first_step": self.first_step,
         }
+
+
+def _asked(rate: Any) -> Any:
+    """Return a learning rate for Keras: a callable as a `CallableRate`, anything else as it is."""
+    return CallableRate(rate) if callable(rate) and not is_schedule(rate) else rate
 
 
 def _as_array(value: Any) -> Any:

@@ -48,7 +48,7 @@ def export_state(optimizer: Gravity) -> State:
         [ops.convert_to_numpy(ops.cast(v, _numpy_dtype(v))) for v in velocities],
         values
         | {
-            "learning_rate": hp.as_float(ops.convert_to_numpy(optimizer.learning_rate)),
+            "learning_rate": hp.as_float(ops.convert_to_numpy(values["learning_rate"])),
             "weight_decay": optimizer.weight_decay or 0.0,  # Keras has None for no decay
         },
         dtypes=[stored_dtype(v) for v in velocities],

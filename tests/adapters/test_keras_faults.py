@@ -55,6 +55,14 @@ def bad_gradients():
     yield "text", lambda: np.array(["a", "b", "c"]), TypeError, "be a tensor of numbers, got"
     yield "object", lambda: object(), TypeError, "be a tensor of numbers, got"
     yield "ragged", lambda: [1.0, [2.0]], TypeError, "be a tensor of numbers, got"
+    masked = np.ma.masked_array(np.ones(3, np.float32), [True, False, False])
+    yield "masked", lambda: masked, TypeError, "be a tensor of numbers, got MaskedArray"
+    yield (
+        "matrix",
+        lambda: np.ones((1, 3)).view(np.matrix),
+        TypeError,
+        "be a tensor of numbers, got matrix",
+    )
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -103,6 +111,16 @@ def test_integers_are_gradients():
         optimizer.apply([ops.ones(2, "int32"), ops.ones(3, "int32")])
         other.apply([ops.ones(2), ops.ones(3)])
     assert_same(variables, to_numpy(same))
+
+
+def test_an_array_mapped_from_a_file_is_a_gradient(tmp_path):
+    optimizer, _, everything = trained()
+    other, _, same = trained()
+    mapped = np.memmap(tmp_path / "gradient", np.float32, "w+", shape=(3,))
+    mapped[:] = 1
+    optimizer.apply([ops.ones(2), mapped])
+    other.apply([ops.ones(2), ops.ones(3)])
+    assert_same(everything, to_numpy(same))
 
 
 @pytest.mark.parametrize("every", [None, 2])

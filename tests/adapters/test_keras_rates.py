@@ -12,7 +12,7 @@ keras = pytest.importorskip("keras", reason="gravity_tf needs keras")
 from keras import ops  # noqa: E402
 
 from gravity_core import State  # noqa: E402
-from gravity_tf import Gravity, import_state  # noqa: E402
+from gravity_tf import Gravity, export_state, import_state  # noqa: E402
 from gravity_tf._tensors import known, stored_dtype  # noqa: E402
 from tests.support.keras_helpers import (  # noqa: E402
     arrays,
@@ -133,10 +133,102 @@ def test_a_callable_that_turns_bad_moves_nothing(options, bad):
     assert_same([*variables, *optimizer.variables], before)
 
 
+@pytest.mark.parametrize("last", [KeyError, -0.1, None], ids=str)
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_callable_that_fails_at_any_call_moves_nothing(every, last):
+    def rate():
+        value = next(rates, last)
+        if value is KeyError:
+            raise KeyError
+        return value
+
+    def failed_step():
+        try:
+            optimizer.apply(gradients)
+        except (KeyError, ValueError):
+            return True
+
+    gradients = [ops.ones(2)] * 3
+    for calls in range(2, 7):
+        rates = itertools.repeat(0.5, calls)
+        optimizer = Gravity(rate, weight_decay=0.5, gradient_accumulation_steps=every)
+        everything = [*run(optimizer, [], [np.ones(2, np.float32)] * 3), *optimizer.variables]
+        before = to_numpy(everything)
+        while not failed_step():
+            before = to_numpy(everything)
+        assert_same(everything, before)
+
+
+def test_one_rate_serves_decay_and_step():
+    weights = make_variables(arrays(0))
+    rates = iter([0.5, 0.5, 0.25, 0.125])  # the first one gives σ
+    asked = Gravity(lambda: next(rates), velocity_std=0.5, weight_decay=0.5)
+    given = Gravity(0.5, velocity_std=0.5, weight_decay=0.5)
+    same = run(given, [])
+    for number, rate in enumerate((0.5, 0.25, 0.125)):
+        gradients = [ops.convert_to_tensor(g) for g in arrays(number)]
+        asked.apply(gradients, weights)
+        given.learning_rate = rate
+        given.apply(gradients)
+    assert_same(weights, to_numpy(same))
+
+
+def test_a_callable_may_take_a_step_of_another_optimizer():
+    def rate():
+        inner.apply([ops.ones(2)])
+        return inner.learning_rate / 2
+
+    inner, outer = Gravity(lambda: 0.5), Gravity(0.25, weight_decay=0.5)
+    (own,) = run(inner, [], [np.ones(2, np.float32)])
+    weights, same = (make_variables([np.ones(2, np.float32)]) for _ in range(2))
+    asked = Gravity(rate, weight_decay=0.5)
+    asked.build(weights)
+    outer.build(same)
+    steps = int(inner.iterations)
+    for _ in range(2):
+        asked.apply([ops.ones(2)])
+        outer.apply([ops.ones(2)])
+    assert_same(weights, to_numpy(same))
+    assert int(inner.iterations) == steps + 2
+    assert float(asked.learning_rate) == 0.25
+    assert not np.array_equal(to_numpy([own])[0], np.ones(2))
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="Keras on JAX computes an update for each gradient")
+def test_accumulated_gradients_ask_for_one_rate_for_each_update():
+    calls = itertools.count(1)
+    optimizer = Gravity(
+        lambda: float(next(calls)),
+        velocity_std=0.5,
+        weight_decay=0.1,
+        gradient_accumulation_steps=2,
+    )
+    run(optimizer, range(1, 7))
+    assert next(calls) == 1 + 1 + 3
+
+
+def test_an_export_asks_once_and_a_configuration_does_not():
+    def rate():
+        return float(next(calls))
+
+    calls = itertools.count(1)
+    optimizer = Gravity(rate, velocity_std=0.5)
+    run(optimizer, [])
+    written = optimizer.get_config()["learning_rate"]
+    assert written == keras.saving.serialize_keras_object(rate)
+    assert export_state(optimizer).hyperparameters["learning_rate"] == 2
+    assert next(calls) == 3
+
+
 @pytest.mark.parametrize(
     ("make", "before"),
-    [(Gravity, 2), (lambda rate: Gravity(rate, velocity_std=0.5), 1), (keras.optimizers.SGD, 0)],
-    ids=["derived", "given", "SGD"],
+    [
+        (Gravity, 2),
+        (lambda rate: Gravity(rate, velocity_std=0.5), 1),
+        (lambda rate: Gravity(rate, velocity_std=0.5, weight_decay=0.1), 1),
+        (keras.optimizers.SGD, 0),
+    ],
+    ids=["derived", "given", "decay", "SGD"],
 )
 def test_a_step_calls_a_callable_once(make, before):
     """Only Gravity calls it before the first step: for σ, and to compare that with the rate."""
@@ -205,6 +297,29 @@ def test_the_warning_names_the_users_line():
     other.build(variables)
     assert [text for text, _ in warned(lambda: setattr(other, "learning_rate", 1.0))] == [FAR]
     other.learning_rate = 1.0  # and only once
+
+
+def test_nothing_is_assigned_where_a_warning_is_an_error():
+    optimizer = Gravity(0.001)
+    run(optimizer, [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for rate in (1.0, lambda: 1.0):
+            with pytest.raises(UserWarning, match=f"^{FAR}"):
+                optimizer.learning_rate = rate
+            assert optimizer.get_config()["learning_rate"] == 0.001
+    with pytest.warns(UserWarning, match=f"^{FAR}"):
+        optimizer.learning_rate = 1.0
+    with pytest.warns(UserWarning, match="learning_rate is 0 at construction"):
+        at_rest = Gravity(0.0)
+    at_rest.velocity_std = 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserWarning, match="learning_rate is 0 at construction"):
+            at_rest.velocity_std = None
+    assert at_rest.velocity_std == 0.5
+    run(at_rest, [])
+    at_rest.learning_rate = 1.0
 
 
 def quiet_optimizers():

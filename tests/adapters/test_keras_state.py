@@ -97,8 +97,9 @@ def test_a_clone_keeps_sigma_after_the_learning_rate_changes():
     [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
     ids=["deepcopy", "pickle"],
 )
-def test_copies_and_pickles_of_an_unbuilt_optimizer(duplicate):
-    optimizer = Gravity(0.3, seed=9)
+@pytest.mark.parametrize("rate", [0.3, a_third], ids=["number", "function"])
+def test_copies_and_pickles_of_an_unbuilt_optimizer(duplicate, rate):
+    optimizer = Gravity(rate, seed=9)
     assert_same(run(duplicate(optimizer)), run(optimizer))
 
 

@@ -78,6 +78,17 @@ def test_a_graph_refuses_what_is_no_gradient(built, bad):
     assert_same([*variables, *optimizer.variables], before)
 
 
+@pytest.mark.parametrize("wrap", [tf.function, lambda step, autograph: step])
+def test_rows_under_a_mask_are_refused(built, wrap):
+    optimizer, variables = built
+    before = to_numpy([*variables, *optimizer.variables])
+    masked = np.ma.masked_array(np.ones((1, 2), np.float32), True)
+    rows = tf.IndexedSlices(masked, tf.constant([0]))
+    with pytest.raises(TypeError, match=r"^the gradient of w1 must be a tensor of numbers, got"):
+        wrap(lambda: optimizer.apply([tf.ones((4, 2)), rows]), autograph=False)()
+    assert_same([*variables, *optimizer.variables], before)
+
+
 def test_threads_may_trace_functions_of_their_own(built, monkeypatch):
     optimizer, errors = built[0], []
     together, update = threading.Barrier(2), optimizer.update_step
