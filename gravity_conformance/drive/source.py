@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-_NAMES, _WORD = re.compile(r"[\w./*-]{2,60}"), re.compile(r"\w{2,30}")  # no sentences
+_NAMES = re.compile(r"[\w./*-]{2,60}")  # no sentences
+_WORD = re.compile(r"[a-z]\w{1,29}", re.ASCII | re.IGNORECASE)  # as frameworks allow in a name
 _UNARY = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 _BINARY = {
     ast.Add: operator.add,
@@ -25,7 +26,7 @@ _BINARY = {
     ast.Pow: operator.pow,
     ast.LShift: operator.lshift,
 }
-_GREATEST = 2**64  # of an operand and of a result, so that no expression takes long
+_GREATEST = 2**64  # of an operand of a power or a shift, so that none takes long
 
 
 class Source(NamedTuple):
@@ -124,4 +125,4 @@ def _quick(op: ast.operator, x: Any, y: Any) -> bool:
 
 def _limited(value: Any) -> float | None:
     is_number = isinstance(value, (int, float)) and value == value
-    return value if is_number and abs(value) < float("inf") else None
+    return value if is_number and abs(value) <= sys.float_info.max else None

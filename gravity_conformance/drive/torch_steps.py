@@ -127,8 +127,8 @@ class TorchSteps(StateSession):
 
     def _array(self, rate: float) -> Any:
         """Return a learning rate as a tensor; in float32 unless the parameters are wider."""
-        double = self.setup.dtype == "float64"
-        return self._torch.tensor(rate, dtype=self._torch.float64 if double else None)
+        wide = self._torch.float64 if self.setup.dtype == "float64" else self._torch.float32
+        return self._torch.tensor(rate, dtype=wide)  # SPEC may have set another default
 
     def add(self, weights: Sequence[np.ndarray], options: Mapping[str, Any]) -> None:
         """Add a group of parameters with copies of `weights`."""
