@@ -1,10 +1,9 @@
 """What all reports share: their parts, as plain text and Markdown, JSON, and writing files."""
 
-import contextlib
 import errno
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -124,7 +123,7 @@ def checked(
 ) -> list[Output]:
     """Return the files that a command will write, checked before it runs.
 
-    Missing folders are made for the check alone: a command that is refused later leaves none.
+    Missing folders are made.
 
     Args:
         files: an option and the path that it was given, for each file.
@@ -140,8 +139,8 @@ def checked(
         if given == Path("-"):
             raise CouldNotError(f"{option} must be a file, got '-'")
         try:
-            with _made(given.parent):
-                output = Output(option, given, Path(_files.check_writable(given)))
+            given.parent.mkdir(parents=True, exist_ok=True)
+            output = Output(option, given, Path(_files.check_writable(given)))
             if _is_standard_output(output.path):
                 raise OSError(errno.EINVAL, "standard output goes there")
         except OSError as error:
@@ -153,19 +152,6 @@ def checked(
                 raise CouldNotError(f"{output} must be another file than {name}")
         found.append(output)
     return found
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder that is missing, and remove it at the end if nothing is in it."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        for path in missing:
-            with contextlib.suppress(OSError):  # something is in it
-                path.rmdir()
 
 
 def check_no_links(option: str, folder: Path, names: Iterable[str]) -> None:
@@ -205,12 +191,9 @@ def _is_standard_output(path: Path) -> bool:
 def write(contents: Mapping[Path, str | bytes | None]) -> None:
     """Write files, all of them or none, and remove those whose content is None.
 
-    Missing folders are made. Lone surrogates of a text, which UTF-8 cannot encode, become escapes.
+    Lone surrogates of a text, which UTF-8 cannot encode, become escapes.
     """
-    with contextlib.ExitStack() as folders:
-        for path in contents:
-            folders.enter_context(_made(path.parent))
-        _files.write({path: _writer(content) for path, content in contents.items()})
+    _files.write({path: _writer(content) for path, content in contents.items()})
 
 
 def _writer(content: str | bytes | None) -> Callable[[BinaryIO], object] | None:

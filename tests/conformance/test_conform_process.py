@@ -231,7 +231,7 @@ def test_standard_output_holds_the_json_alone(odd):
     )
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    assert (found["format"], found["version"], found["printed"]) == ("gravity-conform", 3, 6)
+    assert (found["format"], found["version"], found["printed"]) == ("gravity-conform", 4, 6)
 
 
 @pytest.mark.parametrize(
