@@ -366,7 +366,7 @@ def test_files_that_were_moved_are_put_back_if_a_later_move_fails(tmp_path, monk
     (tmp_path / "a").chmod(0o640)
     os.utime(tmp_path / "a", (1, 2))
     monkeypatch.setattr(os, "replace", refused)
-    contents = {tmp_path / name: lambda f: f.write(b"new") for name in "abd"}
+    contents = {tmp_path / name: lambda f: f.write(b"new") for name in ("a", "b", "d")}
     with pytest.raises(OSError, match=f"busy: '{tmp_path / failing}'$"):
         _files.write({tmp_path / "c": None} | contents)
     assert names(tmp_path) == ["a", "c", "d"]
