@@ -1,8 +1,9 @@
 """Arrays in an .npz archive that stores them, one after the other: written and read in parts.
 
-Guarantees: neither direction holds more than a megabyte beside the arrays. Reading trusts nothing:
-every byte of the archive belongs to a member, its headers or the directory; two places that say
-the same thing must agree; and what the archive asks for is bounded by its own size.
+Guarantees: neither direction holds more than a megabyte beside the arrays, and a kilobyte for each.
+Reading trusts nothing: every byte of the archive belongs to a member, its headers or the directory;
+two places that say the same thing must agree; and what the archive asks for is bounded by its own
+size.
 """
 
 import math

@@ -2,8 +2,8 @@
 
 Guarantees: every `State` is valid, cannot be changed, and shares no memory with an optimizer. A
 file holds no pickled objects, is written completely or not at all, and restores every bit. Saving
-and loading need a few megabytes beside the state, and nothing that a file asks for exceeds its
-own size.
+and loading need a megabyte beside the state, and a kilobyte for each velocity. Nothing that a file
+asks for exceeds its own size.
 
 A file is an .npz archive. ``header`` is a string of JSON: ``{"format": "gravity-state",
 "version": 1, "t": …, "dtypes": […], "hyperparameters": {…}}``. ``velocity_0``, ``velocity_1``, …
