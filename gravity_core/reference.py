@@ -135,7 +135,8 @@ class Gravity:
             initial_velocity(w.shape, w.dtype, std=self.velocity_std, seed=self.seed, index=i)
             for i, w in enumerate(params)
         ]
-        self.count = 0 if self.velocity else self.count  # another run starts
+        if self.velocity is not None:  # another run starts
+            self.count = 0
         self.velocity = drawn
 
     def _warn_of_first_rate(self) -> None:

@@ -148,7 +148,7 @@ def update(
     v_next = cast(old, dtype, xp) * cast(v, dtype, xp) + cast(new, dtype, xp) * zeta
     _arrays.check_same_shape(v=v, **{"the new V, after t, beta and max_abs,": v_next})
     result = cast(v_next, v.dtype, xp)
-    if result.dtype != v.dtype:  # t, beta or max_abs is an array of another library, or xp is
-        wanted, got = _arrays.dtype_name(v.dtype), _arrays.dtype_name(result.dtype)
+    wanted, got = map(_arrays.dtype_name, (v.dtype, result.dtype))
+    if got != wanted:  # t, beta, max_abs or xp is of another library
         raise TypeError(f"V must stay {wanted}, but t, beta, max_abs or xp makes it {got}")
     return result

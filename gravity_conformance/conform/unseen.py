@@ -6,7 +6,6 @@ Guarantee: without the package coverage, nothing is traced, and no line is named
 import ast
 import contextlib
 import importlib
-import inspect
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def traced(found: Any) -> Iterator[Callable[[], str]]:
         A function that ends the tracing and returns "port.py: 31-33, 40", or nothing if every line
         ran of each function that was called. A line that raises an error counts as run.
     """
-    files = [f for m in source.modules(found) if (f := inspect.getsourcefile(m)) is not None]
+    files = list(filter(None, map(source.file_of, source.modules(found))))
     try:
         coverage = importlib.import_module("coverage")
     except ModuleNotFoundError:
@@ -35,9 +34,8 @@ def traced(found: Any) -> Iterator[Callable[[], str]]:
 
     def described() -> str:
         trace.stop()
-        ran = {file: trace.get_data().lines(file) or () for file in files}
-        lines = {Path(file).name: unseen(Path(file), ran[file]) for file in files}
-        return "; ".join(f"{name}: {_ranges(n)}" for name, n in lines.items() if n)
+        lines = [(Path(f), unseen(Path(f), trace.get_data().lines(f) or ())) for f in files]
+        return "; ".join(f"{file.name}: {_ranges(n)}" for file, n in lines if n)
 
     trace.start()
     try:
@@ -47,9 +45,16 @@ def traced(found: Any) -> Iterator[Callable[[], str]]:
 
 
 def unseen(file: Path, ran: Collection[int]) -> list[int]:
-    """Return the lines of statements that did not run, in functions of which others ran."""
+    """Return the lines of statements that did not run, in functions of which others ran.
+
+    There are none if the file can no longer be read.
+    """
     lines: list[int] = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    try:
+        tree = ast.parse(file.read_bytes())  # which may declare an encoding
+    except (OSError, SyntaxError, ValueError):
+        return lines
+    for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             every = [line for line, _ in _statements(node.body)]
             if any(line in ran for line in every):

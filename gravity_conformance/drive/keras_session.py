@@ -92,7 +92,7 @@ class KerasSession(StateSession):
 
     @staticmethod
     def ways_in_one_call() -> tuple[str, ...]:
-        """Return tf.function, in which fit makes several steps by ``steps_per_execution``."""
+        """Return tf.function, in which an unrolled loop makes several steps."""
         return ("in one tf.function",) if _is_on_tensorflow() else ()
 
     @staticmethod

@@ -65,7 +65,8 @@ def modules(found: Any) -> list[ModuleType]:
     """Return the modules of an implementation and its bases, and those beside it that it uses."""
     made = found.func if isinstance(found, functools.partial) else found
     made = inspect.unwrap(made) if callable(made) else made
-    own = [c.__module__ for c in (made.__mro__ if isinstance(made, type) else (made,))]
+    owners = made.__mro__ if isinstance(made, type) else (made,)
+    own = [getattr(owner, "__module__", None) or "" for owner in owners]  # none of a ufunc
     top = own[0].partition(".")[0]
     names = dict.fromkeys(name for name in own if name.partition(".")[0] == top)
     for name in list(names):
@@ -77,6 +78,14 @@ def modules(found: Any) -> list[ModuleType]:
             if _beside(module, sys.modules.get(other)):
                 names[other] = None
     return [sys.modules[name] for name in names if name in sys.modules]
+
+
+def file_of(module: ModuleType) -> str | None:
+    """Return the file of a module's source; None if it is not written in Python."""
+    try:
+        return inspect.getsourcefile(module)
+    except TypeError:  # it is built in
+        return None
 
 
 def _beside(module: ModuleType | None, other: ModuleType | None) -> bool:

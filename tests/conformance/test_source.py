@@ -161,6 +161,41 @@ def test_lines_that_no_check_ran_are_named(tmp_path):
         assert described() == "around.py: 7-9, 16"
 
 
+@pytest.mark.parametrize("found", [np.frompyfunc(abs, 1, 1), len])
+def test_what_is_not_written_in_python_has_no_source_and_no_lines(found):
+    assert source.read(found) == source.Source()
+    with unseen.traced(found) as described:
+        assert described() == ""
+
+
+def test_a_file_may_have_an_encoding_of_its_own_or_be_gone(tmp_path):
+    path = tmp_path / "latin.py"
+    code = "# coding: latin-1\ndef step(x):\n    'ö'\n    if x:\n        return 1\n    return 0\n"
+    path.write_text(code, encoding="latin-1")
+    found = load(f"{path}:step")
+    with unseen.traced(found) as described:
+        found(0)
+        assert described() == "latin.py: 5"
+    with unseen.traced(found) as described:
+        found(0)
+        path.unlink()
+        assert described() == ""
+
+
+def test_files_of_one_name_are_both_shown(tmp_path, monkeypatch):
+    modules = []
+    for folder in (tmp_path / "other", tmp_path / "own"):
+        folder.mkdir()
+        code = "def step(x):\n    if x:\n        return 1\n    return 0\n"
+        (folder / "port.py").write_text(code, encoding="utf-8")
+        modules.append(sys.modules[load(f"{folder / 'port.py'}:step").__module__])
+    monkeypatch.setattr(source, "modules", lambda found: modules)
+    with unseen.traced(None) as described:
+        for module in modules:
+            module.step(0)
+        assert described() == "port.py: 3; port.py: 3"
+
+
 def test_without_coverage_no_line_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "coverage", None)
     with unseen.traced(load(f"{module(tmp_path, BRANCHES)}:step")) as described:

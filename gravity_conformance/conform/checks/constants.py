@@ -40,10 +40,9 @@ def _findings(
         yield from _magnitudes(subject, judge, numbers, np.float64)
     yield from _options(subject, judge, numbers[:_MOST])
     whole = [int(x) for x in numbers if x == int(x)]
-    if subject.unwritable is None:
-        most = 2**53 if subject.driver.stateless else 2**24 - 8  # as counters in float32
-        counts = [count for n in whole for count in (n - 3, 2 * n) if 0 < count <= most]
-        yield from far(subject, judge, counts[:_MOST], (False,))
+    most = 2**53 if subject.driver.stateless else 2**24 - 8  # as counters in float32
+    counts = [count for n in whole for count in (n - 3, 2 * n) if 0 < count <= most]
+    yield from far(subject, judge, counts[:_MOST], (False,))
     yield from _sizes(subject, judge, whole)
 
 
@@ -120,10 +119,11 @@ def _named(subject: Subject, judge: Judge, words: Sequence[str]) -> Iterator[Fin
         weights, gradients = patterned(subject.rng("words"), 3, ((4, 3), (5,)) * len(pairs))
         case = Case(weights, gradients, subject.decaying, how={"layers": paths})
         yield judge.judge(case, "names of its source")
-        for start in range(0, len(paths) if judge.passes("v0", first_velocity.v0) else 0, 4):
-            four = (paths[start : start + 4] * 2)[:4]
-            if (wrong := first_velocity.wrong_drawn(subject, layers=four)) is not None:
-                yield Finding("differs", f"V₀ of {', '.join(four)}", None, wrong)
+        if judge.passes("v0", first_velocity.v0):
+            for word in words:
+                four = [f"{word}/x", f"{word}/y", f"x/{word}", f"y/{word}"]
+                if (wrong := first_velocity.wrong_drawn(subject, layers=four)) is not None:
+                    yield Finding("differs", f"V₀ of {', '.join(four)}", None, wrong)
 
 
 def _judged(subject: Subject, judge: Judge, given: tuple[Arrays, list[Arrays]]) -> Finding:

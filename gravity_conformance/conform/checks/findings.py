@@ -54,9 +54,9 @@ def joined(*notes: str) -> str:
 def first_wrong(findings: Iterable[Finding]) -> Finding:
     """Return the first finding that is neither a pass nor "not applicable".
 
-    If there is none, return a pass with the greatest error and the notes of all; or the last one
-    that is not applicable, if there is no pass. An iterator makes findings as they are asked for,
-    so what follows the first wrong one is not judged.
+    If all pass, or some are not applicable, return one pass with the greatest error and all notes.
+    If none is applicable, return the last one. An iterator makes each finding when it is asked
+    for, so nothing is judged after the first wrong one.
     """
     result = None
     for finding in findings:

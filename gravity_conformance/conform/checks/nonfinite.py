@@ -47,7 +47,7 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
 
 
 def _restarted(run: Run) -> str | None:
-    """Describe an element of V that is finite again, because V starts anew after a bad step."""
+    """Describe an element of V that a bad step made non-finite and the next step made finite."""
     (_, _), (bad, _), (after, _) = run.states
     if bad is None or after is None:
         return None
