@@ -35,9 +35,9 @@ Change = tuple[str, str, str]  # the function, and the lines that are taken out 
 KILLED = {"killed", "timeout", "segfault"}
 NEAREST = {
     "update": ["test_update*"],
-    "coefficients": ["test_coefficients*"],
+    "coefficients": ["test_coefficients*", "test_entrances*"],
     "velocity": ["test_velocity*"],
-    "hyperparameters": ["test_hyperparameters*"],
+    "hyperparameters": ["test_hyperparameters*", "test_entrances*"],
     "state": ["test_state*"],
     "error_bound": ["test_error_bound*"],
     "reference": ["test_reference*", "test_memory*", "test_state*", "test_update_namespaces*"],

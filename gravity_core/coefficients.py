@@ -50,7 +50,7 @@ def coefficients(t: Any, beta: Any = BETA) -> tuple[Any, Any]:
         (0.9, 0.1)
     """
     beta, t = _checked_beta(beta), checked_step(t)
-    below = t + 2.0 if hasattr(t, "dtype") else t + 2  # an integer array would wrap around
+    below = t + 2.0  # an array of integers would wrap around at t + 2
     return (beta * t + 1) / below, ((1 - beta) * t + 1) / below
 
 
@@ -78,7 +78,7 @@ def checked_step(t: Any) -> Any:
         raise ValueError(f"t must be an integer >= 0, got {shown(t)}")
     if t > sys.float_info.max:
         raise ValueError(f"t must fit float64, got {shown(t)}")
-    return t if isinstance(t, float) else math.trunc(t)
+    return math.trunc(t)
 
 
 def _checked_beta(beta: Any) -> Any:

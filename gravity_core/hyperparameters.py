@@ -72,10 +72,10 @@ def checked_integer(argument: str, value: Any, bits: int | None = None) -> int:
         3
     """
     try:
-        number = operator.index(value) if may_be_a_number(value) else -1
+        number = operator.index(value) if may_be_a_number(value) else None
     except TypeError:
-        number = -1
-    if number < 0 or (bits is not None and number >> bits):
+        number = None
+    if number is None or number < 0 or (bits is not None and number >> bits):
         allowed = ">= 0" if bits is None else f"in [0, 2**{bits})"
         raise ValueError(f"{argument} must be an integer {allowed}, got {shown(value)}")
     return number
@@ -156,7 +156,7 @@ def as_float(value: Any) -> float:
     number = float(value.item() if hasattr(value, "item") else value)
     if hasattr(value, "dtype") and dtype_name(value.dtype) == "float32":
         # Not str, which follows np.set_printoptions.
-        number = float(np.format_float_scientific(np.float32(number), unique=True))
+        number = float(np.format_float_scientific(np.float32(number)))
     return number + 0.0  # −0.0 becomes 0.0, because α / −0.0 would be −inf
 
 
@@ -214,7 +214,7 @@ def validate(*, names: dict[str, str] | None = None, **values: Any) -> dict[str,
     for argument, value in values.items():
         number, is_in_range, requirement = _RULES[argument]
         try:
-            is_one = may_be_a_number(value) and not getattr(value, "shape", ())
+            is_one = may_be_a_number(value) and not getattr(value, "shape", None)
             numbers[argument] = number(value) if is_one else None
             valid = is_one and is_in_range(numbers[argument])
         except (TypeError, ValueError, OverflowError):

@@ -191,3 +191,53 @@ def test_an_array_of_integers_does_not_wrap_around(t):
     assert tuple(map(float, coefficients(np.asarray(t)))) == expected
     (column,) = coefficients(np.asarray([t]))[0]
     assert column == expected[0]
+
+
+class Counter:
+    """An array of another library, whose integers have 32 bits."""
+
+    dtype = "int32"
+
+    def __init__(self, value):
+        self.value = np.asarray(value, np.int32)
+
+    def __add__(self, other):
+        return self.value + other
+
+    def __rmul__(self, other):
+        return other * self.value
+
+
+@pytest.mark.parametrize("value", [0, 7, 2**31 - 1])
+def test_a_counter_of_another_library_does_not_wrap_around(value):
+    assert tuple(map(float, coefficients(Counter(value)))) == coefficients(value)
+
+
+@pytest.mark.parametrize("beta", [np.asarray(0.5, np.float32), np.asarray([], np.float32)])
+def test_arrays_of_beta_keep_their_dtype_and_shape(beta):
+    for coefficient in coefficients(2.0, beta):
+        assert (coefficient.dtype, coefficient.shape) == (np.float32, beta.shape)
+
+
+def test_the_value_of_a_beta_of_another_library_is_not_asked_for():
+    class Traced(Counter):
+        dtype = "float32"
+
+        def __mul__(self, other):
+            return self.value * other
+
+        def __rsub__(self, other):
+            return other - self.value
+
+    assert beta_hat(2, Traced(3)) == 7 / 4  # out of range, which only its library can tell
+
+
+def test_a_subclass_of_an_array_is_no_beta():
+    with pytest.raises(TypeError, match=r"^beta must be a numpy.ndarray or numpy.memmap, got rec"):
+        coefficients(1, np.ones(2).view(np.recarray))
+
+
+@pytest.mark.parametrize("t", [np.asarray([3], np.int8), np.asarray(3, np.uint16)], ids=repr)
+def test_an_array_of_integers_gives_float64_whatever_beta_is(t):
+    for coefficient in coefficients(t, np.asarray(0.5, np.float16)):
+        assert (coefficient.dtype, coefficient.shape) == (np.float64, t.shape)

@@ -2,9 +2,11 @@
 
 import inspect
 import math
+import re
 import warnings
 from decimal import Decimal
 from fractions import Fraction
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -315,3 +317,64 @@ def test_a_refused_quotient_leaves_the_given_sigma():
     optimizer.learning_rate = 10.0  # this would warn if σ came from the first rate
     optimizer.step([np.ones(3)], [np.ones(3)])
     assert optimizer.velocity_std == 0.5
+
+
+@pytest.mark.parametrize("integer", [0, 3, 2**70, np.uint8(7), np.asarray(5)], ids=repr)
+def test_an_integer_of_every_kind_becomes_a_python_integer(integer):
+    number = hp.checked_integer("steps", integer)
+    assert (type(number), number) == (int, int(integer))
+
+
+@pytest.mark.parametrize("value", [-1, -2, True, 1.0, "1", None, np.asarray(True), [1]], ids=repr)
+def test_what_is_no_natural_number_is_named(value):
+    message = re.escape(f"steps must be an integer >= 0, got {value!r}")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        hp.checked_integer("steps", value)
+
+
+def test_an_integer_of_too_many_bits_is_named():
+    assert hp.checked_integer("index", 2**32 - 1, 32) == 2**32 - 1
+    for value in (2**32, -1):
+        message = re.escape(f"index must be an integer in [0, 2**32), got {value}")
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            hp.checked_integer("index", value, 32)
+
+
+class Symbol:
+    """A number whose value is unknown, as of a compiler."""
+
+    def __index__(self):
+        raise AssertionError("the value must not be asked for")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [3, 0.5, Fraction(1, 2), np.float32(1), np.ones(2), Symbol(), SimpleNamespace(dtype="int32")],
+    ids=lambda number: type(number).__name__,
+)
+def test_real_numbers_and_arrays_of_them_pass(number):
+    hp.check_number("t", number)
+
+
+@pytest.mark.parametrize("value", [None, "1", True, 1j, Decimal(1), [1.0], np.asarray(True)])
+@pytest.mark.parametrize("requirement", [(), ("an integer >= 0",)])
+def test_what_is_no_real_number_is_named(value, requirement):
+    with pytest.raises(TypeError) as caught:
+        hp.check_number("t", value, *requirement)
+    (wanted,) = requirement or ("a real number",)
+    assert str(caught.value) == f"t must be {wanted}, got {value!r}"
+
+
+def test_a_subclass_of_an_array_is_no_number():
+    with pytest.raises(TypeError, match=r"^t must be a numpy.ndarray or numpy.memmap, got rec"):
+        hp.check_number("t", np.ones(2).view(np.recarray))
+
+
+@pytest.mark.parametrize("bits", [1023, 1024, 1025])
+def test_an_integer_that_no_float64_holds_is_shown_by_its_length(bits):
+    number = 2 ** (bits - 1)
+    assert hp.shown(number) == (f"an integer of {bits} bits" if bits > 1023 else str(number))
+
+
+def test_an_array_of_one_number_is_that_number():
+    assert hp.as_float(np.asarray([0.3], np.float32)) == 0.3

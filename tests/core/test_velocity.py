@@ -372,6 +372,7 @@ def test_the_last_index_and_seed_have_a_velocity_of_their_own():
         ("float16", -1.0, r"std must be None or a number in \[0, 7.86e\+37\], got -1.0"),
         ("complex64", 1e38, r"std must be None or a number in \[0, 7.86e\+37\], got 1e\+38"),
         ("float64", "1", r"std must be None or a number in \[0, 7.86e\+37\], got '1'"),
+        ("float64", None, r"std must be a number in \[0, 7.86e\+37\], got None"),
     ],
 )
 def test_a_velocity_that_overflows_is_refused(dtype, std, message):
