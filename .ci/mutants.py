@@ -34,13 +34,20 @@ GOAL = 0.95
 Change = tuple[str, str, str]  # the function, and the lines that are taken out and put in
 KILLED = {"killed", "timeout", "segfault"}
 NEAREST = {
-    "update": ["test_update*"],
+    "update": ["test_update*", "test_entrances*"],
     "coefficients": ["test_coefficients*", "test_entrances*"],
     "velocity": ["test_velocity*"],
     "hyperparameters": ["test_hyperparameters*", "test_entrances*"],
     "state": ["test_state*"],
     "error_bound": ["test_error_bound*"],
-    "reference": ["test_reference*", "test_memory*", "test_state*", "test_update_namespaces*"],
+    "reference": [
+        "test_reference*",
+        "test_memory*",
+        "test_state*",
+        "test_update_namespaces*",
+        "test_entrances*",
+        "test_hyperparameters*",
+    ],
     "trajectory": ["test_reference*", "test_update_namespaces*", "test_plot*"],
     "_plot": ["test_plot*"],
     "_arrays": ["test_arrays*"],
