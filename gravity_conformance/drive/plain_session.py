@@ -12,7 +12,8 @@ from gravity_conformance.drive.session import LATE, Arrays, Session, Setup, repe
 
 # The returned arrays that must not change later.
 _KEPT = 4  # steps
-_SMALL = 2**16  # elements of each
+_LARGEST = 2**22  # elements of each; of those with more than _WHOLE, a few are compared
+_WHOLE = 2**16
 
 
 class PlainSession(Session):
@@ -49,10 +50,14 @@ class PlainSession(Session):
         returned: list[tuple[str, np.ndarray, bytes]] = []
         for i, g in enumerate(grads):
             dtype, rate = self._dtypes[i], given_rate
+            t: Any = self._t
+            beta: Any = self._beta
             if self.setup.array_rate:
                 rate = np.asarray(rate, dtype)
             elif dtype == np.float64 and self._t % 2:  # as of a schedule by NumPy
                 rate = np.float64(rate)
+            if self.setup.rates_by:  # as from np.arange and np.linspace
+                t, beta, rate = np.int64(t), np.float64(beta), np.float64(rate)
             given_dtype = g.dtype if g.dtype == np.float16 else dtype
             own = (self._w[i], self._v[i], g.astype(given_dtype))
             given = [self._laid(x, i + 3 * k) for k, x in enumerate(own)]
@@ -60,14 +65,14 @@ class PlainSession(Session):
                 shared = kept.setdefault((g.shape, given_dtype), before[i][0])
                 shared[...], given[2] = given[2], shared
             contents = [x.tobytes() for x in given[:2]]
-            result = self.setup.found(*given, self._t, rate, self._beta, **self._keywords)
+            result = self.setup.found(*given, t, rate, beta, **self._keywords)
             if not isinstance(result, (tuple, list)) or len(result) != 2:
                 raise TypeError(f"it must return (w, v), got {type(result).__name__}")
             for name, content, array in zip("wv", contents, given[:2], strict=True):
                 if content != array.tobytes():
                     self.overwritten = name
             w, v = map(_array, result)
-            returned += [(n, x, x.tobytes()) for n, x in (("w", w), ("v", v)) if _is_array(x)]
+            returned += [(n, x, _content(x)) for n, x in (("w", w), ("v", v)) if _is_array(x)]
             if self._w[i].dtype.name == "bfloat16" and getattr(w, "dtype", None) == np.float32:
                 w = w.astype(dtype)  # in NumPy, a Python float times bfloat16 is float32
             self._w[i], self._v[i] = w, v
@@ -76,7 +81,7 @@ class PlainSession(Session):
         if not self._reuses and any(g.tobytes() != data for g, data in before):
             self.overwritten = LATE
         for name, array, content in itertools.chain(*self._returned):
-            if array.tobytes() != content:
+            if _content(array) != content:
                 self.overwritten = f"{name} that an earlier step returned"
         self._returned.append(returned)
         self._t += 1
@@ -138,7 +143,12 @@ def _array(x: Any) -> Any:
 
 
 def _is_array(x: Any) -> bool:
-    return type(x) is np.ndarray and x.size <= _SMALL
+    return type(x) is np.ndarray and x.size <= _LARGEST
+
+
+def _content(array: np.ndarray) -> bytes:
+    """Return the bytes of an array; of a large one, those of some elements."""
+    return array.reshape(-1)[:: max(1, array.size // _WHOLE)].tobytes()
 
 
 def _expanded(array: np.ndarray) -> np.ndarray:
@@ -146,10 +156,17 @@ def _expanded(array: np.ndarray) -> np.ndarray:
     return np.broadcast_to(array[:1].copy(), array.shape) if repeats(array) else array.copy()
 
 
+def _kept(array: np.ndarray) -> np.ndarray:
+    """Return a reversed copy that cannot be written to, as an array of JAX or of a file."""
+    reversed_ = array[::-1].copy()[::-1]
+    reversed_.flags.writeable = False
+    return reversed_
+
+
 _LAYOUTS = (
     lambda x: x.copy(order="F"),
     lambda x: np.stack([x, x + 1], axis=-1)[..., 0],
-    lambda x: x[::-1].copy()[::-1],
+    _kept,
     _expanded,
 )
 

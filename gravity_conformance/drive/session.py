@@ -59,11 +59,12 @@ class Setup:
         layers: the path of each tensor in its model, "layer/name"; empty if it does not matter.
         frozen: torch: whether every second parameter requires a gradient only after construction.
         array_rate: whether the learning rate is an array of the framework, not a Python number.
-        rates_by: what gives the rates of the steps, one of `Session.rate_ways`; empty means
-            what most users have.
+        rates_by: what gives the rates of the steps, one of `Session.rate_ways`, or "NumPy" for a
+            function whose t, η and β are scalars of NumPy; empty means what most users have.
         tree: JAX: the structure of the parameters, one of `Session.trees`; empty means nested
             dicts and tuples.
         closure: torch: whether a closure computes the gradients.
+        raising: torch: whether another closure raises an error before, in every second step.
         autocast: torch: whether steps run inside torch.autocast.
         scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
         host: JAX: whether gradients and parameters are arrays of NumPy.
@@ -102,6 +103,7 @@ class Setup:
     rates_by: str = ""
     tree: str = ""
     closure: bool = False
+    raising: bool = False
     autocast: bool = False
     scaled: bool = False
     host: bool = False

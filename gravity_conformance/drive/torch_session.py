@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gravity_conformance.drive.session import Setup
+from gravity_conformance.drive.session import Arrays, Setup
 from gravity_conformance.drive.torch_steps import TorchSteps
 from gravity_conformance.protocol import Task, Training
 
@@ -25,6 +25,7 @@ class TorchSession(TorchSteps):
         "rolled_back",
         "saved",
         "loaded_again",
+        "placed",
         "copied",
         "pickled",
         "moved",
@@ -86,7 +87,7 @@ class TorchSession(TorchSteps):
         """Copy the optimizer and its parameters."""
         session = copy.copy(self)
         session._params, session.optimizer = copy.deepcopy((self._params, self.optimizer))
-        session._before = []
+        session._before = {}
         for p in self._params:  # the original goes on, which must not matter to the copy
             p.grad = self._torch.ones_like(p)
         self.optimizer.step()
@@ -99,7 +100,7 @@ class TorchSession(TorchSteps):
         file.seek(0)
         loaded = self._torch.load(file, weights_only=False)
         session._params, session.optimizer = loaded
-        session._before = []
+        session._before = {}
         return session
 
     def moved(self) -> "TorchSession":
@@ -114,27 +115,48 @@ class TorchSession(TorchSteps):
         return self
 
     def exchanged(self) -> "TorchSession":
-        """Put other parameters in place of those of the groups, with their states.
+        """Put other parameters in place of those of the groups, with copies of their states.
 
-        Methods that add and remove points of a scene, as Gaussian splatting, do.
+        Methods that add and remove points of a scene, as Gaussian splatting, do. The first one
+        moves to the end of its group, and every other one is a tensor, no `nn.Parameter`.
         """
-        made = {p: self._torch.nn.Parameter(p.detach().clone()) for p in self._params}
+        made = {p: p.detach().clone().requires_grad_() for p in self._params}
+        for p in self._params[::2]:
+            made[p] = self._torch.nn.Parameter(p.detach().clone())
         for group in self.optimizer.param_groups:
-            group["params"][:] = [made[p] for p in group["params"]]
+            first, *others = [made[p] for p in group["params"]]
+            group["params"][:] = [*others, first]
         for p, new in made.items():
             if p in self.optimizer.state:
-                self.optimizer.state[new] = self.optimizer.state.pop(p)
+                self.optimizer.state[new] = copy.deepcopy(self.optimizer.state.pop(p))
         self._params = [made[p] for p in self._params]
         return self
 
-    def hooks_called(self) -> tuple[int, int]:
-        """Make a step, and return how often it calls a hook before it and one after it."""
-        before: list[int] = []
-        after: list[int] = []
-        self.optimizer.register_step_pre_hook(lambda *_: before.append(1))
-        self.optimizer.register_step_post_hook(lambda *_: after.append(1))
+    def missed_hooks(self) -> str:
+        """Make a step, save and load, and return which hook is not called once at its time."""
+        optimizer, old = self.optimizer, self.weights()
+        seen: dict[str, list[Arrays]] = {}
+
+        def hook(name: str) -> Callable[..., None]:
+            return lambda *_: seen.setdefault(name, []).append(self.weights())
+
+        optimizer.register_step_pre_hook(hook("before a step"))
+        optimizer.register_step_post_hook(hook("after a step"))
         self.step([np.ones(p.shape, np.float32) for p in self._params])
-        return len(before), len(after)
+        optimizer.register_state_dict_pre_hook(hook("before state_dict"))
+        optimizer.register_state_dict_post_hook(hook("after state_dict"))
+        optimizer.register_load_state_dict_pre_hook(hook("before load_state_dict"))
+        optimizer.register_load_state_dict_post_hook(hook("after load_state_dict"))
+        optimizer.load_state_dict(optimizer.state_dict())
+        for when in ("a step", "state_dict", "load_state_dict"):
+            for name in (f"before {when}", f"after {when}"):
+                if (calls := len(seen.get(name, ()))) != 1:
+                    return f"a hook {name} is called {calls} times"
+        new = self.weights()
+        for name, wanted in (("before a step", old), ("after a step", new)):
+            if any((x != w).any() for x, w in zip(seen[name][0], wanted, strict=True)):
+                return f"a hook {name} sees other weights than those {name}"
+        return ""
 
     def rolled_back(self) -> "TorchSession":
         """Save the state, make a step, and load the state again."""
@@ -144,7 +166,7 @@ class TorchSession(TorchSteps):
         self.optimizer.step()
         self.write(weights, self.velocity() or [], {})
         self.optimizer.load_state_dict(state)
-        self._before = []
+        self._before = {}
         return self
 
     def _saved(self) -> io.BytesIO:
@@ -161,6 +183,14 @@ class TorchSession(TorchSteps):
     def loaded_again(self) -> "TorchSession":
         """Load the optimizer's own state."""
         self.optimizer.load_state_dict(self.optimizer.state_dict())
+        return self
+
+    def placed(self) -> "TorchSession":
+        """Put copies of the tensors into the state, as users do who move it to another device."""
+        for state in self.optimizer.state.values():
+            for name, x in state.items():
+                if self._torch.is_tensor(x):
+                    state[name] = x.clone()
         return self
 
     def loads_by_default(self) -> bool:

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +33,10 @@ def _default_dtype(name: str) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+class _RaisedError(Exception):
+    """What a closure of the user raises."""
+
+
 LAYOUTS = 4  # ways in which a strided tensor lies in memory
 
 
@@ -48,7 +52,7 @@ class TorchSteps(StateSession):
     misses: ClassVar[bool] = True
     strides: ClassVar[bool] = True
     keeps_rate: ClassVar[bool] = True
-    rate_ways: ClassVar[tuple[str, ...]] = ("a tensor",)
+    rate_ways: ClassVar[tuple[str, ...]] = ("a tensor", "a scheduler")
     frameworks: ClassVar[tuple[str, ...]] = ("torch",)
 
     @staticmethod
@@ -66,8 +70,9 @@ class TorchSteps(StateSession):
         self.setup, self._torch = setup, importlib.import_module("torch")
         self._params, self._constructed = self._parameters(weights), setup.options
         self._added: list[tuple[int, Mapping[str, Any]]] = []
-        self._before: list[tuple[Any, np.ndarray]] = []  # the gradients of the step before
-        self._reuses = self._unscales = False
+        # The gradients of the step before, by the index of their parameter.
+        self._before: dict[int, tuple[Any, np.ndarray]] = {}
+        self._unscales, self._scheduler = False, None
         self._made = self.calls = 0
         self.loss: Any = None
         groups: list[dict[str, Any]] = []
@@ -80,7 +85,7 @@ class TorchSteps(StateSession):
             for _ in range(5):
                 self.step([0.01 * np.ones_like(w) for w in weights])
             self.assign(list(weights))
-            self._before = []
+            self._before = {}
         frozen = self._params[1::2] if setup.frozen else []
         for p in frozen:
             p.requires_grad_(False)
@@ -92,10 +97,19 @@ class TorchSteps(StateSession):
         self.optimizer = setup.construct(groups or given, **self._rate())
         for p in frozen:
             p.requires_grad_(True)
+        if setup.rates_by == "a scheduler" and "lr" in self.optimizer.param_groups[0]:
+            self._scheduler = self._scheduled(setup.schedule or [setup.rate])
 
     def _parameters(self, weights: Sequence[np.ndarray]) -> list[Any]:
         tensors = [self._tensor(w, i, i) for i, w in enumerate(weights)]
-        return list(map(self._torch.nn.Parameter, self._packed(tensors)))
+        # A step that autograd differentiates cannot write to a leaf that requires a gradient.
+        leaf = not self.setup.more.get("differentiable")
+        return [self._torch.nn.Parameter(x, requires_grad=leaf) for x in self._packed(tensors)]
+
+    def _scheduled(self, rates: Sequence[float]) -> Any:
+        """Return a scheduler of these rates, which also writes "initial_lr" into the groups."""
+        factors = [rate / rates[0] for rate in [*rates, rates[-1]]]
+        return self._torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors.__getitem__)
 
     def _packed(self, tensors: list[Any]) -> list[Any]:
         """Return views of one buffer in place of the tensors, if the setup is packed."""
@@ -112,13 +126,12 @@ class TorchSteps(StateSession):
             own = {n: x for n, x in own.items() if x != self._constructed.get(n)}
         if self._has_tensor_rate and "learning_rate" in own:
             own["learning_rate"] = self._array(own["learning_rate"])
-        return {"params": iter(params)} | {
-            names[name]: x for name, x in own.items() if name in names
-        }
+        given = params[0] if len(params) == 1 else iter(params)
+        return {"params": given} | {names[name]: x for name, x in own.items() if name in names}
 
     @property
     def _has_tensor_rate(self) -> bool:
-        return self.setup.array_rate or bool(self.setup.rates_by)
+        return self.setup.array_rate or self.setup.rates_by == "a tensor"
 
     def _rate(self) -> dict[str, Any]:
         if not self._has_tensor_rate:
@@ -167,12 +180,13 @@ class TorchSteps(StateSession):
         A parameter whose gradient is None has none. It must not move.
         """
         own = self.setup.arguments.names.get("learning_rate", "lr")
-        groups = self.optimizer.param_groups if lr is not None else []
+        sets = lr is not None and self._scheduler is None
+        groups = self.optimizer.param_groups if sets else []
         rates = lr if isinstance(lr, list) else [lr] * len(groups)
         for group, rate in zip(groups, rates, strict=bool(groups)):
             # Torch's schedulers set "lr", whatever the constructor calls it, and fill a tensor.
             name = "lr" if "lr" in group or own not in group else own
-            if self._torch.is_tensor(group.get(name)) and not self._reuses:
+            if self._torch.is_tensor(group.get(name)) and self._made % 2:
                 group[name].fill_(rate)
             else:
                 group[name] = self._array(rate) if self._has_tensor_rate else rate
@@ -180,14 +194,12 @@ class TorchSteps(StateSession):
             None if g is None else self._tensor(g, i, i // LAYOUTS, expands=True)
             for i, g in enumerate(grads)
         ]
-        # Every other step gives the gradients in the memory of the step before.
-        before, shapes = self._before, [None if g is None else g.shape for g in tensors]
-        known = [g.shape for g, _ in before]
-        self._reuses = shapes == known and not (self._reuses or self.setup.strided)
-        if self._reuses:
-            tensors = [old.copy_(g) for (old, _), g in zip(before, tensors, strict=True)]
-        if self.setup.packed:
+        before, reused = self._before, [i for i, g in enumerate(tensors) if self._reuses(i, g)]
+        for i in reused:
+            tensors[i] = self._rewritten(before[i][0], tensors[i])
+        if self.setup.packed and len(reused) < len(tensors):
             tensors = self._packed(tensors)
+        self.optimizer.zero_grad()
         for i, (p, g) in enumerate(zip(self._params, tensors, strict=True)):
             # Embeddings are few among many, and one may be without such gradients in a step.
             is_sparse = self.setup.rows and (i + self._made) % 3 < 2
@@ -198,16 +210,40 @@ class TorchSteps(StateSession):
         elif self.setup.scaled:
             self._step_with_scaler(tensors)
         else:
-            with self._torch.autocast("cpu", self._torch.bfloat16, enabled=self.setup.autocast):
+            autocast = self._torch.autocast
+            with (
+                autocast("cpu", self._torch.bfloat16, enabled=self.setup.autocast),
+                self._torch.set_grad_enabled(self._made % 3 > 0),
+            ):
                 self.optimizer.step()
+            if self._scheduler is not None:
+                self._scheduler.step()
             kept = zip(self._params, tensors, strict=True)
             if not self.setup.rows and not all(p.grad is g for p, g in kept):
                 self.overwritten = "p.grad"
-        given = [g for g in tensors if g is not None]
-        self._before = [(g, self._numpy(g)) for g in given]
-        if not self._reuses and any(self._numpy(g).tobytes() != x.tobytes() for g, x in before):
+        self._before = {i: (g, self._numpy(g)) for i, g in enumerate(tensors) if g is not None}
+        others = [pair for i, pair in before.items() if i not in reused]
+        if any(self._numpy(g).tobytes() != x.tobytes() for g, x in others):
             self.overwritten = LATE
-        return [x.copy() for _, x in self._before]
+        return [x.copy() for _, x in self._before.values()]
+
+    def _reuses(self, index: int, gradient: Any) -> bool:
+        """Return whether a gradient comes in the memory of the step before: every other one does.
+
+        Those in one buffer do so together.
+        """
+        old, _ = self._before.get(index, (None, None))
+        if old is None or gradient is None or old.shape != gradient.shape or self.setup.strided:
+            return False
+        return bool((self._made + (0 if self.setup.packed else index)) % 2)
+
+    def _rewritten(self, old: Any, gradient: Any) -> Any:
+        """Write a gradient into the memory of an old one, as the same tensor or as a new one.
+
+        `data` has a version of its own, so the tensor's does not tell that its numbers are others.
+        """
+        old.data.copy_(gradient)
+        return old if self._made % 4 < 2 else old.data
 
     @property
     def takes_closure(self) -> bool:
@@ -215,21 +251,39 @@ class TorchSteps(StateSession):
         return bool(inspect.signature(self.optimizer.step).parameters)
 
     def _step_with_closure(self, tensors: Sequence[Any]) -> None:
-        """Step with a closure that computes the gradients; before it, there are others or none."""
+        """Step with a closure that computes the gradients; before it, there are others or none.
+
+        It accumulates them from two batches and scales them, or makes a graph of them, too.
+        """
         pairs = list(zip(self._params, tensors, strict=True))
-        calls = []
+        calls: list[int] = []
+
+        def raises() -> Any:
+            raise _RaisedError
 
         def closure() -> Any:
             calls.append(1)
-            self.optimizer.zero_grad()
-            loss = sum((p * g).sum() for p, g in pairs)
-            loss.backward()
+            self.optimizer.zero_grad(set_to_none=not self._made % 2)
+            if self._made % 3 == 0:
+                loss = sum((p * g.clone().requires_grad_()).sum() for p, g in pairs)
+                made = self._torch.autograd.grad(loss, self._params, create_graph=True)
+                for p, g in zip(self._params, made, strict=True):
+                    p.grad = g
+                return loss
+            for factor in (4.0, -2.0):
+                loss = sum((p * g).sum() for p, g in pairs)
+                (factor * loss).backward()
+            for p in self._params:
+                p.grad.mul_(0.5)
             return loss
 
         for p, g in pairs:
             p.grad = self._torch.full_like(g, 7.0) if self._made % 2 else None
         try:
             with self._torch.enable_grad():
+                if self.setup.raising and self._made % 2:
+                    with suppress(_RaisedError):
+                        self.optimizer.step(raises)
                 self.loss = self.optimizer.step(closure)
         except Exception as error:
             if calls:
@@ -266,10 +320,9 @@ class TorchSteps(StateSession):
         return made.coalesce() if self._made % 2 else made
 
     def assign(self, weights: Arrays) -> None:
-        """Copy into the parameters."""
-        with self._torch.no_grad():
-            for p, w in zip(self._params, weights, strict=True):
-                p.copy_(self._tensor(w))
+        """Copy into the memory of the parameters."""
+        for p, w in zip(self._params, weights, strict=True):
+            p.data.copy_(self._tensor(w))  # as of averaged weights: p itself has no new version
 
     def weights(self, chosen: slice = slice(None)) -> Arrays:
         """Return the parameters."""
@@ -316,8 +369,9 @@ class TorchSteps(StateSession):
 
     def write(self, weights: Arrays, velocity: Arrays, numbers: Mapping[Hashable, float]) -> None:
         """Write in place, because the optimizer may keep other references to the tensors."""
-        self.assign(weights)
         with self._torch.no_grad():
+            for p, w in zip(self._params, weights, strict=True):
+                p.copy_(self._tensor(w))
             for target, array in zip(self._slots() or (), velocity, strict=True):
                 target.copy_(self._tensor(array))
             for name, mapping, key in list(self._places()):

@@ -13,7 +13,7 @@ from gravity_conformance.conform.checks import nonfinite
 from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong, joined
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, to_dtype
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.judge.together import Part, Plan
+from gravity_conformance.conform.judge.together import COUNTED, Part, Plan
 from gravity_conformance.conform.judge.trial import Case, WrongResultError
 
 
@@ -31,6 +31,7 @@ _WAYS = {
     "rolled_back": "loaded after another step",
     "saved": "after a state_dict",
     "loaded_again": "its own state_dict loaded",
+    "placed": "copies of its tensors in the state",
     "built_again": "built again",
     "restored": "its state as arrays of NumPy",
 }
@@ -60,8 +61,10 @@ def assigned(subject: Subject, judge: Judge) -> Finding:
 
 def continued(subject: Subject, seed: int, way: str) -> Case:
     """Return a case that continues after six steps, at a rate that changed after three."""
-    shapes = ((4, 3), (5,), (2, 3, 2, 2))
-    weights, gradients = subject.normal(12, shapes, seed=seed)
+    shapes: list[tuple[int, ...]] = [(4, 3), (5,), (2, 3, 2, 2)]
+    if way == "exchanged":  # one takes the place of another one of its shape
+        shapes.append(shapes[-1])
+    weights, gradients = subject.normal(12, shapes, (*SCALES, 1.0)[: len(shapes)], seed=seed)
     options = subject.starting | subject.accepted
     options["beta"] = subject.options(beta=0.6)["beta"]  # not the default of a constructor
     rates = subject.halved(12)
@@ -72,10 +75,16 @@ def groups(subject: Subject, judge: Judge) -> Finding:
     """Groups that differ in every option, or in one; some are added later."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "it has no groups")
-    plans = itertools.chain([_grouped(subject)], _alike(subject))
+    plans = itertools.chain([_grouped(subject)], _alike(subject), _scheduled(subject))
     finding = first_wrong(together(subject, judge, plan) for plan in plans)
     finding.note = finding.note or f"they differ in {', '.join(chosen(subject))}"
     return finding
+
+
+def _scheduled(subject: Subject) -> Iterator[Plan]:
+    """Yield groups of which each has a schedule of its own."""
+    if subject.unschedulable is None:
+        yield replace(_grouped(subject), rates=[1.0, 0.5, 0.25, 2.0, 1.5, 0.75])
 
 
 def _alike(subject: Subject) -> Iterator[Plan]:
@@ -110,7 +119,9 @@ def changed(subject: Subject, judge: Judge) -> Finding:
     off = {"weight_decay": 0.0, "maximize": False}
     off = {n: x for n, x in off.items() if n in later and n in subject.accepted}
     weights, gradients = subject.normal(6, seed=61)
-    case = Case(weights, gradients, subject.options(), reload_after=3, later=later)
+    base = subject.options()
+    how = {"groups": [(1, base), (len(weights) - 1, base)]} if subject.takes_groups else {}
+    case = Case(weights, gradients, base, reload_after=3, later=later, how=how)
     back = replace(case, options=subject.options(**subject.accepted), later=off)
     note = f"it changes {', '.join(later)}"
     cases = [(case, note), (back, f"it sets {' and '.join(off)} back")][: 1 + bool(off)]
@@ -148,8 +159,19 @@ def missing(subject: Subject, judge: Judge) -> Finding:
         case = Case(weights, gradients, subject.options(), how={"frozen": True})
         other = judge.judge(case, "where requires_grad was set after construction")
         finding = finding if other.outcome == "pass" else other
+    if finding.outcome == "pass" and subject.counted in COUNTED[::2]:  # what others count is open
+        other = together(subject, judge, _silent(subject))
+        if other.outcome != "pass":
+            other.note = joined("with steps without any gradient", other.note)
+            finding = other
     finding.note = finding.note or f"t counts the steps of {subject.counted}"
     return finding
+
+
+def _silent(subject: Subject) -> Plan:
+    """Return tensors of which none has a gradient in the first step, nor in the fourth one."""
+    parts = [normal_part(subject, 114 + k, (1, 2, 4, 5)) for k in range(2)]
+    return Plan(parts, [subject.decaying], silent=True)
 
 
 def gaps(subject: Subject, **how: Any) -> Plan:

@@ -118,6 +118,7 @@ def _doubles(subject: Subject, judge: Judge) -> Iterator[Finding]:
         yield judge.judge(replace(case, fast=True), "compiled")
         if subject.driver.kind == "optax":
             yield in_one_call(subject, judge, "float64")
+    yield from _by_numpy(judge, replace(case, gradients=gradients[:3]))
     if subject.driver.kind not in ("keras", "torch"):
         # Keras keeps a rate in float32. The combinations have those of torch.
         short = replace(case, gradients=gradients[:3], how={"array_rate": True})
@@ -129,6 +130,17 @@ def _doubles(subject: Subject, judge: Judge) -> Iterator[Finding]:
     gradients[1][1][:] = [1e300, 0, 1, -1e-30, 1e150]
     yield judge.judge(Case(weights, gradients, subject.options()), "huge gradients")
     yield nonfinite.swallowed(judge, "float64")
+
+
+def _by_numpy(judge: Judge, case: Case) -> Iterator[Finding]:
+    """Judge a function with t, η and β that are scalars of NumPy, which one in C may refuse."""
+    if judge.subject.driver.stateless:
+        try:
+            yield judge.judge(replace(case, how={"rates_by": "NumPy"}), "t, η and β of NumPy")
+        except WrongResultError:
+            raise
+        except ANYTHING:
+            return
 
 
 def compiled(subject: Subject, judge: Judge) -> Finding:

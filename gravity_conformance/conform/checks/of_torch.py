@@ -54,14 +54,11 @@ def autocast(subject: Subject, judge: Judge) -> Finding:
 
 
 def hooks(subject: Subject, judge: Judge) -> Finding:
-    """A step that calls the hooks of the user, each of them once."""
+    """A step, a save and a load that call the hooks of the user, each of them once."""
     if subject.driver.kind != "torch":
         return Finding("not applicable", "only in torch")
-    called = _begun(subject).hooks_called()
-    if called == (1, 1):
-        return Finding("pass")
-    first = f"a step calls a hook before it {called[0]} times, and one after it {called[1]} times"
-    return Finding("differs", "", None, first)
+    missed = _begun(subject).missed_hooks()
+    return Finding("differs", "", None, missed) if missed else Finding("pass")
 
 
 def safe(subject: Subject, judge: Judge) -> Finding:
@@ -107,6 +104,9 @@ def closure(subject: Subject, judge: Judge) -> Finding:
         finding = judge.judge(Case(weights, gradients, options, how={"closure": True}))
         if finding.outcome == "pass":
             finding = together(subject, judge, _in_two_groups(subject, closure=True))
+        if finding.outcome == "pass":
+            case = Case(weights, gradients, options, how={"closure": True, "raising": True})
+            finding = judge.judge(case, "after a closure that raised an error")
     except ClosureRefusedError as error:
         return Finding("remark", f"it refuses a closure: {error}")
     if finding.outcome == "pass":
@@ -132,7 +132,7 @@ def _in_two_groups(subject: Subject, **how: Any) -> Plan:
 
 
 def paths(subject: Subject, judge: Judge) -> Finding:
-    """Steps with foreach, fused and capturable, where the constructor has them."""
+    """Steps with foreach, fused, capturable and differentiable, where the constructor has them."""
     accepted, refused = subject.paths
     if subject.driver.kind != "torch" or not (accepted or refused):
         return Finding("not applicable", "the constructor has none of them")
@@ -163,4 +163,12 @@ def scaler(subject: Subject, judge: Judge) -> Finding:
     """Steps by a gradient scaler, which skips one with an infinite loss before each."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "only in torch")
-    return together(subject, judge, _in_two_groups(subject, scaled=True))
+    ways: dict[str, dict[str, Any]] = {"": {}} | subject.paths[0]
+    for way, argument in ways.items():
+        if "differentiable" in argument:  # its parameters here require no gradients
+            continue
+        finding = together(subject, judge, _in_two_groups(subject, scaled=True, more=argument))
+        if finding.outcome != "pass":
+            finding.note = joined(f"with {way}" if way else "", finding.note)
+            break
+    return finding

@@ -91,7 +91,7 @@ CHECKS: dict[str, Check] = {
     "moved": Check("other tensors in p.data", of_torch.moved, "other tensors in p.data"),
     "exchanged": Check("other parameters in a group", of_torch.exchanged, "other parameters"),
     "autocast": Check("inside autocast", of_torch.autocast),
-    "hooks": Check("hooks of a step", of_torch.hooks),
+    "hooks": Check("hooks of the user", of_torch.hooks),
     "in-place": Check("steps in place", of_torch.in_place),
     "paths": Check("paths of torch", of_torch.paths),
     "scaler": Check("a gradient scaler", of_torch.scaler, "a gradient scaler"),

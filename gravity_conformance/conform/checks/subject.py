@@ -33,7 +33,13 @@ from gravity_core import hyperparameters as hp
 
 OPTIONAL = ("maximize", "weight_decay")
 # Arguments of torch's optimizers that choose another path through the same update.
-PATHS = (("foreach", False), ("foreach", True), ("fused", True), ("capturable", True))
+PATHS = (
+    ("foreach", False),
+    ("foreach", True),
+    ("fused", True),
+    ("capturable", True),
+    ("differentiable", True),
+)
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 

@@ -46,9 +46,11 @@ class Plan:
         options: those of each group of parameters, by our names.
         added: the number of steps after which each group is added.
         rates: the learning rate of every step as a multiple of a group's; None if it is constant.
+            Each group follows the one before it a step later.
         count: the number of steps before the first one; only if the parts have a velocity.
         reload_after, continued: as those of a case.
         how: more arguments of `Driver.start`: bfloat16, strided, rows, array_rate, fast, reordered.
+        silent: whether there are steps without any gradient; t must not count them.
     """
 
     parts: Sequence[Part]
@@ -59,11 +61,12 @@ class Plan:
     reload_after: int | None = None
     continued: str = "reloaded"
     how: Mapping[str, Any] = field(default_factory=dict)
+    silent: bool = False
 
     def rate(self, group: int, step: int) -> float:
         """Return the learning rate of a group in a step."""
         lr = float(self.options[group]["learning_rate"])
-        return lr if self.rates is None else lr * self.rates[step]
+        return lr if self.rates is None else lr * self.rates[max(step - group, 0)]
 
     def case(self, part: Part) -> Case:
         """Return the input of a part as a case of its own steps."""
@@ -177,7 +180,7 @@ class _Together:
         """Make one step."""
         parts = self.plan.parts[: len(self.runs)]
         given = {k: p.gradients[n] for k, p in enumerate(parts) if n in p.gradients}
-        if not given:
+        if not given and not self.plan.silent:
             return
         rate = rates if rates is None or self.session.groups else rates[0]
         left = self.session.step(self._listed(given), rate)
@@ -196,7 +199,7 @@ class _Together:
             run.states.append(self._latest[k])
             run.left.append([left.pop(0) for _ in part.weights])
             run.overwritten = run.overwritten or self.session.overwritten
-        self._made += 1
+        self._made += bool(given)
         for group in {parts[k].group for k in given}:
             self._given[group] += 1
 

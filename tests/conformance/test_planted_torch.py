@@ -1,0 +1,221 @@
+"""Mistakes in what an optimizer of torch, or a function of NumPy, keeps of earlier calls."""
+
+import pytest
+
+from tests.support.planted_torch import full
+from tests.support.worker import findings, module
+
+pytestmark = pytest.mark.slow
+
+KEPT = (
+    "    def one(self, p, *rest):\n"
+    "        known, key = self.__dict__.setdefault('known', {}), KEY\n"
+    "        if known.get(p, (None,))[0] != key: known[p] = key, p.grad.clone()\n"
+    "        given, p.grad = p.grad, known[p][1]\n"
+    "        super().one(p, *rest)\n"
+    "        p.grad = given"
+)
+CHOSEN = "    def one(self, p, *rest):\n        if CONDITION: super().one(p, *rest)"
+SIGNATURE = (
+    "    def __init__(self, params, lr=0.1, beta=0.9, weight_decay=0.0, maximize=False, {}=False,\n"
+    "                 *, alpha=0.01, seed=0):\n"
+)
+# The code of a subclass, the check, and what its finding says.
+WRONG = {
+    "a gradient is known by its version": (
+        KEPT.replace("KEY", "(id(p.grad), p.grad._version)"),
+        "0-d",
+        "after step 2",
+    ),
+    "a gradient is known by its address": (
+        KEPT.replace("KEY", "(p.grad.data_ptr(), p.grad._version)"),
+        "0-d",
+        "after step 2",
+    ),
+    "a gradient with a graph is skipped": (
+        CHOSEN.replace("CONDITION", "not p.grad.requires_grad"),
+        "closure",
+        "after step 3",
+    ),
+    "a gradient is taken from a hook": (
+        "    def add_param_group(self, group):\n"
+        "        super().add_param_group(group)\n"
+        "        self.last = getattr(self, 'last', {})\n"
+        "        for p in self.param_groups[-1]['params']:\n"
+        "            keep = lambda g, p=p: self.last.__setitem__(p, g.detach())\n"
+        "            if p.requires_grad: p.register_hook(keep)\n"
+        "    def one(self, p, *rest):\n"
+        "        given, p.grad = p.grad, self.last.pop(p, p.grad)\n"
+        "        super().one(p, *rest)\n"
+        "        p.grad = given",
+        "closure",
+        "after step 1",
+    ),
+    "t counts a closure that raises": (
+        "    def step(self, closure=None):\n"
+        "        for x in self.state.values(): x['t'] += 1\n"
+        "        loss = closure() if closure else None\n"
+        "        for x in self.state.values(): x['t'] -= 1\n"
+        "        super().step()\n"
+        "        return loss",
+        "closure",
+        "after a closure that raised an error",
+    ),
+    "V is lost where gradients are set to zero": (
+        "    def zero_grad(self, set_to_none=True):\n"
+        "        super().zero_grad(set_to_none)\n"
+        "        for x in () if set_to_none else self.state.values(): x['v'].zero_()",
+        "closure",
+        "after step 3",
+    ),
+    "a scheduler's first rate decays": (
+        "    def one(self, p, owner, place, group):\n"
+        "        lr = group['lr'] or 1.0\n"
+        "        decay = group['weight_decay'] * group.get('initial_lr', lr) / lr\n"
+        "        super().one(p, owner, place, group | {'weight_decay': decay})",
+        "schedule",
+        "with a scheduler",
+    ),
+    "V belongs to a place in the list": (
+        "    def one(self, p, owner, place, group):\n"
+        "        kept, state = self.__dict__.setdefault('kept', {}), self.state[p]\n"
+        "        if state and place in kept and kept[place].shape == p.shape:\n"
+        "            state['v'] = kept[place]\n"
+        "        super().one(p, owner, place, group)\n"
+        "        kept[place] = state['v']",
+        "exchanged",
+        "V of tensor 3 after step 7",
+    ),
+    "only parameters are trained": (
+        CHOSEN.replace("CONDITION", "isinstance(p, torch.nn.Parameter)"),
+        "exchanged",
+        "V of tensor 1 after step 7",
+    ),
+    "V is kept beside the state": (
+        "    def __setstate__(self, state):\n"
+        "        super().__setstate__(state)\n"
+        "        self.kept = {}\n"
+        "    def one(self, p, *rest):\n"
+        "        kept, state = self.__dict__.setdefault('kept', {}), self.state[p]\n"
+        "        if state: v = state['v']; state['v'] = kept.get(p, v)\n"
+        "        super().one(p, *rest)\n"
+        "        kept[p] = state['v']\n"
+        "        if 'v' in locals(): state['v'] = v",
+        "resume",
+        "copies of its tensors in the state",
+    ),
+    "W is known by its version": (
+        "    def one(self, p, *rest):\n"
+        "        known = self.__dict__.setdefault('known', {})\n"
+        "        if known.get(p, (None,))[0] == p._version: p.copy_(known[p][1])\n"
+        "        super().one(p, *rest)\n"
+        "        known[p] = p._version, p.detach().clone()",
+        "assigned",
+        "after step 7",
+    ),
+    "t counts steps without gradients": (
+        "    def step(self, closure=None):\n"
+        "        every = [p for group in self.param_groups for p in group['params']]\n"
+        "        idle = all(p.grad is None for p in every)\n"
+        "        for x in self.state.values() if idle else (): x['t'] += 1\n"
+        "        return super().step(closure)",
+        "missing",
+        "with steps without any gradient",
+    ),
+    "a hook of state_dict is not called": (
+        "    def register_state_dict_post_hook(self, *args, **more): pass",
+        "hooks",
+        "a hook after state_dict is called 0 times",
+    ),
+    "a hook comes too early": (
+        "    def register_step_post_hook(self, hook): return self.register_step_pre_hook(hook)",
+        "hooks",
+        "a hook after a step sees other weights",
+    ),
+    "the schedule of the first group is that of all": (
+        "    def one(self, p, owner, place, group):\n"
+        "        first = self.param_groups[0]\n"
+        "        for x in (first, group): x.setdefault('own', x['lr'])\n"
+        "        lr = group['own'] * first['lr'] / first['own']\n"
+        "        super().one(p, owner, place, group | {'lr': lr})",
+        "groups",
+        "W of tensor 0 after step 2",
+    ),
+    "a later group keeps its first beta": (
+        "    def one(self, p, owner, place, group):\n"
+        "        if group is not self.param_groups[0]:\n"
+        "            group = group | {'beta': group.setdefault('own', group['beta'])}\n"
+        "        super().one(p, owner, place, group)",
+        "options",
+        "it changes beta",
+    ),
+    "differentiable forgets weight decay": (
+        SIGNATURE.format("differentiable")
+        + "        decay = 0.0 if differentiable else weight_decay\n"
+        + "        super().__init__(params, lr, beta, decay, maximize, alpha=alpha, seed=seed)",
+        "paths",
+        "with differentiable=True",
+    ),
+    "fused takes a scaled gradient": (
+        SIGNATURE.format("fused")
+        + "        super().__init__(params, lr, beta, weight_decay, maximize, alpha=alpha)\n"
+        + "        self._step_supports_amp_scaling = fused",
+        "scaler",
+        "with fused=True",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_about_earlier_calls_differs(name, tmp_path):
+    pytest.importorskip("torch", reason="optimizers of torch")
+    code, check, words = WRONG[name]
+    found = findings(full(tmp_path, code), [check])[check]
+    assert (found["outcome"], words in f"{found['note']}; {found['first']}") == ("differs", True)
+
+
+def test_the_right_one_passes_there(tmp_path):
+    pytest.importorskip("torch", reason="optimizers of torch")
+    found = findings(full(tmp_path), [*dict.fromkeys(check for _, check, _ in WRONG.values())])
+    assert {name: finding["outcome"] for name, finding in found.items()} == dict.fromkeys(
+        found, "pass"
+    )
+
+
+PLAIN = """
+import numpy as np
+from tests.support import planted
+
+right, pool = planted.plain_right, {}
+
+def counts(w, v, g, t, lr, beta):
+    return right(w, v, g, t if isinstance(t, int) else 1, lr, beta)
+
+def skips(w, v, g, t, lr, beta):
+    return right(w, v, g, t, lr, beta) if g.flags.writeable else (w.copy(), v.copy())
+
+def pools(w, v, g, t, lr, beta):
+    results = right(w, v, g, t, lr, beta)
+    if w.size < 2**17:
+        return results
+    kept = pool.setdefault((t % 2, w.shape, w.dtype), [x.copy() for x in results])
+    for old, new in zip(kept, results):
+        old[...] = new
+    return tuple(kept)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "level"),
+    [
+        ("counts", "float64", "quick"),
+        ("skips", "strides", "quick"),
+        ("pools", "gradient", "default"),
+    ],
+)
+def test_a_function_that_looks_at_its_arguments_differs(name, check, level, tmp_path):
+    path = module(tmp_path, PLAIN)
+    checks = {"gradient": ["update", "gradient"]}.get(check, [check])
+    for spec, outcome in ((name, "differs"), ("right", "pass")):
+        found = findings(f"{path}:{spec}", checks, kind="plain", level=level)
+        assert found[check]["outcome"] == outcome
