@@ -6,7 +6,7 @@ import io
 import itertools
 import operator
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,6 +15,11 @@ import numpy as np
 from gravity_conformance.drive.session import Arrays, Setup
 from gravity_conformance.drive.torch_steps import TorchSteps
 from gravity_conformance.protocol import Task, Training
+
+
+def _missed(seen: Mapping[str, Sequence[Any]], names: Iterable[str]) -> str:
+    calls = {name: len(seen.get(name, ())) for name in names}
+    return next((f"a hook {name} is called {n} times" for name, n in calls.items() if n != 1), "")
 
 
 class TorchSession(TorchSteps):
@@ -133,30 +138,36 @@ class TorchSession(TorchSteps):
         return self
 
     def missed_hooks(self) -> str:
-        """Make a step, save and load, and return which hook is not called once at its time."""
-        optimizer, old = self.optimizer, self.weights()
+        """Make a step, and return which of its hooks is not called once and at its time."""
         seen: dict[str, list[Arrays]] = {}
-
-        def hook(name: str) -> Callable[..., None]:
-            return lambda *_: seen.setdefault(name, []).append(self.weights())
-
-        optimizer.register_step_pre_hook(hook("before a step"))
-        optimizer.register_step_post_hook(hook("after a step"))
+        old = self.weights()
+        self.optimizer.register_step_pre_hook(self._hook(seen, "before a step"))
+        self.optimizer.register_step_post_hook(self._hook(seen, "after a step"))
         self.step([np.ones(p.shape, np.float32) for p in self._params])
-        optimizer.register_state_dict_pre_hook(hook("before state_dict"))
-        optimizer.register_state_dict_post_hook(hook("after state_dict"))
-        optimizer.register_load_state_dict_pre_hook(hook("before load_state_dict"))
-        optimizer.register_load_state_dict_post_hook(hook("after load_state_dict"))
-        optimizer.load_state_dict(optimizer.state_dict())
-        for when in ("a step", "state_dict", "load_state_dict"):
-            for name in (f"before {when}", f"after {when}"):
-                if (calls := len(seen.get(name, ()))) != 1:
-                    return f"a hook {name} is called {calls} times"
-        new = self.weights()
-        for name, wanted in (("before a step", old), ("after a step", new)):
-            if any((x != w).any() for x, w in zip(seen[name][0], wanted, strict=True)):
+        wanted = {"before a step": old, "after a step": self.weights()}
+        if missed := _missed(seen, wanted):
+            return missed
+        for name, weights in wanted.items():
+            if any((x != w).any() for x, w in zip(seen[name][0], weights, strict=True)):
                 return f"a hook {name} sees other weights than those {name}"
         return ""
+
+    def missed_hooks_of_state(self) -> str:
+        """Save and load the state, and return which hook is not called once."""
+        optimizer, seen = self.optimizer, dict[str, list[Arrays]]()
+        hooks = {
+            "before state_dict": optimizer.register_state_dict_pre_hook,
+            "after state_dict": optimizer.register_state_dict_post_hook,
+            "before load_state_dict": optimizer.register_load_state_dict_pre_hook,
+            "after load_state_dict": optimizer.register_load_state_dict_post_hook,
+        }
+        for name, register in hooks.items():
+            register(self._hook(seen, name))
+        optimizer.load_state_dict(optimizer.state_dict())
+        return _missed(seen, hooks)
+
+    def _hook(self, seen: dict[str, list[Arrays]], name: str) -> Callable[..., None]:
+        return lambda *_: seen.setdefault(name, []).append(self.weights())
 
     def rolled_back(self) -> "TorchSession":
         """Save the state, make a step, and load the state again."""

@@ -31,7 +31,6 @@ _WAYS = {
     "rolled_back": "loaded after another step",
     "saved": "after a state_dict",
     "loaded_again": "its own state_dict loaded",
-    "placed": "copies of its tensors in the state",
     "built_again": "built again",
     "restored": "its state as arrays of NumPy",
 }

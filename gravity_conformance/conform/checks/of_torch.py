@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks import first_velocity, nonfinite
 from gravity_conformance.conform.checks.behaviour import (
     chosen,
@@ -57,8 +58,14 @@ def hooks(subject: Subject, judge: Judge) -> Finding:
     """A step, a save and a load that call the hooks of the user, each of them once."""
     if subject.driver.kind != "torch":
         return Finding("not applicable", "only in torch")
-    missed = _begun(subject).missed_hooks()
-    return Finding("differs", "", None, missed) if missed else Finding("pass")
+    session = _begun(subject)
+    if missed := session.missed_hooks():
+        return Finding("differs", "", None, missed)
+    try:
+        missed = session.missed_hooks_of_state()
+    except ANYTHING:  # the check "resume" tells that its state cannot be saved or loaded
+        missed = ""
+    return Finding("remark", missed) if missed else Finding("pass")
 
 
 def safe(subject: Subject, judge: Judge) -> Finding:
@@ -67,6 +74,19 @@ def safe(subject: Subject, judge: Judge) -> Finding:
         return Finding("not applicable", "only in torch")
     is_safe = _begun(subject).loads_by_default()
     return Finding("pass") if is_safe else Finding("remark", "torch.load needs weights_only=False")
+
+
+def placed(subject: Subject, judge: Judge) -> Finding:
+    """Copies that a user puts into the state in place of its tensors."""
+    if subject.driver.kind != "torch":
+        return Finding("not applicable", "only in torch")
+    try:
+        finding = judge.judge(continued(subject, 17, "placed"))
+    except ANYTHING as error:
+        return Finding("remark", f"it needs its own tensors in its state: {one_line(error)}")
+    if finding.outcome == "pass":
+        return finding
+    return Finding("remark", f"V is not read from the state: {finding.first}")
 
 
 def in_place(subject: Subject, judge: Judge) -> Finding:

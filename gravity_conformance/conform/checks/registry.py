@@ -90,6 +90,7 @@ CHECKS: dict[str, Check] = {
     "assigned": Check("weights assigned by the user", behaviour.assigned),
     "moved": Check("other tensors in p.data", of_torch.moved, "other tensors in p.data"),
     "exchanged": Check("other parameters in a group", of_torch.exchanged, "other parameters"),
+    "placed": Check("tensors put into its state", of_torch.placed),
     "autocast": Check("inside autocast", of_torch.autocast),
     "hooks": Check("hooks of the user", of_torch.hooks),
     "in-place": Check("steps in place", of_torch.in_place),
