@@ -1,6 +1,7 @@
 """The sessions of functions that make an `optax.GradientTransformation`."""
 
 import collections
+import copy
 import functools
 import importlib
 import inspect
@@ -60,7 +61,7 @@ class OptaxSession(StateSession):
     compiles: ClassVar[str | None] = "jit"
     shares: ClassVar[bool] = True
     steps_at_given_rate: ClassVar[bool] = False
-    ways: ClassVar[tuple[str, ...]] = ("reloaded", "restored")
+    ways: ClassVar[tuple[str, ...]] = ("reloaded", "restored", "rolled_back")
     rate_ways: ClassVar[tuple[str, ...]] = (_INJECTED, _ALL_INJECTED)
     trees: ClassVar[tuple[str, ...]] = ("one array", "a list", "a NamedTuple with None")
     frameworks: ClassVar[tuple[str, ...]] = ("jax", "optax")
@@ -113,14 +114,18 @@ class OptaxSession(StateSession):
         self.setup, self._jax = setup, importlib.import_module("jax")
         with _x64(setup.dtype):
             self._params = self._tree(weights)
-            instead = {}
-            if setup.schedule is not None and not setup.rates_by:
-                instead = {"learning_rate": self._schedule()}
-            elif setup.array_rate:
-                instead = {"learning_rate": self._jax.numpy.asarray(setup.rate, setup.dtype)}
-            self.optimizer = setup.shared or self._constructed(instead)
+            self._construct()
             init = self.optimizer.init
             self._state = (self._jax.jit(init) if setup.jitted_init else init)(self._params)
+
+    def _construct(self) -> None:
+        """Construct the transformation, and the step that calls it."""
+        setup, instead = self.setup, {}
+        if setup.schedule is not None and not setup.rates_by:
+            instead = {"learning_rate": self._schedule()}
+        elif setup.array_rate:
+            instead = {"learning_rate": self._jax.numpy.asarray(setup.rate, setup.dtype)}
+        self.optimizer = setup.shared or self._constructed(instead)
         self._step: Any = self._eager_step
         if setup.mode == "jit":
             owned = (1, 2) if setup.donated else ()
@@ -130,7 +135,7 @@ class OptaxSession(StateSession):
         """Return the transformation; with a learning rate in its state, if that gives the rates."""
         plain = self.setup.construct(**instead)
         name = self.setup.arguments.names.get("learning_rate")
-        if not self.setup.rates_by or name in getattr(plain.init([]), "hyperparams", ()):
+        if not self.setup.rates_by or name in getattr(plain.init(self._params), "hyperparams", ()):
             return plain
         found, names = self.setup.found, self.setup.arguments.names
         injected = {names["learning_rate"]}
@@ -143,7 +148,8 @@ class OptaxSession(StateSession):
     def _schedule(self) -> Any:
         numpy, begun = self._jax.numpy, self.setup.begun
         table = numpy.asarray(self.setup.schedule, self.setup.dtype)
-        return lambda count: table[numpy.maximum(count - begun, 0)]
+        # A count may be a float: schedules of optax take one.
+        return lambda count: table[numpy.asarray(numpy.maximum(count - begun, 0), int)]
 
     def _tree(self, arrays: Sequence[np.ndarray]) -> Any:
         """Return parameters as people nest them: dicts with equal names of leaves, and tuples."""
@@ -184,7 +190,7 @@ class OptaxSession(StateSession):
         more: dict[str, Any] = {}
         if self.setup.searches:  # what a line search knows; only `grads` is what others have made
             other = self._jax.tree.map(lambda g: 1 - 2 * g, grads)
-            more = {"value": 1.0, "grad": other, "value_fn": lambda w: 0.0}
+            more = {"value": 0.375, "grad": other, "value_fn": lambda w: 0.0}
         updates, state = self.optimizer.update(grads, state, *given, **more)
         return importlib.import_module("optax").apply_updates(params, updates), state
 
@@ -203,7 +209,8 @@ class OptaxSession(StateSession):
             for name, tree in owned.items():
                 leaves, *rest = self._contents(tree)
                 was, *rest_before = before[name]
-                if rest != rest_before or not all(map(operator.is_, leaves, was)):
+                lost = self.setup.mode == "eager" and any(map(self._is_deleted, leaves))
+                if lost or rest != rest_before or not all(map(operator.is_, leaves, was)):
                     self.overwritten = name
             return self._arrays(given)
 
@@ -212,13 +219,19 @@ class OptaxSession(StateSession):
         leaves, structure = self._jax.tree.flatten(tree)
         return leaves, structure, [x.tobytes() for x in leaves if isinstance(x, np.ndarray)]
 
+    @staticmethod
+    def _is_deleted(x: Any) -> bool:
+        """Tell whether an update gave the memory of a leaf to something else, as by donation."""
+        return bool(getattr(x, "is_deleted", bool)())
+
     def in_one_call(
         self, gradients: Sequence[Arrays], way: str
     ) -> list[tuple[Arrays | None, Arrays]]:
         """Make all steps in one compiled call, and return V and W after each.
 
         Under `jax.vmap` are also the steps of another training, of numbers that are three times as
-        large.
+        large. Inside one `jax.jit` are those of two others, a step ahead: one by the same
+        transformation, and one by another with other options.
         """
         stack, tree = self._jax.numpy.stack, self._jax.tree
 
@@ -232,13 +245,19 @@ class OptaxSession(StateSession):
 
         def unrolled(params: Any, grads: Any) -> Any:
             carry, states = (params, self.optimizer.init(params)), []
-            for k in range(len(gradients)):
-                carry, _ = step(carry, tree.map(operator.itemgetter(k), grads))
-                states.append(carry)
+            others = [(params, session.optimizer.init(params)) for session in beside]
+            for k in range(-1, len(gradients)):
+                given = tree.map(operator.itemgetter(max(k, 0)), grads)
+                for i, (session, (w, state)) in enumerate(zip(beside, others, strict=True)):
+                    others[i] = session._eager_step(given, state, w)
+                if k >= 0:
+                    carry, _ = step(carry, given)
+                    states.append(carry)
             return tree.map(lambda *x: stack(x), *states)
 
         states = []
         with _x64(self.setup.dtype):
+            beside = [self, self._with_other_options()] if way == _JIT else []
             given = tree.map(lambda *x: stack(x), *map(self._tree, gradients))
             if way == _JIT:
                 found = self._jax.jit(unrolled)(self._params, given)
@@ -252,13 +271,35 @@ class OptaxSession(StateSession):
                 states.append((self.velocity(), self.weights()))
         return states
 
+    def _with_other_options(self) -> "OptaxSession":
+        """Return a session with another β, and another rate, if it offers them."""
+        names, fixed = self.setup.arguments.names, self.setup.arguments.fixed
+        others = {"beta": 0.25, "learning_rate": 0.01}
+        others = {name: x for name, x in others.items() if name in {*names} - {*fixed}}
+        session = copy.copy(self)
+        session.setup = replace(self.setup, options={**self.setup.options, **others})
+        session._construct()
+        return session
+
+    def change(self, options: Mapping[str, float]) -> None:
+        """Change options that the state holds, as `optax.inject_hyperparams` lets users do."""
+        for name, x in options.items():
+            theirs = self.setup.arguments.names[name]
+            held = self._state.hyperparams[theirs]
+            self._state.hyperparams[theirs] = self._jax.numpy.asarray(x, held.dtype)
+
     @property
     def state(self) -> Any:
         """The state of the transformation."""
         return self._state
 
     def assign(self, weights: Arrays) -> None:
-        """Replace the parameters."""
+        """Replace the parameters, and make a state of them as a template, which is not used."""
+        self._put(weights)
+        with _x64(self.setup.dtype):
+            self.optimizer.init(self._params)
+
+    def _put(self, weights: Arrays) -> None:
         with _x64(self.setup.dtype):
             self._params = self._tree(weights)
 
@@ -324,7 +365,7 @@ class OptaxSession(StateSession):
                 else:
                     leaves.append(x)
             self._state = self._jax.tree.unflatten(structure, leaves)
-        self.assign(weights)
+        self._put(weights)
 
     def takes_more(self) -> bool:
         """Return whether `update` takes more arguments, as those of a line search."""
@@ -337,20 +378,35 @@ class OptaxSession(StateSession):
         return OptaxSession(setup, self.weights())
 
     def reloaded(self) -> "OptaxSession":
-        """Save and load the leaves of the state."""
-        return self._loaded(self._jax.numpy.asarray)
-
-    def restored(self) -> "OptaxSession":
-        """Save the leaves of the state, and load them as arrays of NumPy, as from many files."""
-        return self._loaded(np.asarray)
-
-    def _loaded(self, asarray: Callable[[np.ndarray], Any]) -> "OptaxSession":
+        """Save the leaves of the state, and load them into the structure of a new one."""
         session = OptaxSession(self.setup, self.weights())
         structure = self._jax.tree.structure(session._state)
-        with _x64(self.setup.dtype):
-            leaves = [
-                x if self._is_key(x) else asarray(np.array(x))
-                for x in self._jax.tree.leaves(self._state)
-            ]
-            session._state = self._jax.tree.unflatten(structure, leaves)
+        leaves = self._jax.tree.leaves(self._saved(self._jax.numpy.asarray))
+        session._state = self._jax.tree.unflatten(structure, leaves)
         return session
+
+    def restored(self) -> "OptaxSession":
+        """Save the state, and load its leaves as arrays of NumPy, as from a pickle: without `init`.
+
+        The transformation is a new one, as in another process.
+        """
+        session = copy.copy(self)
+        with _x64(self.setup.dtype):
+            session._construct()
+        session._state = self._saved(np.asarray)
+        return session
+
+    def rolled_back(self) -> "OptaxSession":
+        """Keep the state and the parameters, make two steps, and go on from those kept."""
+        kept = self._state, self._params
+        for _ in range(2):
+            self.step([np.ones_like(w) for w in self.weights()])
+        self._state, self._params = kept
+        return self
+
+    def _saved(self, asarray: Callable[[np.ndarray], Any]) -> Any:
+        """Return the state with other arrays."""
+        with _x64(self.setup.dtype):
+            return self._jax.tree.map(
+                lambda x: x if self._is_key(x) else asarray(np.array(x)), self._state
+            )

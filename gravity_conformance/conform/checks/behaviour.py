@@ -107,7 +107,9 @@ def chosen(subject: Subject) -> dict[str, Sequence[Any]]:
 
 
 def changed(subject: Subject, judge: Judge) -> Finding:
-    """Options of the groups that the user changes after three steps, and changes back."""
+    """Options of groups, or in a state, that the user changes after three steps, and back."""
+    if subject.driver.kind == "optax":
+        return _changed_in_state(subject, judge)
     if not subject.driver.session.groups:
         return Finding("not applicable", "only in torch")
     wanted: dict[str, Any] = {"beta": 0.6, "weight_decay": 0.1, "maximize": True}
@@ -125,6 +127,30 @@ def changed(subject: Subject, judge: Judge) -> Finding:
     note = f"it changes {', '.join(later)}"
     cases = [(case, note), (back, f"it sets {' and '.join(off)} back")][: 1 + bool(off)]
     finding = first_wrong(judge.judge(*each) for each in cases)
+    finding.note = finding.note or note
+    return finding
+
+
+def _changed_in_state(subject: Subject, judge: Judge) -> Finding:
+    """Judge β and weight decay that the user changes where `optax.inject_hyperparams` has them."""
+    way = subject.driver.session.rate_ways[-1]  # of all options
+    how: dict[str, Any] = {"rates_by": way}
+    start = subject.options(beta=0.875)
+    try:
+        session: Any = subject.driver.start([np.ones(5, np.float32)], start, **how)
+        held, names = session.state.hyperparams, subject.driver.arguments.names
+    except ANYTHING as error:
+        return Finding("not applicable", f"it refuses {way}: {one_line(error)}")
+    # A float32 has these values.
+    wanted = {"beta": 0.625, "weight_decay": 0.125}
+    later = {n: x for n, x in wanted.items() if names.get(n) in held}
+    later = {n: x for n, x in later.items() if n == "beta" or n in subject.accepted}
+    if not later:
+        return Finding("not applicable", "its state holds no option")
+    weights, gradients = subject.normal(6, seed=61)
+    case = Case(weights, gradients, start, reload_after=3, later=later, how=how)
+    note = f"it changes {', '.join(later)} in the state"
+    finding = judge.judge(case, note)
     finding.note = finding.note or note
     return finding
 

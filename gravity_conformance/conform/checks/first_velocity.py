@@ -1,14 +1,14 @@
 """The check of V₀: its standard deviation, its distribution, and its independence."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gravity_conformance._guard import ANYTHING
 from gravity_conformance.conform.checks.findings import Finding, Judge
-from gravity_conformance.conform.checks.inputs import to_dtype
+from gravity_conformance.conform.checks.inputs import SHAPES, to_dtype
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge import distribution
 from gravity_conformance.conform.judge.perform import is_undrawn
@@ -69,6 +69,7 @@ def wrong_drawn(
     dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
     scale: float = 0.0,
+    shapes: Sequence[tuple[int, ...]] | None = None,
     **how: Any,
 ) -> str | None:
     """Describe a wrong V₀ of an optimizer that is constructed in another way, or None.
@@ -78,16 +79,20 @@ def wrong_drawn(
         dtype: of the tensors.
         options: more options.
         scale: the standard deviation of W.
+        shapes: of the tensors; by default, of a few.
         how: more arguments of `Driver.start`; of a session, ``then`` gives the one that draws.
     """
     if subject.driver.stateless or subject.starts_from_rest:
         return None
     chosen, then = drawing(subject) | dict(options or {}), how.pop("then", lambda session: session)
-    shapes = [(100, 120), (1000,), (1000,), (16, 4, 3, 3)]
+    std = std_of(subject, chosen)
+    # A V₀ of 0 shows in any tensor, and JAX compiles the step that may draw it.
+    if shapes is None:
+        shapes = [(100, 120), (1000,), (1000,), (16, 4, 3, 3)] if std else SHAPES
     weights, _ = subject.normal(0, shapes, seed=104)
     weights = [to_dtype(scale * w, dtype) for w in weights]
     session = then(subject.driver.start(weights, chosen, bfloat16=dtype == "bfloat16", **how))
-    v, std = shown(subject, session, chosen), std_of(subject, chosen)
+    v = shown(subject, session, chosen)
     found = distribution.dependent(v) or distribution.wrong_std(v, std)
     return found or (distribution.not_normal(v, std) if std else None)
 
@@ -203,7 +208,8 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
     if subject.offers("velocity_std"):
         for given in (0.0, 0.07):
             if subject.refused(velocity_std=given) is None:
-                v = _drawn(subject, options | {"velocity_std": given}, [(1000,), (30, 40)])
+                shapes = [(1000,), (100, 120)] if given else [*SHAPES]
+                v = _drawn(subject, options | {"velocity_std": given}, shapes)
                 if (found := distribution.wrong_std(v, given)) is not None:
                     return f"with velocity_std={given:g}: {found}"
     return None
@@ -230,6 +236,17 @@ def _situations(subject: Subject, options: Mapping[str, Any]) -> Iterator[tuple[
     if subject.driver.kind == "optax":
         yield "with a rate that is an array", {"array_rate": True}
         yield "where init is compiled", {"jitted_init": True}
+        few = [(1000,)]  # other compiled ones are larger
+        for way in session.rate_ways[:1]:
+            by_way = {"jitted_init": True, "rates_by": way, "shapes": few}
+            yield f"where init is compiled with {way}", by_way
+        rates = [float(options["learning_rate"]) * k for k in (1, 8, 1)]
+        scheduled = {"jitted_init": True, "schedule": rates, "shapes": few}
+        if subject.unschedulable is None:
+            yield "where init is compiled with a schedule", scheduled
+        yield "of arrays of NumPy", {"host": True}
+        for tree in session.trees[1:]:
+            yield f"of parameters that are {tree}", {"tree": tree}
         yield "of a second training by one object", {"then": session.begun_again}
     if subject.driver.kind == "keras":
         accumulates = {"gradient_accumulation_steps": 2}

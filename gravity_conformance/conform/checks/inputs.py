@@ -47,7 +47,7 @@ class Level(NamedTuple):
 
 # A counter in float16 stops at 2048, one in bfloat16 at 256.
 LEVELS = {
-    "quick": Level(11, 24, 6, 1, 35, 64, (8, 4), (8, 4), 2, (300, 20)),
+    "quick": Level(11, 24, 5, 1, 35, 64, (8, 4), (8, 4), 2, (300, 20)),
     "default": Level(17, 200, 10, 1, 1_030, 5_600, (None, 30), (20, 8), 2, (2_200, 1_100)),
     "thorough": Level(
         20, 400, 100, 5, 2_060, 30_522, (None, None), (None, None), 3, (2_200, 2_200)

@@ -20,7 +20,7 @@ def nonfinite(subject: Subject, judge: Judge) -> Finding:
     """NaN and infinity in the gradient of one tensor show in that tensor, and in no other."""
     notes = []
     for value in _VALUES:
-        weights, gradients = subject.normal(3, ((5,), (4,)), (1.0, 1.0), seed=14)
+        weights, gradients = subject.normal(3, ((5,), (3,)), (1.0, 1.0), seed=14)
         gradients[1][0][2] = value
         trial = judge.observe(Case(weights, gradients, subject.options()))
         run = trial.run
@@ -106,7 +106,7 @@ def swallowed(judge: Judge, dtype: str = "float32", **case: Any) -> Finding:
         return Finding("pass")
     places = ((1, 1), (2,))
     for value in _VALUES:
-        weights, gradients = judge.subject.normal(2, ((3, 2), (5,)), (1.0, 1.0), seed=103)
+        weights, gradients = judge.subject.normal(2, ((4, 3), (5,)), (1.0, 1.0), seed=103)
         for g, place in zip(gradients[1], places, strict=True):
             g[place] = value
         fed = [[to_dtype(g, dtype) for g in grads] for grads in gradients]

@@ -1,6 +1,5 @@
 """Checks of parameters as models hold them: in trees, with names and shapes of their layers."""
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ from gravity_conformance._guard import ANYTHING
 from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.judge.trial import Case
+from gravity_conformance.conform.judge.trial import Case, WrongResultError
 
 # Tensors of layers as Keras, Flax and torch make them: some have parts, which are no tensors.
 _LAYERS: dict[str, tuple[int, ...]] = {
@@ -51,11 +50,22 @@ def trees(subject: Subject, judge: Judge) -> Finding:
 
 def _trees(subject: Subject, judge: Judge) -> Iterator[Finding]:
     weights, gradients = subject.normal(4, seed=78)
-    case = Case(weights, gradients, subject.decaying, how={"alone": True})
-    without = Finding("pass")
-    with contextlib.suppress(*ANYTHING):  # weight decay needs them
-        without = judge.judge(case, "update without parameters")
-    yield without
+    case = Case(weights, gradients, subject.decaying)
+    maximized = subject.options(**{n: x for n, x in subject.accepted.items() if n == "maximize"})
+    # Weight decay needs parameters, and a transformation may need arrays of JAX.
+    for way, options, note in (
+        ("alone", case.options, "update without parameters"),
+        ("alone", maximized, "update without parameters"),
+        ("host", case.options, "arrays of NumPy"),
+    ):
+        finding = Finding("pass")
+        try:
+            finding = judge.judge(replace(case, options=options, how={way: True}), note)
+        except WrongResultError:
+            raise
+        except ANYTHING:
+            pass
+        yield finding
     session: Any = subject.driver.start(weights, case.options)
     if session.takes_more():
         yield judge.judge(replace(case, how={"searches": True}), "before a line search")

@@ -251,8 +251,8 @@ class Subject:
         The gradients are so small that ζ equals the gradient. V then shows the coefficients alone.
         """
         rng = np.random.default_rng(1)
-        gradients = [[(1e-8 * rng.standard_normal(6)).astype(np.float32)] for _ in range(12)]
-        case = Case([np.zeros(6, np.float32)], gradients, self.options())
+        gradients = [[(1e-8 * rng.standard_normal(5)).astype(np.float32)] for _ in range(12)]
+        case = Case([np.zeros(5, np.float32)], gradients, self.options())
         run = self.run(case)
         trials = [Trial(case, run, first) for first in self.first_steps(case)]
         for trial in trials:
@@ -271,10 +271,10 @@ class Subject:
         if self.driver.stateless:
             return False
         # A state that keeps vectors may look like V for parameters of one axis alone.
-        return self._hides(SHAPES) or self._hides(((3,), (7,), (5,)))
+        return self._hides(SHAPES) or self._hides(((3,), (5,)))
 
     def _hides(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        weights, gradients = self.normal(3, shapes, seed=23)
+        weights, gradients = self.normal(3, shapes, SCALES[: len(shapes)], seed=23)
         case = Case(weights, gradients, self.options())
         run = perform(self.driver, case, at_rest=self.at_rest)
         found = [compare(Trial(case, run, t)) for t in self.first_steps(case)]
