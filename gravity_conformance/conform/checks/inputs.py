@@ -107,7 +107,8 @@ def patterned(
 
     In the first step, the last element of every gradient is the greatest; in the second one, one of
     the last 16, mostly of the last few. In the others, the place is random. A gradient may have one
-    sign, one element that is not 0, or elements of many orders of magnitude.
+    sign, one element that is not 0, or elements of many orders of magnitude. Some weights are all 1
+    or all 0, as in a layer that is new.
     """
     weights = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
     gradients = []
@@ -124,6 +125,9 @@ def patterned(
             g.flat[place] = sign * (3 * np.max(np.abs(g)) or 1.0)
             grads.append(np.asarray(g, dtype))
         gradients.append(grads)
+    for w in weights:
+        if not rng.integers(8):
+            w[...] = rng.integers(2)
     return weights, gradients
 
 
