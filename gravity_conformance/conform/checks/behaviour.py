@@ -31,7 +31,7 @@ _WAYS = {
     "rolled_back": "loaded after another step",
     "saved": "after a state_dict",
     "loaded_again": "its own state_dict loaded",
-    "built_again": "built again",
+    "built_again": "built again, and given its own variables",
     "restored": "its state as arrays of NumPy",
 }
 
@@ -65,7 +65,8 @@ def continued(subject: Subject, seed: int, way: str) -> Case:
     options = subject.starting | subject.accepted
     options["beta"] = subject.options(beta=0.6)["beta"]  # not the default of a constructor
     rates = subject.halved(12)
-    return Case(weights, gradients, options, rates=rates, reload_after=6, continued=way)
+    how = subject.in_turn
+    return Case(weights, gradients, options, rates=rates, reload_after=6, continued=way, how=how)
 
 
 def groups(subject: Subject, judge: Judge) -> Finding:
@@ -99,7 +100,9 @@ def chosen(subject: Subject) -> dict[str, Sequence[Any]]:
 
 
 def changed(subject: Subject, judge: Judge) -> Finding:
-    """Options of the groups that the user changes after three steps, and changes back."""
+    """Options of the groups that the user changes after three steps, also back; decay in Keras."""
+    if subject.driver.kind == "keras":
+        return _decays_later(subject, judge)
     if not subject.driver.session.groups:
         return Finding("not applicable", "only in torch")
     wanted: dict[str, Any] = {"beta": 0.6, "weight_decay": 0.1, "maximize": True}
@@ -117,6 +120,18 @@ def changed(subject: Subject, judge: Judge) -> Finding:
     finding = first_wrong(judge.judge(*each) for each in cases)
     finding.note = finding.note or note
     return finding
+
+
+def _decays_later(subject: Subject, judge: Judge) -> Finding:
+    """Judge a run in which the user changes `weight_decay` of the base class of Keras."""
+    weights, gradients = subject.normal(6, seed=61)
+    case = Case(weights, gradients, subject.decaying)
+    given: Any = case.options.get("weight_decay")
+    optimizer = subject.driver.start(weights, case.options).optimizer
+    if not given or optimizer.weight_decay != given:
+        return Finding("not applicable", "its weight decay is not that of the base class")
+    later = {"weight_decay": 0.25 * given}
+    return judge.judge(replace(case, reload_after=3, later=later), "it changes weight_decay")
 
 
 def _grouped(subject: Subject) -> Plan:
@@ -140,7 +155,7 @@ def missing(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.misses:
         return Finding("not applicable", "every tensor has a gradient")
     try:
-        finding = together(subject, judge, gaps(subject))
+        finding = together(subject, judge, gaps(subject, **subject.in_turn))
     except AttributeError as error:  # it asks None for something, which is no refusal
         return Finding("error", one_line(error))
     if finding.outcome == "pass" and subject.driver.session.groups:
@@ -239,9 +254,12 @@ def gradient(subject: Subject, judge: Judge) -> Finding:
         weights, gradients = subject.normal(4, shapes, scales, seed=18)
         options = subject.options(**wanted)
         judge.observe(Case(weights, gradients, options))
-        if subject.driver.kind == "optax":
-            with contextlib.suppress(*ANYTHING):  # it may need arrays of JAX
-                judge.observe(Case(weights, gradients, options, how={"host": True}))
+        if subject.driver.kind in ("optax", "keras"):
+            host = Case(weights, gradients, options, how={"host": True})
+            with contextlib.suppress(*ANYTHING):  # it may need arrays of its framework
+                found = judge.judge(host, "with gradients of NumPy")
+                if subject.driver.kind == "keras" and found.outcome != "pass":
+                    return judge.touched or found
     return judge.touched or Finding("pass")
 
 
