@@ -221,10 +221,9 @@ def _more_rows(subject: Subject, judge: Judge, case: Case) -> Iterator[Finding]:
     short = case.only(range(3))
     no_rows = [[0 * g for g in grads] for grads in short.gradients[2:4]]
     gradients = [*short.gradients[:2], *no_rows, *short.gradients[4:]]
-    yield judge.judge(replace(short, gradients=gradients), "with no rows in two steps")
-    if subject.driver.session.builds_in_a_graph():
-        inside = replace(short, how={**case.how, "mode": "function"})
-        yield judge.judge(inside, "inside tf.function")
+    how = {**case.how, **subject.in_turn}
+    note = joined("with no rows in two steps", "also inside tf.function" if subject.in_turn else "")
+    yield judge.judge(replace(short, gradients=gradients, how=how), note)
 
 
 def default_dtype(subject: Subject, judge: Judge) -> Finding:

@@ -63,7 +63,7 @@ def trajectory(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(60, seed=4)
     lr, beta = float(rng.uniform(0.02, 0.05)), float(rng.uniform(0.5, 0.8))
     options = subject.options(learning_rate=lr, beta=beta)
-    case = Case(weights, gradients, options, subject.velocity(weights))
+    case = Case(weights, gradients, options, subject.velocity(weights), how=subject.in_turn)
     return judge.judge(case, plot=True)
 
 
