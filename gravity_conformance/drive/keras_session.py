@@ -1,6 +1,7 @@
 """The sessions of `keras.optimizers.Optimizer` classes."""
 
 import importlib
+import itertools
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gravity_conformance.drive.session import Arrays, Setup, StateSession
+from gravity_conformance.drive.session import IN_TURN, Arrays, Setup, StateSession
 from gravity_conformance.protocol import Mode, Task, Training
 
 # Layers and their variables, with the names that Keras gives them.
@@ -26,7 +27,9 @@ _LAYERS = (
 # What gives the rates of the steps, other than an assignment to the optimizer.
 _SCHEDULE, _CALLABLE = "a LearningRateSchedule", "a callable"
 _LATER, _ASSIGN = "a LearningRateSchedule that is assigned", "learning_rate.assign"
+_LOOP = "in tf.while_loop"
 _REPLICAS = ["CPU:0", "CPU:1"]
+_SCALE = 1024.0  # of a LossScaleOptimizer, at first
 
 
 @contextmanager
@@ -39,6 +42,19 @@ def _floatx(dtype: str) -> Iterator[None]:
         yield
     finally:
         config.set_floatx(before)
+
+
+@contextmanager
+def _mixed(dtype: str) -> Iterator[None]:
+    """Set floatx, and the policy by which layers compute in a half type."""
+    config = importlib.import_module("keras").config
+    before = config.dtype_policy()
+    try:
+        with _floatx(dtype):
+            config.set_dtype_policy(f"mixed_{dtype}")
+            yield
+    finally:
+        config.set_dtype_policy(before)
 
 
 def _is_on_tensorflow() -> bool:
@@ -58,6 +74,7 @@ class KerasSession(StateSession):
     misses: ClassVar[bool] = True
     ways: ClassVar[tuple[str, ...]] = ("reloaded", "rolled_back", "built_again")
     rate_ways: ClassVar[tuple[str, ...]] = (_SCHEDULE, _CALLABLE, _LATER, _ASSIGN)
+    rates_saved: ClassVar[tuple[str, ...]] = (_SCHEDULE,)
     keeps_rate: ClassVar[bool] = True
     frameworks: ClassVar[tuple[str, ...]] = ("keras", "tensorflow")
 
@@ -74,8 +91,8 @@ class KerasSession(StateSession):
 
     @staticmethod
     def in_half_precision() -> tuple[str, AbstractContextManager[None]]:
-        """Return bfloat16 as floatx."""
-        return "floatx bfloat16", _floatx("bfloat16")
+        """Return bfloat16 as floatx, and as the dtype in which layers compute."""
+        return "floatx bfloat16, the policy mixed_bfloat16", _mixed("bfloat16")
 
     @staticmethod
     def modes() -> dict[str, Mode]:
@@ -92,8 +109,8 @@ class KerasSession(StateSession):
 
     @staticmethod
     def ways_in_one_call() -> tuple[str, ...]:
-        """Return tf.function, in which an unrolled loop makes several steps."""
-        return ("in one tf.function",) if _is_on_tensorflow() else ()
+        """Return tf.function, in which an unrolled loop makes several steps, or tf.while_loop."""
+        return ("in one tf.function", _LOOP) if _is_on_tensorflow() else ()
 
     @staticmethod
     def builds_in_a_graph() -> bool:
@@ -154,25 +171,41 @@ class KerasSession(StateSession):
             elif setup.schedule is not None and setup.rates_by not in (_SCHEDULE, _CALLABLE):
                 # A callback may set the rate of a warm-up before.
                 self.optimizer.learning_rate = setup.schedule[0]
+            # What applies the gradients: a LossScaleOptimizer hands them to the optimizer.
+            self._outer = self.optimizer
+            if setup.scaled:
+                scaling = self._keras.optimizers.LossScaleOptimizer
+                self._outer = scaling(self.optimizer, initial_scale=_SCALE)
             if not setup.unbuilt:
-                self.optimizer.build(self._variables)
+                self._outer.build(self._variables)
             self._model = self._trained() if setup.mode == "fit" else None
 
-        def apply(grads: Any) -> None:
+        def apply(grads: Any, *, paired: bool = False) -> None:
             pairs = list(
                 zip(map(self._shaped, grads, self._variables), self._variables, strict=True)
             )
             if setup.reordered:
                 pairs = [(g, w) for g, w in pairs[::-1] if g is not None]
-            variables = () if setup.alone else ([w for _, w in pairs],)
+            given = [[g for g, _ in pairs], [w for _, w in pairs]][: 1 + (not setup.alone)]
+            before = [[*map(id, listed)] for listed in given]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Gradients do not exist", UserWarning)
-                self.optimizer.apply([g for g, _ in pairs], *variables)
+                if paired and not setup.alone:
+                    self._outer.apply_gradients((g, w) for g, w in pairs)
+                else:
+                    self._outer.apply(*given)
+                    if setup.alone:
+                        self._outer.apply([])  # no gradients are no step
+            if [[*map(id, listed)] for listed in given] != before:
+                self.overwritten = "the list of gradients or that of variables"
 
         self._apply: Any = apply
         if setup.mode in ("function", "xla"):
             tensorflow = importlib.import_module("tensorflow")
             self._apply = tensorflow.function(apply, jit_compile=setup.mode == "xla")
+        # What a callable returns is a constant of a graph.
+        if setup.mode == IN_TURN and setup.rates_by != _CALLABLE:
+            self._apply = self._in_turn(apply)
         if self._strategy:
             self._apply = self._on_replicas(apply)
 
@@ -189,6 +222,25 @@ class KerasSession(StateSession):
         rates = [*(self.setup.schedule or ())]
         decay = self._keras.optimizers.schedules.PiecewiseConstantDecay
         return decay([*range(len(rates) - 1)], rates)
+
+    def _in_turn(self, apply: Any) -> Any:
+        """Return a step that runs eagerly or in a graph, and gets lists or pairs, in turn.
+
+        Five steps are a turn, so those that accumulate two or three gradients are of both kinds.
+        As in Keras's trainer, AutoGraph converts nothing.
+        """
+        function = importlib.import_module("tensorflow").function
+        graph = function(lambda g: apply(g, paired=True), autograph=False)
+        numbers = itertools.count()
+
+        def step(grads: Any) -> None:
+            number = next(numbers)
+            if number % 5 in (1, 2, 4):
+                graph(grads)
+            else:
+                apply(grads, paired=number % 2 == 1)
+
+        return step
 
     def _on_replicas(self, apply: Any) -> Any:
         """Return a step of all replicas: one gets twice the gradient, the other subtracts it."""
@@ -258,9 +310,17 @@ class KerasSession(StateSession):
             with _wide_enough(self.setup.dtype):
                 self._model.train_on_batch(tuple(g[None] for g in grads), np.zeros((1, 1)))
             return list(grads)
+        if self.setup.host:
+            self._apply(list(grads))
+            return list(grads)
         tensors = [None if g is None else self._tensor(g, i) for i, g in enumerate(grads)]
         with _wide_enough(self.setup.dtype):
-            self._apply([self._rows(g) if self.setup.rows else g for g in tensors])
+            if self.setup.scaled:  # a step with an infinity, which is left out, halves the scale
+                self._apply([None if g is None else g + np.inf for g in tensors])
+                scale = float(self._numpy(self._outer.dynamic_scale))
+                self._apply([None if g is None else scale * g for g in tensors])
+            else:
+                self._apply([self._rows(g) if self.setup.rows else g for g in tensors])
         return [self._numpy(g) for g in tensors if g is not None]
 
     def in_one_call(
@@ -277,10 +337,25 @@ class KerasSession(StateSession):
                 states.append([self._keras.ops.copy(x) for x in kept])
             return states
 
+        def loop(given: Any) -> Any:
+            kept = [*self._variables, *(slots or [])]
+            stacked = [tensorflow.stack(x) for x in zip(*given, strict=True)]
+            states = [
+                tensorflow.TensorArray(x.dtype, len(gradients), element_shape=x.shape) for x in kept
+            ]
+
+            def body(k: Any, states: Any) -> Any:
+                self._apply([tensorflow.gather(g, k) for g in stacked])
+                pairs = zip(states, kept, strict=True)
+                return k + 1, [s.write(k, self._keras.ops.copy(x)) for s, x in pairs]
+
+            _, states = tensorflow.while_loop(lambda k, _: k < len(gradients), body, (0, states))
+            return [*zip(*(tensorflow.unstack(s.stack()) for s in states), strict=True)]
+
         tensorflow, number = importlib.import_module("tensorflow"), len(self._variables)
         given = [[self._tensor(g, i) for i, g in enumerate(grads)] for grads in gradients]
         with _wide_enough(self.setup.dtype):
-            found = tensorflow.function(train)(given)
+            found = tensorflow.function(loop if way == _LOOP else train)(given)
         states = [[self._numpy(x) for x in state] for state in found]
         return [(s[number:] if slots else None, s[:number]) for s in states]
 
@@ -362,9 +437,20 @@ class KerasSession(StateSession):
         return self
 
     def built_again(self) -> "KerasSession":
-        """Build the optimizer again, which must change nothing."""
+        """Build the optimizer again, and set its own variables, which must change nothing."""
         self.optimizer.build(self._variables)
+        self.optimizer.set_weights([self._numpy(v) for v in self.optimizer.variables])
         return self
+
+    def change(self, later: Mapping[str, Any]) -> None:
+        """Change attributes of the base class."""
+        for name, value in later.items():
+            setattr(self.optimizer, name, value)
+
+    def finalised(self) -> Arrays:
+        """End the training as the trainer does, and return the variables."""
+        self.optimizer.finalize_variable_values(self._variables)
+        return self.weights()
 
     def configured(self) -> "KerasSession":
         """Return a training by an optimizer with the same configuration."""

@@ -17,6 +17,7 @@ from gravity_conformance.protocol import Mode, Task, Training
 
 Arrays = list[np.ndarray]
 LATE = "a gradient of the step before"
+IN_TURN = "in turn"  # the mode in which some steps are eager and others run in a graph
 T = TypeVar("T")
 
 
@@ -40,7 +41,8 @@ class Setup:
         schedule: the learning rate of every step; None if it does not change.
         begun: the number of steps before the schedule starts.
         wide: the indices of the tensors that are float32 beside others in bfloat16.
-        mode: how the step runs: a key of `Session.modes`, or the value of `Session.compiles`.
+        mode: how the step runs: a key of `Session.modes`, or the value of `Session.compiles`;
+            Keras: also `IN_TURN`, where `apply` or `apply_gradients` gets the gradients, in turn.
         groups: torch: the number of tensors and the options of each group of parameters; empty
             means one group with `options`.
         strided: whether the memory of arrays is transposed, sliced or expanded.
@@ -66,8 +68,9 @@ class Setup:
         closure: torch: whether a closure computes the gradients.
         raising: torch: whether another closure raises an error before, in every second step.
         autocast: torch: whether steps run inside torch.autocast.
-        scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss.
-        host: JAX: whether gradients and parameters are arrays of NumPy.
+        scaled: torch: whether a gradient scaler steps, with gradients of a scaled loss; Keras: a
+            LossScaleOptimizer, which leaves out a step before each step.
+        host: JAX: whether gradients and parameters are arrays of NumPy; Keras: the gradients.
         alone: JAX: whether `update` gets no parameters; Keras: whether `apply` gets no variables.
         searches: JAX: whether `update` gets the arguments of a line search, too.
         jitted_init: JAX: whether `init` is compiled.
@@ -146,6 +149,7 @@ class Session(ABC):
             and loaded, and so on.
         shares: whether users apply one optimizer to several states.
         rate_ways: the other ways in which users change the learning rate.
+        rates_saved: those in which a saved configuration has the rates of the steps.
         trees: the other structures that users have for their parameters.
         keeps_rate: whether a learning rate that is set holds in later steps.
         overwritten: what a step changed that belongs to the caller; None if nothing.
@@ -161,6 +165,7 @@ class Session(ABC):
     ways: ClassVar[tuple[str, ...]] = ("reloaded",)
     shares: ClassVar[bool] = False
     rate_ways: ClassVar[tuple[str, ...]] = ()
+    rates_saved: ClassVar[tuple[str, ...]] = ()
     trees: ClassVar[tuple[str, ...]] = ()
     keeps_rate: ClassVar[bool] = False
     steps_at_given_rate: ClassVar[bool] = True

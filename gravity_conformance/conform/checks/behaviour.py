@@ -31,7 +31,7 @@ _WAYS = {
     "rolled_back": "loaded after another step",
     "saved": "after a state_dict",
     "loaded_again": "its own state_dict loaded",
-    "built_again": "built again",
+    "built_again": "built again, and given its own variables",
     "restored": "its state as arrays of NumPy",
 }
 
@@ -67,7 +67,8 @@ def continued(subject: Subject, seed: int, way: str) -> Case:
     options = subject.starting | subject.accepted
     options["beta"] = subject.options(beta=0.6)["beta"]  # not the default of a constructor
     rates = subject.halved(12)
-    return Case(weights, gradients, options, rates=rates, reload_after=6, continued=way)
+    how = subject.in_turn
+    return Case(weights, gradients, options, rates=rates, reload_after=6, continued=way, how=how)
 
 
 def groups(subject: Subject, judge: Judge) -> Finding:
@@ -107,9 +108,11 @@ def chosen(subject: Subject) -> dict[str, Sequence[Any]]:
 
 
 def changed(subject: Subject, judge: Judge) -> Finding:
-    """Options of groups, or in a state, that the user changes after three steps, and back."""
+    """Options of groups, in a state or of a Keras optimizer, that change after three steps."""
     if subject.driver.kind == "optax":
         return _changed_in_state(subject, judge)
+    if subject.driver.kind == "keras":
+        return _changed_decay(subject, judge)
     if not subject.driver.session.groups:
         return Finding("not applicable", "only in torch")
     wanted: dict[str, Any] = {"beta": 0.6, "weight_decay": 0.1, "maximize": True}
@@ -155,6 +158,18 @@ def _changed_in_state(subject: Subject, judge: Judge) -> Finding:
     return finding
 
 
+def _changed_decay(subject: Subject, judge: Judge) -> Finding:
+    """Judge a run in which the user changes `weight_decay` of the base class of Keras."""
+    weights, gradients = subject.normal(6, seed=61)
+    case = Case(weights, gradients, subject.decaying)
+    given: Any = case.options.get("weight_decay")
+    optimizer = subject.driver.start(weights, case.options).optimizer
+    if not given or optimizer.weight_decay != given:
+        return Finding("not applicable", "its weight decay is not that of the base class")
+    later = {"weight_decay": 0.25 * given}
+    return judge.judge(replace(case, reload_after=3, later=later), "it changes weight_decay")
+
+
 def _grouped(subject: Subject) -> Plan:
     added, options, own = (0, 0, 0, 3), [], chosen(subject)
     for k in range(len(added)):
@@ -176,7 +191,7 @@ def missing(subject: Subject, judge: Judge) -> Finding:
     if not subject.driver.session.misses:
         return Finding("not applicable", "every tensor has a gradient")
     try:
-        finding = together(subject, judge, gaps(subject))
+        finding = together(subject, judge, gaps(subject, **subject.in_turn))
     except AttributeError as error:  # it asks None for something, which is no refusal
         return Finding("error", one_line(error))
     if finding.outcome == "pass" and subject.driver.session.groups:
@@ -253,10 +268,9 @@ def _more_rows(subject: Subject, judge: Judge, case: Case) -> Iterator[Finding]:
     short = case.only(range(3))
     no_rows = [[0 * g for g in grads] for grads in short.gradients[2:4]]
     gradients = [*short.gradients[:2], *no_rows, *short.gradients[4:]]
-    yield judge.judge(replace(short, gradients=gradients), "with no rows in two steps")
-    if subject.driver.session.builds_in_a_graph():
-        inside = replace(short, how={**case.how, "mode": "function"})
-        yield judge.judge(inside, "inside tf.function")
+    how = {**case.how, **subject.in_turn}
+    note = joined("with no rows in two steps", "also inside tf.function" if subject.in_turn else "")
+    yield judge.judge(replace(short, gradients=gradients, how=how), note)
 
 
 def default_dtype(subject: Subject, judge: Judge) -> Finding:
@@ -286,9 +300,12 @@ def gradient(subject: Subject, judge: Judge) -> Finding:
         weights, gradients = subject.normal(4, shapes, scales, seed=18)
         options = subject.options(**wanted)
         judge.observe(Case(weights, gradients, options))
-        if subject.driver.kind == "optax":
-            with contextlib.suppress(*ANYTHING):  # it may need arrays of JAX
-                judge.observe(Case(weights, gradients, options, how={"host": True}))
+        if subject.driver.kind in ("optax", "keras"):
+            host = Case(weights, gradients, options, how={"host": True})
+            with contextlib.suppress(*ANYTHING):  # it may need arrays of its framework
+                found = judge.judge(host, "with gradients of NumPy")
+                if subject.driver.kind == "keras" and found.outcome != "pass":
+                    return judge.touched or found
     return judge.touched or Finding("pass")
 
 

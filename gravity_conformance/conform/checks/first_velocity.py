@@ -29,9 +29,9 @@ def v0(subject: Subject, judge: Judge) -> Finding:
     alpha, lr = float(options.get("alpha", hp.ALPHA)), float(options["learning_rate"])
     std = std_of(subject, options)
     shapes = _shapes(subject)
-    drawn = [_drawn(subject, options, shapes) for _ in range(2)]
+    drawn = [_drawn(subject, options, s) for s in (shapes, shapes[: 4 * _FEW])]
     measured = float(np.std(drawn[0][_LARGEST].astype(np.float64)))
-    agree = all(a.tobytes() == b.tobytes() for a, b in zip(*drawn, strict=True))
+    agree = all(a.tobytes() == b.tobytes() for a, b in zip(*drawn, strict=False))
     note = f"std {measured:.4g} for α / η = {std:.4g}; "
     if agree and measured:
         ours = all(

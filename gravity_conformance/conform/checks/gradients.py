@@ -63,7 +63,7 @@ def trajectory(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(60, seed=4)
     lr, beta = float(rng.uniform(0.02, 0.05)), float(rng.uniform(0.5, 0.8))
     options = subject.options(learning_rate=lr, beta=beta)
-    case = Case(weights, gradients, options, subject.velocity(weights))
+    case = Case(weights, gradients, options, subject.velocity(weights), how=subject.in_turn)
     return judge.judge(case, plot=True)
 
 
@@ -218,7 +218,8 @@ def schedule(subject: Subject, judge: Judge) -> Finding:
     finding = judge.judge(Case(weights, gradients, options, rates=rates))
     if why is not None and finding.outcome == "pass":
         finding.outcome, finding.note = "remark", f"it refuses a learning rate of 0: {why}"
-    return _by_other_ways(judge, Case(weights, gradients, options, rates=rates), finding)
+    short = Case(weights, gradients[:8], options, rates=rates[:8])  # 0 included
+    return _by_other_ways(judge, short, finding)
 
 
 def _representable(subject: Subject) -> dict[str, Any]:
@@ -236,7 +237,7 @@ def _by_other_ways(judge: Judge, case: Case, finding: Finding) -> Finding:
         if finding.outcome not in ("pass", "remark"):
             break
         try:
-            other = judge.judge(replace(case, how={"rates_by": way}), f"with {way}")
+            other = judge.judge(_by_way(judge.subject, case, way), f"with {way}")
         except WrongResultError:
             raise
         except ANYTHING as error:
@@ -247,6 +248,15 @@ def _by_other_ways(judge: Judge, case: Case, finding: Finding) -> Finding:
         finding.outcome = "remark"
         finding.note = joined(finding.note, *refused)
     return finding
+
+
+def _by_way(subject: Subject, case: Case, way: str) -> Case:
+    """Return a case whose rates come in a way; if a configuration has them, it is loaded."""
+    how = {"rates_by": way}
+    if way not in subject.driver.session.rates_saved:
+        return replace(case, how=how)
+    after = 6 if subject.reloads else None
+    return replace(case, how=how | subject.in_turn, reload_after=after)
 
 
 def rate(subject: Subject, judge: Judge) -> Finding:
@@ -313,10 +323,11 @@ def turns(subject: Subject, judge: Judge) -> Finding:
     if subject.unschedulable is None:
         pairs.append((alike, 0.9, True))
     shares = (False, True) if subject.driver.session.shares else (False,)
-    for (pair, beta, scheduled), shared in itertools.product(pairs, shares):
+    for number, ((pair, beta, scheduled), shared) in enumerate(itertools.product(pairs, shares)):
         if shared and scheduled:  # one optimizer has one schedule
             continue
         cases: list[Case] = []
+        how = {"more": {"name": f"gravity_{number}"}} if subject.takes_a_name else {}
         for shapes in pair:
             options = subject.decaying
             if cases and not shared:
@@ -325,7 +336,7 @@ def turns(subject: Subject, judge: Judge) -> Finding:
             factors = (1.0, 2.0, 0.5, 1.0, 2.0) if cases else (1.0, 0.5, 0.25, 0.5, 1.0)
             rates = [float(options["learning_rate"]) * x for x in factors] if scheduled else None
             velocity = subject.velocity(weights)
-            cases.append(Case(weights, gradients, options, velocity, rates=rates))
+            cases.append(Case(weights, gradients, options, velocity, rates=rates, how=how))
         findings += [judge.found(trial) for trial in judge.in_turn(cases, shared=shared)]
     wrong = [finding for finding in findings if finding.outcome != "pass"]
     return wrong[0] if wrong else max(findings, key=lambda finding: finding.worst or 0.0)

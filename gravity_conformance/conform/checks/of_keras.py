@@ -3,8 +3,7 @@
 Each of them is "not applicable" to other kinds.
 """
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,11 +65,18 @@ def clipping(subject: Subject, judge: Judge) -> Finding:
 
 
 def scaled(subject: Subject, judge: Judge) -> Finding:
-    """Gradients of a loss that is scaled by 1024, with loss_scale_factor."""
+    """Gradients of a loss that is scaled by 1024, or by a LossScaleOptimizer, which skips steps."""
     weights, gradients = subject.normal(6, seed=67)
     large = [[1024 * g for g in grads] for grads in gradients]
     case = Case(weights, gradients, subject.decaying, reload_after=3)
-    return _by_keras(subject, judge, case, large, loss_scale_factor=1024.0)
+    finding = _by_keras(subject, judge, case, large, loss_scale_factor=1024.0)
+    if finding.outcome == "pass" and subject.in_turn:  # only on TensorFlow
+        short = replace(case, gradients=gradients[:4], reload_after=None)
+        note = "inside a LossScaleOptimizer"
+        finding = _in_turn(
+            subject, lambda how: judge.judge(replace(short, how={"scaled": True, **how}), note)
+        )
+    return finding
 
 
 def _placed(
@@ -88,32 +94,35 @@ def _placed(
 def _by_keras(
     subject: Subject, judge: Judge, case: Case, fed: Sequence[Arrays], **option: Any
 ) -> Finding:
-    """Feed gradients of which an option of every Keras optimizer makes those of the case.
-
-    A loaded case runs eagerly, and the same case without a load in a graph of TensorFlow.
-    """
+    """Feed gradients of which an option of every Keras optimizer makes those of the case."""
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
     every = len(fed) // len(case.gradients)
 
-    def judged(mode: str) -> Finding:
-        reload_after = case.reload_after if mode == "eager" and subject.reloads else None
-        how = {"more": option, "mode": mode}
+    def judged(how: Mapping[str, Any]) -> Finding:
+        reload_after = case.reload_after if subject.reloads else None
+        how = {"more": option, **how}
         run = subject.run(replace(case, gradients=fed, how=how, reload_after=reload_after))
         run.states, run.left = run.states[every - 1 :: every], run.left[every - 1 :: every]
-        trial = Trial(replace(case, reload_after=None), run, subject.first_step)
-        return judge.found(trial, "" if mode == "eager" else "inside tf.function")
+        return judge.found(Trial(replace(case, reload_after=None), run, subject.first_step))
 
-    return first_wrong(map(judged, _modes(subject)))
+    return _in_turn(subject, judged)
 
 
-def _modes(subject: Subject) -> tuple[str, ...]:
-    """Return the modes in which a step of Keras runs operation by operation and in a graph."""
-    return ("eager", "function") if subject.driver.session.builds_in_a_graph() else ("eager",)
+def _in_turn(subject: Subject, judged: Callable[[Mapping[str, Any]], Finding]) -> Finding:
+    """Judge steps that are eager and in a graph in turn; if those raise, also eager steps alone."""
+    try:
+        return judged(subject.in_turn)
+    except WrongResultError:
+        raise
+    except Exception:
+        if not subject.in_turn or (finding := judged({})).outcome == "pass":
+            raise
+        return finding
 
 
 def reordered(subject: Subject, judge: Judge) -> Finding:
-    """Steps that get their variables in reverse order, only those with a gradient, or none."""
+    """Steps that get their variables in reverse order, only those with a gradient, or nothing."""
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
     finding = together(subject, judge, gaps(subject, reordered=True))
@@ -121,7 +130,7 @@ def reordered(subject: Subject, judge: Judge) -> Finding:
         weights, gradients = subject.normal(4, seed=107)
         case = Case(weights, gradients, subject.decaying, how={"alone": True})
         try:
-            other = judge.judge(case, "apply without variables")
+            other = judge.judge(case, "apply without variables, or without gradients")
         except WrongResultError:
             raise
         except ANYTHING as error:
@@ -165,8 +174,9 @@ def excluded(subject: Subject, judge: Judge) -> Finding:
         (0, {"excluded": 1}),
         (1, {"excluded_names": ["bias"]}),
     ]
-    for (left_out, how), mode in itertools.product(ways, _modes(subject)):
-        case = Case(weights, gradients, subject.decaying, how=how | {"mode": mode})
+
+    def judged(left_out: int, how: Mapping[str, Any]) -> Finding:
+        case = Case(weights, gradients, subject.decaying, how=how)
         trial = judge.observe(case)
         finding = judge.found(trial.only([i for i in range(len(weights)) if i != left_out]))
         if finding.outcome == "pass":
@@ -174,9 +184,12 @@ def excluded(subject: Subject, judge: Judge) -> Finding:
             options = {**case.options, "weight_decay": 0.0}
             finding = judge.found(replace(trial, case=replace(trial.case, options=options)))
             finding.note = "" if finding.outcome == "pass" else "of a variable without weight decay"
-        if finding.outcome != "pass":
-            break
-    return finding
+        return finding
+
+    return first_wrong(
+        _in_turn(subject, lambda mode, i=i, how=how: judged(i, how | dict(mode)))  # type: ignore[misc]
+        for i, how in ways
+    )
 
 
 def constraint(subject: Subject, judge: Judge) -> Finding:
@@ -184,10 +197,15 @@ def constraint(subject: Subject, judge: Judge) -> Finding:
     if subject.driver.kind != "keras":
         return Finding("not applicable", "only in Keras")
     weights, gradients = subject.normal(6, seed=60)
-    trial = judge.observe(Case(weights, gradients, subject.decaying, how={"limit": 0.8}))
     kept = Variant("kept", weights=lambda *given: np.clip(REFERENCE.weights(*given), -0.8, 0.8))
-    verdict = compare(trial, trial.simulated(kept))  # to clip W does not enlarge its error
-    return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
+
+    def judged(how: Mapping[str, Any]) -> Finding:
+        how = {"limit": 0.8, **how}
+        trial = judge.observe(Case(weights, gradients, subject.decaying, how=how))
+        verdict = compare(trial, trial.simulated(kept))  # to clip W does not enlarge its error
+        return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
+
+    return _in_turn(subject, judged)
 
 
 def averaged(subject: Subject, judge: Judge) -> Finding:
@@ -197,9 +215,33 @@ def averaged(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(6, seed=63)
     fed = Case(weights, gradients, subject.options())
     averages = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}
-    run = subject.run(replace(fed, how={"more": averages}))
-    # The first average is W itself. Then (W + W − η V) / 2 = W − (η / 2) V, with one more rounding.
     lr = float(fed.options["learning_rate"])
-    trial = Trial(replace(fed, rates=[lr] + [lr / 2] * 5), run, subject.first_step)
-    verdict = compare(trial, trial.exact, mistaken=True)
-    return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
+
+    def judged(how: Mapping[str, Any]) -> Finding:
+        reload_after = 3 if subject.reloads else None
+        how = {"more": averages, **how}
+        run = subject.run(replace(fed, how=how, reload_after=reload_after))
+        # The first average is W itself. Then (W + W − η V) / 2 = W − (η / 2) V, with one more
+        # rounding.
+        trial = Trial(replace(fed, rates=[lr] + [lr / 2] * 5), run, subject.first_step)
+        verdict = compare(trial, trial.exact, mistaken=True)
+        return Finding("pass" if verdict.inside else "differs", "", None, verdict.first)
+
+    finding = _in_turn(subject, judged)
+    return finding if finding.outcome != "pass" else _finalised(subject, fed)
+
+
+def _finalised(subject: Subject, case: Case) -> Finding:
+    """Judge what `finalize_variable_values` leaves, as at the end of a training: the average."""
+    averages = {"use_ema": True, "ema_momentum": 0.5}
+    session: Any = subject.driver.start(case.weights, case.options, more=averages)
+    wanted: Arrays = []
+    for step, grads in enumerate(case.gradients):
+        session.step(grads)
+        w = session.weights()
+        wanted = [(a + b) / 2 for a, b in zip(wanted, w, strict=True)] if step else w
+    for i, (after, average) in enumerate(zip(session.finalised(), wanted, strict=True)):
+        if not np.allclose(after, average, rtol=1e-5, atol=1e-5):
+            first = f"W of tensor {i} at the end is not the average of its steps"
+            return Finding("differs", "", None, first)
+    return Finding("pass")

@@ -60,7 +60,7 @@ CHECKS: dict[str, Check] = {
     ),
     "missing": Check("a missing gradient", behaviour.missing, "a missing gradient"),
     "groups": Check("groups, one added later", behaviour.groups, "several groups"),
-    "options": Check("options of groups that change", behaviour.changed),
+    "options": Check("options that change", behaviour.changed),
     "closure": Check("a closure", of_torch.closure),
     "schedule": Check("scheduled learning rate", gradients.schedule),
     "rate": Check("learning rate as an array", gradients.rate, "a learning rate that is an array"),

@@ -27,7 +27,7 @@ from gravity_conformance.conform.judge.perform import perform
 from gravity_conformance.conform.judge.together import COUNTED, Part, Plan, perform_together
 from gravity_conformance.conform.judge.trial import Case, Run, Trial
 from gravity_conformance.drive.drivers import Driver
-from gravity_conformance.drive.session import Arrays
+from gravity_conformance.drive.session import IN_TURN, Arrays
 from gravity_conformance.drive.spec import parameters
 from gravity_core import hyperparameters as hp
 
@@ -103,6 +103,11 @@ class Subject:
         if self.offers("alpha"):
             options["alpha"] = self.driver.arguments.fixed.get("alpha", hp.ALPHA)
         return options
+
+    @property
+    def in_turn(self) -> dict[str, Any]:
+        """Return the arguments of a session whose steps are eager or in a graph, in turn."""
+        return {"mode": IN_TURN} if self.driver.session.builds_in_a_graph() else {}
 
     @property
     def starting(self) -> dict[str, Any]:
@@ -290,6 +295,17 @@ class Subject:
             session = self.driver.start([np.zeros(3, np.float32)], self.options())
             session.step([np.ones(3, np.float32)], float(self.options()["learning_rate"]))
             session.reloaded()
+        except ANYTHING:
+            return False
+        return True
+
+    @functools.cached_property
+    def takes_a_name(self) -> bool:
+        """Whether it is an optimizer of Keras that users may name."""
+        if self.driver.kind != "keras":
+            return False
+        try:
+            self.driver.start([np.ones(3, np.float32)], self.options(), more={"name": "named"})
         except ANYTHING:
             return False
         return True
