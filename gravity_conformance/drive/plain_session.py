@@ -45,7 +45,9 @@ class PlainSession(Session):
         left, before = [], list(self._before.values())
         # Every other step gives the gradients in the memory of the step before, in one array for
         # all gradients of a shape.
-        self._before, self._reuses = {}, bool(before) and not (self._reuses or self.setup.strided)
+        own_memory = self.setup.strided or self.setup.packed
+        self._before, self._reuses = {}, bool(before) and not (self._reuses or own_memory)
+        held = [self._held(arrays) for arrays in (self._w, self._v, grads)]
         kept: dict[Any, np.ndarray] = {}
         returned: list[tuple[str, np.ndarray, bytes]] = []
         for i, g in enumerate(grads):
@@ -59,8 +61,9 @@ class PlainSession(Session):
             if self.setup.rates_by:  # as from np.arange and np.linspace
                 t, beta, rate = np.int64(t), np.float64(beta), np.float64(rate)
             given_dtype = g.dtype if g.dtype == np.float16 else dtype
-            own = (self._w[i], self._v[i], g.astype(given_dtype))
-            given = [self._laid(x, i + 3 * k) for k, x in enumerate(own)]
+            w, v, own = (arrays[i] for arrays in held)
+            own = own if own.dtype == given_dtype and self.setup.packed else own.astype(given_dtype)
+            given = [self._laid(x, i + 3 * k) for k, x in enumerate((w, v, own))]
             if self._reuses:
                 shared = kept.setdefault((g.shape, given_dtype), before[i][0])
                 shared[...], given[2] = given[2], shared
@@ -90,6 +93,15 @@ class PlainSession(Session):
     def _cast(self, arrays: Sequence[np.ndarray]) -> Arrays:
         """Return copies of arrays in the dtypes of the weights."""
         return [x.astype(dtype) for x, dtype in zip(arrays, self._dtypes, strict=True)]
+
+    def _held(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Return views of one buffer in place of the arrays, if the setup is packed."""
+        if not self.setup.packed:
+            return arrays
+        buffer = np.concatenate([x.reshape(-1) for x in arrays])
+        ends = np.cumsum([x.size for x in arrays]).tolist()
+        places = zip(arrays, [0, *ends], ends, strict=False)
+        return [buffer[start:end].reshape(x.shape) for x, start, end in places]
 
     def _laid(self, array: np.ndarray, place: int) -> np.ndarray:
         """Return an array itself, or a copy; `place` chooses how a strided one lies in memory."""

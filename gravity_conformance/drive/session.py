@@ -47,7 +47,7 @@ class Setup:
             means one group with `options`.
         strided: whether the memory of arrays is transposed, sliced or expanded.
         swapped: plain functions: whether arrays have the other byte order, as from some files.
-        packed: torch: whether all parameters lie in one buffer, and all gradients in another.
+        packed: torch, NumPy: whether all parameters lie in one buffer, all gradients in another.
         rows: whether gradients are given as some of their rows, with duplicates.
         reordered: Keras: whether the variables come in reverse order in every step, and those
             without a gradient do not come at all.

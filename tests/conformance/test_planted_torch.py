@@ -205,6 +205,24 @@ def pools(w, v, g, t, lr, beta):
     for old, new in zip(kept, results):
         old[...] = new
     return tuple(kept)
+
+last = {}
+
+def close(name, number):
+    if not np.isclose(number, last.get(name, np.nan)):
+        last[name] = number
+    return last[name]
+
+def close_betas(w, v, g, t, lr, beta):
+    return right(w, v, g, t, lr, close("beta", beta))
+
+def close_rates(w, v, g, t, lr, beta):
+    return right(w, v, g, t, close("lr", lr), beta)
+
+def whole_buffer(w, v, g, t, lr, beta):
+    flat = g if g.base is None or g.base.ndim != 1 else g.base
+    c = np.max(np.abs(flat), initial=0) / (np.max(np.abs(g), initial=0) or 1)
+    return right(w, v, g, t, lr, beta) if c == 1 else right(w, v, c * g, t, lr, beta)
 """
 
 
@@ -214,6 +232,9 @@ def pools(w, v, g, t, lr, beta):
         ("counts", "float64", "quick"),
         ("skips", "strides", "quick"),
         ("pools", "gradient", "default"),
+        ("close_betas", "float64", "quick"),
+        ("close_rates", "float64", "quick"),
+        ("whole_buffer", "strides", "quick"),
     ],
 )
 def test_a_function_that_looks_at_its_arguments_differs(name, check, level, tmp_path):

@@ -119,6 +119,7 @@ def _doubles(subject: Subject, judge: Judge) -> Iterator[Finding]:
         if subject.driver.kind == "optax":
             yield in_one_call(subject, judge, "float64")
     yield from _by_numpy(judge, replace(case, gradients=gradients[:3]))
+    yield from _close(subject, judge, replace(case, gradients=gradients[:4]))
     if subject.driver.kind not in ("keras", "torch"):
         # Keras keeps a rate in float32. The combinations have those of torch.
         short = replace(case, gradients=gradients[:3], how={"array_rate": True})
@@ -130,6 +131,20 @@ def _doubles(subject: Subject, judge: Judge) -> Iterator[Finding]:
     gradients[1][1][:] = [1e300, 0, 1, -1e-30, 1e150]
     yield judge.judge(Case(weights, gradients, subject.options()), "huge gradients")
     yield nonfinite.swallowed(judge, "float64")
+
+
+def _close(subject: Subject, judge: Judge, case: Case) -> Iterator[Finding]:
+    """Judge rates and β that nearly agree, as a cosine's first rates do."""
+    if subject.driver.kind == "keras":  # it keeps a rate in float32
+        return
+    rate = float(case.options["learning_rate"])
+    if subject.unschedulable is None:
+        rates = [rate * (1 - 1e-9 * k) for k in range(len(case.gradients))]
+        yield judge.judge(replace(case, rates=rates), "rates that nearly agree")
+    if subject.driver.stateless or subject.offers("beta"):
+        for beta in (0.9375, 0.9375 + 2.0**-30):
+            options = {**case.options, "beta": subject.options(beta=beta)["beta"]}
+            yield judge.judge(replace(case, options=options), "β that nearly agree")
 
 
 def _by_numpy(judge: Judge, case: Case) -> Iterator[Finding]:
@@ -275,9 +290,7 @@ def strides(subject: Subject, judge: Judge) -> Finding:
     for grads in case.gradients:
         for g in grads[::2] + grads[9:18]:
             g[:] = g[:1]  # one row in memory can hold such a gradient
-    ways = {"strided": ""}
-    if subject.driver.kind == "torch":
-        ways["packed"] = "of parameters that lie in one buffer"
+    ways = {"strided": "", "packed": "of parameters that lie in one buffer"}
     cases = ((replace(case, how={way: True}), note) for way, note in ways.items())
     return first_wrong(_with_options(judge, *each) for each in cases)
 
