@@ -277,3 +277,48 @@ def test_an_option_in_the_state_has_an_effect(tmp_path):
     path = module(tmp_path, CODE)
     found = outcomes(path, "options", "held", "holds", "right")
     assert found == {"held": "differs", "holds": "pass", "right": "pass"}
+
+
+DOWNHILL = '''
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def downhill(eta=0.1, beta=0.9, seed=0):
+    """The state holds -V, whose standard deviation has no name that is known."""
+
+    def init(params):
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(seed), max(1, len(leaves)))
+        std = 0.01 / (eta(0) if callable(eta) else eta)
+        drawn = [
+            (-std * jax.random.normal(k, p.shape, jnp.float32)).astype(p.dtype)
+            for k, p in zip(keys, map(jnp.asarray, leaves))
+        ]
+        return {"slope": structure.unflatten(drawn), "t": jnp.int32(0)}
+
+    def update(grads, state, params=None):
+        t = state["t"] + 1
+        rate = eta(state["t"]) if callable(eta) else eta
+
+        def slope(g, old):
+            wide = jnp.promote_types(old.dtype, jnp.float32)
+            g, n = jnp.asarray(g, wide), t.astype(wide)
+            zeta = g / (1 + jnp.square(g * jnp.max(jnp.abs(g), initial=0)))
+            return ((beta * n + 1) * old.astype(wide) - ((1 - beta) * n + 1) * zeta) / (n + 2)
+
+        new = jax.tree.map(slope, grads, state["slope"])
+        moves = jax.tree.map(lambda v, old: (rate * v).astype(old.dtype), new, state["slope"])
+        kept = jax.tree.map(lambda v, old: v.astype(old.dtype), new, state["slope"])
+        return moves, {"slope": kept, "t": t}
+
+    return optax.GradientTransformation(init, update)
+'''
+
+
+@pytest.mark.parametrize("check", ["transformed", "float64"])
+def test_a_state_may_hold_minus_v(check, tmp_path):
+    pytest.importorskip("optax", reason="a transformation of optax")
+    found = outcomes(module(tmp_path, DOWNHILL), check, "downhill", level="default")
+    assert found == {"downhill": "pass"}

@@ -186,3 +186,18 @@ def test_a_mistake_at_another_entrance_of_keras_differs(name, tmp_path):
     level = "default" if check in ("transformed", "default-dtype") else "quick"
     found = outcomes(path, check, "Wrong", "Around", level=level)
     assert found == {"Wrong": "differs", "Around": "pass"}
+
+
+def test_missing_gradients_may_be_refused_where_t_is_of_the_optimizer(tmp_path):
+    """The steps of some variables show whose steps t counts."""
+    pytest.importorskip("tensorflow", reason="optimizers of Keras")
+    code = (
+        f"{APPLY}"
+        "        if any(g is None for g in grads):\n"
+        "            raise ValueError('a gradient is missing')\n"
+        "        super().apply(grads, variables)"
+    )
+    spec = written(tmp_path, "tensorflow as tf", f"{RIGHT}\nclass Strict(Around):\n{code}", "keras")
+    path = spec.rpartition(":")[0]
+    assert outcomes(path, "missing", "Strict") == {"Strict": "remark"}
+    assert outcomes(path, "order", "Strict") == {"Strict": "pass"}

@@ -12,8 +12,9 @@ from gravity_conformance.conform.checks import nonfinite
 from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong, joined
 from gravity_conformance.conform.checks.inputs import LEVELS, SHAPES, patterned, to_dtype
 from gravity_conformance.conform.checks.subject import Subject
-from gravity_conformance.conform.judge.perform import certain, seen
+from gravity_conformance.conform.judge.perform import certain, inferred, seen
 from gravity_conformance.conform.judge.trial import Case, Run, Trial, WrongResultError
+from gravity_conformance.drive.session import Arrays
 from gravity_core import hyperparameters as hp
 
 # Steps after which counters of 8, 11, 15, 16 and 24 bits stop or start again.
@@ -210,13 +211,23 @@ def in_one_call(subject: Subject, judge: Judge, dtype: str, way: str = "") -> Fi
     bfloat16 = dtype == "bfloat16"
     case = Case(weights, gradients, subject.decaying, bfloat16=bfloat16)
 
-    session: Any = subject.driver.start(weights, case.options, bfloat16=bfloat16)
+    def begun(weights: Arrays) -> Any:
+        return subject.driver.start(weights, case.options, bfloat16=bfloat16)
+
+    session = begun(weights)
     v = [0 * w for w in weights] if subject.at_rest else session.velocity()
-    if v is None:
-        return Finding("not applicable", "its state does not show V")
     run = Run(0, (v, weights), certain(case))
-    for k, (v, w) in enumerate(session.in_one_call(gradients, way)):
-        run.states.append(seen(case, None if subject.hidden else v, w, k + 1))
+    if not subject.at_rest and (subject.hidden or v is None):
+        # W = 0 and a step with zero gradients make V known.
+        zeros = [0 * w for w in weights]
+        made = begun(zeros).in_one_call([zeros, *gradients], way)
+        _, w = seen(case, None, made[0][1], 1)
+        v, uncertain = inferred(case, w)
+        run, made = Run(1, (v, w), uncertain), made[1:]
+    else:
+        made = session.in_one_call(gradients, way)
+    for k, (v, w) in enumerate(made):
+        run.states.append(seen(case, None if subject.hidden else v, w, run.count + k + 1))
     return judge.found(Trial(case, run, subject.first_step), way)
 
 

@@ -5,8 +5,10 @@ show which convention of t fits, and whether the state shows V.
 """
 
 import functools
+import itertools
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -193,12 +195,17 @@ class Subject:
         chosen += [{n: gradients[n] for n in (3, 4, 7)}] * groups
         if self.driver.session.misses:
             parts = [Part(weights, given, int(k == 2)) for k, given in enumerate(chosen)]
-            for plan in (
+            both = (
                 Plan(parts, [self.options()] * (1 + groups), (0, 3)[: 1 + groups]),
                 Plan(parts[:2], [self.options()]),
-            ):
+            )
+            # An optimizer of Keras may refuse None, and take only variables that have a gradient.
+            hows: Sequence[Any] = (
+                ({}, {"reordered": True}) if self.driver.kind == "keras" else ({},)
+            )
+            for how, plan in itertools.product(hows, both):
                 try:
-                    found = self._together(plan)
+                    found = self._together(replace(plan, how=how))
                 except ANYTHING:
                     continue
                 for name in COUNTED if groups else (COUNTED[0], COUNTED[-1]):

@@ -77,8 +77,7 @@ def _steps(
         session.step([0 * x for x in case.weights], lr)
         (v, w), count = look(session, 1), 1
         if v is None:
-            v = [np.asarray(-x / x.dtype.type(lr)) for x in w]
-            uncertain = [6 * case.info.unit * np.abs(x).astype(np.float64) for x in v]
+            v, uncertain = inferred(case, w)
     # The rate of the constructor holds until another is set, and what writes a state sets one.
     offers = "learning_rate" in driver.arguments.names
     sets = case.rates is not None or case.velocity is not None or not offers
@@ -111,6 +110,12 @@ def _continued(session: Any, case: Case) -> Any:
 def is_undrawn(v: Arrays) -> bool:
     """Return whether the first step has yet to draw V₀, so that V is zero."""
     return not any(x.any() for x in v)
+
+
+def inferred(case: Case, w: Arrays) -> tuple[Arrays, Arrays]:
+    """Return V, and bounds on its errors, from W = 0 after one step with zero gradients."""
+    v = [np.asarray(-x / x.dtype.type(case.rate(0))) for x in w]
+    return v, [6 * case.info.unit * np.abs(x).astype(np.float64) for x in v]
 
 
 def certain(case: Case) -> Arrays:
