@@ -219,6 +219,18 @@ def close_betas(w, v, g, t, lr, beta):
 def close_rates(w, v, g, t, lr, beta):
     return right(w, v, g, t, close("lr", lr), beta)
 
+def undamped(limit):
+    def step(w, v, g, t, lr, beta):
+        if np.max(np.abs(g), initial=0) >= limit:
+            return right(w, v, g, t, lr, beta)
+        dtype, wide = w.dtype, np.result_type(w.dtype, np.float32)
+        w, v, g = (x.astype(wide) for x in (w, v, g))
+        v = ((beta * t + 1) * v + ((1 - beta) * t + 1) * g) / (t + 2)
+        return (w - lr * v).astype(dtype), v.astype(dtype)
+    return step
+
+undamped_single, undamped_double = undamped(0.045), undamped(0.009)
+
 def whole_buffer(w, v, g, t, lr, beta):
     flat = g if g.base is None or g.base.ndim != 1 else g.base
     c = np.max(np.abs(flat), initial=0) / (np.max(np.abs(g), initial=0) or 1)
@@ -235,6 +247,8 @@ def whole_buffer(w, v, g, t, lr, beta):
         ("close_betas", "float64", "quick"),
         ("close_rates", "float64", "quick"),
         ("whole_buffer", "strides", "quick"),
+        ("undamped_single", "update", "quick"),
+        ("undamped_double", "float64", "quick"),
     ],
 )
 def test_a_function_that_looks_at_its_arguments_differs(name, check, level, tmp_path):

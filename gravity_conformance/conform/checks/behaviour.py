@@ -216,7 +216,7 @@ def _silent(subject: Subject) -> Plan:
 
 def gaps(subject: Subject, **how: Any) -> Plan:
     """Return tensors that miss gradients, in different steps."""
-    steps: Sequence[Sequence[int]] = (range(6), range(2), (0, 1, 4, 5), (2, 3, 5))
+    steps: Sequence[Sequence[int]] = ((0, 1, 4, 5), range(6), range(2), (2, 3, 5))
     parts = [normal_part(subject, 44 + k, given) for k, given in enumerate(steps)]
     return Plan(parts, [subject.decaying], how=how)
 

@@ -38,11 +38,22 @@ def _updates(subject: Subject, judge: Judge) -> Iterator[Finding]:
             if isinstance(lr, float) or subject.refused(learning_rate=lr) is None:
                 options = subject.options(learning_rate=lr)
                 yield judge.judge(replace(at_zero, options=options), f"η = {lr:g}")
+    yield judge.judge(_damped(subject, "float32"), "gradients whose damping is small")
     # A list that is longer than a block of tensors.
     weights, gradients = patterned(rng, 2, [(3,)] * subject.level.listed)
     yield judge.judge(Case(weights, gradients, subject.options(), subject.velocity(weights)))
     for _ in range(subject.level.repeats):
         yield judge.judge(subject.swept(rng, fast=False))
+
+
+def _damped(subject: Subject, dtype: str) -> Case:
+    """Return updates from W = 0 in which (G/m)² is from a few roundings of 1 to about 1."""
+    first = {"float32": 0.01, "float64": 1e-4}[dtype]
+    scales = np.geomspace(first, 0.3, 6).tolist()
+    shapes = ((200,),) * len(scales)
+    weights, gradients = subject.normal(2, shapes, scales, np.dtype(dtype), seed=118)
+    weights = [0 * w for w in weights]
+    return Case(weights, gradients, subject.options(), subject.velocity(weights))
 
 
 def large(subject: Subject, judge: Judge) -> Finding:
@@ -119,6 +130,7 @@ def _doubles(subject: Subject, judge: Judge) -> Iterator[Finding]:
         yield judge.judge(replace(case, fast=True), "compiled")
         if subject.driver.kind == "optax":
             yield in_one_call(subject, judge, "float64")
+    yield judge.judge(_damped(subject, "float64"), "gradients whose damping is small")
     yield from _by_numpy(judge, replace(case, gradients=gradients[:3]))
     yield from _close(subject, judge, replace(case, gradients=gradients[:4]))
     if subject.driver.kind not in ("keras", "torch"):
