@@ -16,7 +16,7 @@ import signal
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -289,12 +289,19 @@ def _remove_if_dead(path: str) -> None:
 
 
 def _like(target: str, path: str) -> None:
-    """Give a new file the owner, the permissions and the attributes of an existing one."""
-    found = os.stat(target)
-    if hasattr(os, "chown"):
-        with contextlib.suppress(OSError):  # only root may give files away
-            os.chown(path, found.st_uid, found.st_gid)
+    """Give a new file the owner, the group, the permissions and the attributes of an existing one.
+
+    Only root may give files away, and others may give them to their own groups. If the group stays
+    another one, it may do with the file what everybody may.
+    """
+    found, everybody = os.stat(target), os.stat(target).st_mode & stat.S_IRWXO
+    for owner in (found.st_uid, -1) if hasattr(os, "chown") else ():
+        with contextlib.suppress(OSError):
+            os.chown(path, owner, found.st_gid)
+            break
     shutil.copystat(target, path)
+    if os.stat(path).st_gid != found.st_gid:
+        os.chmod(path, stat.S_IMODE(found.st_mode) & ~stat.S_IRWXG | everybody << 3)
 
 
 def _copied(target: str, stack: contextlib.ExitStack) -> BinaryIO | None:
@@ -339,21 +346,40 @@ def _flush_folder(folder: str) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C, and what else asks a process to end, back until the end."""
+    """Hold Ctrl-C, what else asks a process to end, and all handlers of Python back to the end."""
     caught: set[int] = set()
 
     def deliver(number: int) -> None:
         if number in caught:
             signal.raise_signal(number)
 
-    # All are delivered, whatever the first raises, once all handlers are back.
-    with contextlib.ExitStack() as delivery, contextlib.ExitStack() as handlers:
-        # Only the main thread may set handlers, and only those of Python can be restored.
-        main = threading.current_thread() is threading.main_thread()
-        for name in ("SIGINT", "SIGTERM", "SIGHUP") if main else ():
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and (before := signal.getsignal(number)) is not None:
+    handlers: dict[int, Any] = {}
+    with contextlib.ExitStack() as delivery:  # all, whatever the first raises
+        try:
+            for number, handler in _held():
                 delivery.callback(deliver, number)
-                handlers.callback(signal.signal, number, before)
+                handlers[number] = handler
                 signal.signal(number, lambda number, _: caught.add(number))
-        yield
+            yield
+        finally:
+            try:
+                _restore(handlers)
+            finally:
+                _restore(handlers)  # one that is back may have raised
+
+
+def _held() -> list[tuple[int, Any]]:
+    """Return the signals to hold back, with their handlers. Only the main thread may set those."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    ending = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
+    found = [(number, signal.getsignal(number)) for number in sorted(signal.valid_signals())]
+    # None is a handler that is not Python's, and cannot be set again.
+    return [(n, f) for n, f in found if f is not None and (callable(f) or n in ending)]
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    while handlers:
+        number, handler = next(iter(handlers.items()))
+        signal.signal(number, handler)
+        del handlers[number]

@@ -72,6 +72,17 @@ class _Member(NamedTuple):
     checksum: int
 
 
+class _Archive(zipfile.ZipFile):
+    """An archive that writes nothing where it is given up.
+
+    Python's own closes itself then. If Ctrl-C came while it opened a member, that is an error,
+    which would hide the interrupt.
+    """
+
+    def __del__(self) -> None:
+        """Do not close it."""
+
+
 def write(
     file: BinaryIO, arrays: Mapping[str, tuple[np.dtype, tuple[int, ...], Iterator[np.ndarray]]]
 ) -> None:
@@ -81,18 +92,19 @@ def write(
         file: an empty binary file.
         arrays: for each name the dtype, the shape, and the numbers in parts, in C order.
     """
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, (dtype, shape, numbers) in arrays.items():
-            # As NumPy does: the length of a member need not be known before it is written.
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                header = {
-                    "descr": np.lib.format.dtype_to_descr(dtype),
-                    "fortran_order": False,
-                    "shape": shape,
-                }
-                np.lib.format.write_array_header_1_0(member, header)
-                for part in numbers:
-                    member.write(part.view(np.uint8).data)
+    archive = _Archive(file, "w", zipfile.ZIP_STORED)
+    for name, (dtype, shape, numbers) in arrays.items():
+        # As NumPy does: the length of a member need not be known before it is written.
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(dtype),
+                "fortran_order": False,
+                "shape": shape,
+            }
+            np.lib.format.write_array_header_1_0(member, header)
+            for part in numbers:
+                member.write(part.view(np.uint8).data)
+    archive.close()
 
 
 def parts(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -37,7 +37,7 @@ class Gravity:
         learning_rate: η, finite and >= 0. It may be assigned between steps. σ uses the value at
             construction. If that is the small start of a warm-up, pass velocity_std. If the first
             step's η is more than ten times larger, a warning says so.
-        alpha: α, finite and >= 0; sets σ = α / η.
+        alpha: α, finite and >= 0; sets σ = α / η, as it is at construction.
         beta: β in [0, 1].
         weight_decay: λ, finite and >= 0; decoupled.
         velocity_std: σ itself, overriding α / η; finite and >= 0.

@@ -72,7 +72,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
 
     Args:
         learning_rate: η, a number >= 0, a `keras.optimizers.schedules.LearningRateSchedule`,
-            or a callable without arguments. The standard deviation of V₀ is alpha / η with η at
+            or a callable without arguments. The standard deviation of V₀ is alpha / η with both at
             construction. Later values do not affect it. If that η is the small start of a warm-up,
             or another one will be assigned before the first step, pass velocity_std. If the first
             step's η is more than ten times larger, one warning says so. Like every Keras
@@ -140,6 +140,7 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         self._has_first_schedule = is_schedule(rate)
         self._callable_rate = rate if isinstance(rate, CallableRate) else None
         self._has_compared = False  # whether `_compare_rates` has warned
+        self.has_exclusions = False  # whether `exclude_from_weight_decay` was called
         self.alpha = alpha
         self.beta = beta
         self.velocity_std = velocity_std
@@ -193,6 +194,11 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
     @weight_decay.setter
     def weight_decay(self, value: Any) -> None:
         self._decay = value  # `__setattr__` has checked it
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Exclude variables from weight decay, as in every Keras optimizer; a `State` has none."""
+        super().exclude_from_weight_decay(var_list, var_names)
+        self.has_exclusions = True
 
     def _compare_rates(self, rate: float | None) -> None:
         """Warn once if the first step's rate is far above the one that σ was derived from."""

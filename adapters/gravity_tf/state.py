@@ -1,5 +1,6 @@
 """Export and import of a `gravity_tf.Gravity` run, as `gravity_core.State`."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -16,7 +17,9 @@ from gravity_tf.optimizer import Gravity
 def export_state(optimizer: Gravity) -> State:
     """Return a copy of the state and the hyper-parameters.
 
-    A schedule is exported as the learning rate of the next step.
+    A schedule is exported as the learning rate of the next step. A state holds neither exclusions
+    from weight decay, of which a warning tells, nor clipping, moving averages and other options of
+    the base class.
 
     Args:
         optimizer: a built `Gravity`, or a `keras.optimizers.LossScaleOptimizer` around one.
@@ -41,6 +44,12 @@ def export_state(optimizer: Gravity) -> State:
     if rest:
         raise ValueError(
             f"optimizer must be between two updates, got {rest} of {every} gradients accumulated"
+        )
+    if optimizer.has_exclusions and optimizer.weight_decay:
+        warnings.warn(
+            "exclude_from_weight_decay was called, but a State has one weight_decay for all "
+            "variables; exclude them again where the run goes on",
+            stacklevel=2,
         )
     values = {name: getattr(optimizer, name) for name in hp.DEFAULTS}
     return State(

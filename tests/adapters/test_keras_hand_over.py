@@ -3,6 +3,8 @@
 `test_tf_distribution.py` has the strategies, which need processes of their own.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -148,3 +150,15 @@ def test_an_import_that_runs_out_of_memory_changes_nothing(name, late, monkeypat
     after = everything(optimizer)
     assert_same(after[0], before[0])
     assert after[1:] == before[1:]
+
+
+@pytest.mark.parametrize("decay", [0.5, None])
+def test_a_warning_tells_of_exclusions_that_a_state_does_not_hold(decay):
+    optimizer = Gravity(weight_decay=decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    optimizer.build([keras.Variable(np.ones(2, np.float32), name="bias")])
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        export_state(optimizer)
+    told = [str(w.message) for w in given if w.category is UserWarning]
+    assert [text[:37] for text in told] == ["exclude_from_weight_decay was called,"] * bool(decay)

@@ -5,7 +5,6 @@ import errno
 import os
 import resource
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -225,6 +224,27 @@ def test_an_existing_file_keeps_its_owner(tmp_path):
 
 
 @as_root
+@pytest.mark.parametrize("member", [False, True])
+def test_a_writer_who_may_not_give_files_away_keeps_the_group_or_shuts_it_out(tmp_path, member):
+    tmp_path.chmod(0o777)
+    put(tmp_path / "a", b"old")
+    os.chown(tmp_path / "a", 65533 if member else 65534, 54321)
+    (tmp_path / "a").chmod(0o660)
+    groups = os.getgroups()
+    try:
+        os.setgroups([54321] if member else [])
+        with nobody(tmp_path):
+            put(tmp_path / "a")
+    finally:
+        os.setgroups(groups)
+    found = (tmp_path / "a").stat()
+    assert (found.st_gid == 54321, oct(found.st_mode)) == (
+        member,
+        f"0o100{'66' if member else '60'}0",
+    )
+
+
+@as_root
 def test_the_file_of_somebody_else_may_be_written_where_all_may(tmp_path):
     """It then belongs to the writer, who may not give files away."""
     tmp_path.chmod(0o777)
@@ -390,52 +410,6 @@ def test_a_sticky_folder_with_the_file_of_somebody_else_keeps_all_files(tmp_path
             _files.write({tmp_path / name: lambda f: f.write(b"new") for name in "ab"})
     assert names(tmp_path) == ["a", "b"]
     assert {(tmp_path / name).read_bytes() for name in "ab"} == {b"old"}
-
-
-class ToldError(Exception):
-    """A signal came."""
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        [signal.SIGINT],
-        [signal.SIGTERM],
-        [signal.SIGHUP, signal.SIGHUP],
-        [signal.SIGTERM, signal.SIGINT],
-    ],
-)
-@pytest.mark.parametrize("fails", [False, True])
-def test_what_asks_the_process_to_end_waits_until_all_files_are_moved(
-    tmp_path, monkeypatch, sent, fails
-):
-    """Each signal is then delivered once, whatever the first of them raises."""
-    replace, told = os.replace, []
-
-    def handler(number, frame):
-        told.append((number, names(tmp_path)))
-        raise ToldError
-
-    def interrupted(a, b):
-        for number in sent:
-            signal.raise_signal(number)
-        replace(a, b)
-        if fails and b.endswith("b"):
-            raise OSError(errno.EIO, "The disk fails")
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    before = {number: signal.signal(number, handler) for number in sent}
-    try:
-        with pytest.raises(ToldError):
-            _files.write({tmp_path / n: lambda f: f.write(b"new") for n in "ab"})
-        assert {signal.getsignal(number) for number in sent} == {handler}
-    finally:
-        for number, handled in before.items():
-            signal.signal(number, handled)
-    assert sorted(number for number, _ in told) == sorted({*sent})
-    # Of an error, the second file is left, as its move was done when it was raised.
-    left = [name for _, found in told for name in found if not name.startswith(".")]
-    assert left == (["b"] if fails else ["a", "b"]) * len(told)
 
 
 def test_the_longest_name(tmp_path):

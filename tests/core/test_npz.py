@@ -213,3 +213,17 @@ def test_the_longest_name_and_fields(name, extra, is_read):
     else:
         with pytest.raises(ValueError, match=f"of an array has {name} bytes, and {extra} more$"):
             _npz.read(file)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_interrupts_the_opening_of_a_member_is_what_is_raised(monkeypatch, error):
+    """Python's own archive would be closed with an error of its own."""
+    opened, really = [], zipfile.ZipFile.open
+
+    def interrupted(*args, **kwargs):
+        opened.append(really(*args, **kwargs))
+        raise error
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", interrupted)
+    with pytest.raises(error):
+        _npz.write(io.BytesIO(), {"a": (np.dtype("f4"), (1,), iter([np.ones(1, "f4")]))})
