@@ -69,7 +69,7 @@ class Gravity(torch.optim.Optimizer):
         params: parameters, parameter groups or named parameters to optimize.
         lr: η, finite and >= 0; a number, or a Tensor with one element.
         alpha: α, finite and >= 0. The standard deviation of V₀ is alpha / lr, with both at
-            the time when the group was added. Later changes of lr do not affect it. If that lr
+            the time when the group was added. Later changes do not affect it. If that lr
             is the small start of a warm-up, or a trainer sets another one later, pass
             velocity_std.
         beta: β in [0, 1]. The running average covers up to 1 / (1 − β) gradients.
