@@ -233,17 +233,24 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         with tf.init_scope() if tf else contextlib.nullcontext():
             if self._derives_std:  # else do not call a callable
                 self._compare_rates(checked_rate(super().learning_rate))
-            super().build(variables)
-            self._velocities: list[Any] = [
+            # Before anything is built, because this is long, and may fail or be interrupted.
+            drawn = [
                 None
                 if getattr(variable, "overwrite_with_gradient", False)
-                else self.add_variable_from_reference(
-                    variable,
-                    name="velocity",
-                    initializer=self._initializer(index, stored_dtype(variable)),
-                )
+                else self._draw(index, tuple(variable.shape), stored_dtype(variable))
                 for index, variable in enumerate(variables)
             ]
+            super().build(variables)
+            self._velocities: list[Any] = []
+            for index, variable in enumerate(variables):
+                v, drawn[index] = drawn[index], None  # no longer needed in the next turn
+                self._velocities.append(
+                    v
+                    if v is None
+                    else self.add_variable_from_reference(
+                        variable, name="velocity", initializer=_constant(v, stored_dtype(variable))
+                    )
+                )
             # A function, because the checkpoints of TensorFlow follow lists of variables.
             own = list(variables)
             self._weights: Callable[[], list[Any]] = lambda: own
@@ -251,19 +258,15 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
         if not hasattr(self, "_get_variable_index"):
             self._get_variable_index = positions(variables)
 
-    def _initializer(self, index: int, name: str) -> Any:
-        def draw(shape: tuple[int, ...], dtype: Any = None) -> Any:
-            # Draw on the host. This needs no random op, and gives the same V₀ in every graph.
-            v = initial_velocity(
-                tuple(shape),
-                name if name.startswith("complex") else working_dtype(name),
-                std=self.velocity_std,
-                seed=self.seed,
-                index=index,
-            )
-            return ops.cast(v, name)
-
-        return draw
+    def _draw(self, index: int, shape: tuple[int, ...], name: str) -> np.ndarray:
+        """Draw V₀ on the host: without a random op, and the same in every graph."""
+        return initial_velocity(
+            shape,
+            name if name.startswith("complex") else working_dtype(name),
+            std=self.velocity_std,
+            seed=self.seed,
+            index=index,
+        )
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Update the variables from their gradients, like every Keras optimizer.
@@ -408,3 +411,8 @@ def _asked(rate: Any) -> Any:
 
 def _as_array(value: Any) -> Any:
     return value if hasattr(value, "shape") else np.asarray(value)
+
+
+def _constant(v: np.ndarray, name: str) -> Callable[..., Any]:
+    """Return an initializer of a variable that has these numbers, in the dtype with a name."""
+    return lambda shape, dtype=None: ops.cast(v, name)

@@ -22,6 +22,8 @@ from gravity_torch._tensors import has_memory, has_one_order, has_value, working
 LOOP_COPIES, FOREACH_COPIES = 6, 3
 # Memory for fewer elements is not reserved.
 SMALL = 2**16
+# Elements that are reserved beside blocks: near its limit, the system's allocator takes more.
+SLACK = 2**21
 
 
 class Work(NamedTuple):
@@ -174,8 +176,10 @@ def _reserve(work: Work) -> None:
             largest[device] = n, p
     for device, (n, p) in largest.items():
         dtype = working_dtype(p.dtype)
-        copies = LOOP_COPIES if work.is_loop or device.type != "cpu" else FOREACH_COPIES
-        _ = [torch.empty(n, dtype=dtype, device=device) for _ in range(copies)]
+        in_blocks = not work.is_loop and device.type == "cpu"
+        copies = FOREACH_COPIES if in_blocks else LOOP_COPIES
+        sizes = [n] * copies + [SLACK] * in_blocks
+        _ = [torch.empty(size, dtype=dtype, device=device) for size in sizes]
 
 
 def _options(group: dict[str, Any]) -> Options:

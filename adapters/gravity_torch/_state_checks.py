@@ -236,7 +236,9 @@ def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) ->
     except TypeError as error:
         raise ValueError(f"params must be keys of state, got {reprlib.repr(theirs)}") from error
     for key, values in state_dict["state"].items():
-        if {"step", "velocity"} & values.keys() and key not in counts:
+        # A wrapper may keep a step of its own beside the states of parameters, under a name.
+        is_ours = "velocity" in values or ("step" in values and not isinstance(key, str))
+        if is_ours and key not in counts:
             raise ValueError(f"state must have keys that are in params, got {key!r}")
     if len(counts) < len(theirs):
         (key, _), *_ = counts.most_common(1)

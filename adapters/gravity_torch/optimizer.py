@@ -119,7 +119,7 @@ class Gravity(torch.optim.Optimizer):
     _checks: Checks
     _options: Checked
     _added: list[_distributed.Added]  # for each group
-    _rates: dict[float, float]  # from which each σ was derived
+    _rates: dict[Any, float]  # from which each σ was derived, by σ and α, and by σ
 
     def __init__(
         self,
@@ -269,7 +269,8 @@ class Gravity(torch.optim.Optimizer):
             self._warned |= {"rest"}
         if not is_given:
             group[DERIVED] = group["velocity_std"]
-            self._rates[group[DERIVED]] = hp.as_float(rate)
+            std = group[DERIVED]
+            self._rates[std, alpha] = self._rates[std] = hp.as_float(rate)
         group.setdefault(DERIVED)
         if not is_given and alpha > 1 and not undefined:
             self._warn_once(
@@ -335,15 +336,23 @@ class Gravity(torch.optim.Optimizer):
             try:
                 plan = self._plan(created)
             except BaseException:
-                for p, before in created:
-                    del self.state[p]
-                    if before:
-                        self.state[p] = before
+                self._remove(created)
                 raise
             for p, step in plan.counters.items():
                 self.state[p]["step"] = step
         _paths.update(plan)
         return loss
+
+    def _remove(self, created: list[tuple[Tensor, dict[str, Any]]]) -> None:
+        """Remove new states, except those with which another thread has made a step since."""
+        with _publication:
+            for p, before in created:
+                count, begun = (number(state.get("step", 0.0)) for state in (self.state[p], before))
+                if count is not None and count != begun:
+                    continue
+                del self.state[p]
+                if before:
+                    self.state[p] = before
 
     def _plan(self, *created: list[tuple[Tensor, dict[str, Any]]]) -> _paths.Plan:
         """Check everything, and return what to do; list the parameters with new states."""
@@ -446,7 +455,9 @@ class Gravity(torch.optim.Optimizer):
         velocity = first_velocity(p, group, index)
         lr, std = group["lr"], group["velocity_std"]
         if std and is_derived(group) and is_known(lr) and "rate" not in self._warned:
-            rate, nominal = hp.as_float(number(lr)), self._rates.get(std, group["alpha"] / std)
+            rate, alpha = hp.as_float(number(lr)), group["alpha"]
+            # An alpha that was set later is not the one of the start.
+            nominal = self._rates.get((std, alpha)) or self._rates.get(std, alpha / std)
             if 0 < 10.00001 * nominal < rate:  # a little more than ten, because of roundings
                 level = level_of_user() + 2
                 hp.warn_of_first_rate(nominal, rate, nominal * std, names=NAMES, stacklevel=level)

@@ -354,3 +354,17 @@ def test_torch_compiles_a_plain_decay(monkeypatch):
     """torch.compile takes no np.float64."""
     monkeypatch.setattr("gravity_tf._rates.is_compiling", lambda: BACKEND == "torch")
     assert (type(Gravity(weight_decay=0.1).weight_decay) is float) == (BACKEND != "tensorflow")
+
+
+@pytest.mark.parametrize("how", [{}, {"seed": 3}])
+def test_a_failure_while_v0_is_drawn_leaves_the_optimizer_unbuilt(how):
+    variables = make_variables(arrays(0, shapes=SHAPES))
+    optimizer, other = (Gravity(velocity_std=1e-40, **how) for _ in range(2))
+    before = len(optimizer.variables)
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+        optimizer.build(variables)
+    assert (optimizer.built, len(optimizer.variables)) == (False, before)
+    for each in (optimizer, other):
+        each.build(make_variables(arrays(0, shapes=SHAPES)))
+    for mine, others in zip(optimizer.variables, other.variables, strict=True):
+        assert np.array_equal(*map(ops.convert_to_numpy, (mine, others)))

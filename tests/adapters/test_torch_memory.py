@@ -53,6 +53,40 @@ for options in ({}, {"foreach": False}, {"foreach": True}):
     assert all(int(number) >= 1 for number in refused)  # the kernels need memory for V₀ only
 
 
+@pytest.mark.parametrize("options", ["", "maximize=True, weight_decay=0.1"])
+def test_memory_that_runs_out_between_blocks_moves_nothing(options):
+    """Children of one process are limited to a little more than it uses, by steps."""
+    code = """
+import os, resource, torch
+from gravity_torch import Gravity
+torch.set_num_threads(1)
+params = [torch.nn.Parameter(torch.ones(1_500_000)) for _ in range(3)]
+optimizer = Gravity(params, foreach=True, OPTIONS)
+for p in params:
+    p.grad = torch.full_like(p, 0.5)
+optimizer.step()
+refused, old = 0, [float(p.detach().sum()) for p in params]
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+for limit in range(0, 9 * 2**20, 2**19):
+    if not os.fork():
+        resource.setrlimit(resource.RLIMIT_AS, (used + limit, resource.RLIM_INFINITY))
+        try:
+            optimizer.step()
+            os._exit(0)
+        except (RuntimeError, MemoryError):
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+            new = [float(p.detach().sum()) for p in params]
+            counts = [float(optimizer.state[p]["step"]) for p in params]
+            os._exit(1 if (new, counts) == (old, [1.0] * 3) else 2)
+    status = os.waitstatus_to_exitcode(os.wait()[1])
+    assert status < 2, limit
+    refused += status
+print(refused)
+"""
+    (refused,) = printed_words(code.replace("OPTIONS", options))
+    assert int(refused) >= 4
+
+
 def test_the_lengths_of_the_gpu_path_are_bounded_and_die_with_the_optimizer(monkeypatch):
     monkeypatch.setattr(_paths, "multi_tensor", _multi_tensor_gpu.multi_tensor_gpu)
     rng = np.random.default_rng(0)

@@ -210,3 +210,29 @@ def test_a_rate_in_a_tensor_is_the_number_that_it_stands_for(options, dtype, req
         optimizer.step()
         reference.step(w, [g])
     assert np.array_equal(p.detach().numpy(), w[0])
+
+
+def test_a_refused_first_step_leaves_the_step_of_another_thread(monkeypatch):
+    """The other thread steps a parameter whose new state the refused step would remove."""
+    p, late, sparse = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
+    optimizer, draw = Gravity([p, late, sparse]), Gravity._draw
+    p.grad, late.grad, sparse.grad = torch.ones(3), torch.ones(3), torch.ones(3).to_sparse()
+
+    def meanwhile(self, drawn, group, index):
+        if drawn is late and sparse.grad is not None:
+            given, (late.grad, sparse.grad) = (late.grad, sparse.grad), (None, None)
+            thread = threading.Thread(target=optimizer.step, daemon=True)
+            thread.start()
+            thread.join(60)
+            late.grad, sparse.grad = given
+        return draw(self, drawn, group, index)
+
+    monkeypatch.setattr(Gravity, "_draw", meanwhile)
+    with pytest.raises(RuntimeError, match="sparse gradients"):
+        optimizer.step()
+    assert list(optimizer.state) == [p]
+    assert float(optimizer.state[p]["step"]) == 1.0
+    alone = torch.nn.Parameter(torch.ones(3))
+    alone.grad = torch.ones(3)
+    Gravity([alone]).step()
+    assert torch.equal(alone, p)

@@ -399,3 +399,16 @@ def test_import_counts_on_the_cpu_whatever_the_default_device():
     with torch.device("meta"):
         import_state(optimizer, State(7, [np.zeros(3, np.float32)]))
     assert optimizer.state[w]["step"].item() == 7
+
+
+def test_what_a_wrapper_keeps_beside_the_states_of_parameters_is_loaded():
+    """pytorch_optimizer's TRAC keeps a step under its own name."""
+    (p,) = parameters((3,))
+    optimizer = Gravity([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state["wrapper"] = {"step": torch.tensor(4.0), "scale": [1.0]}
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(saved)
+    assert optimizer.state["wrapper"] == {"step": torch.tensor(4.0), "scale": [1.0]}
+    assert float(optimizer.state[p]["step"]) == 1.0

@@ -385,3 +385,14 @@ def test_wsam():
     for p in model.parameters():
         difference = optimizer.base_optimizer.state[p]["velocity"] - plain.state[p]["velocity"]
         assert difference.abs().max() < 1  # (1 − β̂) ζ
+
+
+def test_groups_of_one_sigma_have_a_first_rate_each():
+    a, b = parameters((3,), (3,))
+    groups = [{"params": [a], "lr": 0.1, "alpha": 0.05}, {"params": [b], "lr": 1.0, "alpha": 0.5}]
+    optimizer = Gravity(groups)
+    assert len({group["velocity_std"] for group in optimizer.param_groups}) == 1
+    optimizer.param_groups[0]["lr"] = 5.0
+    a.grad = torch.ones(3)
+    with pytest.warns(UserWarning, match="lr is 5 at the first step, .* derived from 0.1, "):
+        optimizer.step()
