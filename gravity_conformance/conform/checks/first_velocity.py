@@ -158,7 +158,10 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
         first = 1 if subject.driver.kind == "optax" else 8
         rates = [options["learning_rate"] * k for k in (first, 8, 1)]
         if (found := wrong(subject.driver.start(zeros, options, schedule=rates))) is not None:
-            return f"with the rates {rates[0]:g}, {rates[1]:g}, …: {found}"
+            which = f"with the rates {rates[0]:g}, {rates[1]:g}, …"
+            if first != 1:
+                which += f", of which the first is set after construction with {rates[2]:g}"
+            return f"{which}: {found}"
         rates[0] = options["learning_rate"]
         for way in subject.driver.session.rate_ways:
             with contextlib.suppress(*ANYTHING):
