@@ -37,8 +37,20 @@ def without_current_folder() -> None:
         return
     here = sys.path.pop(0)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if os.path.abspath(here) == root:  # a checkout that is not installed
+    if os.path.abspath(here) == root:  # a checkout, which may be installed elsewhere, too
+        _import_core(root)
         sys.path.append(here)
+
+
+def _import_core(root: str) -> None:
+    """Import gravity_core from the folder of this package, whatever else is installed."""
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+
+    found = PathFinder.find_spec("gravity_core", [root])
+    if found is not None and found.loader is not None:
+        sys.modules["gravity_core"] = module = module_from_spec(found)
+        found.loader.exec_module(module)
 
 
 def without_settings() -> None:

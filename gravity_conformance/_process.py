@@ -6,7 +6,9 @@ them, and where the command is killed, their guard does. `_worker` is the other 
 """
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import pickle
 import queue
@@ -15,11 +17,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import gravity_conformance
 import gravity_core
 from gravity_conformance._guard import clean
 from gravity_conformance._status import CouldNotError
@@ -28,6 +31,7 @@ Event = dict[str, Any]
 
 LONGEST_TIMEOUT = 1e6  # seconds; Python's own limit differs between systems
 _PATIENCE = 1.0  # seconds to read what a process wrote before it ended
+_SLICE = 0.1  # seconds, see `_slices`
 _TAIL = 4096  # bytes kept from the end of an implementation's output
 _AHEAD = 16  # events that a process may be ahead of their reader
 # Processes run side by side: idle threads sleep, and none takes all memory of a GPU.
@@ -38,6 +42,29 @@ _SHARING = {
 }
 # Ends the session of process $0, unless it reads a line before the end of its input.
 _GUARD = 'read -r line || kill -9 "-$0"'
+# Loads the packages of the command, whatever sys.path says, and puts nothing before other modules.
+# What lies beside the packages may be what they need, so it is found last. It runs with -P: the
+# current directory may have a json.py, which would hide Python's. `spec` adds that directory if
+# SPEC names a module. With -I, Python ignores PYTHONIOENCODING.
+_PROGRAM = """
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+class Beside:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return PathFinder.find_spec(name, list(roots.values())) if path is None else None
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(encoding="utf-8", errors=stream.errors)
+roots = {roots!a}
+sys.meta_path.append(Beside)
+for name, root in roots.items():
+    found = PathFinder.find_spec(name, [root])
+    sys.modules[name] = package = module_from_spec(found)
+    found.loader.exec_module(package)
+from {module} import main
+main()
+"""
 
 
 class EndedError(Exception):
@@ -75,6 +102,7 @@ class Process:
         self._events: queue.Queue[Event | None] = queue.Queue(_AHEAD)
         self._messages: queue.Queue[bytes | None] = queue.Queue()
         self._closing = False
+        self._reaping = threading.Lock()
         token = secrets.token_hex()
         try:
             self._process = _started(module)
@@ -99,13 +127,17 @@ class Process:
     def event(self) -> Event:
         """Return the next event.
 
+        Time in which this process itself is stopped does not count.
+
         Raises:
             EndedError: if the process has ended, or sends none before the time is up.
         """
-        try:
-            event = self._events.get(timeout=self._timeout)
-        except queue.Empty:
-            raise EndedError(f"no answer in {self._timeout:g} s (see --timeout)") from None
+        for seconds in _slices(self._timeout):
+            with contextlib.suppress(queue.Empty):
+                event = self._events.get(timeout=seconds)
+                break
+        else:
+            raise EndedError(f"no answer in {self._timeout:g} s (see --timeout)")
         if event is None:
             self._events.put(None)  # for the next call
             raise EndedError(_ended(self._process.returncode, self.said.last_line))
@@ -116,15 +148,11 @@ class Process:
         if self._closing:
             return
         self._closing = True
-        with contextlib.suppress(OSError):
-            if os.name == "posix":
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+        with self._reaping:
+            if self._process.returncode is None:
+                self._kill()
         self._messages.put(None)
         self._watcher.join()
-        if self._guard is not None:
-            self._guard.communicate(b"\n")
 
     def __enter__(self) -> "Process":
         return self
@@ -136,6 +164,13 @@ class Process:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(OSError):
+            if os.name == "posix":
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
 
     def _put(self, event: Event | None) -> None:
         while not self._closing:
@@ -153,20 +188,45 @@ class Process:
 
     def _watch(self) -> None:
         """Wait for the end, and for the readers, which a process that is left may never let end."""
-        self._process.wait()
+        self._reap()
+        if self._guard is not None:
+            self._guard.communicate(b"\n")
         for reader in self._readers:
             taken = -1
             while reader.is_alive() and (reader.taken > taken or self._events.full()):
                 if self._closing and reader.taken == taken:
                     break
                 taken = reader.taken
-                reader.join(_PATIENCE)
+                for seconds in _slices(_PATIENCE):
+                    reader.join(seconds)
         self._put(None)
+
+    def _reap(self) -> None:
+        """Wait for the end of the process, and end what it leaves in its session.
+
+        The session is ended first: once a process is reaped, another one can get its number.
+        """
+        if hasattr(os, "waitid"):
+            with contextlib.suppress(ChildProcessError):  # reaped, where SIGCHLD is ignored
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+                with self._reaping:
+                    self._kill()
+                    self._process.wait()
+        self._process.wait()
+
+
+def _slices(seconds: float) -> Iterator[float]:
+    """Yield the parts of a wait of `seconds`.
+
+    While this process is stopped, by Ctrl-Z for example, at most the part under way passes.
+    """
+    parts = math.ceil(seconds / _SLICE)
+    return itertools.repeat(seconds / parts, parts)
 
 
 def _started(module: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", _program(module)],
+        [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _program(module)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -207,17 +267,10 @@ def _ended(status: int, last_line: str) -> str:
 
 
 def _program(module: str) -> str:
-    """Return the text of a program.
-
-    It imports this package from the location of the running one. With -P, it does not import from
-    the current directory, where a json.py would hide Python's. `spec` adds that directory if SPEC
-    names a module.
-    """
-    root = str(Path(gravity_core.__file__).parents[1])
-    return (
-        f"import sys\nif {root!a} not in sys.path: sys.path.insert(0, {root!a})\n"
-        f"from {module} import main\nmain()"
-    )
+    """Return the text of a program, which imports the packages that this process has."""
+    packages = (gravity_core, gravity_conformance)
+    roots = {p.__name__: str(Path(str(p.__file__)).absolute().parents[1]) for p in packages}
+    return _PROGRAM.format(roots=roots, module=module)
 
 
 class _Reader(threading.Thread):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any, Literal, get_args
 
 from gravity_conformance._guard import ANYTHING, one_line
@@ -36,6 +36,17 @@ ALIASES = {
 }
 HINT = " (or select the kind by --kind)"  # an option of `gravity conform` alone
 ARGUMENTS = ("w", "v", "g", "t", "lr", "beta")
+
+
+class _Source(importlib.machinery.SourceFileLoader):
+    """Compiles a file at each import.
+
+    Bytecode is found by the time and size of a file, which another file in its place can share.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
 
 
 class SpecError(Exception):
@@ -142,6 +153,9 @@ def _named(name: str) -> Any:
 
 
 def _executed(found: Any) -> Any:
+    """Import a file of a SPEC from its source."""
+    if type(found.loader) is importlib.machinery.SourceFileLoader:  # not one of an import hook
+        found.loader = _Source(found.name, found.origin)
     module = importlib.util.module_from_spec(found)
     sys.modules[found.name] = module
     try:

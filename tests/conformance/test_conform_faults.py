@@ -1,6 +1,8 @@
 """Mistakes that only some inputs show, correct code of unusual style, and false diagnoses."""
 
 import importlib.util
+import os
+import sys
 
 import pytest
 
@@ -408,6 +410,23 @@ def test_a_counter_in_compiled_keras(stranger, count, outcome, diagnosis):
     found = stranger("", "update compiled", KERAS.replace("COUNT", count))
     assert found["update"]["outcome"] == "pass"
     assert (found["compiled"]["outcome"], found["compiled"]["diagnosis"]) == (outcome, diagnosis)
+
+
+@pytest.mark.parametrize("place", ["replaced.py", "replaced"])
+def test_code_is_read_where_a_file_of_equal_size_and_time_is_in_its_place(
+    place, tmp_path, monkeypatch
+):
+    """Python takes the bytecode of the old file for that of the new one, which cp -p made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for value in (1, 2):
+        (tmp_path / "replaced.py").write_text(f"step = {value}")
+        os.utime(tmp_path / "replaced.py", (1e9, 1e9))
+        found = load(f"{place}:step")
+        del sys.modules["replaced" if place == "replaced" else "_spec_replaced"]
+        assert found == value
+    assert [path.name for path in tmp_path.iterdir()] == ["replaced.py"]
 
 
 OPTAX = """

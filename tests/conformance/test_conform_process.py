@@ -3,7 +3,9 @@
 import functools
 import json
 import os
+import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,7 +205,27 @@ def test_output_is_counted_and_not_stored(odd, monkeypatch):
     assert max(taken) <= 4096
 
 
-# The current directory
+class Stopped(queue.Queue):
+    """A queue whose reader is stopped, with its writer, in every second wait and for all of it."""
+
+    stops = False
+
+    def get(self, block=True, timeout=None):
+        self.stops = not self.stops
+        if self.stops and timeout is not None:
+            raise queue.Empty
+        return super().get(block, timeout)
+
+
+def test_time_in_which_the_command_is_stopped_does_not_count(odd, monkeypatch):
+    """Ctrl-Z stops the command and the implementation, which then has no chance to answer."""
+    monkeypatch.setattr(queue, "Queue", Stopped)
+    report = quick(odd("step = right"), only=["update"])
+    assert report.error is None
+    assert report.status == 0
+
+
+# The current directory, and others that Python searches
 
 
 @pytest.mark.parametrize("name", ["json", "random", "numpy", "dataclasses"])
@@ -220,6 +242,40 @@ def test_modules_of_the_current_directory_shadow_no_others(tmp_path, name):
         command = [sys.executable, "-c", run, root, "conform", spec, "--quick", "--only", "update"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=inside)
         assert done.returncode == 0, (spec, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("flag", ["-I", "-P"])
+def test_the_process_has_the_packages_of_the_command(flag, tmp_path):
+    """Also if the environment and the current directory have others of these names."""
+    for name in ("gravity_core", "gravity_conformance"):
+        for folder in ("here", "other"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.py").write_text("raise SystemError('the wrong package')")
+        package = Path(sys.modules[name].__file__).parent
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, tmp_path / "root" / name, ignore=ignored)
+    (tmp_path / "root" / "beside.py").write_text("raise SystemError('this hides a module')")
+    (tmp_path / "here" / "beside.py").touch()
+    code = "import gravity_core, gravity_core.update, gravity_conformance.protocol\n"
+    code += "packages = (gravity_core, gravity_conformance.protocol)\n"
+    code += f"assert all(p.__file__.startswith({str(tmp_path / 'root')!r}) for p in packages)\n"
+    code += "assert sys.stdout.encoding == sys.stderr.encoding == 'utf-8'\n"
+    if flag == "-I":  # the process is isolated, too, so it does not have PYTHONPATH
+        code += "assert sys.flags.isolated\nimport beside\n"
+    written(tmp_path / "here", code)
+    run = f"import sys; sys.path.insert(0, {str(tmp_path / 'root')!r})\n"
+    run += "from gravity_conformance.__main__ import main; main()"
+    words = ["conform", "odd.py:right", "--quick", "--only", "update"]
+    path = os.pathsep.join(str(tmp_path / name) for name in ("other", "root"))
+    done = subprocess.run(
+        [sys.executable, flag, "-c", run, *words],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=tmp_path / "here",
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
 
 
 # The report

@@ -163,6 +163,33 @@ def test_the_implementation_ends_without_a_guard_too(tmp_path, monkeypatch):
     process.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="needs waitid")
+def test_a_session_ends_before_its_number_is_free(tmp_path, monkeypatch):
+    """Once its first process is reaped, another one can get the number."""
+    noted, killed = tmp_path / "noted", []
+
+    def killpg(process, number, kill=os.killpg):
+        try:
+            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            killed.append("taken")
+        except ChildProcessError:
+            killed.append("free")
+        kill(process, number)
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    code = f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep({HANG})'])\n"
+    code += f"with open({str(noted)!r}, 'w') as file: file.write(str(child.pid))\nos._exit(3)"
+    job = {"spec": written(tmp_path, code), "kind": None, "kw": {}}
+    process = _process.Process("gravity_conformance.conform.worker", job, HANG)
+    with process, pytest.raises(_process.EndedError, match="its process ended with status 3"):
+        process.event()
+    assert killed == ["taken"]
+    child, deadline = int(noted.read_text()), time.monotonic() + HANG
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(child)
+
+
 WRONG = "def step(w, v, g, t, lr, beta):\n    return right(w, v, g, t - 1, lr, beta)\n"
 
 

@@ -153,8 +153,9 @@ def test_only_the_backend_of_keras_json_counts_and_only_without_tensorflow(
     assert os.environ["KERAS_BACKEND"] == "torch"
 
 
-def test_a_checkout_that_is_not_installed_still_runs(tmp_path):
-    """`python -m` finds it in the current folder."""
+@pytest.mark.parametrize("other", [False, True])
+def test_a_checkout_that_is_not_installed_still_runs(other, tmp_path):
+    """`python -m` finds it in the current folder, also where another version is installed."""
     import array_api_compat
     import numpy as np
 
@@ -164,7 +165,11 @@ def test_a_checkout_that_is_not_installed_still_runs(tmp_path):
     code = tmp_path / "code"
     code.mkdir()
     written(code, "")
-    packages = {str(Path(module.__file__).parents[1]) for module in (np, array_api_compat)}
+    packages = [str(Path(module.__file__).parents[1]) for module in (np, array_api_compat)]
+    if other:
+        (tmp_path / "installed").mkdir()
+        (tmp_path / "installed" / "gravity_core.py").write_text("raise SystemError('it is older')")
+        packages.insert(0, str(tmp_path / "installed"))
     command = [sys.executable, "-S", "-m", "gravity_conformance.conform", "code/none.py:right"]
     done = subprocess.run(
         command,
