@@ -294,13 +294,14 @@ def _like(target: str, path: str) -> None:
     Only root may give files away, and others may give them to their own groups. If the group stays
     another one, it may do with the file what everybody may.
     """
-    found, everybody = os.stat(target), os.stat(target).st_mode & stat.S_IRWXO
+    found = os.stat(target)
     for owner in (found.st_uid, -1) if hasattr(os, "chown") else ():
         with contextlib.suppress(OSError):
             os.chown(path, owner, found.st_gid)
             break
     shutil.copystat(target, path)
     if os.stat(path).st_gid != found.st_gid:
+        everybody = found.st_mode & stat.S_IRWXO
         os.chmod(path, stat.S_IMODE(found.st_mode) & ~stat.S_IRWXG | everybody << 3)
 
 

@@ -67,7 +67,7 @@ def checked_step(t: Any) -> Any:
     if isinstance(t, np.ndarray):
         if not ((t >= 0) & (t < math.inf) & (np.trunc(t) == t)).all():
             raise ValueError(f"t must be an integer >= 0, got {t!r}")
-        return t.astype(np.float64) if t.dtype.kind in "iu" else t  # t + 2 would wrap around
+        return t.astype(np.float64) if t.dtype.kind in "iu" else t  # whatever dtype β has
     if not isinstance(t, Real):
         return t
     if isinstance(t, Integral):

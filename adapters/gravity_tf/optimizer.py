@@ -241,16 +241,14 @@ class Gravity(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras has no
                 for index, variable in enumerate(variables)
             ]
             super().build(variables)
-            self._velocities: list[Any] = []
+            velocities: list[Any] = []
             for index, variable in enumerate(variables):
-                v, drawn[index] = drawn[index], None  # no longer needed in the next turn
-                self._velocities.append(
-                    v
-                    if v is None
-                    else self.add_variable_from_reference(
-                        variable, name="velocity", initializer=_constant(v, stored_dtype(variable))
-                    )
-                )
+                v, drawn[index] = drawn[index], None  # its memory is free in the next turn
+                if v is not None:
+                    numbers = _constant(v, stored_dtype(variable))
+                    v = self.add_variable_from_reference(variable, "velocity", numbers)
+                velocities.append(v)
+            self._velocities = velocities
             # A function, because the checkpoints of TensorFlow follow lists of variables.
             own = list(variables)
             self._weights: Callable[[], list[Any]] = lambda: own

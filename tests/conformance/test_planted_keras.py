@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.worker import outcomes, written
+from tests.support.worker import beside_a_subclass, outcomes, written
 
 pytestmark = pytest.mark.slow
 
@@ -181,10 +181,8 @@ KERAS = {
 def test_a_mistake_at_another_entrance_of_keras_differs(name, tmp_path):
     pytest.importorskip("tensorflow", reason="optimizers of Keras")
     code, check = KERAS[name]
-    spec = written(tmp_path, "tensorflow as tf", f"{RIGHT}\nclass Wrong(Around):\n{code}", "keras")
-    path = spec.rpartition(":")[0]
     level = "default" if check in ("transformed", "default-dtype") else "quick"
-    found = outcomes(path, check, "Wrong", "Around", level=level)
+    found = beside_a_subclass(tmp_path, RIGHT, code, check, level)
     assert found == {"Wrong": "differs", "Around": "pass"}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.worker import findings, module, outcomes, written
+from tests.support.worker import beside_a_subclass, findings, module, outcomes, written
 
 pytestmark = pytest.mark.slow
 
@@ -221,10 +221,8 @@ KERAS = {
 def test_a_mistake_in_another_use_of_keras_differs(name, tmp_path):
     pytest.importorskip("tensorflow", reason="optimizers of Keras")
     code, check = KERAS[name]
-    spec = written(tmp_path, "tensorflow as tf", f"{RIGHT}\nclass Wrong(Around):\n{code}", "keras")
     level = "default" if check in ("rows", "compiled", "float64") else "quick"
-    path = spec.rpartition(":")[0]
-    found = outcomes(path, check, "Wrong", "Around", level=level)
+    found = beside_a_subclass(tmp_path, RIGHT, code, check, level)
     assert found == {"Wrong": "differs", "Around": "pass"}
 
 

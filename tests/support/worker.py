@@ -61,3 +61,9 @@ def written(tmp_path, imported, code, kind=None):
     head = f"from tests.support import planted\nimport {imported}\n\n"
     body = f"class Around(planted.{kind or imported}_right):\n{code}\n"
     return f"{module(tmp_path, head + body)}:Around"
+
+
+def beside_a_subclass(tmp_path, right, code, check, level):
+    """Return the outcomes of a Keras optimizer, Around, and of a subclass of it, Wrong."""
+    spec = written(tmp_path, "tensorflow as tf", f"{right}\nclass Wrong(Around):\n{code}", "keras")
+    return outcomes(spec.rpartition(":")[0], check, "Wrong", "Around", level=level)
