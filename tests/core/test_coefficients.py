@@ -237,7 +237,11 @@ def test_a_subclass_of_an_array_is_no_beta():
         coefficients(1, np.ones(2).view(np.recarray))
 
 
-@pytest.mark.parametrize("t", [np.asarray([3], np.int8), np.asarray(3, np.uint16)], ids=repr)
-def test_an_array_of_integers_gives_float64_whatever_beta_is(t):
-    for coefficient in coefficients(t, np.asarray(0.5, np.float16)):
+@pytest.mark.parametrize("t", [np.asarray([101], np.int8), np.asarray(101, np.uint8)], ids=repr)
+def test_an_array_of_integers_computes_in_float64_whatever_beta_is(t):
+    beta = np.asarray(0.9, np.float16)
+    for coefficient, want in zip(
+        coefficients(t, beta), coefficients(101, float(beta)), strict=True
+    ):
         assert (coefficient.dtype, coefficient.shape) == (np.float64, t.shape)
+        assert float(coefficient.reshape(())) == pytest.approx(want, rel=NEW, abs=0)
