@@ -126,10 +126,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/$(BIN)/$(INSTALL) --editable '.[dev]'
 	@touch $@
 
+# Other pins, made without the clients, may not fit them.
 $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	@$(REFUSE)
 	@$(PYTHON) -m venv --clear $(CLIENTS)
-	$(CLIENTS)/$(BIN)/$(INSTALL) --editable '.[dev-clients]'
+	grep -E '^(jax|jaxlib|keras|numba|numpy|tensorflow|torch)==' constraints.txt > $(CLIENTS)/frameworks.txt
+	$(CLIENTS)/$(BIN)/python -m pip install --quiet --constraint $(CLIENTS)/frameworks.txt $(PIP_FLAGS) \
+		--editable '.[dev-clients]'
 	@touch $@
 
 .venv-triton/.installed: constraints.txt | $(VENV)/.installed

@@ -90,7 +90,8 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
     moving = [i for i, v in enumerate(leaves) if i > 0 and moves(v)]  # leaves[0] is the count
     expected = [(leaves[i].shape, jnp.dtype(leaves[i].dtype).name) for i in moving]
     state.check(expected, largest_t=int(jnp.iinfo(jnp.int32).max))
-    leaves[0] = count = jnp.asarray(state.count, jnp.int32)
+    count = np.asarray(state.count, np.int32)
+    leaves[0] = _like(leaves[0], count)
     for i, v in zip(moving, state.velocities, strict=True):
         leaves[i] = _like(leaves[i], v)
     own = jax.tree.unflatten(structure, leaves)
@@ -99,7 +100,8 @@ def import_state(opt_state: optax.OptState, state: State) -> Any:
         if isinstance(node, ScaleByGravityState):
             return own
         if _counts_a_schedule(node):
-            node = node._replace(count=jax.tree.map(lambda _: count, node.count))
+            # A buffer for each: a step that is given the memory of its state cannot get one twice.
+            node = node._replace(count=jax.tree.map(lambda old: _like(old, count), node.count))
         children, one_level = jax.tree.flatten(node, is_leaf=lambda x: x is not node)
         if len(children) == 1 and children[0] is node:  # an array
             return node

@@ -57,6 +57,15 @@ def test_import_keeps_the_wrapper_of_every_leaf(make):
     assert_same(step(params, unbox(moved), tree(3)), step(params, state, tree(3)))
 
 
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_an_imported_state_can_be_donated(make):
+    optimizer, params = make(), tree(0)
+    exported = export_state(run(optimizer, params, optimizer.init(params), (1, 2))[1])
+    kept, given = (import_state(optimizer.init(params), exported) for _ in range(2))
+    expected = jax.jit(optimizer.update)(tree(3), kept, params)
+    assert_same(jax.jit(optimizer.update, donate_argnums=1)(tree(3), given, params), expected)
+
+
 def test_an_ensemble_is_exported_member_by_member():
     params = jax.tree.map(lambda x: jnp.stack([x, x]), tree(0))
     state = jax.vmap(lambda seed, p: gravity(seed=seed).init(p))(jnp.arange(2), params)
