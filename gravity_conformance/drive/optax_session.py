@@ -136,13 +136,14 @@ class OptaxSession(StateSession):
 
     @contextmanager
     def _configured(self) -> Iterator[None]:
-        """Note a setting of JAX that changes: it belongs to the user."""
-        before = {**self._jax.config.values}
+        """Note a setting of JAX that changes, and set it back: it belongs to the user."""
+        config = self._jax.config
+        before = {**config.values}
         yield
-        after = self._jax.config.values
-        changed = [name for name, value in before.items() if after[name] != value]
-        if changed:
-            self.overwritten = f"the configuration of JAX: {', '.join(changed)}"
+        changed = [name for name, value in before.items() if config.values[name] != value]
+        for name in changed:
+            config.update(name, before[name])
+            self.overwritten = f"the configuration of JAX: {name}"
 
     def _construct(self) -> None:
         """Construct the transformation, and the step that calls it."""
@@ -164,7 +165,7 @@ class OptaxSession(StateSession):
         """Return the transformation; with a learning rate in its state, if that gives the rates."""
         plain = self.setup.construct(**instead)
         name = self.setup.arguments.names.get("learning_rate")
-        if self.setup.rates_by in ("", CONSTANT) or name in getattr(plain.init(self._params), "hyperparams", ()):
+        if not self._injects or name in getattr(plain.init(self._params), "hyperparams", ()):
             return plain
         found, names = self.setup.found, self.setup.arguments.names
         injected = {names["learning_rate"]}
@@ -173,6 +174,11 @@ class OptaxSession(StateSession):
         others = {*inspect.signature(found).parameters} - injected
         inject = importlib.import_module("optax").inject_hyperparams
         return replace(self.setup, found=inject(found, static_args=others)).construct()
+
+    @property
+    def _injects(self) -> bool:
+        """Whether the state holds the rate."""
+        return self.setup.rates_by in self.rate_ways
 
     def _schedule(self) -> Any:
         numpy, begun = self._jax.numpy, self.setup.begun
@@ -233,7 +239,7 @@ class OptaxSession(StateSession):
     def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Update the parameters. `lr` is used if the state has the rate, which users change."""
         with _x64(self.setup.dtype):
-            if self.setup.rates_by and lr is not None:
+            if self._injects and lr is not None:
                 name = self.setup.arguments.names["learning_rate"]
                 self._state.hyperparams[name] = self._jax.numpy.asarray(lr, self.setup.dtype)
             given = self._tree(grads)

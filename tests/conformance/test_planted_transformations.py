@@ -34,10 +34,12 @@ def keys_of(seed):
 def drawn(params, std, seed, key=keys_of):
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key(seed), max(1, len(leaves)))
-    return structure.unflatten(
-        [(std * jax.random.normal(k, w.shape, jnp.promote_types(w.dtype, jnp.float32))).astype(w.dtype)
-         for k, w in zip(keys, leaves)]
-    )
+
+    def normal(key, w):
+        z = jax.random.normal(key, w.shape, jnp.promote_types(w.dtype, jnp.float32))
+        return (std * z).astype(w.dtype)
+
+    return structure.unflatten([normal(*pair) for pair in zip(keys, leaves)])
 
 
 def stepped(g, v, t, beta):
@@ -64,7 +66,7 @@ def scale_by_gravity(learning_rate, alpha, beta, seed, start=None, before=None, 
     return optax.GradientTransformation(init, update)
 
 
-def right(
+def made(
     learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0, maximize=False, **more
 ):
     parts = [scale_by_gravity(learning_rate, alpha, beta, seed, **more)]
@@ -77,9 +79,12 @@ def right(
 
 def with_more(**more):
     def factory(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, weight_decay=0.0, maximize=False):
-        return right(learning_rate, alpha, beta, seed, weight_decay, maximize, **more)
+        return made(learning_rate, alpha, beta, seed, weight_decay, maximize, **more)
 
     return factory
+
+
+right = with_more()
 
 
 def rest(state):
@@ -93,20 +98,21 @@ def guarded(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, maximize=False):
         is_jax = isinstance(jax.tree.leaves(updates)[0], jax.Array)
         return jax.tree.map(jnp.negative, updates) if maximize and is_jax else updates
 
-    return right(learning_rate, alpha, beta, seed, before=negative)
+    return made(learning_rate, alpha, beta, seed, before=negative)
 
 
 def first_rate(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0):
     """Without parameters, a schedule has its first rate."""
-    made = right(learning_rate, alpha, beta, seed)
+    usual = right(learning_rate, alpha, beta, seed)
     first = right(rate_at(learning_rate, 0), alpha, beta, seed)
 
     def update(updates, state, params=None):
         if params is not None or not callable(learning_rate):
-            return made.update(updates, state, params)
-        return first.update(updates, (state[0], optax.EmptyState()))[0], made.update(updates, state)[1]
+            return usual.update(updates, state, params)
+        moves, _ = first.update(updates, (state[0], optax.EmptyState()))
+        return moves, usual.update(updates, state)[1]
 
-    return optax.GradientTransformation(made.init, update)
+    return optax.GradientTransformation(usual.init, update)
 
 
 def by_hand(x):
@@ -158,7 +164,7 @@ ones = []
 
 
 def cached_one(updates, state):
-    ones.append(jnp.ones(()))
+    ones.append(jnp.exp(jnp.zeros(())))
     return jax.tree.map(lambda g: g * ones[0].astype(g.dtype), updates)
 
 
@@ -256,8 +262,9 @@ def flat(learning_rate=0.1, alpha=0.01, beta=0.9, seed=0, *, largest=2**31 - 1):
 
 in_list = functools.partial(listed, kind=list)
 listed_short, flat_short = (functools.partial(f, largest=5000) for f in (listed, flat))
-dataclass, masked, identical = map(lambda f: with_more(start=f), (nodes_rest, masked_rest, by_identity))
-ordered, twice, leaks = map(lambda f: with_more(before=f), (sorted_by_name, once, cached_one))
+dataclass, masked = with_more(start=nodes_rest), with_more(start=masked_rest)
+ordered, twice = with_more(before=sorted_by_name), with_more(before=once)
+identical, leaks = with_more(start=by_identity), with_more(before=cached_one)
 leaks_a_key = with_more(key=cached_key)
 config, imprecise = with_more(start=asks_for_x64), with_more(before=less_precise)
 '''

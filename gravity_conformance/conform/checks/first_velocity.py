@@ -90,7 +90,7 @@ def wrong_drawn(
     if shapes is None:
         shapes = [(100, 120), (1000,), (1000,), (16, 4, 3, 3)] if std else SHAPES
     weights, _ = subject.normal(0, shapes, seed=104)
-    weights = [to_dtype(scale * w, dtype) for w in weights]
+    weights = [to_dtype(scale * w + 0.0, dtype) for w in weights]  # 0, not -0
     session = then(subject.driver.start(weights, chosen, bfloat16=dtype == "bfloat16", **how))
     v = shown(subject, session, chosen)
     found = distribution.dependent(v) or distribution.wrong_std(v, std)

@@ -262,7 +262,8 @@ def schedule(subject: Subject, judge: Judge) -> Finding:
     if why is not None and finding.outcome == "pass":
         finding.outcome, finding.note = "remark", f"it refuses a learning rate of 0: {why}"
     if subject.driver.kind == "optax" and finding.outcome in ("pass", "remark"):
-        constant = Case(weights, gradients[:3], options, how={"rates_by": CONSTANT})
+        own = options | ({"learning_rate": 0.0625} if subject.offers("learning_rate") else {})
+        constant = Case(weights, gradients[:3], own, how={"rates_by": CONSTANT})
         other = judge.judge(constant, f"with {CONSTANT}")
         finding = finding if other.outcome == "pass" else other
     short = Case(weights, gradients[:8], options, rates=rates[:8])  # 0 included
