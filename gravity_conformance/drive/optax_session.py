@@ -16,7 +16,9 @@ import numpy as np
 from gravity_conformance.drive.session import Arrays, Setup, StateSession, the_velocity
 from gravity_conformance.protocol import Mode, Task, Training
 
+TIED = "a dataclass of an OrderedDict and optax.MaskedNode, where one array has several places"
 # What gives the rates of the steps, other than a schedule.
+CONSTANT = "optax.constant_schedule"  # it returns a Python number
 _INJECTED = "optax.inject_hyperparams"
 _ALL_INJECTED = "optax.inject_hyperparams of all options"
 # Layers as people nest them, with equal names of leaves.
@@ -52,6 +54,20 @@ def _named(length: int) -> Any:
     return collections.namedtuple("Params", [f"w{i}" for i in range(length)])
 
 
+@functools.cache
+def _layer() -> Any:
+    """Return one class of layers that is no container of Python's, as Equinox and Flax have."""
+    jax = importlib.import_module("jax")
+
+    class Layer:
+        def __init__(self, trained: Any, masked: Any) -> None:
+            self.trained, self.masked = trained, masked
+
+    names = ["trained", "masked"]
+    jax.tree_util.register_dataclass(Layer, data_fields=names, meta_fields=[])
+    return Layer
+
+
 _SCAN, _VMAP, _JIT = "in lax.scan", "in lax.scan under vmap", "in one jax.jit"
 
 
@@ -63,7 +79,7 @@ class OptaxSession(StateSession):
     steps_at_given_rate: ClassVar[bool] = False
     ways: ClassVar[tuple[str, ...]] = ("reloaded", "restored", "rolled_back")
     rate_ways: ClassVar[tuple[str, ...]] = (_INJECTED, _ALL_INJECTED)
-    trees: ClassVar[tuple[str, ...]] = ("one array", "a list", "a NamedTuple with None")
+    trees: ClassVar[tuple[str, ...]] = ("one array", "a list", "a NamedTuple with None", TIED)
     frameworks: ClassVar[tuple[str, ...]] = ("jax", "optax")
 
     @staticmethod
@@ -112,17 +128,31 @@ class OptaxSession(StateSession):
     def __init__(self, setup: Setup, weights: Sequence[np.ndarray]) -> None:
         """Construct the transformation, and its state for a tree of parameters."""
         self.setup, self._jax = setup, importlib.import_module("jax")
-        with _x64(setup.dtype):
+        with _x64(setup.dtype), self._configured():
             self._params = self._tree(weights)
             self._construct()
             init = self.optimizer.init
             self._state = (self._jax.jit(init) if setup.jitted_init else init)(self._params)
+
+    @contextmanager
+    def _configured(self) -> Iterator[None]:
+        """Note a setting of JAX that changes, and set it back: it belongs to the user."""
+        config = self._jax.config
+        before = {**config.values}
+        yield
+        changed = [name for name, value in before.items() if config.values[name] != value]
+        for name in changed:
+            config.update(name, before[name])
+            self.overwritten = f"the configuration of JAX: {name}"
 
     def _construct(self) -> None:
         """Construct the transformation, and the step that calls it."""
         setup, instead = self.setup, {}
         if setup.schedule is not None and not setup.rates_by:
             instead = {"learning_rate": self._schedule()}
+        elif setup.rates_by == CONSTANT:
+            schedule = importlib.import_module("optax").constant_schedule
+            instead = {"learning_rate": schedule(setup.rate)}
         elif setup.array_rate:
             instead = {"learning_rate": self._jax.numpy.asarray(setup.rate, setup.dtype)}
         self.optimizer = setup.shared or self._constructed(instead)
@@ -135,7 +165,7 @@ class OptaxSession(StateSession):
         """Return the transformation; with a learning rate in its state, if that gives the rates."""
         plain = self.setup.construct(**instead)
         name = self.setup.arguments.names.get("learning_rate")
-        if not self.setup.rates_by or name in getattr(plain.init(self._params), "hyperparams", ()):
+        if not self._injects or name in getattr(plain.init(self._params), "hyperparams", ()):
             return plain
         found, names = self.setup.found, self.setup.arguments.names
         injected = {names["learning_rate"]}
@@ -144,6 +174,11 @@ class OptaxSession(StateSession):
         others = {*inspect.signature(found).parameters} - injected
         inject = importlib.import_module("optax").inject_hyperparams
         return replace(self.setup, found=inject(found, static_args=others)).construct()
+
+    @property
+    def _injects(self) -> bool:
+        """Whether the state holds the rate."""
+        return self.setup.rates_by in self.rate_ways
 
     def _schedule(self) -> Any:
         numpy, begun = self._jax.numpy, self.setup.begun
@@ -179,6 +214,13 @@ class OptaxSession(StateSession):
             return leaf
         if self.setup.tree == "a list":
             return leaves
+        if self.setup.tree == TIED:
+            known: dict[tuple[bytes, str], Any] = {}
+            named = collections.OrderedDict[str, Any]()
+            for i, x in enumerate(leaves):  # a dict that JAX would sort in another order
+                key = np.asarray(x).tobytes(), f"{x.dtype}{x.shape}"
+                named[f"w{len(leaves) - i:06}"] = known.setdefault(key, x)
+            return _layer()(named, importlib.import_module("optax").MaskedNode())
         return _named(1 + len(leaves))(None, *leaves)  # None is no leaf
 
     def _arrays(self, tree: Any) -> Arrays:
@@ -197,13 +239,14 @@ class OptaxSession(StateSession):
     def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Update the parameters. `lr` is used if the state has the rate, which users change."""
         with _x64(self.setup.dtype):
-            if self.setup.rates_by and lr is not None:
+            if self._injects and lr is not None:
                 name = self.setup.arguments.names["learning_rate"]
                 self._state.hyperparams[name] = self._jax.numpy.asarray(lr, self.setup.dtype)
             given = self._tree(grads)
             owned = {"its old state": self._state, "the parameters": self._params}
             before = {name: self._contents(tree) for name, tree in owned.items()}
-            after = self._step(given, self._state, self._params)
+            with self._configured():
+                after = self._step(given, self._state, self._params)
             # A callback may run later, and asks whether JAX supports float64.
             self._params, self._state = self._jax.block_until_ready(after)
             for name, tree in owned.items():
@@ -310,7 +353,7 @@ class OptaxSession(StateSession):
     def _nodes(self) -> tuple[list[tuple[str, str, Any]], Any]:
         """Return path, name and value of every leaf of the state, and the structure of the tree.
 
-        A subtree with the structure and the shapes of the parameters counts as one leaf.
+        What may be V, such as a subtree with the structure of the parameters, counts as one leaf.
         """
         nodes, structure = self._jax.tree_util.tree_flatten_with_path(
             self._state, is_leaf=self._like_params
@@ -322,10 +365,32 @@ class OptaxSession(StateSession):
         ], structure
 
     def _like_params(self, node: Any) -> bool:
-        structure = self._jax.tree.structure
-        return bool(structure(node) == structure(self._params)) and [
-            np.shape(x) for x in self._jax.tree.leaves(node)
-        ] == [w.shape for w in self._jax.tree.leaves(self._params)]
+        """Tell whether a node may be V: a tree like the parameters, their list, or one vector.
+
+        A 0-d array in another structure is more often a count.
+        """
+        leaves, structure = self._jax.tree.flatten(node)
+        params, own = self._jax.tree.flatten(self._params)
+        shapes = [w.shape for w in params]
+        if [np.shape(x) for x in leaves] == shapes:
+            is_listed = isinstance(node, (list, tuple)) and shapes != [()]
+            return bool(structure == own) or is_listed
+        return self._is_vector(node)
+
+    def _is_vector(self, node: Any) -> bool:
+        """Tell whether a node has the elements of several parameters in one row."""
+        params = self._jax.tree.leaves(self._params)
+        length = sum(w.size for w in params)
+        return len(params) > 1 and getattr(node, "shape", None) == (length,)
+
+    def _parts(self, node: Any) -> list[Any]:
+        """Return the parts of V, one for each parameter."""
+        if not self._is_vector(node):
+            return list(self._jax.tree.leaves(node))
+        params = self._jax.tree.leaves(self._params)
+        ends = np.cumsum([w.size for w in params])[:-1]
+        parts = np.split(np.asarray(node), ends)
+        return [x.reshape(w.shape) for x, w in zip(parts, params, strict=True)]
 
     def _velocity_path(self) -> str | None:
         return the_velocity({n: path for path, n, x in self._nodes()[0] if self._like_params(x)})
@@ -334,7 +399,7 @@ class OptaxSession(StateSession):
         """Return V: the subtree of the state that has the structure of the parameters."""
         chosen = self._velocity_path()
         nodes = {path: node for path, _, node in self._nodes()[0]}
-        return None if chosen is None else self._arrays(nodes[chosen])
+        return None if chosen is None else self._arrays(self._parts(nodes[chosen]))
 
     def numbers(self) -> dict[Hashable, float]:
         """Return the 0-d numeric leaves of the state, by path."""
@@ -356,7 +421,10 @@ class OptaxSession(StateSession):
         asarray, leaves = self._jax.numpy.asarray, []
         with _x64(self.setup.dtype):
             for path, _, x in nodes:
-                if path == chosen:
+                if path == chosen and self._is_vector(x):
+                    row = np.concatenate([v.reshape(-1) for v in velocity])
+                    leaves.append(asarray(row, x.dtype))
+                elif path == chosen:
                     olds, parts = self._jax.tree.flatten(x)
                     pairs = zip(velocity, olds, strict=True)
                     leaves.append(parts.unflatten([asarray(v, old.dtype) for v, old in pairs]))

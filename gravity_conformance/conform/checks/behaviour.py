@@ -138,7 +138,9 @@ def _changed_in_state(subject: Subject, judge: Judge) -> Finding:
     """Judge β and weight decay that the user changes where `optax.inject_hyperparams` has them."""
     way = subject.driver.session.rate_ways[-1]  # of all options
     how: dict[str, Any] = {"rates_by": way}
-    start = subject.options(beta=0.875)
+    # A factory may leave out a decay of 0, so that its state has no place for another one.
+    decay = {n: 0.25 for n in subject.accepted if n == "weight_decay"}
+    start = subject.options(beta=0.875, **decay)
     try:
         session: Any = subject.driver.start([np.ones(5, np.float32)], start, **how)
         held, names = session.state.hyperparams, subject.driver.arguments.names
@@ -154,6 +156,10 @@ def _changed_in_state(subject: Subject, judge: Judge) -> Finding:
     case = Case(weights, gradients, start, reload_after=3, later=later, how=how)
     note = f"it changes {', '.join(later)} in the state"
     finding = judge.judge(case, note)
+    if finding.outcome == "pass" and "weight_decay" in later:
+        with contextlib.suppress(*ANYTHING):
+            from_0 = replace(case, options=start | {"weight_decay": 0.0})
+            finding = judge.judge(from_0, f"{note}, from a decay of 0")
     finding.note = finding.note or note
     return finding
 
@@ -304,7 +310,7 @@ def gradient(subject: Subject, judge: Judge) -> Finding:
             host = Case(weights, gradients, options, how={"host": True})
             with contextlib.suppress(*ANYTHING):  # it may need arrays of its framework
                 found = judge.judge(host, "with gradients of NumPy")
-                if subject.driver.kind == "keras" and found.outcome != "pass":
+                if found.outcome != "pass":
                     return judge.touched or found
     return judge.touched or Finding("pass")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import ANYTHING
+from gravity_conformance._guard import ANYTHING, one_line
 from gravity_conformance.conform.checks.findings import Finding, Judge
 from gravity_conformance.conform.checks.inputs import SHAPES, to_dtype
 from gravity_conformance.conform.checks.subject import Subject
@@ -90,7 +90,7 @@ def wrong_drawn(
     if shapes is None:
         shapes = [(100, 120), (1000,), (1000,), (16, 4, 3, 3)] if std else SHAPES
     weights, _ = subject.normal(0, shapes, seed=104)
-    weights = [to_dtype(scale * w, dtype) for w in weights]
+    weights = [to_dtype(scale * w + 0.0, dtype) for w in weights]  # 0, not -0
     session = then(subject.driver.start(weights, chosen, bfloat16=dtype == "bfloat16", **how))
     v = shown(subject, session, chosen)
     found = distribution.dependent(v) or distribution.wrong_std(v, std)
@@ -172,6 +172,8 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
         traced = subject.driver.start(zeros, options, mode="function", unbuilt=True)
         if (found := wrong(traced)) is not None:
             return f"where a step inside tf.function builds: {found}"
+    if (found := _after_a_compiled_init(subject, options)) is not None:
+        return found
     for where, given in _situations(subject, options):
         with contextlib.suppress(*ANYTHING):
             if (found := wrong_drawn(subject, **given)) is not None:
@@ -261,6 +263,25 @@ def _situations(subject: Subject, options: Mapping[str, Any]) -> Iterator[tuple[
         yield "where requires_grad was set after construction", {"frozen": True}
         yield "of sparse gradients", {"rows": True}
         yield "of a copy before the first step", {"then": lambda session: session.copied()}
+
+
+def _after_a_compiled_init(subject: Subject, options: Mapping[str, Any]) -> str | None:
+    """Describe what an `init` that is compiled first leaves to the next one, such as a tracer."""
+    if subject.driver.kind != "optax":
+        return None
+    free = {*subject.driver.arguments.names} - {*subject.driver.arguments.fixed}
+    wanted = {"alpha": 0.03, "learning_rate": 0.0625, "beta": 0.4375, "seed": 4321}
+    own = {**options} | {name: x for name, x in wanted.items() if name in free}
+    zeros, how = [np.zeros(77, np.float32)], {"jitted_init": True}
+    try:
+        subject.driver.start(zeros, own, **how)
+    except ANYTHING:
+        return None
+    try:
+        subject.driver.start(zeros, own)
+    except ANYTHING as error:
+        return f"after a compiled init with the same options: {one_line(error)}"
+    return None
 
 
 def _two_steps(session: Session) -> Session:

@@ -14,6 +14,7 @@ from gravity_conformance.conform.checks.inputs import LEVELS, SHAPES, patterned,
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.perform import certain, inferred, seen
 from gravity_conformance.conform.judge.trial import Case, Run, Trial, WrongResultError
+from gravity_conformance.drive.optax_session import CONSTANT
 from gravity_conformance.drive.session import Arrays
 from gravity_core import hyperparameters as hp
 
@@ -158,6 +159,10 @@ def _close(subject: Subject, judge: Judge, case: Case) -> Iterator[Finding]:
         for beta in (0.9375, 0.9375 + 2.0**-30):
             options = {**case.options, "beta": subject.options(beta=beta)["beta"]}
             yield judge.judge(replace(case, options=options), "β that nearly agree")
+    if "weight_decay" in subject.accepted:
+        for decay in (0.125, 0.125 + 2.0**-26):  # float32 has both
+            options = {**case.options, "weight_decay": decay}
+            yield judge.judge(replace(case, options=options), "weight decays that nearly agree")
 
 
 def _by_numpy(judge: Judge, case: Case) -> Iterator[Finding]:
@@ -256,6 +261,11 @@ def schedule(subject: Subject, judge: Judge) -> Finding:
     finding = judge.judge(Case(weights, gradients, options, rates=rates))
     if why is not None and finding.outcome == "pass":
         finding.outcome, finding.note = "remark", f"it refuses a learning rate of 0: {why}"
+    if subject.driver.kind == "optax" and finding.outcome in ("pass", "remark"):
+        own = options | ({"learning_rate": 0.0625} if subject.offers("learning_rate") else {})
+        constant = Case(weights, gradients[:3], own, how={"rates_by": CONSTANT})
+        other = judge.judge(constant, f"with {CONSTANT}")
+        finding = finding if other.outcome == "pass" else other
     short = Case(weights, gradients[:8], options, rates=rates[:8])  # 0 included
     return _by_other_ways(judge, short, finding)
 

@@ -9,6 +9,7 @@ from gravity_conformance.conform.checks.findings import Finding, Judge, first_wr
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, patterned
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge.trial import Case, WrongResultError
+from gravity_conformance.drive.optax_session import TIED
 
 # Tensors of layers as Keras, Flax and torch make them: some have parts, which are no tensors.
 _LAYERS: dict[str, tuple[int, ...]] = {
@@ -42,7 +43,7 @@ def layers(subject: Subject, judge: Judge) -> Finding:
 
 
 def trees(subject: Subject, judge: Judge) -> Finding:
-    """Parameters that are one array, a list, or a NamedTuple with None; none given to update."""
+    """Parameters of other structures, and none given to update, also with a schedule."""
     if subject.driver.kind != "optax":
         return Finding("not applicable", "only in JAX")
     return first_wrong(_trees(subject, judge))
@@ -52,15 +53,16 @@ def _trees(subject: Subject, judge: Judge) -> Iterator[Finding]:
     weights, gradients = subject.normal(4, seed=78)
     case = Case(weights, gradients, subject.decaying)
     maximized = subject.options(**{n: x for n, x in subject.accepted.items() if n == "maximize"})
+    alone = replace(case, options=maximized, how={"alone": True})
     # Weight decay needs parameters, and a transformation may need arrays of JAX.
-    for way, options, note in (
-        ("alone", case.options, "update without parameters"),
-        ("alone", maximized, "update without parameters"),
-        ("host", case.options, "arrays of NumPy"),
+    for other, note in (
+        (replace(case, how={"alone": True}), "update without parameters"),
+        (replace(alone, rates=subject.halved(4)), "update without parameters"),
+        (replace(case, how={"host": True}), "arrays of NumPy"),
     ):
         finding = Finding("pass")
         try:
-            finding = judge.judge(replace(case, options=options, how={way: True}), note)
+            finding = judge.judge(other, note)
         except WrongResultError:
             raise
         except ANYTHING:
@@ -72,5 +74,7 @@ def _trees(subject: Subject, judge: Judge) -> Iterator[Finding]:
     for tree in subject.driver.session.trees:
         shapes = SHAPES[:1] if tree == "one array" else SHAPES
         weights, gradients = subject.normal(4, shapes, SCALES[: len(shapes)], seed=77)
+        for arrays in (weights, *gradients) if tree == TIED else ():
+            arrays.append(arrays[0])
         case = Case(weights, gradients, subject.decaying, how={"tree": tree})
         yield judge.judge(case, f"the parameters are {tree}")

@@ -81,6 +81,22 @@ class Subject:
             return False
         return True
 
+    def begins_compiled(self) -> bool:
+        """Compile `init` and a step of JAX before all else, as users do; tell whether that works.
+
+        A cache that compiled code fills has tracers, which raise an error wherever they are used.
+        """
+        if self.driver.kind != "optax":
+            return False
+        options = {"learning_rate": hp.LEARNING_RATE, "alpha": hp.ALPHA, "beta": hp.BETA}
+        ones = [np.ones(3, np.float32)]
+        try:
+            options |= self.driver.arguments.fixed
+            self.driver.start(ones, options, jitted_init=True, fast=True).step(ones)
+        except ANYTHING:
+            return False
+        return True
+
     def offers(self, name: str) -> bool:
         """Tell whether the implementation has an argument for our hyper-parameter `name`."""
         return name in self.driver.arguments.names
