@@ -16,6 +16,16 @@ import numpy as np
 from gravity_conformance.drive.session import Arrays, Setup, StateSession, the_velocity
 from gravity_conformance.protocol import Mode, Task, Training
 
+# Those of JAX's options that a program is most often tempted to change.
+_OPTIONS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+    "jax_debug_nans",
+    "jax_disable_jit",
+)
 TIED = "a dataclass of an OrderedDict and optax.MaskedNode, where one array has several places"
 # What gives the rates of the steps, other than a schedule.
 CONSTANT = "optax.constant_schedule"  # it returns a Python number
@@ -138,12 +148,14 @@ class OptaxSession(StateSession):
     def _configured(self) -> Iterator[None]:
         """Note a setting of JAX that changes, and set it back: it belongs to the user."""
         config = self._jax.config
-        before = {**config.values}
-        yield
-        changed = [name for name, value in before.items() if config.values[name] != value]
-        for name in changed:
-            config.update(name, before[name])
-            self.overwritten = f"the configuration of JAX: {name}"
+        before = {name: getattr(config, name) for name in _OPTIONS}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if getattr(config, name) != value:
+                    config.update(name, value)
+                    self.overwritten = f"the configuration of JAX: {name}"
 
     def _construct(self) -> None:
         """Construct the transformation, and the step that calls it."""
