@@ -81,8 +81,8 @@ class PlainSession(Session):
             w, v = map(_array, result)
             for name, x in zip("wv", result, strict=True):
                 if _is_array(x) and any(np.may_share_memory(x, y) for y in given):
-                    raise TypeError(
-                        f"it must return new arrays, got {name} in an argument's memory"
+                    self.overwritten = (
+                        f"an argument, or returned its memory: {name} is no new array"
                     )
             returned += [(n, x, _content(x)) for n, x in (("w", w), ("v", v)) if _is_array(x)]
             if self._w[i].dtype.name == "bfloat16" and getattr(w, "dtype", None) == np.float32:

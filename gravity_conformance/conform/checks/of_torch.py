@@ -172,7 +172,7 @@ def _on_path(subject: Subject, judge: Judge, how: dict[str, Any]) -> Iterator[Fi
     weights, gradients = patterned(subject.rng("paths"), 4, shapes)
     case = Case(weights, gradients, subject.options(**subject.accepted), how=how)
     yield judge.judge(case)
-    short = case.only(range(16))
+    short = case.only(range(8))
     yield judge.judge(replace(short, how={**how, "packed": True}), "parameters in one buffer")
     yield judge.judge(replace(continued(subject, 101, "reloaded"), how=how))
     if "float64" in subject.dtypes and subject.takes("float64"):
