@@ -12,6 +12,8 @@ from gravity_conformance.drive.session import LATE, Arrays, Session, Setup, repe
 
 # The returned arrays that must not change later.
 _KEPT = 4  # steps
+_KEPT_SMALL = 64  # steps, if all arrays of a step have no more than
+_SMALL = 2**10  # elements
 _LARGEST = 2**22  # elements of each; of those with more than _WHOLE, a few are compared
 _WHOLE = 2**16
 
@@ -37,7 +39,9 @@ class PlainSession(Session):
         self._before: dict[int, tuple[np.ndarray, bytes]] = {}
         self._reuses = False
         # What the last steps returned: a user may keep it, for an average of W or a way back.
-        self._returned: deque[list[tuple[str, np.ndarray, bytes]]] = deque(maxlen=_KEPT)
+        small = sum(w.size for w in weights) <= _SMALL
+        length = _KEPT_SMALL if small else _KEPT
+        self._returned: deque[list[tuple[str, np.ndarray, bytes]]] = deque(maxlen=length)
 
     def step(self, grads: Sequence[np.ndarray], lr: Any = None) -> Arrays:
         """Call the function for each tensor."""
@@ -75,6 +79,11 @@ class PlainSession(Session):
                 if content != array.tobytes():
                     self.overwritten = name
             w, v = map(_array, result)
+            for name, x in zip("wv", result, strict=True):
+                if _is_array(x) and any(np.may_share_memory(x, y) for y in given):
+                    self.overwritten = (
+                        f"an argument, or returned its memory: {name} is no new array"
+                    )
             returned += [(n, x, _content(x)) for n, x in (("w", w), ("v", v)) if _is_array(x)]
             if self._w[i].dtype.name == "bfloat16" and getattr(w, "dtype", None) == np.float32:
                 w = w.astype(dtype)  # in NumPy, a Python float times bfloat16 is float32

@@ -215,7 +215,10 @@ class TorchSteps(StateSession):
                 autocast("cpu", self._torch.bfloat16, enabled=self.setup.autocast),
                 self._torch.set_grad_enabled(self._made % 3 > 0),
             ):
+                modes = self._modes()
                 self.optimizer.step()
+                if self._modes() != modes:
+                    self.overwritten = "the grad mode or the default dtype of torch"
             if self._scheduler is not None:
                 self._scheduler.step()
             kept = zip(self._params, tensors, strict=True)
@@ -226,6 +229,10 @@ class TorchSteps(StateSession):
         if any(self._numpy(g).tobytes() != x.tobytes() for g, x in others):
             self.overwritten = LATE
         return [x.copy() for _, x in self._before.values()]
+
+    def _modes(self) -> tuple[bool, Any]:
+        """Return what holds for all later code of the user."""
+        return self._torch.is_grad_enabled(), self._torch.get_default_dtype()
 
     def _reuses(self, index: int, gradient: Any) -> bool:
         """Return whether a gradient comes in the memory of the step before: every other one does.
@@ -294,10 +301,11 @@ class TorchSteps(StateSession):
     def _step_with_scaler(self, tensors: Sequence[Any]) -> None:
         """Step by a gradient scaler, after a loss that makes it skip a step.
 
-        Every other time, the gradients are unscaled before, as by users who clip them.
+        Every other time, the gradients are unscaled before, as by users who clip them. The scale
+        grows, as it does in a training.
         """
         self._unscales = not self._unscales
-        scaler = self._torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        scaler = self._torch.amp.GradScaler("cpu", init_scale=2.0 ** (9 + self._made % 8))
         for factor in (math.inf, 1.0):  # the first one halves the scale
             self.optimizer.zero_grad()
             pairs = zip(self._params, tensors, strict=True)

@@ -163,6 +163,98 @@ WRONG = {
         "scaler",
         "with fused=True",
     ),
+    "the first scale of a gradient scaler is kept": (
+        "    _step_supports_amp_scaling = True\n"
+        "    def step(self, closure=None):\n"
+        "        if hasattr(self, 'found_inf') and self.found_inf.item(): return None\n"
+        "        scale = getattr(self, 'grad_scale', None)\n"
+        "        every = [p for group in self.param_groups for p in group['params']]\n"
+        "        if scale is not None:\n"
+        "            self.kept = getattr(self, 'kept', scale.clone())\n"
+        "            for p in every:\n"
+        "                if p.grad is not None: p.grad = p.grad / self.kept\n"
+        "        return super().step(closure)",
+        "scaler",
+        "after step",
+    ),
+    "autograd stays off": (
+        "    def step(self, closure=None):\n"
+        "        loss = super().step(closure)\n"
+        "        torch.set_grad_enabled(False)\n"
+        "        return loss",
+        "gradient",
+        "the grad mode or the default dtype of torch",
+    ),
+    "V₀ is 0 for weights with strides": (
+        "    def one(self, p, *rest):\n"
+        "        if not p.is_contiguous() and p not in self.state: self.state[p].update("
+        "t=0, v=torch.zeros_like(p))\n"
+        "        super().one(p, *rest)",
+        "v0",
+        "of tensors with strides: std 0",
+    ),
+    "V₀ is 0 in one buffer": (
+        "    def one(self, p, *rest):\n"
+        "        is_part = p.untyped_storage().nbytes() > p.numel() * p.element_size()\n"
+        "        if is_part and p.is_contiguous() and p not in self.state: self.state[p].update("
+        "t=0, v=torch.zeros_like(p))\n"
+        "        super().one(p, *rest)",
+        "v0",
+        "of parameters that lie in one buffer: std 0",
+    ),
+    "σ is α / (η + ε)": (
+        "    def add_param_group(self, group):\n"
+        "        super().add_param_group(group)\n"
+        "        own = self.param_groups[-1]\n"
+        "        own['std'] = own['alpha'] / (float(own['lr']) + 1e-8)",
+        "v0",
+        "with learning_rate = 1e-9",
+    ),
+    "foreach takes forty tensors": (
+        "    def one(self, p, owner, place, group):\n"
+        "        if not group['foreach'] or place < 40: super().one(p, owner, place, group)",
+        "paths",
+        "with foreach=True",
+    ),
+    "foreach forgets weight decay in one buffer": (
+        "    def one(self, p, owner, place, group):\n"
+        "        is_part = p.untyped_storage().nbytes() > 4 * p.numel() * p.element_size()\n"
+        "        less = {'weight_decay': 0.0} if is_part and group['foreach'] else {}\n"
+        "        super().one(p, owner, place, group | less)",
+        "paths",
+        "with foreach=True; parameters in one buffer",
+    ),
+    "thirty-two groups have options": (
+        "    def one(self, p, owner, place, group):\n"
+        "        k = [x is group for x in self.param_groups].index(True)\n"
+        "        super().one(p, owner, place, self.param_groups[k % 32])",
+        "groups",
+        "after step 1",
+    ),
+    "a list has two hundred tensors": (
+        "    def one(self, p, owner, place, group):\n"
+        "        if place <= 200: super().one(p, owner, place, group)",
+        "constants",
+        "2 of 203 tensors differ",
+    ),
+    "a gradient is kept until it differs much": (
+        "    def one(self, p, *rest):\n"
+        "        known, given = self.__dict__.setdefault('known', {}), p.grad\n"
+        "        old = known.setdefault(p, given.clone())\n"
+        "        if not torch.allclose(old, given, atol=0.0): known[p] = given.clone()\n"
+        "        p.grad = known[p]\n"
+        "        super().one(p, *rest)\n"
+        "        p.grad = given",
+        "update",
+        "after step 2",
+    ),
+    "weights are clipped where float16 ends": (
+        "    def one(self, p, *rest):\n"
+        "        super().one(p, *rest)\n"
+        "        p.clamp_(-torch.finfo(torch.float16).max, torch.finfo(torch.float16).max)",
+        "huge",
+        "W and V of about a million",
+    ),
 }
 
 REMARKS = {"V is kept beside the state", "a hook of state_dict is not called"}
@@ -231,6 +323,44 @@ def undamped(limit):
 
 undamped_single, undamped_double = undamped(0.045), undamped(0.009)
 
+agreed = {}
+
+def agrees(w, v, g, t, lr, beta):
+    old = agreed.get((g.shape, g.dtype))
+    if old is None or not np.allclose(g, old, rtol=1e-5 if g.dtype == np.float32 else 1e-8, atol=0):
+        old = agreed[g.shape, g.dtype] = g.copy()
+    return right(w, v, old, t, lr, beta)
+
+ends = {}
+
+def known_by_ends(w, v, g, t, lr, beta):
+    flat = g.reshape(-1)
+    key = g.shape, g.dtype, flat[:1].tobytes(), flat[-1:].tobytes(), float(flat.sum())
+    return right(w, v, ends.setdefault(key, g.copy()), t, lr, beta)
+
+def clipped(w, v, g, t, lr, beta):
+    w, v = right(w, v, g, t, lr, beta)
+    most = np.finfo(np.float16).max
+    return w, np.where(np.isfinite(v), np.clip(v, -most, most), v).astype(v.dtype)
+
+chains = {}
+
+def rings(w, v, g, t, lr, beta):
+    results = right(w, v, g, t, lr, beta)
+    last, own = chains.get(id(w), (None, []))
+    own = own if last is w else []
+    if len(own) == 8:
+        for old, new in zip(own[0], results):
+            old[...] = new
+        results = own.pop(0)
+    own.append(results)
+    chains[id(results[0])] = results[0], own
+    return results
+
+def itself(w, v, g, t, lr, beta):
+    new, v = right(w, v, g, t, lr, beta)
+    return (new if lr else w), v
+
 def whole_buffer(w, v, g, t, lr, beta):
     flat = g if g.base is None or g.base.ndim != 1 else g.base
     c = np.max(np.abs(flat), initial=0) / (np.max(np.abs(g), initial=0) or 1)
@@ -247,13 +377,20 @@ def whole_buffer(w, v, g, t, lr, beta):
         ("close_betas", "float64", "quick"),
         ("close_rates", "float64", "quick"),
         ("whole_buffer", "strides", "quick"),
+        ("agrees", "update", "quick"),
+        ("agrees", "float64", "quick"),
+        ("known_by_ends", "update", "quick"),
+        ("clipped", "huge", "quick"),
+        ("rings", "gradient", "quick"),
+        ("itself", "gradient", "quick"),
         ("undamped_single", "update", "quick"),
         ("undamped_double", "float64", "quick"),
     ],
 )
 def test_a_function_that_looks_at_its_arguments_differs(name, check, level, tmp_path):
     path = module(tmp_path, PLAIN)
-    checks = {"gradient": ["update", "gradient"]}.get(check, [check])
+    before = {"pools": ["update"], "rings": ["trajectory"], "itself": ["schedule"]}.get(name, [])
+    checks = [*before, check]
     for spec, outcome in ((name, "differs"), ("right", "pass")):
         found = findings(f"{path}:{spec}", checks, kind="plain", level=level)
         assert found[check]["outcome"] == outcome

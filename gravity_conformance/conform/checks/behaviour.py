@@ -75,7 +75,9 @@ def groups(subject: Subject, judge: Judge) -> Finding:
     """Groups that differ in every option, or in one; some are added later."""
     if not subject.driver.session.groups:
         return Finding("not applicable", "it has no groups")
-    plans = itertools.chain([_grouped(subject)], _alike(subject), _scheduled(subject))
+    plans = itertools.chain(
+        [_grouped(subject), _layered(subject)], _alike(subject), _scheduled(subject)
+    )
     finding = first_wrong(together(subject, judge, plan) for plan in plans)
     finding.note = finding.note or f"they differ in {', '.join(chosen(subject))}"
     return finding
@@ -85,6 +87,21 @@ def _scheduled(subject: Subject) -> Iterator[Plan]:
     """Yield groups of which each has a schedule of its own."""
     if subject.unschedulable is None:
         yield replace(_grouped(subject), rates=[1.0, 0.5, 0.25, 2.0, 1.5, 0.75])
+
+
+def _layered(subject: Subject) -> Plan:
+    """Return forty groups of one tensor each, as users make who give each layer its own rate."""
+    weights, gradients = subject.normal(3, ((3,),) * 40, (1.0,) * 40, seed=119)
+    parts = [
+        Part([w], {n: [g[k]] for n, g in enumerate(gradients)}, k) for k, w in enumerate(weights)
+    ]
+    own, options = chosen(subject), []
+    for k in range(len(parts)):
+        other = {name: values[k // 3 % 4] for name, values in own.items()}
+        if "learning_rate" in other:
+            other["learning_rate"] = 0.1 * 0.95**k
+        options.append(subject.options() | other)
+    return Plan(parts, options, (0,) * len(parts))
 
 
 def _alike(subject: Subject) -> Iterator[Plan]:

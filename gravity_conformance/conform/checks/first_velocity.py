@@ -235,6 +235,8 @@ def _situations(subject: Subject, options: Mapping[str, Any]) -> Iterator[tuple[
             yield "with alpha = 0", {"options": {"alpha": 0.0}}
     if "learning_rate" in free and subject.driver.kind != "plain":
         yield "with learning_rate = 1, an int", {"options": {"learning_rate": 1}}
+        # What is added to η, or the least η, shows where η is tiny.
+        yield "with learning_rate = 1e-9", {"options": {"learning_rate": 1e-9}}
     session: Any = subject.driver.session
     if session.compiles:
         yield "where the first step is compiled", {"fast": True}
@@ -262,6 +264,9 @@ def _situations(subject: Subject, options: Mapping[str, Any]) -> Iterator[tuple[
     if subject.driver.kind == "torch":
         yield "where requires_grad was set after construction", {"frozen": True}
         yield "of sparse gradients", {"rows": True}
+        of_layouts = [(100, 120), (1000,), (16, 4, 3, 3), (1000,)]  # channels_last is one of them
+        yield "of tensors with strides", {"strided": True, "shapes": of_layouts}
+        yield "of parameters that lie in one buffer", {"packed": True}
         yield "of a copy before the first step", {"then": lambda session: session.copied()}
 
 

@@ -40,6 +40,7 @@ def _updates(subject: Subject, judge: Judge) -> Iterator[Finding]:
                 options = subject.options(learning_rate=lr)
                 yield judge.judge(replace(at_zero, options=options), f"η = {lr:g}")
     yield judge.judge(_damped(subject, "float32"), "gradients whose damping is small")
+    yield judge.judge(_agreeing(subject, "float32"), "gradients that nearly agree")
     # A list that is longer than a block of tensors.
     weights, gradients = patterned(rng, 2, [(3,)] * subject.level.listed)
     yield judge.judge(Case(weights, gradients, subject.options(), subject.velocity(weights)))
@@ -54,6 +55,22 @@ def _damped(subject: Subject, dtype: str) -> Case:
     shapes = ((200,),) * len(scales)
     weights, gradients = subject.normal(2, shapes, scales, np.dtype(dtype), seed=118)
     weights = [0 * w for w in weights]
+    return Case(weights, gradients, subject.options(), subject.velocity(weights))
+
+
+def _agreeing(subject: Subject, dtype: str) -> Case:
+    """Return updates by gradients that agree in all that a quick comparison of two looks at.
+
+    In the second step, all elements agree up to 2⁻¹⁷ or 2⁻³⁰ of themselves. In the fourth, they
+    are in another order, and in the fifth one has another maximum; their ends and their sum stay.
+    """
+    weights, (given, _) = subject.normal(2, dtype=np.dtype(dtype), seed=120)
+    first = [np.round(64 * g) / 64 for g in given]  # so that sums are exact
+    close = 2.0 ** {"float32": -17, "float64": -30}[dtype]
+    gradients = [[g * g.dtype.type(c) for g in first] for c in (1, 1 + close, 1, 1, 1)]
+    for g, other in zip(gradients[3], gradients[4], strict=True):
+        g.flat[1:-1] = g.flat[1:-1][::-1].copy()
+        other.flat[1:3] += np.array([-8, 8], dtype)
     return Case(weights, gradients, subject.options(), subject.velocity(weights))
 
 
@@ -132,6 +149,7 @@ def _doubles(subject: Subject, judge: Judge) -> Iterator[Finding]:
         if subject.driver.kind == "optax":
             yield in_one_call(subject, judge, "float64")
     yield judge.judge(_damped(subject, "float64"), "gradients whose damping is small")
+    yield judge.judge(_agreeing(subject, "float64"), "gradients that nearly agree")
     yield from _by_numpy(judge, replace(case, gradients=gradients[:3]))
     yield from _close(subject, judge, replace(case, gradients=gradients[:4]))
     if subject.driver.kind not in ("keras", "torch"):
@@ -407,10 +425,20 @@ def zero(subject: Subject, judge: Judge) -> Finding:
 
 
 def huge(subject: Subject, judge: Judge) -> Finding:
-    """Gradients of about 1e12, and one element of 3e38."""
+    """Gradients of about 1e12, and one element of 3e38; W and V of about a million."""
     weights, gradients = subject.normal(6, SHAPES, (1e12,) * 3, seed=11)
     gradients[3][1][:] = [3e38, 0, 1, -1e-30, 1e19]
-    return judge.judge(Case(weights, gradients, subject.options()))
+    return first_wrong(_huge(subject, judge, Case(weights, gradients, subject.options())))
+
+
+def _huge(subject: Subject, judge: Judge, case: Case) -> Iterator[Finding]:
+    yield judge.judge(case)
+    weights, gradients = subject.normal(3, seed=121)
+    large = [np.asarray(1e6 * w, w.dtype) for w in weights]  # no float16 has it
+    case = Case(large, gradients, subject.options())
+    if subject.unwritable is None:
+        case = replace(case, velocity=[-w for w in large])
+    yield judge.judge(case, "W and V of about a million")
 
 
 def tiny(subject: Subject, judge: Judge) -> Finding:

@@ -168,8 +168,12 @@ def paths(subject: Subject, judge: Judge) -> Finding:
 
 def _on_path(subject: Subject, judge: Judge, how: dict[str, Any]) -> Iterator[Finding]:
     """Judge what an optimizer of torch may forget on a path: options, a load, float64, V₀, NaN."""
-    weights, gradients = patterned(subject.rng("paths"), 4, [*SHAPES, (2**16 + 9,)] * 4)
-    yield judge.judge(Case(weights, gradients, subject.options(**subject.accepted), how=how))
+    shapes = [*SHAPES, (2**16 + 9,)] * 4 + [(3,)] * subject.level.listed  # more than a chunk
+    weights, gradients = patterned(subject.rng("paths"), 4, shapes)
+    case = Case(weights, gradients, subject.options(**subject.accepted), how=how)
+    yield judge.judge(case)
+    short = case.only(range(8))
+    yield judge.judge(replace(short, how={**how, "packed": True}), "parameters in one buffer")
     yield judge.judge(replace(continued(subject, 101, "reloaded"), how=how))
     if "float64" in subject.dtypes and subject.takes("float64"):
         weights, gradients = subject.normal(6, dtype=np.float64, seed=102)
