@@ -335,4 +335,4 @@ def _decaying(subject: Subject, judge: Judge) -> Iterator[Finding]:
         yield judge.judge(replace(case, gradients=gradients[:4], options=large), "λ = 30")
     if "maximize" in subject.accepted:
         options = options | {"maximize": True}
-    yield judge.judge(Case(weights, gradients, options, rates=subject.halved(12)))
+    yield judge.judge(Case(weights, gradients[:6], options, rates=subject.halved(6)))
