@@ -106,9 +106,13 @@ class KerasSession(KerasSteps):
         return self
 
     def built_again(self) -> "KerasSession":
-        """Build the optimizer again, and set its own variables, which must change nothing."""
+        """Build the optimizer again, make a step, and set its variables as they were before."""
         self.optimizer.build(self._variables)
-        self.optimizer.set_weights([self._numpy(v) for v in self.optimizer.variables])
+        kept, weights = [self._numpy(v) for v in self.optimizer.variables], self.weights()
+        with wide_enough(self.setup.dtype):
+            self.optimizer.apply([self._keras.ops.ones_like(v) for v in self._variables])
+        self.assign(weights)
+        self.optimizer.set_weights(kept)
         return self
 
     def change(self, later: Mapping[str, Any]) -> None:

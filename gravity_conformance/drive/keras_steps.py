@@ -27,6 +27,7 @@ _LAYERS = (
 _SCHEDULE, _CALLABLE = "a LearningRateSchedule", "a callable"
 _LATER, _ASSIGN = "a LearningRateSchedule that is assigned", "learning_rate.assign"
 REPLICAS = ["CPU:0", "CPU:1"]
+_LONG = 30  # steps
 _SCALE = 1024.0  # of a LossScaleOptimizer, at first
 
 
@@ -125,11 +126,11 @@ class KerasSteps(StateSession):
                     before.apply([self._tensor(0.01 * w**0) for w in weights], self._variables)
                 self.assign(list(weights))
             self.optimizer = setup.shared or setup.construct(**self._rate())
-            if setup.excluded:
-                without = self._variables[: setup.excluded]
-                self.optimizer.exclude_from_weight_decay(var_list=without)
-            if setup.excluded_names:
-                self.optimizer.exclude_from_weight_decay(var_names=[*setup.excluded_names])
+            if setup.excluded or setup.excluded_names:
+                self.optimizer.exclude_from_weight_decay(
+                    var_list=self._variables[: setup.excluded] or None,
+                    var_names=[*setup.excluded_names] or None,
+                )
             if setup.rates_by == _LATER:
                 self.optimizer.learning_rate = self._decay()
             elif setup.schedule is not None and setup.rates_by not in (_SCHEDULE, _CALLABLE):
@@ -191,16 +192,19 @@ class KerasSteps(StateSession):
         """Return a step that runs eagerly or in a graph, and gets lists or pairs, in turn.
 
         Five steps are a turn, so those that accumulate two or three gradients are of both kinds.
-        As in Keras's trainer, AutoGraph converts nothing.
+        As in Keras's trainer, AutoGraph converts nothing. Of a long run, the second part has a
+        graph of its own, as after a batch of another size.
         """
         function = importlib.import_module("tensorflow").function
-        graph = function(lambda g: apply(g, paired=True), autograph=False)
+        first, second = (
+            function(lambda g: apply(g, paired=True), autograph=False) for _ in range(2)
+        )
         numbers = itertools.count()
 
         def step(grads: Any) -> None:
             number = next(numbers)
             if number % 5 in (1, 2, 4):
-                graph(grads)
+                (first if number < _LONG else second)(grads)
             else:
                 apply(grads, paired=number % 2 == 1)
 

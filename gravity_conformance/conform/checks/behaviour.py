@@ -31,7 +31,7 @@ _WAYS = {
     "rolled_back": "loaded after another step",
     "saved": "after a state_dict",
     "loaded_again": "its own state_dict loaded",
-    "built_again": "built again, and given its own variables",
+    "built_again": "built again, and its variables set after another step",
     "restored": "its state as arrays of NumPy",
 }
 
