@@ -167,6 +167,45 @@ KERAS = {
         "        super().update_step(g * (2 if 'while' in name else 1), w, lr)",
         "transformed",
     ),
+    "a second graph has t of the step that traces it": (
+        f"{STEP}"
+        "        own, graph = self._iterations, tf.compat.v1.get_default_graph()\n"
+        "        if not tf.executing_eagerly():\n"
+        "            self.first = getattr(self, 'first', graph)\n"
+        "            if graph is not self.first:\n"
+        "                with tf.init_scope(): self._iterations = tf.constant(own.numpy())\n"
+        "        super().update_step(g, w, lr)\n"
+        "        self._iterations = own",
+        "trajectory",
+    ),
+    "gradients are clipped before they accumulate": (
+        f"{APPLY}"
+        "        if self.gradient_accumulation_steps: grads = self._clip_gradients(grads)\n"
+        "        super().apply(grads, variables)",
+        "accumulation",
+    ),
+    "gradients that accumulate are unscaled twice": (
+        f"{STEP}"
+        "        accumulates = self.gradient_accumulation_steps and self.loss_scale_factor\n"
+        "        super().update_step(g / (self.loss_scale_factor if accumulates else 1), w, lr)",
+        "accumulation",
+    ),
+    "a list excludes, so names do not": (
+        "    def exclude_from_weight_decay(self, var_list=None, var_names=None):\n"
+        "        var_names = None if var_list else var_names\n"
+        "        super().exclude_from_weight_decay(var_list=var_list, var_names=var_names)",
+        "excluded",
+    ),
+    "a configuration without the seed": (
+        "    def get_config(self):\n"
+        "        return {n: x for n, x in super().get_config().items() if n != 'seed'}",
+        "v0",
+    ),
+    "weights that are set leave t": (
+        "    def set_weights(self, weights):\n"
+        "        for v, w in [*zip(self.variables, weights)][1:]: v.assign(w)",
+        "resume",
+    ),
     "gradients have the dtype in which layers compute": (
         f"{STEP}"
         "        import keras\n"
