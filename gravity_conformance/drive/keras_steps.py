@@ -162,7 +162,7 @@ class KerasSteps(StateSession):
                     if setup.alone:
                         self._outer.apply([])  # no gradients are no step
             if [[*map(id, listed)] for listed in given] != before:
-                self.overwritten = "the list of gradients or that of variables"
+                self.fault = "overwrote the list of gradients or that of variables"
 
         self._apply: Any = apply
         if setup.mode in ("function", "xla"):

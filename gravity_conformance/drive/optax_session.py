@@ -155,7 +155,7 @@ class OptaxSession(StateSession):
             for name, value in before.items():
                 if getattr(config, name) != value:
                     config.update(name, value)
-                    self.overwritten = f"the configuration of JAX: {name}"
+                    self.fault = f"changed the configuration of JAX: {name}"
 
     def _construct(self) -> None:
         """Construct the transformation, and the step that calls it."""
@@ -266,7 +266,7 @@ class OptaxSession(StateSession):
                 was, *rest_before = before[name]
                 lost = self.setup.mode == "eager" and any(map(self._is_deleted, leaves))
                 if lost or rest != rest_before or not all(map(operator.is_, leaves, was)):
-                    self.overwritten = name
+                    self.fault = f"overwrote {name}"
             return self._arrays(given)
 
     def _contents(self, tree: Any) -> tuple[list[Any], Any, list[bytes]]:

@@ -75,15 +75,13 @@ class PlainSession(Session):
             result = self.setup.found(*given, t, rate, beta, **self._keywords)
             if not isinstance(result, (tuple, list)) or len(result) != 2:
                 raise TypeError(f"it must return (w, v), got {type(result).__name__}")
-            for name, content, array in zip("wv", contents, given[:2], strict=True):
-                if content != array.tobytes():
-                    self.overwritten = name
-            w, v = map(_array, result)
             for name, x in zip("wv", result, strict=True):
                 if _is_array(x) and any(np.may_share_memory(x, y) for y in given):
-                    self.overwritten = (
-                        f"an argument, or returned its memory: {name} is no new array"
-                    )
+                    self.fault = f"returned {name} in the memory of an argument"
+            for name, content, array in zip("wv", contents, given[:2], strict=True):
+                if content != array.tobytes():
+                    self.fault = f"overwrote {name}"
+            w, v = map(_array, result)
             returned += [(n, x, _content(x)) for n, x in (("w", w), ("v", v)) if _is_array(x)]
             if self._w[i].dtype.name == "bfloat16" and getattr(w, "dtype", None) == np.float32:
                 w = w.astype(dtype)  # in NumPy, a Python float times bfloat16 is float32
@@ -91,10 +89,10 @@ class PlainSession(Session):
             left.append(_readable(_array(given[2].copy())))
             self._before[id(given[2])] = given[2], given[2].tobytes()
         if not self._reuses and any(g.tobytes() != data for g, data in before):
-            self.overwritten = LATE
+            self.fault = LATE
         for name, array, content in itertools.chain(*self._returned):
             if _content(array) != content:
-                self.overwritten = f"{name} that an earlier step returned"
+                self.fault = f"overwrote {name} that an earlier step returned"
         self._returned.append(returned)
         self._t += 1
         return left

@@ -16,7 +16,7 @@ from gravity_conformance.drive.spec import Arguments
 from gravity_conformance.protocol import Mode, Task, Training
 
 Arrays = list[np.ndarray]
-LATE = "a gradient of the step before"
+LATE = "overwrote a gradient of the step before"
 IN_TURN = "in turn"  # the mode in which some steps are eager and others run in a graph
 T = TypeVar("T")
 
@@ -152,7 +152,7 @@ class Session(ABC):
         rates_saved: those in which a saved configuration has the rates of the steps.
         trees: the other structures that users have for their parameters.
         keeps_rate: whether a learning rate that is set holds in later steps.
-        overwritten: what a step changed that belongs to the caller; None if nothing.
+        fault: what a step did to what belongs to the caller; None if nothing.
         steps_at_given_rate: whether `step` uses its `lr`. If not, only a schedule changes the rate.
         frameworks: distributions whose versions belong in a report.
     """
@@ -172,7 +172,7 @@ class Session(ABC):
     frameworks: ClassVar[tuple[str, ...]] = ()
     setup: Setup
     optimizer: Any
-    overwritten: str | None = None
+    fault: str | None = None
 
     @staticmethod
     def modes() -> dict[str, Mode]:

@@ -218,16 +218,16 @@ class TorchSteps(StateSession):
                 modes = self._modes()
                 self.optimizer.step()
                 if self._modes() != modes:
-                    self.overwritten = "the grad mode or the default dtype of torch"
+                    self.fault = "changed the grad mode or the default dtype of torch"
             if self._scheduler is not None:
                 self._scheduler.step()
             kept = zip(self._params, tensors, strict=True)
             if not self.setup.rows and not all(p.grad is g for p, g in kept):
-                self.overwritten = "p.grad"
+                self.fault = "overwrote p.grad"
         self._before = {i: (g, self._numpy(g)) for i, g in enumerate(tensors) if g is not None}
         others = [pair for i, pair in before.items() if i not in reused]
         if any(self._numpy(g).tobytes() != x.tobytes() for g, x in others):
-            self.overwritten = LATE
+            self.fault = LATE
         return [x.copy() for _, x in self._before.values()]
 
     def _modes(self) -> tuple[bool, Any]:

@@ -187,8 +187,8 @@ def touched(case: Case, run: Run) -> Finding | None:
             diagnosis = " or ".join(mistakes) or "gradient overwritten"
             first = f"{where}: {float(after[k]):.17g}, not {float(g[k]):.17g}"
             return Finding("differs", when, None, first, diagnosis)
-    if run.overwritten is not None:
-        first = f"a step overwrote {run.overwritten}"
+    if run.fault is not None:
+        first = f"a step {run.fault}"
         return Finding("differs", "", None, first, "inputs overwritten")
     return None
 

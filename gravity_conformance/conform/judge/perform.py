@@ -91,7 +91,7 @@ def _steps(
         if sets and (changes or not session.keeps_rate):  # an int stays one
             rate = case.options["learning_rate"] if case.rates is None else case.rate(index)
         run.left.append(session.step([g.copy() for g in grads], rate))
-        run.overwritten = run.overwritten or session.overwritten
+        run.fault = run.fault or session.fault
         run.states.append(look(session, index + 1))
         yield run
 

@@ -198,7 +198,7 @@ class _Together:
                 self.counts[k][name].append(number)
             run.states.append(self._latest[k])
             run.left.append([left.pop(0) for _ in part.weights])
-            run.overwritten = run.overwritten or self.session.overwritten
+            run.fault = run.fault or self.session.fault
         self._made += bool(given)
         for group in {parts[k].group for k in given}:
             self._given[group] += 1

@@ -107,7 +107,7 @@ class Run:
         uncertain: a bound on the error of V in `start`; it is 0 unless V was inferred from W.
         states: V (None if the state does not show it) and W after every step.
         left: the gradients of every step, as the step left them.
-        overwritten: what else a step changed that belongs to the caller; None if nothing.
+        fault: what else a step did to what belongs to the caller; None if nothing.
         sizes: S of every step, for a variant.
     """
 
@@ -117,7 +117,7 @@ class Run:
     states: list[tuple[Arrays | None, Arrays]] = field(default_factory=list)
     left: list[Arrays] = field(default_factory=list)
     sizes: list[Arrays] = field(default_factory=list)
-    overwritten: str | None = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
