@@ -264,7 +264,7 @@ def gravity(
         "axis_name": axis_name,
     }
     if callable(learning_rate) and velocity_std is None:
-        _warn_of_warm_up(nominal, _value_at(10, learning_rate), alpha)
+        _warn_of_warm_up(nominal, learning_rate, alpha)
     learning_rate = _checked("learning_rate", learning_rate, nominal)
     weight_decay = _checked("weight_decay", weight_decay, decay_rate)
     # optax.inject_hyperparams constructs the optimizer again in every update. The learning rate may
@@ -331,8 +331,12 @@ def _checked(name: str, given: Any, number: Any) -> Any:
     return lambda count: _numbers(**{name: given(count)})[name]
 
 
-def _warn_of_warm_up(first: Any, later: Any, alpha: Any) -> None:
+def _warn_of_warm_up(first: Any, learning_rate: Any, alpha: Any) -> None:
     """Warn if the learning rate grows more than tenfold before V₀ has faded, in some ten steps."""
+    try:
+        later = _value_at(10, learning_rate)
+    except Exception:  # a table of fewer steps, for example
+        return
     if any(map(is_traced, (first, later, alpha))):
         return
     try:
@@ -435,4 +439,5 @@ def _next_velocity(
         old * past.astype(dtype) + new * gradient_term(g.astype(dtype), max_abs=max_abs, xp=jnp)
         for g, past in zip(_parts(grad), _parts(v), strict=True)
     ]
-    return jax.lax.complex(*parts) if len(parts) == 2 else parts[0].astype(v.dtype)
+    result = jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
+    return result.astype(v.dtype)

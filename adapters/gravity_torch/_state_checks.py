@@ -215,9 +215,13 @@ def check_format(state_dict: Any) -> None:
         check_is_dict(old)
 
 
-def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Raise for values that torch's load_state_dict would turn into others, or cannot read."""
-    check_format(state_dict)
+def accepted(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state_dict with our names, for torch's load_state_dict.
+
+    Raises:
+        ValueError: for values that torch would turn into others, or cannot read.
+    """
+    state_dict = translated(state_dict)
     has_velocities = any("velocity" in old for old in state_dict["state"].values())
     for group in state_dict["param_groups"]:
         if "beta" not in group and not has_velocities:  # SGD, for example, may have no state
@@ -264,6 +268,7 @@ def check_given(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) ->
         if "velocity" in values:  # torch would convert it to the dtype of its parameter
             check_dtype("velocity", velocity.dtype)
             _check_fits(velocity, p)
+    return state_dict
 
 
 def check_shapes(params: list[Tensor], grads: list[Tensor], velocities: list[Tensor]) -> None:

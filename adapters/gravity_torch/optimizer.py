@@ -31,14 +31,14 @@ from gravity_torch._options import (
     number,
 )
 from gravity_torch._state_checks import (
+    accepted,
     check_dtype,
-    check_given,
+    check_format,
     check_is_dict,
     check_layout,
     check_loaded,
     check_state,
     counter,
-    translated,
 )
 from gravity_torch._torch_private import check_capture, with_grad_if_differentiable
 from gravity_torch._velocity import initial_velocity
@@ -241,10 +241,12 @@ class Gravity(torch.optim.Optimizer):
         Raises:
             ValueError: naming what does not fit, and its value. The optimizer is unchanged then.
         """
+        if not isinstance(state_dict, dict):  # torch copies it before it calls a hook
+            check_format(state_dict)
         # The last hook: those of the user may translate a format.
-        hook = self.register_load_state_dict_pre_hook(check_given)
+        hook = self.register_load_state_dict_pre_hook(accepted)
         try:
-            super().load_state_dict(translated(state_dict))
+            super().load_state_dict(state_dict)
         finally:
             hook.remove()
 

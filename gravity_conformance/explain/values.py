@@ -57,6 +57,9 @@ class Evidence:
             outside = any(form.outside for form in forms)
             if trial is None or outside or forms[0].variant.replaced <= {"std", "left"}:
                 return None
+            if not _is_finite(trial.run):
+                simulated = (trial.simulated(form.variant) for form in forms)
+                return False if all(map(_is_finite, simulated)) else None
             return not refuted(name, trial)
         if not got.named:
             return None
@@ -65,25 +68,23 @@ class Evidence:
     def explaining(self, observed: np.ndarray, got: Mapping[str, Got]) -> Match:
         """Return the mistakes that explain the values of all tests of updates.
 
-        Of several, those that agree best with the tests that failed are returned.
+        Of several, those that agree best with the tests that failed are returned. None is known to
+        give NaN or an infinity here.
         """
         trials = [_trial(vector, got[vector.name]) for vector in self._tests]
-        some = [trial for trial in trials if trial is not None][:_ENOUGH]
+        some = [trial for trial in trials if trial is not None]
         self.judged |= bool(some)
         where = np.isin(self._table.dtypes, self._table.dtypes[observed == FAILS])
-        explaining = common([diagnose(trial) for trial in some])
+        explaining = []
+        if all(_is_finite(trial.run) for trial in some):
+            explaining = common([diagnose(trial) for trial in some[:_ENOUGH]])
         return nearest(self._table, observed, where, explaining)
 
 
 def _trial(vector: Vector, got: Got) -> Trial | None:
-    """Return a test of updates with the values that a port computed; None if these are not finite.
-
-    The mistakes are simulated in a wider dtype, which overflows elsewhere.
-    """
+    """Return a test of updates with the values that a port computed; None if there are none."""
     test, steps = vector.test, len(got.states)
     if not isinstance(test, UpdateTest) or not got.states:
-        return None
-    if not all(np.isfinite(x).all() for v, w in got.states for x in [*(v or []), *w]):
         return None
     count = test.steps[0].t - test.hyperparameters.first_step
     reloads = [n for n, step in enumerate(test.steps) if step.reload]
@@ -99,6 +100,10 @@ def _trial(vector: Vector, got: Got) -> Trial | None:
     )
     run = Run(count, (test.v, test.w), [np.zeros(w.shape) for w in test.w], list(got.states))
     return Trial(case, run, test.hyperparameters.first_step)
+
+
+def _is_finite(run: Run) -> bool:
+    return all(np.isfinite(x).all() for v, w in run.states for x in [*(v or []), *w])
 
 
 def _near(form: Form, vector: Vector, got: Got) -> bool:

@@ -161,6 +161,7 @@ def test_a_steep_warm_up_warns_once():
         {"learning_rate": warm_up, "alpha": 0},
         {"learning_rate": optax.linear_schedule(0.02, 0.1, 5)},
         {"learning_rate": optax.cosine_decay_schedule(0.1, 5)},
+        {"learning_rate": lambda count: [0.1, 0.05, 0.02][int(count)]},
     ):
         gravity(**quiet)
 
@@ -229,6 +230,17 @@ def test_velocity_dtype():
     updates, state = optimizer.update(params, state, params)
     assert state[0].velocity["w"].dtype == jnp.bfloat16
     assert updates["w"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [("float32", "float64"), ("complex64", "complex128")])
+def test_the_velocity_keeps_its_dtype_beside_wider_gradients(dtype, wide):
+    with jax.enable_x64(True):
+        optimizer, w = gravity(), jnp.ones(3, dtype)
+        state = optimizer.init(w)
+        updates, after = optimizer.update(jnp.ones(3, wide), state, w)
+        assert (updates.dtype, after[0].velocity.dtype) == (wide, dtype)
+        same = jax.tree.map(lambda x, y: x.dtype == y.dtype, state, after)
+        assert all(jax.tree.leaves(same))  # so lax.scan can carry it
 
 
 def test_velocity_dtype_applies_to_real_leaves_and_must_be_floating():

@@ -185,6 +185,17 @@ def test_state_dict_hooks_translate_a_format():
     assert_same_training(model, optimizer, other, resumed)
 
 
+def test_a_hook_unpacks_a_format():
+    """The format has none of the keys of a state_dict."""
+    model, other = network(), network()
+    optimizer, resumed = Gravity(model.parameters()), Gravity(other.parameters())
+    resumed.register_load_state_dict_pre_hook(lambda _, packed: packed["optimizer"])
+    train(model, optimizer, range(3))
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict({"version": 2, "optimizer": optimizer.state_dict()})
+    assert_same_training(model, optimizer, other, resumed)
+
+
 # Changing the dtype or device of a model.
 
 

@@ -170,6 +170,18 @@ def test_a_mistake_that_nobody_knows_is_not_named():
     assert "No known mistake" in explain(json.dumps(arbitrary))
 
 
+@pytest.mark.parametrize("name", BY_HAND)
+def test_no_known_mistake_gives_nan_in_ordinary_tests(name):
+    """The failed tests are those of a known mistake, but all values are NaN."""
+    results = results_of(broken(**BY_HAND[name]))
+    for got in results["got"].values():
+        for step in got["steps"]:
+            for tensor in step["tensors"]:
+                tensor.update({symbol: ["NaN"] * len(x) for symbol, x in tensor.items()})
+    text = explain(json.dumps(results))
+    assert "No known mistake: some make these tests fail, but the values" in text
+
+
 def test_a_few_more_failed_tests_do_not_hide_a_mistake():
     """Half-way to the next mistake, it is not named any more."""
     table = Table(list(vectors().values()))
