@@ -51,7 +51,7 @@ test-slow: $(VENV)/.installed $(TRITON)
 	$(VENV)/$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Tests the recipes with the libraries that they are for, at their newest versions.
-test-clients: $(CLIENTS)/.installed $(TRITON)
+test-clients: $(CLIENTS)/.installed
 	$(CLIENTS)/$(BIN)/python -m pytest -n 2 --dist worksteal tests/clients
 
 # Tests the explorable page in headless Chromium, which must be there.

@@ -10,14 +10,12 @@ import sys
 import pytest
 
 from tests.support import clients
-from tests.support.pages import is_there
 from tests.support.torch_clients import LIBRARIES, SCAFFOLDS
 
 PAGE = "torch.md"
 BLOCKS = clients.blocks(PAGE)
 LINES = clients.lines(PAGE)
 PROCESSES = {"lightning.pytorch.strategies": 2}
-TRITON = clients.ROOT / ".venv-triton"
 
 # Writes what the recipe trained: one file per process.
 SAVE = """
@@ -96,15 +94,10 @@ def test_two_processes_stay_equal_and_resume_bit_for_bit(name, model, changes, t
 def test_a_line_of_the_table_trains(library, tmp_path):
     modules, options = LIBRARIES[library]
     clients.skip_without(*modules)
-    path = ()
-    if library == "torchtitan" and not is_there("triton"):
-        if not TRITON.is_dir():
-            pytest.skip("needs Triton")
-        path = (str(TRITON),)
     if library == "DeepSpeed" and not (shutil.which("c++") and shutil.which("ninja")):
         pytest.skip("DeepSpeed compiles an extension: it needs a C++ compiler and ninja")
     code = SCAFFOLDS[library].replace("LINE", LINES[library])
-    clients.run(code, tmp_path, path=path, **options)
+    clients.run(code, tmp_path, **options)
 
 
 # What the pages say of the libraries

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -80,7 +79,7 @@ def skip_without(*modules: str) -> None:
         pytest.skip(f"not installed: {', '.join(absent)}")
 
 
-def run(code: str, folder: Path, *, processes: int = 1, path: Sequence[str] = ()) -> str:
+def run(code: str, folder: Path, *, processes: int = 1) -> str:
     """Run the code in `folder`, in one process or in a group of several; return its output."""
     script = folder / "recipe.py"
     # multiprocessing imports this file again in its children.
@@ -92,7 +91,7 @@ def run(code: str, folder: Path, *, processes: int = 1, path: Sequence[str] = ()
             port = s.getsockname()[1]
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    paths = [*path, str(ROOT), os.environ.get("PYTHONPATH")]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH")]
     environment = os.environ | ENVIRONMENT
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     environment["HOME"] = str(folder)  # for caches and logs

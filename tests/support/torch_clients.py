@@ -9,7 +9,6 @@ LIBRARIES = {
     "stable-baselines3": (("stable_baselines3",), {}),
     "pyro": (("pyro",), {}),
     "pytorch_optimizer": (("pytorch_optimizer",), {}),
-    "torchtitan": (("torchtitan",), {}),
     "DeepSpeed": (("deepspeed",), {"processes": 2}),
     "Ray Train": (("ray",), {}),
     "MLflow": (("mlflow",), {}),
@@ -190,15 +189,6 @@ for _ in range(20):
     optimizer.step(closure)
 assert has_learnt()
 assert abs(SAM(model.parameters(), Gravity, lr=0.2).param_groups[0]["velocity_std"] - 0.05) < 1e-9
-""",
-    "torchtitan": REGRESSION
-    + """
-from torchtitan.components.optimizer import OptimizersContainer
-
-LINE
-train(optimizer)
-assert has_learnt()
-assert optimizer.state_dict()["state.0.weight.velocity"].any()
 """,
     "DeepSpeed": REGRESSION
     + """
