@@ -21,6 +21,30 @@ def one_line(error: BaseException) -> str:
     return clean(f"{type(error).__name__}: {message}").removesuffix(":")
 
 
+# The errors of code that nobody meant to raise them.
+_CRASHES = {
+    "AttributeError",
+    "IndexError",
+    "KeyError",
+    "NameError",
+    "UnboundLocalError",
+    "ZeroDivisionError",
+}
+
+
+def refusal(what: str, why: str) -> str:
+    """Say that a stranger's code refuses something, or fails at it; `why` is of `one_line`.
+
+    Example:
+        >>> refusal("a learning rate of 0", "ValueError: lr must be > 0")
+        'it refuses a learning rate of 0: ValueError: lr must be > 0'
+        >>> refusal("a learning rate of 0", "ZeroDivisionError: division by zero")
+        'it fails at a learning rate of 0: ZeroDivisionError: division by zero'
+    """
+    verb = "fails at" if why.partition(":")[0] in _CRASHES else "refuses"
+    return f"it {verb} {what}: {why}"
+
+
 def clean(text: str, longest: int = _LONGEST) -> str:
     r"""Return a stranger's text as one line of bounded length that any file and terminal can show.
 

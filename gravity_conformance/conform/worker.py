@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import one_line
+from gravity_conformance._guard import one_line, refusal
 from gravity_conformance._worker import ANYTHING, Inbox, Tell, serve
 from gravity_conformance.conform import unseen
 from gravity_conformance.conform.checks.findings import Finding, Judge
@@ -81,7 +81,7 @@ def _run_check(check: Check, subject: Subject, judge: Judge) -> Finding:
     except Exception as error:
         if check.special is None:
             return Finding("error", one_line(error))
-        return Finding("remark", f"it refuses {check.special}: {one_line(error)}")
+        return Finding("remark", refusal(check.special, one_line(error)))
     except ANYTHING as error:
         return Finding("error", one_line(error))
 

@@ -36,7 +36,7 @@ def test_the_page_shows_what_the_command_finds():
     assert f"pytorch_optimizer {version('pytorch_optimizer')}" in SECTION
     assert shown(SECTION) == shown(reports.markdown(report))
     assert f"**{reports.verdict(report)}**" in SECTION
-    assert ("gradient left untouched", "differs", "diagnosis: gradient negated in place") in shown(
+    assert ("inputs left untouched", "differs", "diagnosis: gradient negated in place") in shown(
         SECTION
     )
 

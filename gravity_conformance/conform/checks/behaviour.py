@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance._guard import ANYTHING, one_line, refusal
 from gravity_conformance.conform.checks import nonfinite
 from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong, joined
 from gravity_conformance.conform.checks.inputs import SCALES, SHAPES, to_dtype
@@ -162,7 +162,7 @@ def _changed_in_state(subject: Subject, judge: Judge) -> Finding:
         session: Any = subject.driver.start([np.ones(5, np.float32)], start, **how)
         held, names = session.state.hyperparams, subject.driver.arguments.names
     except ANYTHING as error:
-        return Finding("not applicable", f"it refuses {way}: {one_line(error)}")
+        return Finding("not applicable", refusal(way, one_line(error)))
     # A float32 has these values.
     wanted = {"beta": 0.625, "weight_decay": 0.125}
     later = {n: x for n, x in wanted.items() if names.get(n) in held}

@@ -189,12 +189,13 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
             session: Any = subject.driver.start(zeros * (len(own) - 1), options, groups=listed)
             session.add(zeros, own[-1])
             v = shown(subject, session, options)
-            found = distribution.dependent(v)
-            for k, chosen in enumerate(own):
-                of_group = v[2 * k : 2 * k + 2]
-                found = found or distribution.wrong_std(of_group, std_of(subject, chosen))
-            if found is not None:
+            if (found := distribution.dependent(v)) is not None:
                 return f"in groups of two tensors: {found}"
+            for k, chosen in enumerate(own):
+                found = distribution.wrong_std(v[2 * k : 2 * k + 2], std_of(subject, chosen))
+                if found is not None:
+                    which = f"group {k}" if k < len(listed) else "a group that is added later"
+                    return f"in {which}, where every group has options of its own: {found}"
         with contextlib.suppress(*ANYTHING):
             if (found := wrong(subject.driver.start(zeros, options, array_rate=True))) is not None:
                 return f"with a rate in a tensor that is filled before the first step: {found}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance._guard import ANYTHING, one_line, refusal
 from gravity_conformance.conform.checks import nonfinite
 from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong, joined
 from gravity_conformance.conform.checks.inputs import LEVELS, SHAPES, patterned, to_dtype
@@ -39,8 +39,8 @@ def _updates(subject: Subject, judge: Judge) -> Iterator[Finding]:
             if isinstance(lr, float) or subject.refused(learning_rate=lr) is None:
                 options = subject.options(learning_rate=lr)
                 yield judge.judge(replace(at_zero, options=options), f"η = {lr:g}")
-    yield judge.judge(_damped(subject, "float32"), "gradients whose damping is small")
-    yield judge.judge(_agreeing(subject, "float32"), "gradients that nearly agree")
+    yield judge.judge(_damped(subject, "float32"), "with gradients whose damping is small")
+    yield judge.judge(_agreeing(subject, "float32"), "with gradients that nearly agree")
     # A list that is longer than a block of tensors.
     weights, gradients = patterned(rng, 2, [(3,)] * subject.level.listed)
     yield judge.judge(Case(weights, gradients, subject.options(), subject.velocity(weights)))
@@ -148,8 +148,8 @@ def _doubles(subject: Subject, judge: Judge) -> Iterator[Finding]:
         yield judge.judge(replace(case, fast=True), "compiled")
         if subject.driver.kind == "optax":
             yield in_one_call(subject, judge, "float64")
-    yield judge.judge(_damped(subject, "float64"), "gradients whose damping is small")
-    yield judge.judge(_agreeing(subject, "float64"), "gradients that nearly agree")
+    yield judge.judge(_damped(subject, "float64"), "with gradients whose damping is small")
+    yield judge.judge(_agreeing(subject, "float64"), "with gradients that nearly agree")
     yield from _by_numpy(judge, replace(case, gradients=gradients[:3]))
     yield from _close(subject, judge, replace(case, gradients=gradients[:4]))
     if subject.driver.kind not in ("keras", "torch"):
@@ -172,15 +172,17 @@ def _close(subject: Subject, judge: Judge, case: Case) -> Iterator[Finding]:
     rate = float(case.options["learning_rate"])
     if subject.unschedulable is None:
         rates = [rate * (1 - 1e-9 * k) for k in range(len(case.gradients))]
-        yield judge.judge(replace(case, rates=rates), "rates that nearly agree")
+        yield judge.judge(replace(case, rates=rates), "with rates that nearly agree")
     if subject.driver.stateless or subject.offers("beta"):
         for beta in (0.9375, 0.9375 + 2.0**-30):
             options = {**case.options, "beta": subject.options(beta=beta)["beta"]}
-            yield judge.judge(replace(case, options=options), "β that nearly agree")
+            yield judge.judge(replace(case, options=options), "with β that nearly agree")
     if "weight_decay" in subject.accepted:
         for decay in (0.125, 0.125 + 2.0**-26):  # float32 has both
             options = {**case.options, "weight_decay": decay}
-            yield judge.judge(replace(case, options=options), "weight decays that nearly agree")
+            yield judge.judge(
+                replace(case, options=options), "with weight decays that nearly agree"
+            )
 
 
 def _by_numpy(judge: Judge, case: Case) -> Iterator[Finding]:
@@ -278,7 +280,7 @@ def schedule(subject: Subject, judge: Judge) -> Finding:
         rates[rates.index(0.0)] = 0.15
     finding = judge.judge(Case(weights, gradients, options, rates=rates))
     if why is not None and finding.outcome == "pass":
-        finding.outcome, finding.note = "remark", f"it refuses a learning rate of 0: {why}"
+        finding.outcome, finding.note = "remark", refusal("a learning rate of 0", why)
     if subject.driver.kind == "optax" and finding.outcome in ("pass", "remark"):
         own = options | ({"learning_rate": 0.0625} if subject.offers("learning_rate") else {})
         constant = Case(weights, gradients[:3], own, how={"rates_by": CONSTANT})
@@ -307,7 +309,7 @@ def _by_other_ways(judge: Judge, case: Case, finding: Finding) -> Finding:
         except WrongResultError:
             raise
         except ANYTHING as error:
-            refused.append(f"it refuses {way}: {one_line(error)}")
+            refused.append(refusal(way, one_line(error)))
         else:
             finding = finding if other.outcome == "pass" else other
     if refused and finding.outcome in ("pass", "remark"):
@@ -438,7 +440,7 @@ def _huge(subject: Subject, judge: Judge, case: Case) -> Iterator[Finding]:
     case = Case(large, gradients, subject.options())
     if subject.unwritable is None:
         case = replace(case, velocity=[-w for w in large])
-    yield judge.judge(case, "W and V of about a million")
+    yield judge.judge(case, "with W and V of about a million")
 
 
 def tiny(subject: Subject, judge: Judge) -> Finding:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import ANYTHING
+from gravity_conformance._guard import ANYTHING, refusal
 from gravity_conformance.conform.checks import combined, first_velocity, nonfinite
 from gravity_conformance.conform.checks import gradients as gradients_of
 from gravity_conformance.conform.checks.findings import Finding, Judge, joined
@@ -92,7 +92,7 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
     options = subject.options(beta=1.0)
     if (why := subject.refused(beta=1.0)) is not None:
         options = subject.options()
-        finding.note = joined(finding.note, f"it refuses β = 1: {why}")
+        finding.note = joined(finding.note, refusal("β = 1", why))
     weights, gradients = subject.normal(3, ((3,), (2,)), (1.0, 5.0), seed=25)
     weights, gradients = _to_half(weights, dtype), [_to_half(g, dtype) for g in gradients]
     v = [0 * w for w in weights]

@@ -22,10 +22,7 @@ from gravity_conformance.mutations import REFERENCE, Variant
 
 
 def accumulation(subject: Subject, judge: Judge) -> Finding:
-    """Two or three parts of each gradient, with gradient_accumulation_steps: t counts the updates.
-
-    The mean of three is also of a scaled loss, and clipped.
-    """
+    """Parts of each gradient, with gradient_accumulation_steps: t counts the updates."""
     weights, gradients = subject.normal(6, seed=54)
     # Of few digits, so that the sum of three is exact.
     gradients = [[to_dtype(g, "bfloat16") for g in grads] for grads in gradients]

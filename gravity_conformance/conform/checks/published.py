@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance._guard import ANYTHING, one_line, refusal
 from gravity_conformance.conform.checks import halves as half_types
 from gravity_conformance.conform.checks.findings import Finding, Judge, joined
 from gravity_conformance.conform.checks.inputs import NO_BFLOAT16, has_bfloat16
@@ -135,19 +135,19 @@ def _refusal(subject: Subject, test: UpdateTest) -> str | None:
     """Describe what the implementation refuses in a vector; None if it accepts all of it."""
     for w in test.w:
         if not (w.size and w.ndim) and (why := subject.refused(shape=w.shape)) is not None:
-            return f"it refuses tensors of shape {w.shape}: {why}"
+            return refusal(f"tensors of shape {w.shape}", why)
     stops = any(not step.learning_rate for step in test.steps)
     if stops and (why := subject.refused(schedule=[0.0, 0.1])) is not None:
-        return f"it refuses a learning rate of 0: {why}"
+        return refusal("a learning rate of 0", why)
     first = test.hyperparameters.first_step
     if subject.driver.stateless and (why := subject.refused(first_step=first)) is not None:
-        return f"it refuses t = {first}: {why}"
+        return refusal(f"t = {first}", why)
     for name in ("beta", "weight_decay", "maximize"):
         value = getattr(test.hyperparameters, name)
         if name != "beta" and not value:
             continue
         if (why := subject.refused(**{name: value})) is not None:
-            return f"it refuses {name} = {value:g}: {why}"
+            return refusal(f"{name} = {value:g}", why)
     return None
 
 

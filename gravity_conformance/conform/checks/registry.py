@@ -119,7 +119,7 @@ CHECKS: dict[str, Check] = {
     "half-vectors": Check(
         "published vectors in half types", published.halves, "half types", _HALVES, quick=False
     ),
-    "gradient": Check("gradient left untouched", behaviour.gradient),
+    "gradient": Check("inputs left untouched", behaviour.gradient),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance._guard import ANYTHING, one_line
+from gravity_conformance._guard import ANYTHING, one_line, refusal
 from gravity_conformance.conform.checks.inputs import (
     LEVELS,
     SCALES,
@@ -353,7 +353,7 @@ class Subject:
                 try:
                     self.driver.start(ones, self.options(), more={name: value}).step(ones)
                 except ANYTHING as error:  # a path may need a GPU
-                    refused.append(f"it refuses {name}={value}: {one_line(error)}")
+                    refused.append(refusal(f"{name}={value}", one_line(error)))
                 else:
                     accepted[f"{name}={value}"] = {name: value}
         return accepted, refused
@@ -411,4 +411,4 @@ class Subject:
     def unschedulable(self) -> str | None:
         """Why the learning rate cannot change from step to step; None if it can."""
         why = self.refused(schedule=[hp.LEARNING_RATE] * 2)
-        return why and f"it refuses a schedule: {why}"
+        return why and refusal("a schedule", why)
