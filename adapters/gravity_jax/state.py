@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_jax._leaves import as_array, checked_count, is_traced, moves
-from gravity_jax.transform import ScaleByGravityState
+from gravity_jax.transform import ScaleByGravityState, value_at
 
 
 def export_state(opt_state: Any, **hyperparameters: Any) -> State:
@@ -48,10 +48,10 @@ def export_state(opt_state: Any, **hyperparameters: Any) -> State:
     rate = hyperparameters.get("learning_rate")
     if callable(rate) and hyperparameters.get("velocity_std") is None:
         alpha = hyperparameters.get("alpha", hp.ALPHA)
-        hyperparameters["velocity_std"] = hp.velocity_std(rate(0), alpha)
+        hyperparameters["velocity_std"] = hp.velocity_std(value_at(0, rate), alpha)
     for name in ("learning_rate", "weight_decay"):
         if callable(hyperparameters.get(name)):
-            hyperparameters[name] = hp.as_float(hyperparameters[name](count))
+            hyperparameters[name] = hp.as_float(value_at(count, hyperparameters[name]))
     return State(count, [_whole(v) for v in leaves if moves(v)], hyperparameters)
 
 

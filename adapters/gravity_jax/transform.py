@@ -244,9 +244,9 @@ def gravity(
         True
     """
     numbers = _numbers(
-        learning_rate=_value_at(0, learning_rate),
+        learning_rate=value_at(0, learning_rate),
         alpha=alpha,
-        weight_decay=_value_at(0, weight_decay),
+        weight_decay=value_at(0, weight_decay),
         velocity_std=velocity_std,
         beta=beta,
         seed=seed,
@@ -316,7 +316,7 @@ def _unchanged(
     return updates, state
 
 
-def _value_at(step: int, value: Any) -> Any:
+def value_at(step: int, value: Any) -> Any:
     """Return a schedule's value as a concrete number, also inside jit, and a number as it is."""
     if not callable(value):
         return value
@@ -334,7 +334,7 @@ def _checked(name: str, given: Any, number: Any) -> Any:
 def _warn_of_warm_up(first: Any, learning_rate: Any, alpha: Any) -> None:
     """Warn if the learning rate grows more than tenfold before V₀ has faded, in some ten steps."""
     try:
-        later = _value_at(10, learning_rate)
+        later = value_at(10, learning_rate)
     except Exception:  # a table of fewer steps, for example
         return
     if any(map(is_traced, (first, later, alpha))):

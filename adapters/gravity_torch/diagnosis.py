@@ -63,7 +63,9 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
     optimizer._check_options()
     rows, index = [], 0
     for group in optimizer.param_groups:
-        names = group.get("param_names", [None] * len(group["params"]))
+        names = group.get("param_names", [])
+        if len(names) != len(group["params"]):  # the user replaced some of the parameters
+            names = [None] * len(group["params"])
         for name, p in zip(names, group["params"], strict=True):
             if p.grad is not None:
                 check_layout(p.grad)

@@ -2,7 +2,7 @@
 
 Guarantee: a mistake is named if exactly the tests that failed fail with it, if fewer than half as
 many tests disagree with it as tell it from any other mistake, or if it explains the values that the
-port computed. If there are such values, they agree with every mistake that is named.
+port computed. If there are such values, they rule out no mistake that is named.
 """
 
 import textwrap
@@ -122,12 +122,18 @@ def _named(results: Results, table: Table, failed: int) -> Iterator[str]:
         left = [match]
     for match in left:
         yield from _says(table, match, observed)
-    if left and evidence.judged:
+    if left and all(name in evidence.agreeing for match in left for name in match.names):
         yield "The values that the port computed are those of this mistake, within rounding."
     elif left:
         yield (
             "This is what the list of failed tests shows. A mistake that is not known can make the "
-            "same tests fail. Give the values that the port computed (got) to rule that out."
+            "same tests fail."
+        )
+        yield (
+            "The values that the port computed (got) cannot rule that out: such a mistake does not "
+            "determine them."
+            if results.got
+            else "Give the values that the port computed (got) to rule that out."
         )
     else:
         yield from _nothing(table, observed, bool(found))

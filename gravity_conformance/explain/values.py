@@ -31,8 +31,8 @@ class Evidence:
         self._forms = {mistake.name: mistake.forms for mistake in table.mistakes}
         self._tests = [vector for vector in tests if vector.ordinary]
         self._table = table
-        self.judged = False
-        """Whether values were compared with those of a mistake."""
+        self.agreeing = set[str]()
+        """The mistakes with whose values some were compared, and agreed."""
 
     def possible(self, match: Match, got: Mapping[str, Got]) -> list[str]:
         """Return those of the mistakes of a match that the values do not rule out."""
@@ -45,7 +45,7 @@ class Evidence:
             if vector.type == "update" and updates > _ENOUGH:
                 continue
             verdicts = {name: self._agrees(name, vector, got[vector.name]) for name in left}
-            self.judged |= any(verdict is not None for verdict in verdicts.values())
+            self.agreeing |= {name for name, verdict in verdicts.items() if verdict}
             left = [name for name, verdict in verdicts.items() if verdict is not False]
         return left
 
@@ -73,11 +73,11 @@ class Evidence:
         """
         trials = [_trial(vector, got[vector.name]) for vector in self._tests]
         some = [trial for trial in trials if trial is not None]
-        self.judged |= bool(some)
         where = np.isin(self._table.dtypes, self._table.dtypes[observed == FAILS])
         explaining = []
         if all(_is_finite(trial.run) for trial in some):
             explaining = common([diagnose(trial) for trial in some[:_ENOUGH]])
+        self.agreeing |= set(explaining)
         return nearest(self._table, observed, where, explaining)
 
 

@@ -5,6 +5,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gravity_conformance import _drawing
+from gravity_conformance.parity.report import TITLE
 from gravity_conformance.parity.run import Report, TrainingRow
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def picture(report: Report) -> bytes:
                 draw(axis, report, dtype)
                 if axis.get_legend_handles_labels()[0]:
                     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        return _drawing.png(figure)
+        return _drawing.png(figure, TITLE)
 
 
 def drawings(report: Report) -> list[str]:

@@ -12,6 +12,7 @@ from gravity_core import _files
 from gravity_core._json import loads
 
 PICTURE = "parity.png"
+TITLE = "gravity parity"  # of the picture
 FILES = ("parity.json", "parity.md", PICTURE)
 
 Rows = list[list[str]]
@@ -170,17 +171,22 @@ def check_folder(out: Path) -> None:
         CouldNotError: naming the folder and the file.
     """
     for name in FILES:
-        if (out / name).is_file() and not _is_report(out / FILES[0]):
+        if (out / name).is_file() and not _is_ours(out / name):
             raise CouldNotError(
                 f"--out must be a new folder or that of an earlier report, got {str(out)!r}, which "
                 f"holds {name!r}; --force writes there all the same"
             )
 
 
-def _is_report(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
+    """Tell whether a run has written a file of the name of a report's."""
     try:
         with _files.open_regular(path) as file:
-            content = loads(file.read().decode("utf-8"))
+            data = file.read()
+        if path.suffix != ".json":
+            marks = {".md": LEGEND.encode("utf-8"), ".png": f"Title\0{TITLE}".encode()}
+            return marks[path.suffix] in data
+        content = loads(data.decode("utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"gravity", "replays", "trainings"} <= content.keys()

@@ -11,6 +11,7 @@ optax = pytest.importorskip("optax", reason="gravity_jax needs optax")
 import jax.numpy as jnp  # noqa: E402
 
 from gravity_core import State  # noqa: E402
+from gravity_core import hyperparameters as hp  # noqa: E402
 from gravity_jax import export_state, gravity, import_state, scale_by_gravity  # noqa: E402
 from tests.support.jax_helpers import assert_same, run, stepper, tree  # noqa: E402
 
@@ -64,6 +65,16 @@ def test_an_imported_state_can_be_donated(make):
     kept, given = (import_state(optimizer.init(params), exported) for _ in range(2))
     expected = jax.jit(optimizer.update)(tree(3), kept, params)
     assert_same(jax.jit(optimizer.update, donate_argnums=1)(tree(3), given, params), expected)
+
+
+def test_a_schedule_gets_an_array_as_in_an_update():
+    rate = lambda count: 0.1 * jnp.exp(-count.astype(jnp.float32))  # noqa: E731
+    optimizer, params = gravity(rate, weight_decay=rate), tree(0)
+    _, state = run(optimizer, params, optimizer.init(params), (1, 2))
+    exported = export_state(state, learning_rate=rate, weight_decay=rate).hyperparameters
+    first, last = (hp.as_float(rate(jnp.int32(count))) for count in (0, 2))
+    assert exported["learning_rate"] == exported["weight_decay"] == last
+    assert exported["velocity_std"] == 0.01 / first
 
 
 def test_an_ensemble_is_exported_member_by_member():

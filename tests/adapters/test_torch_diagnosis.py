@@ -41,6 +41,14 @@ def test_the_rows_are_those_of_the_parameters_with_a_gradient(dtype):
         assert_same(state.values(), after[1]["state"][i].values())
 
 
+def test_replaced_parameters_have_no_names():
+    model = torch.nn.Linear(3, 2)
+    optimizer = Gravity(model.named_parameters())
+    optimizer.param_groups[0]["params"] = [model.weight]
+    model.weight.grad = torch.ones(2, 3)
+    assert [row.name for row in diagnose(optimizer)] == ["0 (2, 3)"]
+
+
 def test_a_fine_tuning_with_v0():
     """V₀ moves every weight by 0.028, more than the weights of a wide layer."""
     model = torch.nn.Linear(2000, 2)

@@ -182,6 +182,17 @@ def test_no_known_mistake_gives_nan_in_ordinary_tests(name):
     assert "No known mistake: some make these tests fail, but the values" in text
 
 
+def test_a_mistake_whose_values_were_not_compared_is_not_affirmed():
+    """One half-precision test has arbitrary values, and several mistakes cannot be simulated."""
+    name = "half_precision.json/1"
+    test = vectors()[name].test
+    tensors = [{"V": [12.5] * w.size, "W": [77.25] * w.size} for w in test.w]
+    results = {"failed": [name], "passed": [], "got": {name: {"steps": [{"tensors": tensors}]}}}
+    text = explain(json.dumps(results))
+    assert "within rounding" not in text
+    assert "(got) cannot rule that out" in text
+
+
 def test_a_few_more_failed_tests_do_not_hide_a_mistake():
     """Half-way to the next mistake, it is not named any more."""
     table = Table(list(vectors().values()))

@@ -401,7 +401,11 @@ def test_a_folder_with_files_of_the_user_is_refused(name, content, tmp_path):
     with pytest.raises(CouldNotError, match=f"earlier report, got .* holds '{name}'; --force"):
         report.check_folder(tmp_path)
     report.write(parity.new_report(seed=0), tmp_path)  # --force
+    (tmp_path / report.PICTURE).write_bytes(plots.picture(parity.new_report(seed=0)))
     report.check_folder(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CouldNotError, match=f"which holds '{name}'"):  # beside a report's others
+        report.check_folder(tmp_path)
 
 
 def test_the_command_refuses_a_folder_with_files_of_the_user(tmp_path):
