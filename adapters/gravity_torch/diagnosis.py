@@ -60,8 +60,13 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
         0 (3,)  1e+02  100.0%  0.028  1  gradients are beyond m: take the mean of the loss, ...
     """
     check_is_gravity(optimizer)
+    with optimizer._keeping_options():
+        return Diagnosis(_rows(optimizer))
+
+
+def _rows(optimizer: Gravity) -> list[Row]:
     optimizer._check_options()
-    rows, index = [], 0
+    rows, index = list[Row](), 0
     for group in optimizer.param_groups:
         names = group.get("param_names", [])
         if len(names) != len(group["params"]):  # the user replaced some of the parameters
@@ -75,7 +80,7 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
                 name = name or f"{index} {tuple(p.shape)}"
                 rows.append(_row(name, w, g, **hyperparameters_of(group)))
             index += 1
-    return Diagnosis(rows)
+    return rows
 
 
 def _magnitudes(x: np.ndarray) -> np.ndarray:

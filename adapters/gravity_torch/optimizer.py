@@ -5,9 +5,10 @@ arguments, bad states and sparse gradients raise errors before any parameter mov
 writes to a gradient. On a CPU, V and W have the bits of the NumPy reference on every path.
 """
 
+import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -287,6 +288,23 @@ class Gravity(torch.optim.Optimizer):
             warnings.warn(message, UserWarning, stacklevel=level_of_user() + 1)
             self._warned |= {kind}
 
+    def _underived(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Return the groups whose σ the user has set to None, and what they hold of it."""
+        return [
+            (group, {name: group[name] for name in ("velocity_std", DERIVED) if name in group})
+            for group in self.param_groups
+            if group.get("velocity_std", 0.0) is None
+        ]
+
+    @contextlib.contextmanager
+    def _keeping_options(self) -> Iterator[None]:
+        """Set σ to None again afterwards, for what reads the optimizer and changes nothing."""
+        underived = self._underived()
+        try:
+            yield
+        finally:
+            _restore(underived)
+
     def _check_options(self) -> None:
         """Check what has arrived in the groups; derive σ again where it was set to None."""
         self._options = check_changes(self.param_groups, self._options)
@@ -333,12 +351,14 @@ class Gravity(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             plan = self._plan()
         else:
-            self._check_options()
+            underived = self._underived()
             created: list[tuple[Tensor, dict[str, Any]]] = []
             try:
+                self._check_options()
                 plan = self._plan(created)
             except BaseException:
                 self._remove(created)
+                _restore(underived)
                 raise
             for p, step in plan.counters.items():
                 self.state[p]["step"] = step
@@ -465,6 +485,11 @@ class Gravity(torch.optim.Optimizer):
                 hp.warn_of_first_rate(nominal, rate, nominal * std, names=NAMES, stacklevel=level)
                 self._warned |= {"rate"}
         return velocity
+
+
+def _restore(groups: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    for group, before in groups:
+        group.update(before)
 
 
 def _is_complete(state: dict[str, Any]) -> bool:

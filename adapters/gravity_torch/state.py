@@ -41,6 +41,11 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
         State(t=1, first_step=1, velocities=[float32(3,)])
     """
     check_is_gravity(optimizer)
+    with optimizer._keeping_options():
+        return _exported(optimizer, group)
+
+
+def _exported(optimizer: Gravity, group: int | None) -> State:
     optimizer._check_options()
     groups = _groups(optimizer, group)
     (first, *others) = [hyperparameters_of(values) for values, _ in groups]

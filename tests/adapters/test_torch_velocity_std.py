@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="gravity_torch needs torch")
 
-from gravity_torch import Gravity, export_state  # noqa: E402
+from gravity_torch import Gravity, diagnose, export_state  # noqa: E402
 from gravity_torch import optimizer as optimizer_module  # noqa: E402
 from tests.support.torch_helpers import (  # noqa: E402
     assert_same,
@@ -396,3 +396,24 @@ def test_groups_of_one_sigma_have_a_first_rate_each():
     a.grad = torch.ones(3)
     with pytest.warns(UserWarning, match="lr is 5 at the first step, .* derived from 0.1, "):
         optimizer.step()
+
+
+@pytest.mark.parametrize("call", [None, export_state, diagnose])
+def test_what_does_not_step_leaves_std_underived(call):
+    """The user sets σ to None, and corrects the rate after a refused step, or an export."""
+    p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = Gravity([p, q], lr=0.1, velocity_std=0.5)
+    (group,) = optimizer.param_groups
+    group["velocity_std"] = None
+    before = dict(group)
+    p.grad = torch.zeros(3)
+    if call is None:
+        q.grad, q.data = torch.zeros(3), torch.ones(2)
+        with pytest.raises(ValueError, match=r"p\.grad must have the shape"):
+            optimizer.step()
+    else:
+        call(optimizer)
+    assert group == before
+    q.data, group["lr"] = torch.ones(3), 0.01
+    optimizer.step()
+    assert group["velocity_std"] == 0.01 / 0.01

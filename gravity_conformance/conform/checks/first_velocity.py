@@ -59,6 +59,9 @@ def v0(subject: Subject, judge: Judge) -> Finding:
         finding.first = "two constructions with one seed have different V₀"
     elif subject.offers("seed") and (found := _seeds(subject, options)) is not None:
         finding.first, finding.diagnosis = found, "V₀ of one seed depends on that of another"
+    elif _is_of_build(subject, options, std):
+        note += "; a learning rate that is set before build gives σ, not that of the constructor"
+        return Finding("remark", note)
     else:
         return Finding("pass", note)
     return finding
@@ -70,6 +73,7 @@ def wrong_drawn(
     options: Mapping[str, Any] | None = None,
     scale: float = 0.0,
     shapes: Sequence[tuple[int, ...]] | None = None,
+    rate: float | None = None,
     **how: Any,
 ) -> str | None:
     """Describe a wrong V₀ of an optimizer that is constructed in another way, or None.
@@ -80,12 +84,13 @@ def wrong_drawn(
         options: more options.
         scale: the standard deviation of W.
         shapes: of the tensors; by default, of a few.
+        rate: to which σ belongs; by default, that of the constructor.
         how: more arguments of `Driver.start`; of a session, ``then`` gives the one that draws.
     """
     if subject.driver.stateless or subject.starts_from_rest:
         return None
     chosen, then = drawing(subject) | dict(options or {}), how.pop("then", lambda session: session)
-    std = std_of(subject, chosen)
+    std = std_of(subject, chosen if rate is None else chosen | {"learning_rate": rate})
     # A V₀ of 0 shows in any tensor, and JAX compiles the step that may draw it.
     if shapes is None:
         shapes = [(100, 120), (1000,), (1000,), (16, 4, 3, 3)] if std else SHAPES
@@ -145,8 +150,11 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
     """Describe a wrong V₀ of another rate, of float64 tensors, of late ones or of groups."""
     zeros = [np.zeros(shape, np.float32) for shape in ((100, 120), (64,), (1000,))]
 
-    def wrong(session: Session) -> str | None:
-        return distribution.wrong_std(shown(subject, session, options), std)
+    def wrong(session: Session, rate: float = float(options["learning_rate"])) -> str | None:
+        expected = std_of(subject, options | {"learning_rate": rate})
+        return distribution.wrong_std(shown(subject, session, options), expected)
+
+    at_build = _is_of_build(subject, options, std)
 
     if "learning_rate" not in subject.driver.arguments.fixed:
         other = options | {"learning_rate": 8 * options["learning_rate"]}
@@ -157,10 +165,12 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
         # The first rate counts in a schedule, and the constructor's elsewhere.
         first = 1 if subject.driver.kind == "optax" else 8
         rates = [options["learning_rate"] * k for k in (first, 8, 1)]
-        if (found := wrong(subject.driver.start(zeros, options, schedule=rates))) is not None:
+        begun = subject.driver.start(zeros, options, schedule=rates)
+        if (found := wrong(begun, rates[0 if at_build else 2])) is not None:
             which = f"with the rates {rates[0]:g}, {rates[1]:g}, …"
             if first != 1:
-                which += f", of which the first is set after construction with {rates[2]:g}"
+                which = f"constructed with η = {rates[2]:g}; before the first step, η is set to "
+                which += f"{rates[0]:g}"
             return f"{which}: {found}"
         rates[0] = options["learning_rate"]
         for way in subject.driver.session.rate_ways:
@@ -170,11 +180,13 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
                     return f"with {way} of the rates {rates[0]:g}, {rates[1]:g}, …: {found}"
     if subject.driver.session.builds_in_a_graph():
         traced = subject.driver.start(zeros, options, mode="function", unbuilt=True)
-        if (found := wrong(traced)) is not None:
+        if (
+            found := wrong(traced, RATE if at_build else float(options["learning_rate"]))
+        ) is not None:
             return f"where a step inside tf.function builds: {found}"
     if (found := _after_a_compiled_init(subject, options)) is not None:
         return found
-    for where, given in _situations(subject, options):
+    for where, given in _situations(subject, options, at_build):
         with contextlib.suppress(*ANYTHING):
             if (found := wrong_drawn(subject, **given)) is not None:
                 return f"{where}: {found}"
@@ -221,8 +233,22 @@ def _elsewhere(subject: Subject, options: dict[str, Any], std: float) -> str | N
     return None
 
 
-def _situations(subject: Subject, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield situations in which V₀ is the same as ever, and the arguments of `wrong_drawn`."""
+def _is_of_build(subject: Subject, options: dict[str, Any], std: float) -> bool:
+    """Tell whether σ is that of a rate which the user of Keras assigns before it builds."""
+    if subject.driver.kind != "keras" or "learning_rate" in subject.driver.arguments.fixed:
+        return False
+    later = [8 * float(options["learning_rate"])]
+    session = subject.driver.start([np.zeros((100, 120), np.float32)], options, schedule=later)
+    return distribution.wrong_std(shown(subject, session, options), std / 8) is None
+
+
+def _situations(
+    subject: Subject, options: Mapping[str, Any], at_build: bool
+) -> Iterator[tuple[str, Any]]:
+    """Yield situations in which V₀ is the same as ever, and the arguments of `wrong_drawn`.
+
+    If σ is by the rate at build, the rate of the step that builds counts.
+    """
     if "float64" in subject.dtypes:
         yield "in float64", {"dtype": "float64"}
     free = {*subject.driver.arguments.names} - {*subject.driver.arguments.fixed}
@@ -259,7 +285,8 @@ def _situations(subject: Subject, options: Mapping[str, Any]) -> Iterator[tuple[
     if subject.driver.kind == "keras":
         accumulates = {"gradient_accumulation_steps": 2}
         yield "of variables of one name", {"alike": True}
-        yield "where the first step builds", {"unbuilt": True}
+        rate = RATE if at_build else None
+        yield "where the first step builds", {"unbuilt": True, "rate": rate}
         yield "of an optimizer made by from_config", {"then": session.configured}
         yield "with gradient accumulation", {"more": accumulates, "then": _two_steps}
     if subject.driver.kind == "torch":
