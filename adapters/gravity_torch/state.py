@@ -11,7 +11,7 @@ from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
 from gravity_torch._options import NAMES, number
-from gravity_torch._state_checks import LARGEST_T, check_is_dict, counter
+from gravity_torch._state_checks import LARGEST_T, check_format, check_is_dict, counter
 from gravity_torch._tensors import check_is_dense, to_numpy
 from gravity_torch.optimizer import Gravity, first_velocity
 
@@ -101,6 +101,7 @@ def import_state(optimizer: Gravity, state: State, *, group: int | None = None) 
     params = [(i, p) for values, start in groups for i, p in enumerate(values["params"], start)]
     state.check([(tuple(p.shape), _name(p)) for _, p in params], largest_t=LARGEST_T)
     whole, chosen, kept = optimizer.state_dict(), dict(params), {}
+    check_format(whole)  # a hook of the user may pack it
     for values, start in _groups(optimizer, None):
         for i, p in enumerate(values["params"], start):
             if i not in chosen and p in optimizer.state:

@@ -120,7 +120,8 @@ def _inside(
         error = np.abs(np.asarray(got, expected.dtype) - expected).astype(np.float64)
         # Nothing is inside a bound that has overflowed.
         inside = (error <= allowed) & np.isfinite(allowed)
-        inside |= np.isnan(got) & np.isnan(expected)
+        # Only a NaN differs from itself. The code that is judged may have patched np.isnan.
+        inside |= (got != got) & (expected != expected)
     if inside.all():
         return True
     result.inside = False
