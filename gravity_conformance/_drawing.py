@@ -49,13 +49,13 @@ def figure(size: tuple[float, float], rows: int = 1, columns: int = 1) -> "tuple
     return drawn, drawn.subplots(rows, columns, squeeze=False)
 
 
-def png(drawn: "Figure", title: str) -> bytes:
-    """Return a figure as the bytes of a PNG file, which hold its title."""
+def png(drawn: "Figure", title: str | None = None) -> bytes:
+    """Return a figure as the bytes of a PNG file, which hold its title, if it has one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(drawn)
     file = io.BytesIO()
-    drawn.savefig(file, dpi=110, format="png", metadata={"Title": title})
+    drawn.savefig(file, dpi=110, format="png", metadata={"Title": title} if title else None)
     return file.getvalue()
 
 
