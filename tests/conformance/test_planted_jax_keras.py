@@ -88,12 +88,6 @@ AROUND_KERAS = {
         "        self.masters[place] = tf.identity(w)",
         "assigned",
     ),
-    "σ by the rate when variables are built": (
-        "    def build(self, variables):\n"
-        "        self.std = self.alpha / float(self.learning_rate.numpy())\n"
-        "        super().build(variables)",
-        "v0",
-    ),
     "the scale of the loss stays in the gradients": (
         f"{INIT}    def apply(self, grads, variables=None):\n"
         "        self.loss_scale_factor = None\n"
@@ -233,6 +227,22 @@ def test_a_mistake_around_the_update_of_keras_differs(name, tmp_path):
     for body, outcome in ((DENSE, "pass"), (code, wrong)):
         spec = written(tmp_path, "tensorflow as tf", body, kind="keras")
         assert findings(spec, [check], level=level)[check]["outcome"] == outcome
+
+
+def test_sigma_by_the_rate_at_build_is_a_remark(tmp_path):
+    pytest.importorskip("tensorflow", reason="optimizers of Keras")
+    body = (
+        "    def build(self, variables):\n"
+        "        with tf.init_scope(): rate = float(self.learning_rate.numpy())\n"
+        "        self.std = self.alpha / rate\n"
+        "        super().build(variables)"
+    )
+    found = findings(written(tmp_path, "tensorflow as tf", body, kind="keras"), ["v0"])["v0"]
+    assert found["outcome"] == "remark"
+    assert "set before build gives σ" in found["note"]
+    doubled = body.replace("/ rate", "/ rate * 2")
+    found = findings(written(tmp_path, "tensorflow as tf", doubled, kind="keras"), ["v0"])["v0"]
+    assert found["outcome"] == "differs"
 
 
 def test_replicas_have_one_gradient(tmp_path):
