@@ -335,13 +335,10 @@ def _warn_of_warm_up(first: Any, learning_rate: Any, alpha: Any) -> None:
     """Warn if the learning rate grows more than tenfold before V₀ has faded, in some ten steps."""
     try:
         later = value_at(10, learning_rate)
-    except Exception:  # a table of fewer steps, for example
-        return
-    if any(map(is_traced, (first, later, alpha))):
-        return
-    try:
+        if any(map(is_traced, (first, later, alpha))):
+            return
         first, later = (hp.validate(learning_rate=rate)["learning_rate"] for rate in (first, later))
-    except ValueError:  # an update with that rate raises it
+    except Exception:  # a table of fewer steps has none; an update with a wrong rate says so
         return
     if 0 < 10 * first < later and hp.as_float(alpha) > 0:
         warnings.warn(

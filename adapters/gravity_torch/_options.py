@@ -1,8 +1,9 @@
 """The options of a parameter group: their names in PyTorch, their defaults and their checks."""
 
+import contextlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from operator import is_, itemgetter
 from types import FrameType, MappingProxyType
@@ -136,6 +137,31 @@ def is_derived(group: dict[str, Any]) -> bool:
     """Return whether σ of a group is alpha / lr, and not given by the user."""
     std = group.get(DERIVED)
     return std is not None and bool(group["velocity_std"] == std)
+
+
+def underived(groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the groups whose σ the user has set to None, and what they hold of it."""
+    return [
+        (group, {name: group[name] for name in ("velocity_std", DERIVED) if name in group})
+        for group in groups
+        if group.get("velocity_std", 0.0) is None
+    ]
+
+
+def restore(unset: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Give the groups of `underived` back what they held."""
+    for group, before in unset:
+        group.update(before)
+
+
+@contextlib.contextmanager
+def kept_underived(groups: list[dict[str, Any]]) -> Iterator[None]:
+    """Restore σ afterwards, for what reads an optimizer and changes nothing."""
+    unset = underived(groups)
+    try:
+        yield
+    finally:
+        restore(unset)
 
 
 def number(value: Any) -> Any:

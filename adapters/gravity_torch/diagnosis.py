@@ -7,6 +7,7 @@ import numpy as np
 
 from gravity_core import beta_hat
 from gravity_torch import _distributed
+from gravity_torch._options import kept_underived
 from gravity_torch._state_checks import check_layout
 from gravity_torch._tensors import to_numpy
 from gravity_torch.optimizer import Gravity
@@ -60,7 +61,7 @@ def diagnose(optimizer: Gravity) -> Diagnosis:
         0 (3,)  1e+02  100.0%  0.028  1  gradients are beyond m: take the mean of the loss, ...
     """
     check_is_gravity(optimizer)
-    with optimizer._keeping_options():
+    with kept_underived(optimizer.param_groups):
         return Diagnosis(_rows(optimizer))
 
 

@@ -5,10 +5,9 @@ arguments, bad states and sparse gradients raise errors before any parameter mov
 writes to a gradient. On a CPU, V and W have the bits of the NumPy reference on every path.
 """
 
-import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -30,6 +29,8 @@ from gravity_torch._options import (
     is_known,
     level_of_user,
     number,
+    restore,
+    underived,
 )
 from gravity_torch._state_checks import (
     accepted,
@@ -288,23 +289,6 @@ class Gravity(torch.optim.Optimizer):
             warnings.warn(message, UserWarning, stacklevel=level_of_user() + 1)
             self._warned |= {kind}
 
-    def _underived(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Return the groups whose σ the user has set to None, and what they hold of it."""
-        return [
-            (group, {name: group[name] for name in ("velocity_std", DERIVED) if name in group})
-            for group in self.param_groups
-            if group.get("velocity_std", 0.0) is None
-        ]
-
-    @contextlib.contextmanager
-    def _keeping_options(self) -> Iterator[None]:
-        """Set σ to None again afterwards, for what reads the optimizer and changes nothing."""
-        underived = self._underived()
-        try:
-            yield
-        finally:
-            _restore(underived)
-
     def _check_options(self) -> None:
         """Check what has arrived in the groups; derive σ again where it was set to None."""
         self._options = check_changes(self.param_groups, self._options)
@@ -351,14 +335,14 @@ class Gravity(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             plan = self._plan()
         else:
-            underived = self._underived()
+            unset = underived(self.param_groups)
             created: list[tuple[Tensor, dict[str, Any]]] = []
             try:
                 self._check_options()
                 plan = self._plan(created)
             except BaseException:
                 self._remove(created)
-                _restore(underived)
+                restore(unset)
                 raise
             for p, step in plan.counters.items():
                 self.state[p]["step"] = step
@@ -485,11 +469,6 @@ class Gravity(torch.optim.Optimizer):
                 hp.warn_of_first_rate(nominal, rate, nominal * std, names=NAMES, stacklevel=level)
                 self._warned |= {"rate"}
         return velocity
-
-
-def _restore(groups: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    for group, before in groups:
-        group.update(before)
 
 
 def _is_complete(state: dict[str, Any]) -> bool:

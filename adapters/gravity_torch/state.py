@@ -10,7 +10,7 @@ from torch import Tensor
 from gravity_core import State
 from gravity_core import hyperparameters as hp
 from gravity_torch import _distributed
-from gravity_torch._options import NAMES, number
+from gravity_torch._options import NAMES, kept_underived, number
 from gravity_torch._state_checks import LARGEST_T, check_format, check_is_dict, counter
 from gravity_torch._tensors import check_is_dense, to_numpy
 from gravity_torch.optimizer import Gravity, first_velocity
@@ -41,7 +41,7 @@ def export_state(optimizer: Gravity, *, group: int | None = None) -> State:
         State(t=1, first_step=1, velocities=[float32(3,)])
     """
     check_is_gravity(optimizer)
-    with optimizer._keeping_options():
+    with kept_underived(optimizer.param_groups):
         return _exported(optimizer, group)
 
 

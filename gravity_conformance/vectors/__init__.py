@@ -54,8 +54,9 @@ class Expected:
         got, want = np.asarray(computed, np.float64), self.value.astype(np.float64)
         with np.errstate(invalid="ignore"):  # ∞ − ∞
             near = np.abs(got - want) <= self.tolerance
-        same = (got == want) | (np.isnan(got) & np.isnan(want))
-        return np.asarray(near & np.isfinite(want) | same | np.isnan(self.tolerance))
+        # Only a NaN differs from itself. The code that is judged may have patched np.isnan.
+        same = (got == want) | ((got != got) & (want != want))
+        return np.asarray(near & np.isfinite(want) | same | (self.tolerance != self.tolerance))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 
+import numpy as np
 import pytest
 
 from gravity_conformance.drive.spec import SpecError, load, recognise
@@ -468,3 +469,16 @@ def test_valid_styles_of_optax(stranger, rate, state, count, outcomes):
     code = OPTAX.replace("RATE", rate).replace("STATE", state).replace("COUNT", count)
     found = stranger("", "compiled" if calls else "compiled schedule resume", code)
     assert " ".join(f["outcome"] for f in found.values()) == outcomes
+
+
+def test_a_patched_isnan_hides_no_difference(tmp_path, monkeypatch):
+    """A module may patch NumPy, which the judge shares with it."""
+    code = (
+        "\nnp.isnan = lambda x, *rest, **more: np.ones_like(x, bool)\n"
+        "def wrong(*given): w, v = core(*given); return w - given[4] * v / 100, v\n"
+    )
+    (tmp_path / "patched.py").write_text(RIGHT + code, encoding="utf-8")
+    monkeypatch.setattr(np, "isnan", np.isnan)  # restored afterwards
+    checks = ("trajectory", "vectors", "combined")
+    found = findings(f"{tmp_path / 'patched.py'}:wrong", checks, kind="plain")
+    assert {n: found[n]["outcome"] for n in checks} == dict.fromkeys(checks, "differs")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance.conform.checks import first_velocity, structures
+from gravity_conformance.conform.checks import drawn, first_velocity, structures
 from gravity_conformance.conform.checks.findings import Finding, Judge, first_wrong
 from gravity_conformance.conform.checks.gradients import far
 from gravity_conformance.conform.checks.inputs import patterned
@@ -126,7 +126,7 @@ def _named(subject: Subject, judge: Judge, words: Sequence[str]) -> Iterator[Fin
         if judge.passes("v0", first_velocity.v0):
             for word in words:
                 four = [f"{word}/x", f"{word}/y", f"x/{word}", f"y/{word}"]
-                if (wrong := first_velocity.wrong_drawn(subject, layers=four)) is not None:
+                if (wrong := drawn.wrong_drawn(subject, layers=four)) is not None:
                     yield Finding("differs", f"V₀ of {', '.join(four)}", None, wrong)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gravity_conformance._guard import ANYTHING, refusal
-from gravity_conformance.conform.checks import combined, first_velocity, nonfinite
+from gravity_conformance.conform.checks import combined, drawn, nonfinite
 from gravity_conformance.conform.checks import gradients as gradients_of
 from gravity_conformance.conform.checks.findings import Finding, Judge, joined
 from gravity_conformance.conform.checks.inputs import (
@@ -121,7 +121,7 @@ def _half(subject: Subject, judge: Judge, dtype: str, seed: int) -> Finding:
     finding.worst = max(other.worst or 0.0, finding.worst or 0.0)
     if "remark" in (finding.outcome, other.outcome):
         return finding if finding.outcome == "remark" else other
-    if (wrong := first_velocity.wrong_drawn(subject, dtype)) is not None:
+    if (wrong := drawn.wrong_drawn(subject, dtype)) is not None:
         return Finding("differs", "V₀", None, wrong)
     if (lost := nonfinite.swallowed(judge, dtype)).outcome != "pass":
         return lost

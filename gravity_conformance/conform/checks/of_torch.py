@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gravity_conformance._guard import ANYTHING, one_line
-from gravity_conformance.conform.checks import first_velocity, nonfinite
+from gravity_conformance.conform.checks import drawn, nonfinite
 from gravity_conformance.conform.checks.behaviour import (
     chosen,
     continued,
@@ -178,7 +178,7 @@ def _on_path(subject: Subject, judge: Judge, how: dict[str, Any]) -> Iterator[Fi
     if "float64" in subject.dtypes and subject.takes("float64"):
         weights, gradients = subject.normal(6, dtype=np.float64, seed=102)
         yield judge.judge(Case(weights, gradients, subject.options(), how=how))
-    if (wrong := first_velocity.wrong_drawn(subject, **how)) is not None:
+    if (wrong := drawn.wrong_drawn(subject, **how)) is not None:
         yield Finding("differs", "V₀", None, wrong)
     yield nonfinite.swallowed(judge, how=how)
 

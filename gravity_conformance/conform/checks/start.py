@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gravity_conformance.conform.checks import first_velocity
+from gravity_conformance.conform.checks import drawn
 from gravity_conformance.conform.checks.findings import Finding, Judge, joined
 from gravity_conformance.conform.checks.subject import Subject
 from gravity_conformance.conform.judge import distribution
@@ -49,10 +49,10 @@ def again(subject: Subject, judge: Judge) -> Finding:
     weights, gradients = subject.normal(6, seed=75)
     finding = judge.judge(Case(weights, gradients, subject.starting, how={"again": True}))
     if finding.outcome == "pass" and not subject.starts_from_rest:
-        options = first_velocity.drawing(subject)
+        options = drawn.drawing(subject)
         session = subject.driver.start([np.zeros(1000, np.float32)], options, again=True)
         wrong = distribution.wrong_std(
-            first_velocity.shown(subject, session, options), first_velocity.std_of(subject, options)
+            drawn.shown(subject, session, options), drawn.std_of(subject, options)
         )
         if wrong is not None:
             return Finding("differs", "V₀", None, wrong)
@@ -89,8 +89,8 @@ def randomness(subject: Subject, judge: Judge) -> Finding:
     for seed in (1, 2):
         for sets, _ in generators.values():
             sets(seed)
-        session = subject.driver.start([np.zeros(3, np.float32)], first_velocity.drawing(subject))
-        session.step([np.ones(3, np.float32)], first_velocity.RATE)
+        session = subject.driver.start([np.zeros(3, np.float32)], drawn.drawing(subject))
+        session.step([np.ones(3, np.float32)], drawn.RATE)
         for name, (_, state) in generators.items():
             after[name].add(state())
     seeded = [name for name, states in after.items() if len(states) == 1]

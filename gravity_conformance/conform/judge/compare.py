@@ -120,7 +120,7 @@ def _inside(
         error = np.abs(np.asarray(got, expected.dtype) - expected).astype(np.float64)
         # Nothing is inside a bound that has overflowed.
         inside = (error <= allowed) & np.isfinite(allowed)
-        # Only a NaN differs from itself. The code that is judged may have patched np.isnan.
+        # NaN beside NaN, also if the code that is judged has patched np.isnan.
         inside |= (got != got) & (expected != expected)
     if inside.all():
         return True
