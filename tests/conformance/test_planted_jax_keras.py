@@ -245,18 +245,6 @@ def test_sigma_by_the_rate_at_build_is_a_remark(tmp_path):
     assert found["outcome"] == "differs"
 
 
-def test_a_rate_that_cannot_be_assigned_is_no_mistake_of_v0(tmp_path):
-    pytest.importorskip("tensorflow", reason="optimizers of Keras")
-    body = (
-        "    @property\n"
-        "    def learning_rate(self): return super().learning_rate\n"
-        "    @learning_rate.setter\n"
-        "    def learning_rate(self, value): raise ValueError('the rate is fixed')"
-    )
-    found = findings(written(tmp_path, "tensorflow as tf", body, kind="keras"), ["v0"])["v0"]
-    assert found["outcome"] == "pass"
-
-
 def test_replicas_have_one_gradient(tmp_path):
     """In a process of its own, whose CPU can be divided."""
     pytest.importorskip("tensorflow", reason="tf.distribute")
